@@ -1,0 +1,128 @@
+# Needs python3 (3.11 or newer, with venv), gcc and make. Everything else comes by pip into .venv.
+#
+# Two builds that never mix: the release build is installed into .venv (demo, bench); the build with
+# fault hooks and assertions lies in build/test-site, which the tests put first on PYTHONPATH.
+# Stamp files make a second run quick; a changed file in core/ or src/ rebuilds what it touches.
+
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell \
+	$(p) -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))) python3)
+VENV   ?= .venv
+BUILD  ?= build
+TESTS  ?=
+JOBS   ?=
+PYTHONS ?= 3.12 3.13
+TEST_EXTRAS ?= numpy lab test
+
+PY   := $(VENV)/bin/python
+PIP  := $(PY) -m pip --quiet --disable-pip-version-check
+SITE := $(BUILD)/test-site
+WITH_SITE := PYTHONPATH=$(CURDIR)/$(SITE)
+PYTEST := $(WITH_SITE) $(PY) -m pytest $(if $(JOBS),-n $(JOBS))
+
+SOURCES := pyproject.toml meson.build meson.options \
+	$(shell find core src \( -name __pycache__ -prune \) -o -print)
+
+# pip builds without isolation, so meson, ninja and cython are found here
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+# Prints requirement lines of pyproject.toml: those of the build, those of the package, then the
+# extras and dependency groups named.
+define REQUIREMENTS
+import sys, tomllib
+toml = tomllib.load(open("pyproject.toml", "rb"))
+named = toml["project"]["optional-dependencies"] | toml["dependency-groups"]
+print(*toml["build-system"]["requires"], *toml["project"]["dependencies"], sep="\n")
+print(*(line for name in sys.argv[1:] for line in named[name]), sep="\n")
+endef
+export REQUIREMENTS
+
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test soak bench lint format pythons dist clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s%s\n", $$1, $$2 }' Makefile
+
+# ---- what to run -------------------------------------------------------------------------------
+
+demo: $(VENV)/.release ## the patch's result on this machine; photographs between processes
+	$(PY) -m vmalloc.demo
+
+test: $(SITE)/.installed ## all tests, under 10 minutes; TESTS=tests/api for some, JOBS=2 in parallel
+	$(PYTEST) $(TESTS)
+
+soak: $(SITE)/.installed ## the long runs
+	$(PYTEST) -m soak -o timeout=0 -o faulthandler_timeout=0 $(TESTS)
+
+bench: $(VENV)/.release ## every benchmarks/bench_*.py; results in build/bench
+	@mkdir -p $(BUILD)/bench
+	@for bench in benchmarks/bench_*.py; do \
+		echo "== $$bench"; \
+		$(PY) $$bench --json $(BUILD)/bench/$$(basename $$bench .py).json || exit 1; \
+	done
+
+lint: $(VENV)/.tools-lint ## ruff, mypy --strict, pyright
+	@failed=; for tool in "ruff check" "ruff format --check" mypy pyright; do \
+		echo "== $$tool"; \
+		if [ "$$tool" = pyright ] && ! pyright --version >/dev/null 2>&1; then \
+			echo "skipped: it could not get node"; continue; fi; \
+		$$tool || failed="$$failed, $$tool"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "failed: $${failed#, }"; exit 1; fi
+
+format: $(VENV)/.tools-lint ## let ruff put the files in order
+	ruff check --fix .
+	ruff format .
+
+pythons: ## the api tests on every other Python found
+	@failed=; for version in $(PYTHONS); do \
+		python=; \
+		for candidate in python$$version ~/.pyenv/versions/$$version.*/bin/python; do \
+			if $$candidate -c "import sys, venv; sys.exit('%d.%d' % sys.version_info[:2] != '$$version')" \
+				2>/dev/null; then python=$$candidate; break; fi; \
+		done; \
+		if [ -z "$$python" ]; then echo "== Python $$version: not found, skipped"; continue; fi; \
+		echo "== Python $$version"; \
+		$(MAKE) --no-print-directory test PYTHON=$$python VENV=$(BUILD)/python$$version/venv \
+			BUILD=$(BUILD)/python$$version TEST_EXTRAS="numpy test" TESTS="$(or $(TESTS),tests/api)" \
+			|| failed="$$failed $$version"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "failed on:$$failed"; exit 1; fi
+
+dist: $(VENV)/.tools-dist ## sdist and manylinux wheel in dist/, from what is committed
+	rm -rf dist $(BUILD)/dist
+	$(PY) -m build --outdir $(BUILD)/dist
+	auditwheel repair --wheel-dir dist $(BUILD)/dist/*.whl
+	cp $(BUILD)/dist/*.tar.gz dist/
+	@ls dist
+
+clean: ## forget all builds; .venv stays
+	rm -rf build dist $(VENV)/.release
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+# ---- how it gets there -------------------------------------------------------------------------
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+		|| { echo "Python 3.11 or newer is needed; say which: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.tools-test: TOOLS = $(TEST_EXTRAS)
+$(VENV)/.tools-%: TOOLS = $*
+$(VENV)/.tools-%: pyproject.toml | $(PY)
+	@echo "installing what pyproject.toml lists for: $(TOOLS)"
+	@$(PY) -c "$$REQUIREMENTS" $(TOOLS) > $@.txt
+	@$(PIP) install -r $@.txt
+	@touch $@
+
+$(SITE)/.installed: $(SOURCES) $(VENV)/.tools-test
+	@echo "building vmalloc with hooks and assertions into $(SITE)"
+	@rm -rf $(SITE)
+	@$(PIP) install --no-deps --no-build-isolation --target $(SITE) -Cbuild-dir=$(BUILD)/test \
+		-Csetup-args=-Dhooks=true -Csetup-args=-Dbuildtype=debugoptimized .
+	@touch $@
+
+$(VENV)/.release: $(SOURCES) $(VENV)/.tools-demo
+	@echo "building vmalloc into $(VENV)"
+	@$(PIP) install --no-deps --no-build-isolation --force-reinstall -Cbuild-dir=$(BUILD)/release .
+	@touch $@

@@ -1,0 +1,230 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Alloc: the way of a request, top to bottom.
+ *
+ *   magazine -> pool (this CPU's node, then neighbours) -> lazy (warm large ranges) -> space
+ *            -> purge once, retry -> shrink and drain, retry -> recover the dead, retry -> ENOSPC
+ *
+ * The magazine step is here, inline, because it is the hot path: plain stores, no locked
+ * instruction, between an entry and an exit mark that let a neighbour drain this slot safely
+ * (magazine.c). Everything below it is a station of its own.
+ */
+#include "internal.h"
+
+static bool is_power_of_two(uint64_t n) { return n && !(n & (n - 1)); }
+
+/* Make a range whose word is ours (MOVING) busy: the id first, the word commits. */
+void vm__hand_out(vm_region *r, vm_thread *t, uint64_t page, uint64_t nr_pages, bool zeroed, vm_range *out)
+{
+    uint64_t id = vm__new_id(t);
+    VM_PUT(&r->heads[page].aux, id);
+    VM_STORE(&r->heads[page].word, t->busy | nr_pages << VM_WORD_LEN_SHIFT);
+    *out = (vm_range){page, nr_pages, id, zeroed};
+}
+
+static void count(uint64_t *counter) { VM_PUT(counter, VM_PEEK(counter) + 1); }
+
+/* One pass through the stations below the magazine; ENOSPC if none has it. */
+static int try_stations(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags,
+                        vm_range *out)
+{
+    if (nr_pages <= VM_POOL_PAGES_MAX && r->pools != VM_POOLS_OFF) {
+        int rc = -ENOSPC;
+        if (t->fast_pages) {
+            rc = vm__magazine_refill(r, t, nr_pages, align_pages, out);
+        } else {
+            uint64_t page;
+            if (vm__pool_take(r, t, nr_pages, align_pages, 1, &page)) {
+                vm__hand_out(r, t, page, nr_pages, false, out);
+                rc = 0;
+            }
+        }
+        if (rc == 0) {
+            count(&t->slot->nr_pool_hit);
+            return 0;
+        }
+    }
+    if (nr_pages > VM_POOL_PAGES_MAX && vm__lazy_take(r, t, nr_pages, align_pages, out) == 0) {
+        count(&t->slot->nr_lazy_hit);
+        return 0;
+    }
+    int rc = vm__space_take(r, t, nr_pages, align_pages, flags, out);
+    if (rc == 0)
+        count(&t->slot->nr_space_hit);
+    return rc;
+}
+
+/* What may still bring pages back, cheapest first; each is tried once. */
+static int make_room(vm_region *r, vm_thread *t, int attempt, unsigned flags)
+{
+    uint64_t pages = 0;
+    int rc;
+    switch (attempt) {
+    case 0:
+        rc = vm__purge(r, t, flags, &pages);
+        break;
+    case 1:
+        vm__drain_all(r, t);
+        rc = vm__purge(r, t, flags | VM_PURGE_FULL, &pages);
+        break;
+    default:
+        rc = vm__recover_dead(r, t, flags, &pages);
+        if (rc == 0)
+            rc = vm__purge(r, t, flags | VM_PURGE_FULL, &pages);
+        break;
+    }
+    return rc;
+}
+
+int vm__alloc_slow(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out)
+{
+    if (VM_LOAD(&r->h->corrupt))
+        return -EUCLEAN;
+    vm__enter(t);
+    count(&t->slot->nr_alloc);
+    int rc = try_stations(r, t, nr_pages, align_pages, flags, out);
+    for (int attempt = 0; rc == -ENOSPC && attempt < 3 && !(flags & VM_NO_PURGE); attempt++) {
+        rc = make_room(r, t, attempt, flags);
+        if (rc == 0)
+            rc = try_stations(r, t, nr_pages, align_pages, flags, out);
+    }
+    if (rc == -ENOSPC)
+        count(&t->slot->nr_failed);
+    vm__leave(t);
+    return rc;
+}
+
+static bool injected_failure(vm_region *r)
+{
+    return vm_unlikely(r->fail_every) && __atomic_add_fetch(&r->nr_requests, 1, __ATOMIC_RELAXED) % r->fail_every == 0;
+}
+
+/* All that is not a plain hit. Kept out of line so that the hit needs no stack frame. */
+static __attribute__((noinline, cold)) int alloc_checked(vm_region *r, uint64_t nr_pages, uint64_t align_pages,
+                                                         unsigned flags, vm_range *out)
+{
+    if (flags & VM_HIT_ONLY)
+        return -EAGAIN;
+    vm_thread *t = vm__thread(r);
+    if (!t)
+        return vm__thread_error(r);
+    if (!is_power_of_two(align_pages) || nr_pages == 0)
+        return -EINVAL;
+    if (injected_failure(r) || nr_pages > r->nr_pages || align_pages > r->nr_pages)
+        return -ENOSPC;
+    return vm__alloc_slow(r, t, nr_pages, align_pages, flags, out);
+}
+
+/* The hit: a ready range from this thread's magazine. Larger alignments go the checked way. */
+int vm_alloc(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out)
+{
+    vm_thread *t = vm__current;
+    if (vm_unlikely(t->serial != r->fast_serial || nr_pages - 1 >= t->fast_pages || align_pages != 1))
+        return alloc_checked(r, nr_pages, align_pages, flags, out);
+    vm_slot *slot = t->slot;
+    vm_magazine *m = &slot->magazine[nr_pages - 1];
+    VM_PUT(&slot->in_operation, 1);
+    __atomic_signal_fence(__ATOMIC_SEQ_CST); /* the drainer's membarrier is the other half */
+    uint64_t top = (uint64_t)VM_PEEK(&m->nr_ranges) - 1, id = t->next_id;
+    if (vm_likely(!VM_PEEK(&slot->drain) && top < VM_MAGAZINE_CAP && id != t->id_end)) {
+        uint64_t page = VM_PEEK(&m->page[top]);
+        vm_word cached = t->cached | nr_pages << VM_WORD_LEN_SHIFT;
+        if (vm_likely(page < r->nr_pages && VM_PEEK(&r->heads[page].word) == cached)) {
+            t->next_id = id + 1;
+            VM_PUT(&r->heads[page].aux, id);
+            VM_STORE(&r->heads[page].word, cached ^ t->flip);
+            VM_PUT(&m->nr_ranges, (uint32_t)top);
+            __atomic_signal_fence(__ATOMIC_SEQ_CST);
+            VM_STORE(&slot->in_operation, 0);
+            *out = (vm_range){page, nr_pages, id, false};
+            return 0;
+        }
+    }
+    VM_STORE(&slot->in_operation, 0);
+    return alloc_checked(r, nr_pages, 1, flags, out);
+}
+
+int vm_alloc_bulk(vm_region *r, uint64_t nr_pages, uint64_t align_pages, size_t count_, vm_range *out)
+{
+    for (size_t i = 0; i < count_; i++) {
+        int rc = vm_alloc(r, nr_pages, align_pages, 0, &out[i]);
+        if (rc) {
+            vm_free_bulk(r, i, out);
+            return rc;
+        }
+    }
+    return 0;
+}
+
+/* Lowest base at which every [base + offset[i], + nr_pages[i]) is free: each misfit moves the base
+ * to where that member would fit, so it only ever grows. */
+static uint64_t find_congruent(const vm_region *r, size_t count_, const uint64_t *offsets, const uint64_t *nr_pages,
+                               uint64_t align_pages)
+{
+    uint64_t base = 0;
+    for (size_t i = 0, fitting = 0; fitting < count_; i = (i + 1) % count_) {
+        uint64_t found = vm__index_find(r, base + offsets[i], nr_pages[i]);
+        if (found == VM_NONE)
+            return VM_NONE;
+        if (found == base + offsets[i]) {
+            fitting++;
+            continue;
+        }
+        base = (found - offsets[i] + align_pages - 1) & ~(align_pages - 1);
+        fitting = 0;
+    }
+    return base;
+}
+
+static int check_congruent(const vm_region *r, size_t n, const uint64_t *offsets, const uint64_t *nr_pages,
+                           uint64_t align_pages, uint64_t *total)
+{
+    if (n == 0 || !is_power_of_two(align_pages))
+        return -EINVAL;
+    for (size_t i = 0; i < n; i++) {
+        if (nr_pages[i] == 0 || offsets[i] & (align_pages - 1) || nr_pages[i] > r->nr_pages || offsets[i] > r->nr_pages)
+            return -EINVAL;
+        if (i && offsets[i] < offsets[i - 1] + nr_pages[i - 1])
+            return -EINVAL; /* must be ascending and disjoint */
+        *total += nr_pages[i];
+    }
+    return 0;
+}
+
+int vm_alloc_congruent(vm_region *r, size_t n, const uint64_t *offsets, const uint64_t *nr_pages, uint64_t align_pages,
+                       vm_range *out)
+{
+    uint64_t total = 0;
+    vm_thread *t = vm__thread(r);
+    int rc = t ? check_congruent(r, n, offsets, nr_pages, align_pages, &total) : vm__thread_error(r);
+    if (rc)
+        return rc;
+    vm__enter(t);
+    for (int attempt = 0; attempt < 3; attempt++) {
+        uint64_t base = VM_NONE;
+        rc = vm__space_lock(r, t, 0);
+        if (rc)
+            break;
+        if (vm__space_fits(r, total) == 0)
+            base = find_congruent(r, n, offsets, nr_pages, align_pages);
+        for (size_t i = 0; base != VM_NONE && i < n; i++)
+            vm__space_carve(r, t, base + offsets[i], nr_pages[i], &out[i]);
+        vm__space_unlock(r, t);
+        rc = base == VM_NONE ? -ENOSPC : 0;
+        if (rc == 0 || make_room(r, t, attempt, 0) != 0)
+            break;
+    }
+    vm__leave(t);
+    return rc;
+}
+
+int vm_lookup(vm_region *r, uint64_t page, vm_range *out)
+{
+    if (page >= r->nr_pages)
+        return -ENOENT;
+    vm_word w = VM_LOAD(&r->heads[page].word);
+    if (vm__state(w) != VM_BUSY || vm__len(w) == 0 || vm__len(w) > r->nr_pages - page)
+        return -ENOENT;
+    *out = (vm_range){page, vm__len(w), VM_LOAD(&r->heads[page].aux), false};
+    return 0;
+}

@@ -1,0 +1,174 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Free: the way back.
+ *
+ *   last reference -> magazine -overflow, in batches-> pool -over its cap-> lazy -threshold-> purge
+ *
+ * A range only this process holds is freed with plain stores; another process's with one CAS, so of
+ * two racing frees exactly one wins; a shared one goes through holder.c. Freed pages stay resident
+ * and are reused hot: there is no reason here to quarantine them as the kernel's TLB has.
+ */
+#include "internal.h"
+
+/* Where a range goes that nobody references any more; its word is MOVING(t). */
+void vm__release(vm_region *r, vm_thread *t, uint64_t page, uint64_t nr_pages)
+{
+    if (nr_pages > VM_POOL_PAGES_MAX || r->pools == VM_POOLS_OFF) {
+        vm__lazy_put(r, t, page, nr_pages);
+        return;
+    }
+    if (t->fast_pages && vm__magazine_put_slow(r, t, page, nr_pages))
+        return;
+    vm__pool_give(r, t, nr_pages, 1, &page);
+}
+
+static int free_slow(vm_region *r, vm_thread *t, uint64_t page, uint64_t id, vm_word w)
+{
+    vm_state state = vm__state(w);
+    uint64_t len = vm__len(w);
+    if (VM_LOAD(&r->h->corrupt))
+        return -EUCLEAN;
+    if ((state != VM_BUSY && state != VM_FREEING) || len == 0 || len > r->nr_pages - page)
+        return -ENOENT;
+    if (VM_LOAD(&r->heads[page].aux) != id)
+        return -ESTALE;
+    if (w & VM_WORD_SHARED)
+        return vm__drop_shared(r, t, page, id);
+    vm_word moving = t->moving | len << VM_WORD_LEN_SHIFT;
+    if (((w ^ t->busy) & ~(VM_WORD_LEN_MASK | VM_WORD_DIRTY)) == 0)
+        VM_STORE(&r->heads[page].word, moving);
+    else if (!VM_CAS(&r->heads[page].word, w, moving))
+        return -ENOENT; /* another free won */
+    vm__release(r, t, page, len);
+    return 0;
+}
+
+/* Over the threshold the freeing thread purges, unless somebody does already. */
+static void purge_if_due(vm_region *r, vm_thread *t)
+{
+    if (vm_unlikely(VM_PEEK(&r->h->lazy_pages) > vm__lazy_pages_max(r)))
+        vm__purge(r, t, VM_PURGE_IF_IDLE | VM_NO_WAIT, NULL);
+}
+
+static __attribute__((noinline, cold)) int free_checked(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
+{
+    if (flags & VM_HIT_ONLY)
+        return -EAGAIN;
+    vm_thread *t = vm__thread(r);
+    if (!t)
+        return vm__thread_error(r);
+    if (page >= r->nr_pages)
+        return -ENOENT;
+    vm__enter(t);
+    int rc = free_slow(r, t, page, id, VM_LOAD(&r->heads[page].word));
+    if (rc == 0)
+        purge_if_due(r, t);
+    vm__leave(t);
+    return rc;
+}
+
+/* The length of a word whose other fields are zero; else something huge. */
+static inline uint64_t length_if_only_length(vm_word w)
+{
+    return w >> VM_WORD_LEN_SHIFT | w << (64 - VM_WORD_LEN_SHIFT);
+}
+
+/* The hit: a range only this process holds, into this thread's magazine. */
+int vm_free(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
+{
+    vm_thread *t = vm__current;
+    if (vm_unlikely(t->serial != r->fast_serial || page >= r->nr_pages))
+        return free_checked(r, page, id, flags);
+    vm_head *head = &r->heads[page];
+    vm_word w = VM_LOAD(&head->word);
+    uint64_t class = length_if_only_length(w ^ t->busy) - 1;
+    if (vm_unlikely(class >= t->fast_pages || VM_PEEK(&head->aux) != id))
+        return free_checked(r, page, id, flags);
+    vm_slot *slot = t->slot;
+    vm_magazine *m = &slot->magazine[class];
+    VM_PUT(&slot->in_operation, 1);
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    uint32_t count = VM_PEEK(&m->nr_ranges);
+    if (vm_likely(!VM_PEEK(&slot->drain) && count < t->cap[class])) {
+        VM_STORE(&head->word, w ^ t->flip);
+        VM_PUT(&m->page[count], (uint32_t)page);
+        VM_PUT(&m->nr_ranges, count + 1);
+        __atomic_signal_fence(__ATOMIC_SEQ_CST);
+        VM_STORE(&slot->in_operation, 0);
+        return 0;
+    }
+    VM_STORE(&slot->in_operation, 0);
+    return free_checked(r, page, id, flags);
+}
+
+/* Frees what it can; the first error is returned. */
+int vm_free_bulk(vm_region *r, size_t count, const vm_range *ranges)
+{
+    int first = 0;
+    for (size_t i = 0; i < count; i++) {
+        int rc = vm_free(r, ranges[i].page, ranges[i].id, 0);
+        if (rc && !first)
+            first = rc;
+    }
+    return first;
+}
+
+/* Cut the tail off: its head is written first, invisible; shortening ours makes it visible. */
+static int shrink_in_place(vm_region *r, vm_thread *t, const vm_range *range, uint64_t nr_pages)
+{
+    uint64_t tail = range->page + nr_pages, tail_pages = range->nr_pages - nr_pages;
+    vm_word *word = &r->heads[range->page].word;
+    int rc = vm__space_lock(r, t, 0); /* boundaries change only under it */
+    if (rc)
+        return rc;
+    vm_word w = VM_LOAD(word);
+    VM_STORE(&r->heads[tail].word, t->moving | tail_pages << VM_WORD_LEN_SHIFT);
+    if (!VM_CAS(word, w, (w & ~VM_WORD_LEN_MASK) | nr_pages << VM_WORD_LEN_SHIFT))
+        rc = -EAGAIN; /* shared meanwhile */
+    vm__space_unlock(r, t);
+    if (rc == 0)
+        vm__release(r, t, tail, tail_pages);
+    return rc;
+}
+
+static int move_to_larger(vm_region *r, vm_range *range, uint64_t nr_pages)
+{
+    vm_range grown;
+    int rc = vm_alloc(r, nr_pages, 1, 0, &grown);
+    if (rc)
+        return rc;
+    if (r->data)
+        memcpy(vm_pointer(r, grown.page), vm_pointer(r, range->page), range->nr_pages << r->page_shift);
+    rc = vm_free(r, range->page, range->id, 0);
+    if (rc) {
+        vm_free(r, grown.page, grown.id, 0);
+        return rc;
+    }
+    *range = grown;
+    return 0;
+}
+
+int vm_resize(vm_region *r, vm_range *range, uint64_t nr_pages)
+{
+    vm_range now;
+    vm_thread *t = vm__thread(r);
+    if (!t)
+        return vm__thread_error(r);
+    if (nr_pages == 0)
+        return -EINVAL;
+    int rc = vm_lookup(r, range->page, &now);
+    if (rc || now.id != range->id)
+        return rc ? rc : -ESTALE;
+    if (VM_LOAD(&r->heads[range->page].word) & VM_WORD_SHARED)
+        return -EBUSY;
+    if (nr_pages == now.nr_pages)
+        return 0;
+    if (nr_pages > now.nr_pages)
+        return move_to_larger(r, range, nr_pages);
+    vm__enter(t);
+    rc = shrink_in_place(r, t, &now, nr_pages);
+    vm__leave(t);
+    if (rc == 0)
+        range->nr_pages = nr_pages;
+    return rc;
+}

@@ -1,0 +1,224 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Locks between processes that may be killed while they hold one.
+ *
+ * The lock word names its owner (thread slot and incarnation). A waiter spins about 2 us, then
+ * sleeps on the word as a futex, in slices: a missed wake-up costs one slice, so unlocking needs no
+ * locked instruction. When a slice ends without the lock, the waiter asks whether the owner is dead;
+ * if so it steals the lock and marks it needs_repair. Whoever holds a lock with that mark rebuilds
+ * what it protects before using it (space.c, pool.c). A live owner is never robbed: after
+ * lock_timeout the waiter gives up with EBUSY.
+ *
+ * Regions made with pthread_locks use robust process-shared mutexes instead, for comparison.
+ */
+#include "internal.h"
+
+#include <linux/futex.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define SPIN_ROUNDS 60
+#define SLICE_NS 250000
+#define INTERRUPT_NS 20000000ull
+#define BRIEF_NS 5000000ull
+
+_Thread_local uint32_t vm__busy_pid;
+static _Thread_local bool in_slices;
+
+void vm_wait_in_slices(bool on) { in_slices = on; }
+uint32_t vm_busy_pid(const vm_region *r)
+{
+    (void)r;
+    return vm__busy_pid;
+}
+
+uint64_t vm__now_ns(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
+}
+
+static void relax(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb");
+#endif
+}
+
+static void futex_wait(vm_token *word, vm_token seen, long ns)
+{
+    struct timespec slice = {0, ns};
+    syscall(SYS_futex, word, FUTEX_WAIT, seen, &slice, NULL, 0);
+}
+static void futex_wake_one(vm_token *word) { syscall(SYS_futex, word, FUTEX_WAKE, 1, NULL, NULL, 0); }
+
+static uint32_t pid_of(const vm_region *r, vm_token owner)
+{
+    uint32_t slot = vm__token_slot(owner);
+    if (slot >= r->nr_threads)
+        return 0;
+    uint32_t process = (uint32_t)(VM_PEEK(&r->slots[slot].state) >> 1) & (VM_PROCESSES - 1);
+    return VM_PEEK(&r->processes[process].pid);
+}
+
+bool vm__lock_is_held(const vm_thread *t, const vm_lock *lock)
+{
+    return (VM_PEEK(&lock->owner) & VM_TOKEN_MASK) == t->token;
+}
+
+static bool try_with(vm_thread *t, vm_lock *lock, vm_token waiters)
+{
+    return VM_PEEK(&lock->owner) == 0 && VM_CAS(&lock->owner, 0, t->token | waiters);
+}
+
+void vm__lock_steal(vm_region *r, vm_thread *t, vm_lock *lock, vm_token dead)
+{
+    (void)r;
+    if (VM_CAS(&lock->owner, dead, t->token | VM_TOKEN_WAITERS))
+        VM_PUT(&lock->needs_repair, 1);
+}
+
+/* After a slice without success: 0 to go on, or a reason to stop waiting. */
+int vm__wait_slice(vm_region *r, uint64_t started_ns, vm_token owner)
+{
+    uint64_t waited = vm__now_ns() - started_ns;
+    if (waited <= r->lock_timeout_ns && !(in_slices && waited > INTERRUPT_NS))
+        return 0;
+    vm__busy_pid = pid_of(r, owner);
+    return waited > r->lock_timeout_ns ? -EBUSY : -EINTR;
+}
+
+static int wait_for(vm_region *r, vm_thread *t, vm_lock *lock, unsigned flags, uint64_t started)
+{
+    for (;;) {
+        vm_token seen = VM_PEEK(&lock->owner);
+        if (seen == 0) {
+            if (try_with(t, lock, VM_TOKEN_WAITERS))
+                return 0;
+            continue;
+        }
+        if (!(seen & VM_TOKEN_WAITERS)) {
+            if (!VM_CAS(&lock->owner, seen, seen | VM_TOKEN_WAITERS))
+                continue;
+            seen |= VM_TOKEN_WAITERS;
+        }
+        futex_wait(&lock->owner, seen, SLICE_NS);
+        if (VM_PEEK(&lock->owner) != seen)
+            continue;
+        if (vm__owner_is_dead(r, seen & VM_TOKEN_MASK)) {
+            vm__lock_steal(r, t, lock, seen);
+            if (vm__lock_is_held(t, lock))
+                return 0;
+            continue;
+        }
+        if (flags & VM_LOCK_BRIEF && vm__now_ns() - started > BRIEF_NS)
+            return -EAGAIN; /* alive but not running: the caller has another way */
+        int rc = vm__wait_slice(r, started, seen & VM_TOKEN_MASK);
+        if (rc)
+            return rc;
+    }
+}
+
+static int pthread_lock(vm_region *r, vm_thread *t, vm_lock *lock, unsigned flags)
+{
+    int rc = pthread_mutex_trylock(&lock->mutex);
+    if (rc == EBUSY) {
+        if (flags & VM_NO_WAIT)
+            return -EAGAIN;
+        uint64_t started = vm__now_ns();
+        do {
+            struct timespec until;
+            clock_gettime(CLOCK_REALTIME, &until);
+            until.tv_nsec += (long)BRIEF_NS;
+            if (until.tv_nsec >= 1000000000) {
+                until.tv_nsec -= 1000000000;
+                until.tv_sec++;
+            }
+            rc = pthread_mutex_timedlock(&lock->mutex, &until);
+            if (rc == ETIMEDOUT && flags & VM_LOCK_BRIEF)
+                return -EAGAIN;
+            if (rc == ETIMEDOUT) {
+                int stop = vm__wait_slice(r, started, VM_PEEK(&lock->owner) & VM_TOKEN_MASK);
+                if (stop)
+                    return stop;
+            }
+        } while (rc == ETIMEDOUT);
+        VM_PUT(&t->slot->lock_wait_ns, t->slot->lock_wait_ns + (vm__now_ns() - started));
+    }
+    if (rc == EOWNERDEAD) {
+        pthread_mutex_consistent(&lock->mutex);
+        VM_PUT(&lock->needs_repair, 1);
+        rc = 0;
+    }
+    if (rc == 0)
+        VM_PUT(&lock->owner, t->token);
+    return -rc;
+}
+
+bool vm__trylock(vm_region *r, vm_thread *t, vm_lock *lock)
+{
+    if (vm_unlikely(r->flags & VM_FLAG_PTHREAD))
+        return pthread_lock(r, t, lock, VM_NO_WAIT) == 0;
+    return try_with(t, lock, 0);
+}
+
+/* Take the lock: 0, or EAGAIN (VM_NO_WAIT), EBUSY, EINTR. The caller repairs if needs_repair. */
+int vm__lock(vm_region *r, vm_thread *t, vm_lock *lock, unsigned flags)
+{
+    VM_ASSERT(!vm__lock_is_held(t, lock));
+    if (vm_unlikely(r->flags & VM_FLAG_PTHREAD))
+        return pthread_lock(r, t, lock, flags);
+    if (vm_likely(try_with(t, lock, 0)))
+        return 0;
+    uint64_t started = vm__now_ns();
+    int rc = -EAGAIN;
+    for (int i = 0; rc && i < SPIN_ROUNDS; i++) {
+        relax();
+        if (try_with(t, lock, 0))
+            rc = 0;
+    }
+    if (rc && !(flags & VM_NO_WAIT))
+        rc = wait_for(r, t, lock, flags, started);
+    VM_PUT(&t->slot->lock_wait_ns, t->slot->lock_wait_ns + (vm__now_ns() - started));
+    return rc;
+}
+
+void vm__unlock(vm_region *r, vm_thread *t, vm_lock *lock)
+{
+    VM_ASSERT_HELD(t, lock);
+    (void)t;
+    if (vm_unlikely(r->flags & VM_FLAG_PTHREAD)) {
+        VM_PUT(&lock->owner, 0);
+        pthread_mutex_unlock(&lock->mutex);
+        return;
+    }
+    vm_token was = VM_PEEK(&lock->owner);
+    VM_STORE(&lock->owner, 0);
+    if (was & VM_TOKEN_WAITERS)
+        futex_wake_one(&lock->owner);
+}
+
+void vm__lock_init(vm_region *r, vm_lock *lock)
+{
+    if (!(r->flags & VM_FLAG_PTHREAD))
+        return;
+    pthread_mutexattr_t attr;
+    pthread_mutexattr_init(&attr);
+    pthread_mutexattr_setpshared(&attr, PTHREAD_PROCESS_SHARED);
+    pthread_mutexattr_setrobust(&attr, PTHREAD_MUTEX_ROBUST);
+    pthread_mutex_init(&lock->mutex, &attr);
+    pthread_mutexattr_destroy(&attr);
+}
+
+void vm_set_lock_timeout(vm_region *r, double seconds) { r->lock_timeout_ns = (uint64_t)(seconds * 1e9); }
+
+uint64_t vm_lock_wait_ns(vm_region *r)
+{
+    vm_thread *t = vm__thread(r);
+    return t ? VM_PEEK(&t->slot->lock_wait_ns) : 0;
+}

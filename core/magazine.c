@@ -1,0 +1,196 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Magazines: ready ranges of one exact size, owned by one thread slot.
+ *
+ * alloc.c and free.c hold the hit paths. Here is the rest: refill from the pools in batches, overflow
+ * of the older half to the pools, flush at thread exit, and drain, by which a neighbour who is out of
+ * memory empties magazines that are not its own. A magazine is a hint: an entry counts only while the
+ * range's word says CACHED by this very slot and incarnation.
+ *
+ * Drain: the owner marks every operation with plain stores (in_operation) and looks at `drain`; the
+ * drainer sets `drain`, runs a membarrier in all attached processes, waits for the mark to go,
+ * and then has the magazines for itself, while the owner bypasses them.
+ * After: Bonwick & Adams, "Magazines and Vmem" (USENIX 2001).
+ */
+#include "internal.h"
+
+#include <linux/membarrier.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define REFILL_MAX 8
+#define DRAIN_ROUNDS 200
+
+/* Caps start small and double when a magazine overflows, as long as the sum of all caps stays within
+ * the thread's budget: what a thread may hoard is bounded, and the hot path need not count it. */
+void vm__magazine_init(vm_thread *t)
+{
+    memset(t->cap, 1, sizeof t->cap);
+    t->cap_pages = VM_POOL_PAGES_MAX * (VM_POOL_PAGES_MAX + 1) / 2;
+}
+
+static void grow_cap(vm_region *r, vm_thread *t, uint64_t nr_pages)
+{
+    uint8_t *cap = &t->cap[vm__pool_index(nr_pages)];
+    uint32_t wanted = *cap * 2 > VM_MAGAZINE_CAP ? VM_MAGAZINE_CAP : *cap * 2u;
+    uint64_t more = (wanted - *cap) * nr_pages;
+    if (t->cap_pages + more > r->budget_pages)
+        return;
+    t->cap_pages += more;
+    *cap = (uint8_t)wanted;
+}
+
+static bool entry_is_ours(const vm_region *r, const vm_thread *t, uint64_t page, uint64_t nr_pages)
+{
+    return page < r->nr_pages && VM_PEEK(&r->heads[page].word) == (t->cached | nr_pages << VM_WORD_LEN_SHIFT);
+}
+
+static void leave_magazines(vm_thread *t)
+{
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    VM_STORE(&t->slot->in_operation, 0);
+}
+
+/* Between these two the slot's magazines are ours alone. False: somebody drains; keep off. */
+static bool enter_magazines(vm_region *r, vm_thread *t)
+{
+    vm_slot *slot = t->slot;
+    VM_PUT(&slot->in_operation, 1);
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    vm_token drainer = VM_LOAD(&slot->drain);
+    if (drainer && vm__owner_is_dead(r, drainer) && VM_CAS(&slot->drain, drainer, 0))
+        drainer = 0;
+    if (!drainer)
+        return true;
+    leave_magazines(t);
+    return false;
+}
+
+/* Hand out a range and put a few more of its size into the magazine. Called after a miss. */
+int vm__magazine_refill(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out)
+{
+    uint64_t pages[REFILL_MAX];
+    uint32_t room = t->cap[vm__pool_index(nr_pages)] / 2 + 1, want = room < REFILL_MAX ? room : REFILL_MAX;
+    uint32_t got = vm__pool_take(r, t, nr_pages, align_pages, want, pages);
+    if (!got)
+        return -ENOSPC;
+    vm__hand_out(r, t, pages[0], nr_pages, false, out);
+    for (uint32_t i = 1; i < got; i++)
+        if (!vm__magazine_put_slow(r, t, pages[i], nr_pages))
+            vm__pool_give(r, t, nr_pages, 1, &pages[i]);
+    return 0;
+}
+
+/* Move the older `nr` entries of a magazine to the pools. */
+static void flush_oldest(vm_region *r, vm_thread *t, uint64_t nr_pages, uint32_t nr)
+{
+    vm_magazine *m = &t->slot->magazine[vm__pool_index(nr_pages)];
+    uint32_t count = VM_PEEK(&m->nr_ranges), moved = 0;
+    uint64_t pages[VM_MAGAZINE_CAP];
+    if (count > VM_MAGAZINE_CAP)
+        count = 0;
+    if (nr > count)
+        nr = count;
+    for (uint32_t i = 0; i < nr; i++)
+        if (entry_is_ours(r, t, m->page[i], nr_pages)) {
+            pages[moved] = m->page[i];
+            VM_STORE(&r->heads[pages[moved++]].word, t->moving | nr_pages << VM_WORD_LEN_SHIFT);
+        }
+    for (uint32_t i = nr; i < count; i++)
+        VM_PUT(&m->page[i - nr], m->page[i]);
+    VM_PUT(&m->nr_ranges, count - nr);
+    vm__pool_give(r, t, nr_pages, moved, pages);
+}
+
+/* Keep a range whose word is MOVING(t), making room if needed. False: the slot is being drained. */
+bool vm__magazine_put_slow(vm_region *r, vm_thread *t, uint64_t page, uint64_t nr_pages)
+{
+    if (!enter_magazines(r, t))
+        return false;
+    vm_magazine *m = &t->slot->magazine[vm__pool_index(nr_pages)];
+    if (VM_PEEK(&m->nr_ranges) >= t->cap[vm__pool_index(nr_pages)])
+        grow_cap(r, t, nr_pages);
+    uint32_t cap = t->cap[vm__pool_index(nr_pages)];
+    if (VM_PEEK(&m->nr_ranges) >= cap)
+        flush_oldest(r, t, nr_pages, (cap + 1) / 2);
+    uint32_t count = VM_PEEK(&m->nr_ranges);
+    VM_STORE(&r->heads[page].word, t->cached | nr_pages << VM_WORD_LEN_SHIFT);
+    VM_PUT(&m->page[count], (uint32_t)page);
+    VM_PUT(&m->nr_ranges, count + 1);
+    leave_magazines(t);
+    return true;
+}
+
+/* Everything back to the pools; `slot` is t's own. */
+void vm__magazine_flush_all(vm_region *r, vm_thread *t, vm_slot *slot)
+{
+    if (!t->fast_pages || !enter_magazines(r, t))
+        return;
+    for (uint32_t i = 0; i < VM_POOL_PAGES_MAX; i++)
+        if (VM_PEEK(&slot->magazine[i].nr_ranges))
+            flush_oldest(r, t, i + 1, VM_MAGAZINE_CAP);
+    leave_magazines(t);
+}
+
+static bool wait_until_idle(const vm_slot *slot)
+{
+    for (int i = 0; i < DRAIN_ROUNDS; i++) {
+        if (!VM_LOAD(&slot->in_operation))
+            return true;
+        if (i > DRAIN_ROUNDS / 2)
+            usleep(50);
+        else
+            sched_yield();
+    }
+    return false; /* stopped in the middle: never robbed */
+}
+
+static void take_all(vm_region *r, vm_thread *t, vm_slot *slot, vm_word cached)
+{
+    for (uint32_t i = 0; i < VM_POOL_PAGES_MAX; i++) {
+        vm_magazine *m = &slot->magazine[i];
+        uint32_t count = VM_PEEK(&m->nr_ranges), nr_pages = i + 1;
+        if (count == 0)
+            continue;
+        for (uint32_t k = 0; k < count && k < VM_MAGAZINE_CAP; k++) {
+            uint64_t page = m->page[k], len = (uint64_t)nr_pages << VM_WORD_LEN_SHIFT;
+            if (page < r->nr_pages && VM_CAS(&r->heads[page].word, cached | len, t->moving | len))
+                vm__lazy_put(r, t, page, nr_pages);
+        }
+        VM_PUT(&m->nr_ranges, 0);
+    }
+}
+
+/* Empty a live neighbour's magazines into the lazy list. EAGAIN: it is in the middle of something. */
+int vm__magazine_drain(vm_region *r, vm_thread *t, uint32_t index)
+{
+    vm_slot *slot = &r->slots[index];
+    uint64_t state = VM_LOAD(&slot->state);
+    vm_token drainer = VM_LOAD(&slot->drain);
+    if (!(state & 1))
+        return 0;
+    if (drainer && (!vm__owner_is_dead(r, drainer) || !VM_CAS(&slot->drain, drainer, 0)))
+        return -EAGAIN;
+    if (!VM_CAS(&slot->drain, 0, t->token))
+        return -EAGAIN;
+    int rc = -EAGAIN;
+    syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL_EXPEDITED, 0, 0);
+    if (wait_until_idle(slot) && VM_LOAD(&slot->state) == state) {
+        take_all(r, t, slot, vm__word(VM_CACHED, VM_WORD_DIRTY, 0, index, (uint32_t)(state >> 32)));
+        rc = 0;
+    }
+    VM_CAS(&slot->drain, t->token, 0);
+    return rc;
+}
+
+/* Every slot's magazines, our own included. Without membarrier only our own. */
+void vm__drain_all(vm_region *r, vm_thread *t)
+{
+    vm__magazine_flush_all(r, t, t->slot);
+    if (r->pools != VM_POOLS_MAGAZINE || !r->can_drain)
+        return;
+    for (uint32_t i = VM_PROCESSES; i < r->nr_threads; i++)
+        if (i != t->index && vm__slot_was_used(r, i))
+            vm__magazine_drain(r, t, i);
+}

@@ -1,0 +1,146 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Names: references that the region itself holds, until deleted or the region ends.
+ *
+ * A named range's holder is the process slot VM_PROCESS_NAMES, which never dies. An entry is filled
+ * in and then committed by its `state`, the range's id; a half-filled one is unused. Two names of
+ * one range share the holder bit, so deleting one looks for the other.
+ *
+ * Locks: names_lock. Nothing to repair after a death but a holder bit no name stands for; see
+ * drop_if_unnamed().
+ */
+#include "internal.h"
+
+static uint64_t *names_holder(vm_region *r, uint64_t page)
+{
+    return &r->sharings[page].holders[VM_PROCESS_NAMES / 64];
+}
+#define NAMES_BIT (1ull << VM_PROCESS_NAMES % 64)
+
+static vm_name *find(vm_region *r, const char *name)
+{
+    for (uint32_t i = 0; i < VM_NAMES; i++) {
+        vm_name *n = &r->names[i];
+        if (VM_LOAD(&n->state) && strncmp(n->name, name, VM_NAME_BYTES) == 0)
+            return n;
+    }
+    return NULL;
+}
+
+static vm_name *find_unused(vm_region *r)
+{
+    for (uint32_t i = 0; i < VM_NAMES; i++)
+        if (!VM_LOAD(&r->names[i].state))
+            return &r->names[i];
+    return NULL;
+}
+
+static bool is_named(vm_region *r, uint64_t page, uint64_t id)
+{
+    for (uint32_t i = 0; i < VM_NAMES; i++)
+        if (VM_LOAD(&r->names[i].state) == id && r->names[i].page == page)
+            return true;
+    return false;
+}
+
+/* [names_lock] */
+static void drop_if_unnamed(vm_region *r, vm_thread *t, uint64_t page, uint64_t id)
+{
+    if (page >= r->nr_pages || is_named(r, page, id) || VM_LOAD(&r->heads[page].aux) != id)
+        return;
+    VM_AND(names_holder(r, page), ~NAMES_BIT);
+    if (vm__take_if_unheld(r, t, page, t->moving))
+        vm__release(r, t, page, vm__len(VM_LOAD(&r->heads[page].word)));
+}
+
+static void copy_in(void *to, const void *from, size_t bytes)
+{
+    VM_FAULT();
+    memcpy(to, from, bytes);
+}
+
+static int check_name(const char *name) { return *name && strlen(name) < VM_NAME_BYTES ? 0 : -EINVAL; }
+
+/* The caller holds a shared reference, so the range cannot go away meanwhile. */
+int vm_name_set(vm_region *r, const char *name, uint64_t page, uint64_t id, const void *meta, size_t bytes)
+{
+    vm_thread *t = vm__thread(r);
+    int rc = t ? check_name(name) : vm__thread_error(r);
+    if (rc == 0 && bytes > VM_NAME_META_BYTES)
+        rc = -EINVAL;
+    if (rc == 0)
+        rc = vm_share(r, page, id);
+    if (rc == 0)
+        rc = vm__lock(r, t, &r->h->names_lock, 0);
+    if (rc)
+        return rc;
+    vm_name *old = find(r, name), *n = find_unused(r);
+    if (!n) {
+        vm__unlock(r, t, &r->h->names_lock);
+        return -ENFILE;
+    }
+    VM_OR(names_holder(r, page), NAMES_BIT);
+    VM_PUT(&n->page, page);
+    VM_PUT(&n->meta_bytes, (uint32_t)bytes);
+    copy_in(n->name, name, strlen(name) + 1);
+    copy_in(n->meta, meta, bytes);
+    if (old) { /* replaced: for a moment neither is there, never both */
+        uint64_t old_page = old->page, old_id = VM_LOAD(&old->state);
+        VM_STORE(&old->state, 0);
+        VM_STORE(&n->state, id);
+        drop_if_unnamed(r, t, old_page, old_id);
+    } else {
+        VM_STORE(&n->state, id);
+    }
+    vm__unlock(r, t, &r->h->names_lock);
+    return 0;
+}
+
+int vm_name_get(vm_region *r, const char *name, vm_range *out, void *meta, size_t *bytes)
+{
+    vm_thread *t = vm__thread(r);
+    int rc = t ? vm__lock(r, t, &r->h->names_lock, 0) : vm__thread_error(r);
+    if (rc)
+        return rc;
+    vm_name *n = find(r, name);
+    rc = n ? vm_adopt(r, n->page, VM_LOAD(&n->state), out) : -ENOENT;
+    if (rc == 0) {
+        size_t have = n->meta_bytes > VM_NAME_META_BYTES ? 0 : n->meta_bytes;
+        *bytes = have < *bytes ? have : *bytes;
+        memcpy(meta, n->meta, *bytes);
+    }
+    vm__unlock(r, t, &r->h->names_lock);
+    return rc;
+}
+
+int vm_name_delete(vm_region *r, const char *name)
+{
+    vm_thread *t = vm__thread(r);
+    int rc = t ? vm__lock(r, t, &r->h->names_lock, 0) : vm__thread_error(r);
+    if (rc)
+        return rc;
+    vm_name *n = find(r, name);
+    if (n) {
+        uint64_t page = n->page, id = VM_LOAD(&n->state);
+        VM_STORE(&n->state, 0);
+        drop_if_unnamed(r, t, page, id);
+    }
+    vm__unlock(r, t, &r->h->names_lock);
+    return n ? 0 : -ENOENT;
+}
+
+int vm_name_list(vm_region *r, int (*each)(void *, const char *, uint64_t page), void *arg)
+{
+    for (uint32_t i = 0; i < VM_NAMES; i++) {
+        vm_name *n = &r->names[i];
+        if (!VM_LOAD(&n->state))
+            continue;
+        char name[VM_NAME_BYTES];
+        memcpy(name, n->name, sizeof name);
+        name[VM_NAME_BYTES - 1] = 0;
+        int rc = each(arg, name, n->page);
+        if (rc)
+            return rc;
+    }
+    return 0;
+}

@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Pools as lock-free lists: the question Dave Chinner asked under the patch.
+ *
+ * Anybody adds a single range with one CAS on the head. A taker owns the pool's in_use flag for a
+ * moment, detaches the whole list with one exchange, takes the first range and puts the rest back as
+ * a batch, for which it must know first and last; a taker who finds the flag set falls through to
+ * the next level. The last is remembered from put-back to put-back, so only ranges that were pushed
+ * onto an empty list are ever walked, each once. An atomic counter beside it serves the decay.
+ *
+ * Death: a range is MOVING(owner) between word and link and a chain that a dead taker detached is
+ * found by the scan of the words (recover.c); the flag names its owner.
+ * After: the linux-mm thread of 11 to 18 January 2024; lib/llist.c for the roles.
+ */
+#include "internal.h"
+
+static vm_pool *pool_of(vm_node *n, uint64_t nr_pages) { return &n->pool[vm__pool_index(nr_pages)]; }
+
+static uint32_t link_at(const vm_region *r, uint64_t page) { return (uint32_t)VM_PEEK(&r->heads[page].aux); }
+
+static bool enter_pool(vm_region *r, vm_thread *t, vm_pool *p)
+{
+    vm_token owner = VM_PEEK(&p->in_use);
+    if (owner == 0)
+        return VM_CAS(&p->in_use, 0, t->token);
+    if (vm_unlikely(!VM_PEEK(&r->h->purge_needs_scan)) && vm__owner_is_dead(r, owner))
+        VM_PUT(&r->h->purge_needs_scan, 1); /* the next purge mends it */
+    return false;
+}
+static void leave_pool(vm_pool *p) { VM_STORE(&p->in_use, 0); }
+
+/* Last link of a chain, at most the whole region long. */
+static uint32_t last_of(const vm_region *r, uint32_t link)
+{
+    for (uint64_t steps = 0; steps < r->nr_pages; steps++) {
+        uint32_t next = link_at(r, link - 1);
+        if (next == 0 || next > r->nr_pages)
+            break;
+        link = next;
+    }
+    return link;
+}
+
+/* Put back first..last; what was pushed meanwhile ends up behind it. [in_use] */
+static void put_back(vm_region *r, vm_pool *p, uint32_t first, uint32_t last)
+{
+    uint32_t head;
+    do {
+        head = VM_LOAD(&p->head);
+        VM_PUT(&r->heads[last - 1].aux, head);
+    } while (!VM_CAS(&p->head, head, first));
+    VM_PUT(&p->tail, head ? last_of(r, head) : last);
+}
+
+/* A listed range's word, if it may be taken: POOLED, or MOVING while its pusher finishes. */
+static bool claim(vm_region *r, uint64_t page, uint64_t nr_pages, vm_word mine)
+{
+    for (;;) {
+        vm_word w = VM_LOAD(&r->heads[page].word);
+        if ((vm__state(w) != VM_POOLED && vm__state(w) != VM_MOVING) || vm__len(w) != nr_pages)
+            return false;
+        if (VM_CAS(&r->heads[page].word, w, mine | nr_pages << VM_WORD_LEN_SHIFT))
+            return true;
+    }
+}
+
+static uint32_t take(vm_region *r, vm_thread *t, vm_node *n, uint64_t nr_pages, uint64_t align_pages, uint32_t max,
+                     uint64_t *pages)
+{
+    vm_pool *p = pool_of(n, nr_pages);
+    (void)max;
+    if (!enter_pool(r, t, p))
+        return 0;
+    uint32_t got = 0, first = VM_SWAP(&p->head, 0), tail = VM_PEEK(&p->tail);
+    if (first && first <= r->nr_pages) {
+        uint32_t rest = link_at(r, first - 1);
+        if (!((first - 1) & (align_pages - 1)) && claim(r, first - 1, nr_pages, t->moving)) {
+            pages[got++] = first - 1;
+            VM_ADD(&p->nr_ranges, UINT32_MAX);
+        } else {
+            rest = first; /* a miss, as in the kernel: only the first is looked at */
+        }
+        if (rest && rest <= r->nr_pages)
+            put_back(r, p, rest, tail ? tail : last_of(r, rest));
+        else
+            VM_PUT(&p->tail, 0);
+    }
+    leave_pool(p);
+    return got;
+}
+
+static uint32_t give(vm_region *r, vm_thread *t, vm_node *n, uint64_t nr_pages, uint32_t count, const uint64_t *pages)
+{
+    vm_pool *p = pool_of(n, nr_pages);
+    vm_word moving = t->moving | nr_pages << VM_WORD_LEN_SHIFT;
+    vm_word pooled = vm__word(VM_POOLED, VM_WORD_DIRTY, nr_pages, (uint32_t)(n - r->nodes), 0);
+    uint32_t kept = 0;
+    for (; kept < count && (int32_t)VM_PEEK(&p->nr_ranges) < (int32_t)vm__pool_cap(nr_pages); kept++) {
+        VM_ADD(&p->nr_ranges, 1);
+        vm__list_push(r, &p->head, pages[kept]);
+        VM_CAS(&r->heads[pages[kept]].word, moving, pooled); /* fails if somebody took it already */
+    }
+    return kept;
+}
+
+/* Keep the hot front, take the rest. A pool in use is left for the next purge. */
+static void decay_one(vm_region *r, vm_thread *t, vm_node *n, uint64_t nr_pages, bool full, vm_batch *out)
+{
+    vm_pool *p = pool_of(n, nr_pages);
+    if (!enter_pool(r, t, p))
+        return;
+    uint32_t first = VM_SWAP(&p->head, 0), len = 0, last_kept = 0;
+    for (uint32_t at = first; at && at <= r->nr_pages && len < r->nr_pages; at = link_at(r, at - 1))
+        len++;
+    uint32_t keep = full ? 0 : len - (len + 3) / 4, at = first;
+    for (uint32_t i = 0; i < keep; i++) {
+        last_kept = at;
+        at = link_at(r, at - 1);
+    }
+    uint32_t taken = 0;
+    while (at && at <= r->nr_pages && taken < len) {
+        uint32_t next = link_at(r, at - 1);
+        if (claim(r, at - 1, nr_pages, t->purging))
+            vm__batch_add(r, t, out, at - 1, nr_pages);
+        taken++;
+        at = next;
+    }
+    VM_ADD(&p->nr_ranges, (uint32_t)0 - taken);
+    if (last_kept)
+        put_back(r, p, first, last_kept);
+    else
+        VM_PUT(&p->tail, 0);
+    leave_pool(p);
+}
+
+static int decay(vm_region *r, vm_thread *t, vm_node *n, bool full, unsigned flags, vm_batch *out)
+{
+    VM_ASSERT_HELD(t, &r->h->purge_lock);
+    (void)flags;
+    for (uint32_t i = 0; i < VM_POOL_PAGES_MAX; i++)
+        if (VM_PEEK(&n->pool[i].head))
+            decay_one(r, t, n, i + 1, full, out);
+    return 0;
+}
+
+/* Keep takers out of every pool; adders may go on. */
+static int before_scan(vm_region *r, vm_thread *t, vm_node *n, unsigned flags)
+{
+    uint64_t started = vm__now_ns();
+    for (uint32_t i = 0; i < VM_POOL_PAGES_MAX; i++) {
+        vm_pool *p = &n->pool[i];
+        if (!VM_PEEK(&p->in_use) && !VM_PEEK(&p->head) && !VM_PEEK(&p->nr_ranges))
+            continue; /* never used: stay untouched */
+        for (;;) {
+            vm_token owner = VM_LOAD(&p->in_use);
+            if (owner == t->token || ((!owner || vm__owner_is_dead(r, owner)) && VM_CAS(&p->in_use, owner, t->token)))
+                break;
+            int rc = flags & VM_NO_WAIT ? -EAGAIN : vm__wait_slice(r, started, owner);
+            if (rc == 0)
+                continue;
+            while (i-- > 0)
+                VM_CAS(&n->pool[i].in_use, t->token, 0);
+            return rc;
+        }
+    }
+    return 0;
+}
+
+static void after_scan(vm_region *r, vm_thread *t, vm_node *n, vm_batch *out)
+{
+    for (uint32_t i = 0; i < VM_POOL_PAGES_MAX; i++) {
+        vm_pool *p = &n->pool[i];
+        if (VM_PEEK(&p->in_use) != t->token)
+            continue;
+        vm__chain_take(r, t, VM_SWAP(&p->head, 0), out);
+        VM_PUT(&p->tail, 0);
+        VM_PUT(&p->nr_ranges, 0);
+        leave_pool(p);
+    }
+}
+
+const vm_pool_design vm__pool_llist = {take, give, decay, before_scan, after_scan};

@@ -1,0 +1,164 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Pools as in the patch: a list and its length per size, one lock per node for all sizes.
+ *
+ * Links live in the ranges' heads (aux). A range leaves and enters the list and changes its word
+ * inside one critical section; who dies in there leaves the lock to a thief, who rebuilds the node's
+ * lists from the words.
+ *
+ * Locks: the node's pool_lock; rebuild takes space_lock inside it.
+ * After: Linux mm/vmalloc.c, node_pool_del_va() and decay_va_pool_node().
+ */
+#include "internal.h"
+
+/* The range a stored link names, or VM_NONE where the list ends or a hint is wrong. */
+static uint64_t entry_of(const vm_region *r, uint64_t link, uint64_t nr_pages, uint32_t node)
+{
+    if (link == 0 || link > r->nr_pages)
+        return VM_NONE;
+    vm_word w = VM_PEEK(&r->heads[link - 1].word);
+    return vm__state(w) == VM_POOLED && vm__len(w) == nr_pages && vm__owner(w) == node ? link - 1 : VM_NONE;
+}
+
+static uint32_t node_index(const vm_region *r, const vm_node *n) { return (uint32_t)(n - r->nodes); }
+
+static vm_word pooled(uint32_t node, uint64_t nr_pages) { return vm__word(VM_POOLED, VM_WORD_DIRTY, nr_pages, node, 0); }
+
+/* [pool_lock] */
+static void push(vm_region *r, vm_node *n, uint64_t page, uint64_t nr_pages)
+{
+    vm_pool *p = &n->pool[vm__pool_index(nr_pages)];
+    VM_PUT(&r->heads[page].aux, VM_PEEK(&p->head));
+    VM_STORE(&r->heads[page].word, pooled(node_index(r, n), nr_pages));
+    VM_PUT(&p->head, (uint32_t)page + 1);
+    VM_PUT(&p->nr_ranges, p->nr_ranges + 1);
+}
+
+/* Lists of this node from the words. [pool_lock] */
+static int rebuild(vm_region *r, vm_thread *t, vm_node *n, unsigned flags)
+{
+    VM_ASSERT_HELD(t, &n->pool_lock);
+    int rc = vm__space_lock(r, t, flags);
+    if (rc)
+        return rc;
+    for (uint32_t i = 0; i < VM_POOL_PAGES_MAX; i++) {
+        VM_PUT(&n->pool[i].head, 0);
+        VM_PUT(&n->pool[i].nr_ranges, 0);
+    }
+    uint64_t page = 0;
+    for (vm_word w; (w = vm__scan(r, page)); page += vm__len(w))
+        if (vm__state(w) == VM_POOLED && vm__owner(w) == node_index(r, n) && vm__len(w) <= VM_POOL_PAGES_MAX)
+            push(r, n, page, vm__len(w));
+    vm__space_unlock(r, t);
+    return page == r->nr_pages ? 0 : VM_CORRUPT(r);
+}
+
+static int lock_node(vm_region *r, vm_thread *t, vm_node *n, unsigned flags)
+{
+    int rc = vm__lock(r, t, &n->pool_lock, flags);
+    if (rc || vm_likely(!VM_PEEK(&n->pool_lock.needs_repair)))
+        return rc;
+    rc = rebuild(r, t, n, flags);
+    if (rc)
+        vm__unlock(r, t, &n->pool_lock);
+    else
+        VM_STORE(&n->pool_lock.needs_repair, 0);
+    return rc;
+}
+
+/* Unlink the head. [pool_lock] */
+static void pop(vm_region *r, vm_thread *t, vm_pool *p, uint64_t page, uint64_t nr_pages)
+{
+    uint64_t next = VM_PEEK(&r->heads[page].aux);
+    VM_STORE(&r->heads[page].word, t->moving | nr_pages << VM_WORD_LEN_SHIFT);
+    VM_PUT(&p->head, (uint32_t)next);
+    VM_PUT(&p->nr_ranges, p->nr_ranges ? p->nr_ranges - 1 : 0);
+}
+
+/* As in the kernel only the head is looked at; a misaligned one is a miss. A lock somebody holds for
+ * long is a miss too: the next node, or space, will do. */
+static uint32_t take(vm_region *r, vm_thread *t, vm_node *n, uint64_t nr_pages, uint64_t align_pages, uint32_t max,
+                     uint64_t *pages)
+{
+    if (lock_node(r, t, n, VM_LOCK_BRIEF) != 0)
+        return 0;
+    vm_pool *p = &n->pool[vm__pool_index(nr_pages)];
+    uint32_t got = 0;
+    while (got < max) {
+        uint64_t page = entry_of(r, VM_PEEK(&p->head), nr_pages, node_index(r, n));
+        if (page == VM_NONE || page & (align_pages - 1))
+            break;
+        pop(r, t, p, page, nr_pages);
+        pages[got++] = page;
+    }
+    vm__unlock(r, t, &n->pool_lock);
+    return got;
+}
+
+static uint32_t give(vm_region *r, vm_thread *t, vm_node *n, uint64_t nr_pages, uint32_t count, const uint64_t *pages)
+{
+    uint32_t cap = vm__pool_cap(nr_pages), kept = 0;
+    vm_pool *p = &n->pool[vm__pool_index(nr_pages)];
+    if (VM_PEEK(&p->nr_ranges) >= cap || lock_node(r, t, n, VM_LOCK_BRIEF) != 0)
+        return 0;
+    for (; kept < count && p->nr_ranges < cap; kept++)
+        push(r, n, pages[kept], nr_pages);
+    vm__unlock(r, t, &n->pool_lock);
+    return kept;
+}
+
+/* The list is hot first: keep its front, take the rest. [pool_lock] */
+static void decay_one(vm_region *r, vm_thread *t, vm_node *n, uint64_t nr_pages, bool full, vm_batch *out)
+{
+    vm_pool *p = &n->pool[vm__pool_index(nr_pages)];
+    uint32_t node = node_index(r, n), len = VM_PEEK(&p->nr_ranges), keep = full ? 0 : len - (len + 3) / 4;
+    uint64_t last = VM_NONE, page = entry_of(r, VM_PEEK(&p->head), nr_pages, node);
+    for (uint32_t i = 0; i < keep && page != VM_NONE; i++) {
+        last = page;
+        page = entry_of(r, VM_PEEK(&r->heads[page].aux), nr_pages, node);
+    }
+    while (page != VM_NONE) {
+        uint64_t next = VM_PEEK(&r->heads[page].aux);
+        VM_STORE(&r->heads[page].word, t->purging | nr_pages << VM_WORD_LEN_SHIFT);
+        vm__batch_add(r, t, out, page, nr_pages);
+        page = entry_of(r, next, nr_pages, node);
+    }
+    if (last == VM_NONE)
+        VM_PUT(&p->head, 0);
+    else
+        VM_PUT(&r->heads[last].aux, 0);
+    VM_PUT(&p->nr_ranges, keep);
+}
+
+static int decay(vm_region *r, vm_thread *t, vm_node *n, bool full, unsigned flags, vm_batch *out)
+{
+    VM_ASSERT_HELD(t, &r->h->purge_lock);
+    bool any = false;
+    for (uint32_t i = 0; i < VM_POOL_PAGES_MAX && !any; i++)
+        any = VM_PEEK(&n->pool[i].nr_ranges) != 0;
+    if (!any)
+        return 0;
+    int rc = lock_node(r, t, n, flags);
+    if (rc)
+        return rc;
+    for (uint32_t i = 0; i < VM_POOL_PAGES_MAX; i++)
+        if (VM_PEEK(&n->pool[i].nr_ranges))
+            decay_one(r, t, n, i + 1, full, out);
+    vm__unlock(r, t, &n->pool_lock);
+    return 0;
+}
+
+/* Only a lock left by a dead owner means damage. */
+static int before_scan(vm_region *r, vm_thread *t, vm_node *n, unsigned flags)
+{
+    vm_token owner = VM_LOAD(&n->pool_lock.owner) & VM_TOKEN_MASK;
+    if (!VM_PEEK(&n->pool_lock.needs_repair) && (!owner || !vm__owner_is_dead(r, owner)))
+        return 0;
+    int rc = lock_node(r, t, n, flags);
+    if (rc == 0)
+        vm__unlock(r, t, &n->pool_lock);
+    return rc;
+}
+static void after_scan(vm_region *r, vm_thread *t, vm_node *n, vm_batch *out) { (void)r, (void)t, (void)n, (void)out; }
+
+const vm_pool_design vm__pool_locked = {take, give, decay, before_scan, after_scan};

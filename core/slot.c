@@ -1,0 +1,328 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Slots: who is who. A process slot per attached process, a thread slot per thread that allocates.
+ *
+ * A process owns its slot as long as the kernel holds its OFD lock on that byte of the memfd. The
+ * lock lives on a description the process opened itself, close-on-exec, so it ends with the process
+ * and with nothing else; pids are kept for messages only. Every reissue raises an incarnation, and
+ * words and locks name slot and incarnation, so what a dead owner wrote is never taken for its
+ * successor's.
+ *
+ * A thread finds its slot through one thread-local pointer, whose serial must be the
+ * region's. It points to memory the kernel wipes in a child, so that not even a raw clone writes
+ * through its parent's slot.
+ */
+#include "internal.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+static vm_thread nobody = {.serial = UINT64_MAX};
+_Thread_local vm_thread *vm__current __attribute__((tls_model("initial-exec"))) = &nobody;
+static _Thread_local vm_thread *my_threads; /* this thread in each of its regions */
+
+static pthread_mutex_t registry_mutex = PTHREAD_MUTEX_INITIALIZER;
+static vm_region *registry; /* every region this process attached */
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static pthread_key_t exit_key;
+
+uint64_t vm__new_serial(void)
+{
+    static uint64_t last;
+    return __atomic_add_fetch(&last, 1, __ATOMIC_RELAXED);
+}
+
+/* ---- the process's OFD lock ---- */
+
+/* A description of the memfd of our own: locks on an inherited one would outlive us in the others. */
+int vm__reopen_for_locks(vm_region *r)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", r->fd);
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    r->lock_fd = fd;
+    return 0;
+}
+
+static int ofd(const vm_region *r, int command, short type, uint32_t process, struct flock *out)
+{
+    struct flock l = {.l_type = type, .l_whence = SEEK_SET, .l_start = process, .l_len = 1};
+    int rc = fcntl(r->lock_fd, command, &l);
+    if (out)
+        *out = l;
+    return rc < 0 ? -errno : 0;
+}
+
+int vm__claim_process(vm_region *r, uint32_t process) { return ofd(r, F_OFD_SETLK, F_WRLCK, process, NULL); }
+void vm__unclaim_process(vm_region *r, uint32_t process) { ofd(r, F_OFD_SETLK, F_UNLCK, process, NULL); }
+
+/* Undecidable means alive. */
+bool vm__process_is_dead(vm_region *r, uint32_t process)
+{
+    struct flock l;
+    if (process == r->process || process >= VM_PROCESS_NAMES)
+        return false;
+    return ofd(r, F_OFD_GETLK, F_WRLCK, process, &l) == 0 && l.l_type == F_UNLCK;
+}
+
+bool vm__incarnation_is_dead(vm_region *r, uint32_t process, uint32_t incarnation)
+{
+    if (process >= VM_PROCESS_NAMES)
+        return false;
+    uint64_t state = VM_LOAD(&r->processes[process].state);
+    return (state >> 32 & VM_INC_MASK) != incarnation || !(state & VM_PROCESS_LIVE) || vm__process_is_dead(r, process);
+}
+
+static uint32_t slot_process(uint64_t state) { return (uint32_t)(state >> 1) & (VM_PROCESSES - 1); }
+
+bool vm__owner_is_dead(vm_region *r, vm_token token)
+{
+    uint32_t slot = vm__token_slot(token);
+    if (slot >= r->nr_threads)
+        return true; /* no such slot: scribbled over */
+    uint64_t state = VM_LOAD(&r->slots[slot].state);
+    return !(state & 1) || (state >> 32 & VM_INC_MASK) != vm__token_inc(token)
+           || vm__process_is_dead(r, slot_process(state));
+}
+
+/* ---- process slots ---- */
+
+static void take_process(vm_region *r, uint32_t p, uint64_t state, uint64_t kind)
+{
+    uint64_t inc = (state >> 32) + 1;
+    vm_slot *common = &r->slots[p];
+    r->process = p;
+    r->process_inc = (uint32_t)inc & VM_INC_MASK;
+    VM_PUT(&r->processes[p].pid, (uint32_t)getpid());
+    VM_STORE(&common->state, ((VM_LOAD(&common->state) >> 32) + 1) << 32 | (uint64_t)p << 1 | 1);
+    VM_STORE(&r->processes[p].state, inc << 32 | kind);
+}
+
+/* Find a slot: a clean one (0), else a dead process's (1). That one stays DYING until the caller,
+ * with vm__finish_join(), has reclaimed what the dead left: its holder bits have no incarnation. */
+int vm__join(vm_region *r)
+{
+    r->process = VM_PROCESSES;
+    for (int pass = 0; pass < 2; pass++)
+        for (uint32_t p = 0; p < VM_PROCESS_NAMES; p++) {
+            bool clean = (uint32_t)VM_LOAD(&r->processes[p].state) == 0;
+            if (clean == (pass == 1) || vm__claim_process(r, p) != 0)
+                continue;
+            uint64_t state = VM_LOAD(&r->processes[p].state);
+            if (((uint32_t)state == 0) != clean) { /* it changed before we had the lock */
+                vm__unclaim_process(r, p);
+                continue;
+            }
+            if (!clean) {
+                VM_PUT(&r->h->purge_needs_scan, 1);
+                vm__retire_threads(r, p, NULL);
+            }
+            take_process(r, p, state, clean ? VM_PROCESS_LIVE : VM_PROCESS_DYING);
+            return clean ? 0 : 1;
+        }
+    return -ENOLCK;
+}
+
+int vm__finish_join(vm_region *r, int joined)
+{
+    if (joined <= 0)
+        return joined;
+    vm_thread *t = vm__thread(r);
+    int rc = t ? vm__purge(r, t, VM_PURGE_SCAN, NULL) : vm__thread_error(r);
+    if (rc == 0)
+        VM_STORE(&r->processes[r->process].state,
+                 VM_LOAD(&r->processes[r->process].state) >> 32 << 32 | VM_PROCESS_LIVE);
+    return rc;
+}
+
+/* ---- thread slots ---- */
+
+static void fill_thread(vm_region *r, vm_thread *t, uint32_t index, uint64_t state)
+{
+    t->region = r;
+    t->index = index;
+    t->slot = &r->slots[index];
+    uint32_t incarnation = (uint32_t)(state >> 32) & VM_INC_MASK;
+    t->token = vm__token(index, incarnation);
+    t->busy = vm__word(VM_BUSY, VM_WORD_DIRTY, 0, r->process, r->process_inc);
+    t->cached = vm__word(VM_CACHED, VM_WORD_DIRTY, 0, index, incarnation);
+    t->flip = t->busy ^ t->cached;
+    t->moving = vm__word(VM_MOVING, VM_WORD_DIRTY, 0, index, incarnation);
+    t->purging = vm__word(VM_PURGING, VM_WORD_DIRTY, 0, index, incarnation);
+    t->common = index < VM_PROCESSES;
+    t->fast_pages = !t->common && r->pools == VM_POOLS_MAGAZINE ? VM_POOL_PAGES_MAX : 0;
+    vm__magazine_init(t);
+}
+
+/* Before a slot's first use, so that whoever looks for used ones finds it. */
+static void raise_high_slot(vm_region *r, uint32_t i)
+{
+    uint64_t seen;
+    while ((seen = VM_LOAD(&r->h->high_slot)) <= i && !VM_CAS(&r->h->high_slot, seen, (uint64_t)i + 1))
+        ;
+}
+
+static bool claim_thread(vm_region *r, vm_thread *t)
+{
+    for (uint32_t i = VM_PROCESSES; i < r->nr_threads; i++) {
+        raise_high_slot(r, i);
+        uint64_t state = VM_LOAD(&r->slots[i].state), mine = (state >> 32) << 32 | (uint64_t)r->process << 1 | 1;
+        if (state & 1 || !VM_CAS(&r->slots[i].state, state, mine))
+            continue;
+        vm_slot *s = &r->slots[i];
+        VM_PUT(&s->in_operation, 0);
+        VM_PUT(&s->drain, 0);
+        fill_thread(r, t, i, mine);
+        return true;
+    }
+    return false;
+}
+
+/* Ids are unique for the region's life: threads take them in blocks from one counter. */
+void vm__refill_ids(vm_thread *t)
+{
+    t->next_id = VM_ADD(&t->region->h->next_id, VM_ID_BLOCK);
+    t->id_end = t->next_id + VM_ID_BLOCK;
+}
+
+static void leave_region(vm_thread *t)
+{
+    vm_region *r = t->region;
+    if (t->common)
+        return;
+    vm__magazine_flush_all(r, t, t->slot);
+    VM_STORE(&t->slot->state, ((VM_LOAD(&t->slot->state) >> 32) + 1) << 32);
+}
+
+static void thread_exits(void *unused)
+{
+    (void)unused;
+    vm__current = &nobody;
+    pthread_mutex_lock(&registry_mutex);
+    while (my_threads) {
+        vm_thread *t = my_threads;
+        my_threads = t->next;
+        for (vm_region *r = registry; r; r = r->next)
+            if (r == t->region && r->serial == t->serial)
+                leave_region(t);
+        munmap(t, sizeof *t);
+    }
+    pthread_mutex_unlock(&registry_mutex);
+}
+
+static vm_thread *new_thread(void)
+{
+    void *p = mmap(NULL, sizeof(vm_thread), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED)
+        return NULL;
+    if (madvise(p, sizeof(vm_thread), MADV_WIPEONFORK) == 0)
+        return p;
+    munmap(p, sizeof(vm_thread));
+    return NULL;
+}
+
+vm_thread *vm__thread_slow(vm_region *r)
+{
+    if (*r->wiped == 0 || r->process >= VM_PROCESSES)
+        return NULL;
+    for (vm_thread *t = my_threads; t; t = t->next)
+        if (t->serial == r->serial)
+            return vm__current = t;
+    vm_thread *t = new_thread();
+    if (!t)
+        return NULL;
+    t->region = r;
+    if (!claim_thread(r, t))
+        fill_thread(r, t, r->process, VM_LOAD(&r->slots[r->process].state));
+    t->serial = r->serial;
+    t->next = my_threads;
+    my_threads = t;
+    pthread_setspecific(exit_key, t);
+    return vm__current = t;
+}
+
+int vm__thread_error(vm_region *r)
+{
+    return *r->wiped == 0 ? -EOWNERDEAD : r->process >= VM_PROCESSES ? -ENOLCK : -ENOMEM;
+}
+
+/* Threads without a slot of their own take turns with the process's. */
+void vm__enter(vm_thread *t)
+{
+    if (vm_unlikely(t->common))
+        pthread_mutex_lock(&t->region->common_mutex);
+}
+void vm__leave(vm_thread *t)
+{
+    if (vm_unlikely(t->common))
+        pthread_mutex_unlock(&t->region->common_mutex);
+}
+
+/* ---- fork ---- */
+
+static void before_fork(void)
+{
+    pthread_mutex_lock(&registry_mutex);
+    for (vm_region *r = registry; r; r = r->next) {
+        pthread_mutex_lock(&r->recover_mutex);
+        pthread_mutex_lock(&r->holder_mutex);
+        pthread_mutex_lock(&r->common_mutex);
+    }
+}
+
+static void unlock_all(void)
+{
+    for (vm_region *r = registry; r; r = r->next) {
+        pthread_mutex_unlock(&r->common_mutex);
+        pthread_mutex_unlock(&r->holder_mutex);
+        pthread_mutex_unlock(&r->recover_mutex);
+    }
+    pthread_mutex_unlock(&registry_mutex);
+}
+
+/* The child gets slots of its own; what the parent's threads held stays the parent's. */
+static void in_child(void)
+{
+    my_threads = NULL; /* leaked on purpose: they were the parent's, and freeing is not ours to do here */
+    vm__current = &nobody;
+    for (vm_region *r = registry; r; r = r->next) {
+        int inherited = r->lock_fd;
+        r->serial = vm__new_serial();
+        r->fast_serial = r->fail_every ? 0 : r->serial;
+        *r->wiped = 1;
+        if (vm__reopen_for_locks(r) != 0 || vm__finish_join(r, vm__join(r)) < 0)
+            r->process = VM_PROCESSES;
+        close(inherited); /* or the parent's death would go unnoticed while we live */
+    }
+    unlock_all();
+}
+
+static void prepare_process(void)
+{
+    pthread_key_create(&exit_key, thread_exits);
+    pthread_atfork(before_fork, unlock_all, in_child);
+}
+
+void vm__register(vm_region *r)
+{
+    pthread_once(&once, prepare_process);
+    pthread_mutex_lock(&registry_mutex);
+    r->next = registry;
+    registry = r;
+    pthread_mutex_unlock(&registry_mutex);
+}
+
+void vm__unregister(vm_region *r)
+{
+    pthread_mutex_lock(&registry_mutex);
+    for (vm_region **at = &registry; *at; at = &(*at)->next)
+        if (*at == r) {
+            *at = r->next;
+            break;
+        }
+    pthread_mutex_unlock(&registry_mutex);
+}

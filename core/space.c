@@ -1,0 +1,209 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Space: all free ranges in address order; lowest-address first fit, split and merge.
+ *
+ * The words are the truth, index.c is how they are found. Every split and merge commits by one
+ * store on a head word, ordered so that a death before it changes nothing and after it only leaves
+ * hints to rebuild:
+ *   split   the remainder's head (invisible inside the free range), the new range's head (the same),
+ *           then the free range shrinks: that store makes both visible;
+ *   merge   our head grows over the right neighbour, then the left neighbour grows over us.
+ *
+ * Locks: space_lock, a leaf. After: Linux mm/vmalloc.c, __alloc_vmap_area() and merge_or_add.
+ */
+#include "internal.h"
+
+int vm__space_lock(vm_region *r, vm_thread *t, unsigned flags)
+{
+    int rc = vm__lock(r, t, &r->h->space_lock, flags);
+    if (rc || vm_likely(!VM_PEEK(&r->h->space_lock.needs_repair)))
+        return rc;
+    rc = vm__space_rebuild(r, t);
+    if (rc) {
+        vm__unlock(r, t, &r->h->space_lock);
+        return rc;
+    }
+    VM_STORE(&r->h->space_lock.needs_repair, 0);
+    return 0;
+}
+
+void vm__space_unlock(vm_region *r, vm_thread *t) { vm__unlock(r, t, &r->h->space_lock); }
+
+/* Make index and counters agree with the words; neighbours that are free become one. Idempotent. */
+int vm__space_rebuild(vm_region *r, vm_thread *t)
+{
+    VM_ASSERT_HELD(t, &r->h->space_lock);
+    (void)t;
+    uint64_t free_pages = 0, high = 0;
+    for (uint64_t page = 0; page < r->nr_pages;) {
+        vm_word w = vm__scan(r, page);
+        if (!w)
+            return VM_CORRUPT(r);
+        uint64_t len = vm__len(w);
+        if (vm__state(w) == VM_FREE) {
+            vm_word next;
+            uint64_t merged = len, dirty = w & VM_WORD_DIRTY;
+            while ((next = vm__scan(r, page + merged)) && vm__state(next) == VM_FREE) {
+                dirty |= next & VM_WORD_DIRTY;
+                merged += vm__len(next);
+            }
+            if (merged != len)
+                VM_STORE(&r->heads[page].word, vm__word(VM_FREE, dirty, merged, 0, 0));
+            len = merged;
+            free_pages += len;
+        } else {
+            high = page + len;
+        }
+        page += len;
+    }
+    if (high > r->h->high_pages || r->h->high_pages > r->nr_pages)
+        VM_PUT(&r->h->high_pages, high);
+    high = r->h->high_pages;
+    for (uint64_t page = 0; page < high;) {
+        vm_word w = vm__scan(r, page);
+        uint64_t len = vm__len(w), nr = page + len <= high ? len : high - page;
+        vm__index_write_bits(r, page, nr, vm__state(w) != VM_FREE);
+        page += len;
+    }
+    vm__index_summarise_all(r);
+    VM_PUT(&r->h->free_pages, free_pages);
+    return 0;
+}
+
+#ifdef VM_HOOKS
+/* What the index must find, from the words alone. */
+static uint64_t linear_find(const vm_region *r, uint64_t nr_pages, uint64_t align_pages)
+{
+    for (uint64_t page = 0; page < r->nr_pages;) {
+        vm_word w = vm__scan(r, page);
+        if (!w)
+            return VM_NONE;
+        uint64_t first = (page + align_pages - 1) & ~(align_pages - 1);
+        if (vm__state(w) == VM_FREE && first + nr_pages <= page + vm__len(w))
+            return first;
+        page += vm__len(w);
+    }
+    return VM_NONE;
+}
+#define LINEAR_CHECK_PAGES 8192
+#endif
+
+/* Lowest aligned run. A run that is long enough but not aligned moves the search to the next
+ * aligned page, so the cost is O(log) for each such candidate. */
+static uint64_t find_aligned(const vm_region *r, uint64_t nr_pages, uint64_t align_pages)
+{
+    uint64_t from = 0, found;
+    while ((found = vm__index_find(r, from, nr_pages)) != VM_NONE) {
+        from = (found + align_pages - 1) & ~(align_pages - 1);
+        if (from == found)
+            break;
+    }
+#ifdef VM_HOOKS
+    if (r->nr_pages <= LINEAR_CHECK_PAGES)
+        VM_ASSERT(found == linear_find(r, nr_pages, align_pages));
+#endif
+    return found;
+}
+
+/* May nr_pages more leave space, by the limit and by what the machine has left? */
+int vm__space_fits(vm_region *r, uint64_t nr_pages)
+{
+    vm_header *h = r->h;
+    uint64_t used = r->nr_pages - h->free_pages;
+    if (h->limit_pages && used + nr_pages > h->limit_pages)
+        return -ENOSPC;
+    if (r->flags & VM_FLAG_NO_DATA || used + nr_pages <= h->granted_pages)
+        return 0;
+    uint64_t headroom = vm__pages_headroom(r), slack = (64ull << 20) >> r->page_shift;
+    if (headroom < nr_pages)
+        return -ENOSPC;
+    if (slack > headroom - nr_pages)
+        slack = headroom - nr_pages;
+    VM_PUT(&h->granted_pages, used + nr_pages + slack);
+    return 0;
+}
+
+/* Cut [page, page + nr_pages) out of the free range around it: BUSY, ours, with a new id. */
+void vm__space_carve(vm_region *r, vm_thread *t, uint64_t page, uint64_t nr_pages, vm_range *out)
+{
+    VM_ASSERT_HELD(t, &r->h->space_lock);
+    uint64_t start = vm__index_run_start(r, page), id = vm__new_id(t);
+    vm_word w = VM_LOAD(&r->heads[start].word);
+    uint64_t dirty = w & VM_WORD_DIRTY, len = vm__len(w), end = page + nr_pages;
+    VM_ASSERT(vm__state(w) == VM_FREE && start + len >= end);
+    if (start + len > end) {
+        VM_STORE(&r->heads[end].word, vm__word(VM_FREE, dirty, start + len - end, 0, 0));
+        VM_PUT(&r->h->nr_splits, r->h->nr_splits + 1);
+    }
+    VM_PUT(&r->heads[page].aux, id);
+    VM_STORE(&r->heads[page].word, (t->busy & ~VM_WORD_DIRTY) | dirty | nr_pages << VM_WORD_LEN_SHIFT);
+    if (start != page)
+        VM_STORE(&r->heads[start].word, vm__word(VM_FREE, dirty, page - start, 0, 0));
+    vm__index_set(r, page, nr_pages, true);
+    VM_PUT(&r->h->free_pages, r->h->free_pages - nr_pages);
+    uint64_t used = r->nr_pages - r->h->free_pages;
+    if (used > r->h->used_peak)
+        VM_PUT(&r->h->used_peak, used);
+    *out = (vm_range){page, nr_pages, id, !dirty && !(r->flags & VM_FLAG_NO_DATA)};
+}
+
+/* Does the free range of the words really hold [page, page + nr_pages)? The index is a hint. */
+static bool words_agree(const vm_region *r, uint64_t page, uint64_t nr_pages)
+{
+    uint64_t start = vm__index_run_start(r, page);
+    vm_word w = vm__scan(r, start);
+    return w && vm__state(w) == VM_FREE && start + vm__len(w) >= page + nr_pages;
+}
+
+int vm__space_take(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags,
+                   vm_range *out)
+{
+    int rc = vm__space_lock(r, t, flags);
+    if (rc)
+        return rc;
+    rc = vm__space_fits(r, nr_pages);
+    uint64_t page = VM_NONE;
+    if (rc == 0) {
+        page = find_aligned(r, nr_pages, align_pages);
+        if (page != VM_NONE && vm_unlikely(!words_agree(r, page, nr_pages))) {
+            rc = vm__space_rebuild(r, t); /* somebody scribbled over the index */
+            page = rc ? VM_NONE : find_aligned(r, nr_pages, align_pages);
+            if (page != VM_NONE && !words_agree(r, page, nr_pages))
+                page = VM_NONE, rc = VM_CORRUPT(r);
+        }
+    }
+    if (page != VM_NONE)
+        vm__space_carve(r, t, page, nr_pages, out);
+    else if (rc == 0)
+        rc = -ENOSPC;
+    vm__space_unlock(r, t);
+    return rc;
+}
+
+/* Give a range back: its word is ours (PURGING or MOVING). Merges with both neighbours. */
+void vm__space_put(vm_region *r, vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_dirty)
+{
+    VM_ASSERT_HELD(t, &r->h->space_lock);
+    (void)t;
+    uint64_t dirty = is_dirty ? VM_WORD_DIRTY : 0, start = page, end = page + nr_pages;
+    vm_word right = vm__index_is_free(r, end) ? vm__scan(r, end) : 0;
+    if (right && vm__state(right) == VM_FREE) {
+        end += vm__len(right);
+        dirty |= right & VM_WORD_DIRTY;
+        VM_PUT(&r->h->nr_merges, r->h->nr_merges + 1);
+    }
+    VM_STORE(&r->heads[page].word, vm__word(VM_FREE, dirty, end - page, 0, 0));
+    if (page && vm__index_is_free(r, page - 1)) {
+        start = vm__index_run_start(r, page - 1);
+        vm_word left = vm__scan(r, start);
+        if (left && vm__state(left) == VM_FREE && start + vm__len(left) == page) {
+            dirty |= left & VM_WORD_DIRTY;
+            VM_STORE(&r->heads[start].word, vm__word(VM_FREE, dirty, end - start, 0, 0));
+            VM_PUT(&r->h->nr_merges, r->h->nr_merges + 1);
+        } else {
+            VM_PUT(&r->h->space_lock.needs_repair, 1); /* the index lied */
+        }
+    }
+    vm__index_set(r, page, nr_pages, false);
+    VM_PUT(&r->h->free_pages, r->h->free_pages + nr_pages);
+}

@@ -1,0 +1,94 @@
+"""Page ranges in one shared memory region, for any thread of any process.
+
+    region = vmalloc.Region("8G")
+    a = region.empty((1080, 1920, 3), "u1")    # a plain np.ndarray on shared pages
+    region["frames"] = a                       # a named reference
+    vmalloc.ref(a)                             # by reference through any pickler
+
+`import vmalloc` needs neither numpy nor, for `vmalloc.model` and `vmalloc.lab`, Linux. The names below
+are loaded on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vmalloc._core import Block
+    from vmalloc.address_space import AddressSpace
+    from vmalloc.errors import (
+        NotAllocated,
+        OutOfPages,
+        RegionBusy,
+        RegionClosed,
+        RegionCorrupt,
+        RegionUnavailable,
+        StaleReference,
+        VmallocError,
+    )
+    from vmalloc.reference import Ref, is_shared, ref
+    from vmalloc.region import Region, default_region, region_of
+    from vmalloc.stats import Range, Stats
+
+__all__ = [
+    "AddressSpace",
+    "Block",
+    "NotAllocated",
+    "OutOfPages",
+    "Range",
+    "Ref",
+    "Region",
+    "RegionBusy",
+    "RegionClosed",
+    "RegionCorrupt",
+    "RegionUnavailable",
+    "StaleReference",
+    "Stats",
+    "VmallocError",
+    "default_region",
+    "get_include",
+    "is_shared",
+    "ref",
+    "region_of",
+]
+
+_HOME = {
+    "AddressSpace": "address_space",
+    "Block": "_core",
+    "Range": "stats",
+    "Ref": "reference",
+    "Region": "region",
+    "Stats": "stats",
+    "default_region": "region",
+    "is_shared": "reference",
+    "ref": "reference",
+    "region_of": "region",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'vmalloc' has no attribute {name!r}")
+    home = _HOME.get(name, "errors")
+    try:
+        value = getattr(importlib.import_module(f"vmalloc.{home}"), name)
+    except ModuleNotFoundError as e:
+        if e.name != "vmalloc._core":
+            raise
+        raise ImportError(
+            f"vmalloc.{name} needs the compiled core, which is built on Linux (x86-64, aarch64) only; "
+            "vmalloc.model and vmalloc.lab work without it"
+        ) from None
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
+
+def get_include() -> str:
+    """The folder with vmalloc.h; libvmalloc.so and its pkg-config file are in `../lib` beside it."""
+    return str(Path(__file__).parent / "_capi" / "include")

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: MIT
+# Declarations of core/vmalloc.h and of the classes of _core.pyx.
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+
+cdef extern from "stdbool.h":
+    ctypedef bint c_bool "bool"
+
+
+cdef extern from "vmalloc.h" nogil:
+    ctypedef struct vm_region:
+        pass
+
+    ctypedef struct vm_range:
+        uint64_t page
+        uint64_t nr_pages
+        uint64_t id
+        c_bool zeroed
+
+    ctypedef enum vm_pools:
+        VM_POOLS_OFF
+        VM_POOLS_LOCKED
+        VM_POOLS_LLIST
+        VM_POOLS_MAGAZINE
+
+    enum:
+        VM_NO_WAIT
+        VM_NO_PURGE
+        VM_HIT_ONLY
+
+    ctypedef struct vm_options:
+        uint64_t nr_pages
+        uint64_t granule_bytes
+        uint64_t base
+        uint64_t limit_pages
+        uint64_t lazy_pages_max
+        uint32_t nr_nodes
+        uint32_t nr_threads
+        vm_pools pools
+        c_bool pthread_locks
+        c_bool keep_on_death
+        const char *name
+
+    ctypedef struct vm_info:
+        uint8_t id[16]
+        uint64_t nr_pages, page_bytes, granule_bytes, base, total_bytes, limit_pages, lazy_pages_max
+        uint32_t nr_nodes, nr_threads, process_slot, format, flags
+        vm_pools pools
+
+    ctypedef struct vm_stats:
+        uint64_t nr_pages, free_pages, busy_pages, cached_pages, pooled_pages, lazy_pages, moving_pages
+        uint64_t nr_ranges, nr_busy, nr_shared, nr_free_ranges, largest_free_pages
+        uint64_t resident_bytes
+        uint64_t nr_processes, nr_thread_slots
+        uint64_t nr_alloc, nr_pool_hit, nr_lazy_hit, nr_space_hit, nr_failed, lock_wait_ns
+        uint64_t nr_purges, nr_purged_pages, nr_discards, nr_splits, nr_merges, nr_recovered
+
+    ctypedef struct vm_range_info:
+        uint64_t page, nr_pages, id
+        uint32_t state, owner
+        c_bool shared, dirty
+
+    int vm_create(const vm_options *options, vm_region **out)
+    int vm_attach(int fd, vm_region **out)
+    int vm_detach(vm_region *r)
+    int vm_fd(const vm_region *r)
+    void *vm_pointer(const vm_region *r, uint64_t page)
+    void vm_describe(const vm_region *r, vm_info *out)
+    int vm_alloc(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out)
+    int vm_free(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
+    int vm_alloc_bulk(vm_region *r, uint64_t nr_pages, uint64_t align_pages, size_t count, vm_range *out)
+    int vm_lookup(vm_region *r, uint64_t page, vm_range *out)
+    int vm_share(vm_region *r, uint64_t page, uint64_t id)
+    int vm_adopt(vm_region *r, uint64_t page, uint64_t id, vm_range *out)
+    int vm_name_set(vm_region *r, const char *name, uint64_t page, uint64_t id, const void *meta, size_t bytes)
+    int vm_name_get(vm_region *r, const char *name, vm_range *out, void *meta, size_t *bytes)
+    int vm_name_delete(vm_region *r, const char *name)
+    int vm_name_list(vm_region *r, int (*each)(void *, const char *, uint64_t) noexcept, void *arg)
+    int vm_purge(vm_region *r, uint64_t *pages)
+    int vm_shrink(vm_region *r, uint64_t *pages)
+    int vm_recover(vm_region *r, uint64_t *pages)
+    int vm_get_stats(vm_region *r, vm_stats *out)
+    int vm_walk(vm_region *r, int (*each)(void *, const vm_range_info *) noexcept, void *arg)
+    int vm_check(vm_region *r, c_bool at_rest, c_bool repair, void (*say)(void *, const char *) noexcept, void *arg)
+    void vm_wait_in_slices(c_bool on)
+    void vm_set_lock_timeout(vm_region *r, double seconds)
+    uint32_t vm_busy_pid(const vm_region *r)
+    uint64_t vm_lock_wait_ns(vm_region *r)
+    uint64_t vm_pages_of(const vm_region *r, uint64_t bytes)
+    void vm_fail_every(vm_region *r, uint64_t nth)
+
+
+cdef class CoreRegion:
+    cdef vm_region *r
+    cdef readonly bint closed
+    cdef uint64_t granule
+    cdef double timeout_s
+    cdef object __weakref__
+    cdef int open_check(self) except -1
+    cdef int take(self, uint64_t nbytes, uint64_t align, vm_range *out) except -1
+    cdef int take_slowly(self, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out) except -1
+    cdef object fail(self, int rc, uint64_t nr_pages=*, str what=*)
+    cdef int again(self, int rc, double started) except -1
+
+
+cdef class Holding:
+    cdef CoreRegion _region
+    cdef uint64_t page, nr_pages, id
+    cdef readonly Py_ssize_t nbytes
+    cdef Py_ssize_t nr_exports
+    cdef unsigned long fork_epoch
+    cdef bint held
+    cdef readonly bint zeroed
+    cdef object __weakref__
+    cdef void bind(self, CoreRegion region, vm_range *range, Py_ssize_t nbytes) noexcept
+    cdef int let_go(self) except -1
+
+
+cdef class ArrayOwner(Holding):
+    pass
+
+
+cdef class Block(Holding):
+    pass

@@ -1,0 +1,83 @@
+"""Array functions of a region: plain `np.ndarray` on shared pages.
+
+The base of every array made here is a private owner object that holds the pages: they are freed when
+the last view is gone, and nobody can release them under it. numpy is imported on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vmalloc._core import CoreRegion, Holding
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+__all__ = ["ArrayFunctions", "holding_of"]
+
+
+def holding_of(x: object) -> Holding | None:
+    """The block or owner whose pages `x` (array, view, memoryview or block) lies in, or None."""
+    seen = 0
+    while x is not None and seen < 1000:
+        if isinstance(x, Holding):
+            return x
+        x = x.obj if isinstance(x, memoryview) else getattr(x, "base", None)
+        seen += 1
+    return None
+
+
+class ArrayFunctions(CoreRegion):
+    """numpy's array constructors, on this region's pages.
+
+    All take whole pages: ceil(bytes / page_size), the tail of the last one unused; arrays start on a
+    page boundary. All raise OutOfPages, RegionClosed, TypeError for dtypes that hold Python objects.
+    """
+
+    def empty(self, shape: int | tuple[int, ...], dtype: DTypeLike = float, order: str = "C") -> NDArray[Any]:
+        """Allocate an uninitialised array that other processes can attach to.
+
+        Contents are whatever the pages held, perhaps a former array of the same user.
+        """
+        if order not in ("C", "F"):
+            raise ValueError(f"order must be 'C' or 'F', not {order!r}")
+        return self._empty(shape, dtype, order == "F")
+
+    def zeros(self, shape: int | tuple[int, ...], dtype: DTypeLike = float, order: str = "C") -> NDArray[Any]:
+        """Like empty(), filled with zeros; never-touched or discarded pages are not written for it."""
+        a = self.empty(shape, dtype, order)
+        owner = holding_of(a)
+        if owner is not None and not owner.zeroed:
+            if a.dtype.hasobject or a.dtype.names:
+                memoryview(owner)[:] = bytes(owner.nbytes)
+            else:
+                a.fill(0)
+        return a
+
+    def full(
+        self, shape: int | tuple[int, ...], fill_value: Any, dtype: DTypeLike = None, order: str = "C"
+    ) -> NDArray[Any]:
+        """Like empty(), filled with `fill_value`, whose dtype is the default."""
+        import numpy as np
+
+        a = self.empty(shape, np.asarray(fill_value).dtype if dtype is None else dtype, order)
+        np.copyto(a, fill_value, casting="unsafe")
+        return a
+
+    def array(self, obj: ArrayLike, dtype: DTypeLike = None) -> NDArray[Any]:
+        """Copy an array-like into the region once; C order."""
+        import numpy as np
+
+        source = np.asarray(obj, dtype=dtype)
+        a = self.empty(source.shape, source.dtype)
+        np.copyto(a, source)
+        return a
+
+    def empty_like(self, prototype: np.ndarray[Any, Any], dtype: DTypeLike = None) -> NDArray[Any]:
+        """An uninitialised array of the prototype's shape, dtype and (C or Fortran) order."""
+        import numpy as np
+
+        model = np.asarray(prototype)
+        order = "F" if model.flags.f_contiguous and not model.flags.c_contiguous else "C"
+        return self.empty(model.shape, model.dtype if dtype is None else dtype, order)

@@ -1,0 +1,32 @@
+"""The `vmalloc` command: one file per subcommand, loaded only when it is called.
+
+Each module `vmalloc.cli.<name>` holds one click command called `command`; its docstring is its help.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+COMMANDS = ("suite", "bench", "info", "check", "purge", "ps", "doctor", "record", "replay")
+
+
+class _LazyGroup(click.Group):
+    """A click group that imports a subcommand's module only when it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"{__name__}.{name}")
+        command: click.Command = module.command
+        return command
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="vmalloc")
+def main() -> None:
+    """Shared page ranges for Python: use, test and study the kernel's per-node vmalloc design."""

@@ -1,0 +1,56 @@
+"""Our errors; each is also the builtin that people catch.
+
+* VmallocError
+  + OutOfPages (MemoryError)            no free range of that size, after shrink and drain
+  + NotAllocated (ValueError)           not the start of a live range: freed already, or never was
+  + StaleReference (ReferenceError)     what the reference named is gone
+  + RegionUnavailable (OSError)         cannot be created, attached or reached; says what is missing
+  + RegionBusy (TimeoutError)           a lock's owner is alive but does not run; names the pid
+  + RegionCorrupt                       an invariant failed; the region takes no more changes
+  + RegionClosed (ValueError)           used after close()
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "NotAllocated",
+    "OutOfPages",
+    "RegionBusy",
+    "RegionClosed",
+    "RegionCorrupt",
+    "RegionUnavailable",
+    "StaleReference",
+    "VmallocError",
+]
+
+
+class VmallocError(Exception):
+    """Base of all errors of this package."""
+
+
+class OutOfPages(VmallocError, MemoryError):
+    """No free range of that size is left, even after shrink and drain."""
+
+
+class NotAllocated(VmallocError, ValueError):
+    """The page is not the start of a live range."""
+
+
+class StaleReference(VmallocError, ReferenceError):
+    """What the reference named was freed."""
+
+
+class RegionUnavailable(VmallocError, OSError):
+    """The region cannot be created, attached or reached."""
+
+
+class RegionBusy(VmallocError, TimeoutError):
+    """A lock's owner is alive but did not let go in time."""
+
+
+class RegionCorrupt(VmallocError):
+    """An invariant does not hold."""
+
+
+class RegionClosed(VmallocError, ValueError):
+    """The region was closed in this process."""

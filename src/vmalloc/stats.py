@@ -1,0 +1,70 @@
+"""What a region tells about itself: `Region.stats()` and `Region.ranges()`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+__all__ = ["Range", "Stats"]
+
+
+class Range(NamedTuple):
+    """One range, as its word says: pages [start, end)."""
+
+    start: int
+    end: int
+    state: str  #: free, busy, cached, pooled, lazy, moving, purging or freeing
+    owner: int  #: busy: process slot; cached, moving, purging: thread slot; pooled, lazy: node
+    id: int  #: of a busy range, never repeated in the region's life; else 0
+    shared: bool
+    dirty: bool  #: pages may be resident and not zero
+
+    @property
+    def nr_pages(self) -> int:
+        return self.end - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Counted from the words at one moment; sums of all states are the region's size."""
+
+    page_size: int
+    nr_pages: int
+    free_pages: int  #: in space
+    busy_pages: int  #: referenced by processes
+    cached_pages: int  #: in magazines
+    pooled_pages: int  #: in the nodes' pools
+    lazy_pages: int  #: waiting for a purge
+    moving_pages: int  #: between two of these right now
+    nr_ranges: int
+    nr_busy: int
+    nr_shared: int
+    nr_free_ranges: int
+    largest_free_pages: int
+    resident_bytes: int  #: of the whole memfd, metadata included
+    nr_processes: int
+    nr_thread_slots: int
+    nr_alloc: int  #: requests that missed their magazine
+    nr_pool_hit: int
+    nr_lazy_hit: int
+    nr_space_hit: int
+    nr_failed: int
+    lock_wait_ns: int  #: of all threads, ever
+    nr_purges: int
+    nr_purged_pages: int
+    nr_discards: int  #: holes punched
+    nr_splits: int
+    nr_merges: int
+    nr_recovered: int  #: pages reclaimed from dead processes
+
+    @property
+    def busy_bytes(self) -> int:
+        return self.busy_pages * self.page_size
+
+    @property
+    def free_bytes(self) -> int:
+        """What could be handed out after a shrink: everything that is not busy."""
+        return (self.nr_pages - self.busy_pages) * self.page_size
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
