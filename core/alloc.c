@@ -24,25 +24,28 @@ void vm__hand_out(vm_region *r, vm_thread *t, uint64_t page, uint64_t nr_pages, 
 
 static void count(uint64_t *counter) { VM_PUT(counter, VM_PEEK(counter) + 1); }
 
-/* One pass through the stations below the magazine; ENOSPC if none has it. */
+/* A ready range of exactly that size, from the magazine's depths or from a pool. */
+static int take_ready(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out)
+{
+    uint64_t page;
+    if (align_pages > 1 && vm__magazine_take_aligned(r, t, nr_pages, align_pages, out))
+        return 0;
+    if (t->fast_pages)
+        return vm__magazine_refill(r, t, nr_pages, align_pages, out);
+    if (!vm__pool_take(r, t, nr_pages, align_pages, 1, &page))
+        return -ENOSPC;
+    vm__hand_out(r, t, page, nr_pages, false, out);
+    return 0;
+}
+
+/* One pass through the stations below the hit; ENOSPC if none has it. */
 static int try_stations(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags,
                         vm_range *out)
 {
-    if (nr_pages <= VM_POOL_PAGES_MAX && r->pools != VM_POOLS_OFF) {
-        int rc = -ENOSPC;
-        if (t->fast_pages) {
-            rc = vm__magazine_refill(r, t, nr_pages, align_pages, out);
-        } else {
-            uint64_t page;
-            if (vm__pool_take(r, t, nr_pages, align_pages, 1, &page)) {
-                vm__hand_out(r, t, page, nr_pages, false, out);
-                rc = 0;
-            }
-        }
-        if (rc == 0) {
-            count(&t->slot->nr_pool_hit);
-            return 0;
-        }
+    if (nr_pages <= VM_POOL_PAGES_MAX && r->pools != VM_POOLS_OFF
+        && take_ready(r, t, nr_pages, align_pages, out) == 0) {
+        count(&t->slot->nr_pool_hit);
+        return 0;
     }
     if (nr_pages > VM_POOL_PAGES_MAX && vm__lazy_take(r, t, nr_pages, align_pages, out) == 0) {
         count(&t->slot->nr_lazy_hit);

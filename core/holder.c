@@ -85,16 +85,22 @@ static int share(vm_region *r, vm_thread *t, uint64_t page, uint64_t id)
     return VM_CAS(word, w, w | VM_WORD_SHARED) ? 0 : -ENOENT;
 }
 
+int vm__share(vm_region *r, vm_thread *t, uint64_t page, uint64_t id)
+{
+    pthread_mutex_lock(&r->holder_mutex);
+    int rc = page < r->nr_pages ? share(r, t, page, id) : -ENOENT;
+    pthread_mutex_unlock(&r->holder_mutex);
+    return rc;
+}
+
 int vm_share(vm_region *r, uint64_t page, uint64_t id)
 {
     vm_thread *t = vm__thread(r);
     if (!t)
         return vm__thread_error(r);
-    if (page >= r->nr_pages)
-        return -ENOENT;
-    pthread_mutex_lock(&r->holder_mutex);
-    int rc = share(r, t, page, id);
-    pthread_mutex_unlock(&r->holder_mutex);
+    vm__enter(t);
+    int rc = vm__share(r, t, page, id);
+    vm__leave(t);
     return rc;
 }
 
@@ -144,12 +150,8 @@ static int adopt(vm_region *r, vm_thread *t, uint64_t page, uint64_t id, vm_rang
     return 0;
 }
 
-/* Reference a range another process shared; pair each with a vm_free(). */
-int vm_adopt(vm_region *r, uint64_t page, uint64_t id, vm_range *out)
+int vm__adopt(vm_region *r, vm_thread *t, uint64_t page, uint64_t id, vm_range *out)
 {
-    vm_thread *t = vm__thread(r);
-    if (!t)
-        return vm__thread_error(r);
     if (page >= r->nr_pages || !(VM_LOAD(&r->heads[page].word) & VM_WORD_SHARED))
         return -ESTALE; /* do not touch the side table of what was never shared */
     bool is_last = false;
@@ -158,6 +160,18 @@ int vm_adopt(vm_region *r, uint64_t page, uint64_t id, vm_range *out)
     pthread_mutex_unlock(&r->holder_mutex);
     if (is_last)
         vm__release(r, t, page, vm__len(VM_LOAD(&r->heads[page].word)));
+    return rc;
+}
+
+/* Reference a range another process shared; pair each with a vm_free(). */
+int vm_adopt(vm_region *r, uint64_t page, uint64_t id, vm_range *out)
+{
+    vm_thread *t = vm__thread(r);
+    if (!t)
+        return vm__thread_error(r);
+    vm__enter(t);
+    int rc = vm__adopt(r, t, page, id, out);
+    vm__leave(t);
     return rc;
 }
 

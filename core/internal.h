@@ -2,8 +2,8 @@
 /*
  * What the stations of core/ share: the process's own state, lock order, cross-file functions.
  *
- * Lock order: purge_lock -> names_lock -> one node's pool_lock -> space_lock. Never two nodes at
- * once. Process-private mutexes (recover, holder, common) come before all of them. A range's
+ * Lock order: common_mutex, recover_mutex (both private to the process), purge_lock, names_lock, one
+ * node's pool_lock, space_lock; holder_mutex (private) is a leaf. Never two nodes at once. A range's
  * boundaries change only under space_lock, so a scan of the words under it is stable.
  */
 #ifndef VM_INTERNAL_H
@@ -63,7 +63,7 @@ struct vm_region {
     uint32_t process, process_inc; /* our slot; VM_PROCESSES: none (a fork that found none free) */
     uint64_t mapped_bytes;
     uint64_t lock_timeout_ns;
-    uint64_t budget_pages; /* most pages one thread's magazines may keep */
+    uint64_t budget_pages; /* by how many pages one thread's magazine caps may grow */
     bool can_drain;        /* membarrier across processes works here */
 
     uint32_t *references;  /* per page, of shared ranges: how often this process holds it [holder_mutex] */
@@ -85,7 +85,7 @@ struct vm_thread {
     vm_thread *next;     /* this thread's other regions */
     vm_token token;
     uint32_t index;
-    uint64_t cap_pages;  /* sum of all caps in pages: what the magazines may hold at most         */
+    uint64_t cap_pages;  /* by how many pages all caps together grew                              */
     bool common;         /* uses the process's slot under common_mutex                            */
     uint8_t cap[VM_POOL_PAGES_MAX]; /* ranges each magazine may hold now; grows on demand         */
 };
@@ -184,8 +184,9 @@ uint32_t vm__node_here(const vm_region *r);
 
 /* ---- magazine.c ---- */
 int vm__magazine_refill(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out);
+bool vm__magazine_take_aligned(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out);
 bool vm__magazine_put_slow(vm_region *r, vm_thread *t, uint64_t page, uint64_t nr_pages);
-void vm__magazine_flush_all(vm_region *r, vm_thread *t, vm_slot *slot);
+bool vm__magazine_flush_all(vm_region *r, vm_thread *t, vm_slot *slot);
 void vm__magazine_init(vm_thread *t);
 int vm__magazine_drain(vm_region *r, vm_thread *t, uint32_t slot);
 void vm__drain_all(vm_region *r, vm_thread *t);
@@ -214,6 +215,8 @@ void vm__release(vm_region *r, vm_thread *t, uint64_t page, uint64_t nr_pages); 
 void vm__hand_out(vm_region *r, vm_thread *t, uint64_t page, uint64_t nr_pages, bool zeroed, vm_range *out);
 
 /* ---- holder.c ---- */
+int vm__share(vm_region *r, vm_thread *t, uint64_t page, uint64_t id);
+int vm__adopt(vm_region *r, vm_thread *t, uint64_t page, uint64_t id, vm_range *out);
 int vm__drop_shared(vm_region *r, vm_thread *t, uint64_t page, uint64_t id);
 bool vm__take_if_unheld(vm_region *r, vm_thread *t, uint64_t page, vm_word taken);
 

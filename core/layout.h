@@ -102,9 +102,8 @@ _Static_assert(sizeof(vm_head) == 16, "region format 1");
 typedef struct vm_sharing {
     uint64_t holders[VM_PROCESSES / 64]; /* one bit a process slot; set and clear are idempotent */
     uint64_t nr_leases;                  /* references inside messages; at least the true number */
-    uint64_t lease_deadline_ns;          /* CLOCK_BOOTTIME; unclaimed leases end here            */
 } vm_sharing;
-_Static_assert(sizeof(vm_sharing) == 48, "region format 1");
+_Static_assert(sizeof(vm_sharing) == 40, "region format 1");
 
 /* ---- locks ----------------------------------------------------------------------------------- */
 

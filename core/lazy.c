@@ -39,7 +39,8 @@ uint64_t vm__lazy_pages_max(const vm_region *r)
         n = online < 1 ? 1 : (uint32_t)online;
         __atomic_store_n(&cpus, n, __ATOMIC_RELAXED);
     }
-    uint64_t fixed = bits_of(n) * (32ull << 20 >> 12), peak = VM_PEEK(&r->h->used_peak) / 4;
+    uint32_t shift = r->flags & VM_FLAG_NO_DATA ? 12 : r->page_shift; /* granules count as pages */
+    uint64_t fixed = bits_of(n) * (32ull << 20 >> shift), peak = VM_PEEK(&r->h->used_peak) / 4;
     return peak > fixed ? peak : fixed;
 }
 

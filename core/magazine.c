@@ -22,12 +22,12 @@
 #define REFILL_MAX 8
 #define DRAIN_ROUNDS 200
 
-/* Caps start small and double when a magazine overflows, as long as the sum of all caps stays within
- * the thread's budget: what a thread may hoard is bounded, and the hot path need not count it. */
+/* Caps start at one range and double when a magazine overflows, as long as the growth of all caps stays
+ * within the thread's budget: what a thread may hoard is bounded, and the hot path need not count it. */
 void vm__magazine_init(vm_thread *t)
 {
     memset(t->cap, 1, sizeof t->cap);
-    t->cap_pages = VM_POOL_PAGES_MAX * (VM_POOL_PAGES_MAX + 1) / 2;
+    t->cap_pages = 0;
 }
 
 static void grow_cap(vm_region *r, vm_thread *t, uint64_t nr_pages)
@@ -63,6 +63,29 @@ static bool enter_magazines(vm_region *r, vm_thread *t)
         drainer = 0;
     if (!drainer)
         return true;
+    leave_magazines(t);
+    return false;
+}
+
+/* A range of that size and alignment from the magazine, wherever it stands there: what the hit path
+ * leaves to us. */
+bool vm__magazine_take_aligned(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out)
+{
+    if (!t->fast_pages || !enter_magazines(r, t))
+        return false;
+    vm_magazine *m = &t->slot->magazine[vm__pool_index(nr_pages)];
+    uint32_t count = VM_PEEK(&m->nr_ranges), i = count <= VM_MAGAZINE_CAP ? count : 0;
+    while (i-- > 0) {
+        uint64_t page = VM_PEEK(&m->page[i]);
+        if (page & (align_pages - 1) || !entry_is_ours(r, t, page, nr_pages))
+            continue;
+        vm__hand_out(r, t, page, nr_pages, false, out);
+        for (; i + 1 < count; i++)
+            VM_PUT(&m->page[i], m->page[i + 1]);
+        VM_PUT(&m->nr_ranges, count - 1);
+        leave_magazines(t);
+        return true;
+    }
     leave_magazines(t);
     return false;
 }
@@ -122,15 +145,18 @@ bool vm__magazine_put_slow(vm_region *r, vm_thread *t, uint64_t page, uint64_t n
     return true;
 }
 
-/* Everything back to the pools; `slot` is t's own. */
-void vm__magazine_flush_all(vm_region *r, vm_thread *t, vm_slot *slot)
+/* Everything back to the pools; `slot` is t's own. False: somebody drains it. */
+bool vm__magazine_flush_all(vm_region *r, vm_thread *t, vm_slot *slot)
 {
-    if (!t->fast_pages || !enter_magazines(r, t))
-        return;
+    if (!t->fast_pages)
+        return true;
+    if (!enter_magazines(r, t))
+        return false;
     for (uint32_t i = 0; i < VM_POOL_PAGES_MAX; i++)
         if (VM_PEEK(&slot->magazine[i].nr_ranges))
             flush_oldest(r, t, i + 1, VM_MAGAZINE_CAP);
     leave_magazines(t);
+    return true;
 }
 
 static bool wait_until_idle(const vm_slot *slot)

@@ -61,7 +61,67 @@ static void copy_in(void *to, const void *from, size_t bytes)
 
 static int check_name(const char *name) { return *name && strlen(name) < VM_NAME_BYTES ? 0 : -EINVAL; }
 
-/* The caller holds a shared reference, so the range cannot go away meanwhile. */
+/* [names_lock] */
+static int name_set(vm_region *r, vm_thread *t, const char *name, uint64_t page, uint64_t id, const void *meta,
+                    size_t bytes)
+{
+    vm_name *old = find(r, name), *n = find_unused(r);
+    if (!n)
+        return -ENFILE;
+    VM_OR(names_holder(r, page), NAMES_BIT);
+    VM_PUT(&n->page, page);
+    VM_PUT(&n->meta_bytes, (uint32_t)bytes);
+    copy_in(n->name, name, strlen(name) + 1);
+    copy_in(n->meta, meta, bytes);
+    uint64_t old_page = old ? old->page : 0, old_id = old ? VM_LOAD(&old->state) : 0;
+    if (old) /* replaced: for a moment neither is there, never both */
+        VM_STORE(&old->state, 0);
+    VM_STORE(&n->state, id);
+    if (old)
+        drop_if_unnamed(r, t, old_page, old_id);
+    return 0;
+}
+
+/* [names_lock] */
+static int name_get(vm_region *r, vm_thread *t, const char *name, vm_range *out, void *meta, size_t *bytes)
+{
+    vm_name *n = find(r, name);
+    int rc = n ? vm__adopt(r, t, n->page, VM_LOAD(&n->state), out) : -ENOENT;
+    if (rc)
+        return rc;
+    size_t have = n->meta_bytes > VM_NAME_META_BYTES ? 0 : n->meta_bytes;
+    *bytes = have < *bytes ? have : *bytes;
+    memcpy(meta, n->meta, *bytes);
+    return 0;
+}
+
+/* [names_lock] */
+static int name_delete(vm_region *r, vm_thread *t, const char *name)
+{
+    vm_name *n = find(r, name);
+    if (!n)
+        return -ENOENT;
+    uint64_t page = n->page, id = VM_LOAD(&n->state);
+    VM_STORE(&n->state, 0);
+    drop_if_unnamed(r, t, page, id);
+    return 0;
+}
+
+static int enter_names(vm_region *r, vm_thread *t)
+{
+    vm__enter(t);
+    int rc = vm__lock(r, t, &r->h->names_lock, 0);
+    if (rc)
+        vm__leave(t);
+    return rc;
+}
+static void leave_names(vm_region *r, vm_thread *t)
+{
+    vm__unlock(r, t, &r->h->names_lock);
+    vm__leave(t);
+}
+
+/* The caller holds a reference, so the range cannot go away meanwhile. */
 int vm_name_set(vm_region *r, const char *name, uint64_t page, uint64_t id, const void *meta, size_t bytes)
 {
     vm_thread *t = vm__thread(r);
@@ -69,64 +129,36 @@ int vm_name_set(vm_region *r, const char *name, uint64_t page, uint64_t id, cons
     if (rc == 0 && bytes > VM_NAME_META_BYTES)
         rc = -EINVAL;
     if (rc == 0)
-        rc = vm_share(r, page, id);
-    if (rc == 0)
-        rc = vm__lock(r, t, &r->h->names_lock, 0);
+        rc = enter_names(r, t);
     if (rc)
         return rc;
-    vm_name *old = find(r, name), *n = find_unused(r);
-    if (!n) {
-        vm__unlock(r, t, &r->h->names_lock);
-        return -ENFILE;
-    }
-    VM_OR(names_holder(r, page), NAMES_BIT);
-    VM_PUT(&n->page, page);
-    VM_PUT(&n->meta_bytes, (uint32_t)bytes);
-    copy_in(n->name, name, strlen(name) + 1);
-    copy_in(n->meta, meta, bytes);
-    if (old) { /* replaced: for a moment neither is there, never both */
-        uint64_t old_page = old->page, old_id = VM_LOAD(&old->state);
-        VM_STORE(&old->state, 0);
-        VM_STORE(&n->state, id);
-        drop_if_unnamed(r, t, old_page, old_id);
-    } else {
-        VM_STORE(&n->state, id);
-    }
-    vm__unlock(r, t, &r->h->names_lock);
-    return 0;
+    rc = vm__share(r, t, page, id);
+    if (rc == 0)
+        rc = name_set(r, t, name, page, id, meta, bytes);
+    leave_names(r, t);
+    return rc;
 }
 
 int vm_name_get(vm_region *r, const char *name, vm_range *out, void *meta, size_t *bytes)
 {
     vm_thread *t = vm__thread(r);
-    int rc = t ? vm__lock(r, t, &r->h->names_lock, 0) : vm__thread_error(r);
+    int rc = t ? enter_names(r, t) : vm__thread_error(r);
     if (rc)
         return rc;
-    vm_name *n = find(r, name);
-    rc = n ? vm_adopt(r, n->page, VM_LOAD(&n->state), out) : -ENOENT;
-    if (rc == 0) {
-        size_t have = n->meta_bytes > VM_NAME_META_BYTES ? 0 : n->meta_bytes;
-        *bytes = have < *bytes ? have : *bytes;
-        memcpy(meta, n->meta, *bytes);
-    }
-    vm__unlock(r, t, &r->h->names_lock);
+    rc = name_get(r, t, name, out, meta, bytes);
+    leave_names(r, t);
     return rc;
 }
 
 int vm_name_delete(vm_region *r, const char *name)
 {
     vm_thread *t = vm__thread(r);
-    int rc = t ? vm__lock(r, t, &r->h->names_lock, 0) : vm__thread_error(r);
+    int rc = t ? enter_names(r, t) : vm__thread_error(r);
     if (rc)
         return rc;
-    vm_name *n = find(r, name);
-    if (n) {
-        uint64_t page = n->page, id = VM_LOAD(&n->state);
-        VM_STORE(&n->state, 0);
-        drop_if_unnamed(r, t, page, id);
-    }
-    vm__unlock(r, t, &r->h->names_lock);
-    return n ? 0 : -ENOENT;
+    rc = name_delete(r, t, name);
+    leave_names(r, t);
+    return rc;
 }
 
 int vm_name_list(vm_region *r, int (*each)(void *, const char *, uint64_t page), void *arg)

@@ -171,11 +171,15 @@ static bool claim_thread(vm_region *r, vm_thread *t)
     for (uint32_t i = VM_PROCESSES; i < r->nr_threads; i++) {
         raise_high_slot(r, i);
         uint64_t state = VM_LOAD(&r->slots[i].state), mine = (state >> 32) << 32 | (uint64_t)r->process << 1 | 1;
-        if (state & 1 || !VM_CAS(&r->slots[i].state, state, mine))
-            continue;
         vm_slot *s = &r->slots[i];
+        vm_token drainer = VM_LOAD(&s->drain);
+        if (drainer && !vm__owner_is_dead(r, drainer))
+            continue; /* a neighbour still empties what the last owner left */
+        if (state & 1 || !VM_CAS(&s->state, state, mine))
+            continue;
         VM_PUT(&s->in_operation, 0);
-        VM_PUT(&s->drain, 0);
+        if (drainer)
+            VM_CAS(&s->drain, drainer, 0);
         fill_thread(r, t, i, mine);
         return true;
     }
@@ -194,8 +198,10 @@ static void leave_region(vm_thread *t)
     vm_region *r = t->region;
     if (t->common)
         return;
-    vm__magazine_flush_all(r, t, t->slot);
+    bool is_empty = vm__magazine_flush_all(r, t, t->slot);
     VM_STORE(&t->slot->state, ((VM_LOAD(&t->slot->state) >> 32) + 1) << 32);
+    if (!is_empty) /* a drainer was at it; what it leaves is found by the words */
+        VM_PUT(&r->h->purge_needs_scan, 1);
 }
 
 static void thread_exits(void *unused)
@@ -209,6 +215,25 @@ static void thread_exits(void *unused)
         for (vm_region *r = registry; r; r = r->next)
             if (r == t->region && r->serial == t->serial)
                 leave_region(t);
+        munmap(t, sizeof *t);
+    }
+    pthread_mutex_unlock(&registry_mutex);
+}
+
+/* Drop what this thread knew of regions the process has detached since. */
+static void forget_detached(void)
+{
+    pthread_mutex_lock(&registry_mutex);
+    for (vm_thread **at = &my_threads; *at;) {
+        vm_thread *t = *at;
+        const vm_region *r = registry;
+        while (r && (r != t->region || r->serial != t->serial))
+            r = r->next;
+        if (r) {
+            at = &t->next;
+            continue;
+        }
+        *at = t->next;
         munmap(t, sizeof *t);
     }
     pthread_mutex_unlock(&registry_mutex);
@@ -232,6 +257,9 @@ vm_thread *vm__thread_slow(vm_region *r)
     for (vm_thread *t = my_threads; t; t = t->next)
         if (t->serial == r->serial)
             return vm__current = t;
+    vm__current = &nobody;
+    if (my_threads)
+        forget_detached(); /* not in a fork's child, which has none and holds the registry */
     vm_thread *t = new_thread();
     if (!t)
         return NULL;
@@ -268,18 +296,18 @@ static void before_fork(void)
 {
     pthread_mutex_lock(&registry_mutex);
     for (vm_region *r = registry; r; r = r->next) {
+        pthread_mutex_lock(&r->common_mutex);
         pthread_mutex_lock(&r->recover_mutex);
         pthread_mutex_lock(&r->holder_mutex);
-        pthread_mutex_lock(&r->common_mutex);
     }
 }
 
 static void unlock_all(void)
 {
     for (vm_region *r = registry; r; r = r->next) {
-        pthread_mutex_unlock(&r->common_mutex);
         pthread_mutex_unlock(&r->holder_mutex);
         pthread_mutex_unlock(&r->recover_mutex);
+        pthread_mutex_unlock(&r->common_mutex);
     }
     pthread_mutex_unlock(&registry_mutex);
 }
