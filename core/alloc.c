@@ -16,7 +16,7 @@ static bool is_power_of_two(uint64_t n) { return n && !(n & (n - 1)); }
 /* Make a range whose word is ours (MOVING) busy: the id first, the word commits. */
 void vm__hand_out(vm_region *r, vm_thread *t, uint64_t page, uint64_t nr_pages, bool zeroed, vm_range *out)
 {
-    uint64_t id = vm__new_id(t);
+    uint64_t id = vm__new_id(t, nr_pages);
     VM_PUT(&r->heads[page].aux, id);
     VM_STORE(&r->heads[page].word, t->busy | nr_pages << VM_WORD_LEN_SHIFT);
     *out = (vm_range){page, nr_pages, id, zeroed};
@@ -24,11 +24,11 @@ void vm__hand_out(vm_region *r, vm_thread *t, uint64_t page, uint64_t nr_pages, 
 
 static void count(uint64_t *counter) { VM_PUT(counter, VM_PEEK(counter) + 1); }
 
-/* A ready range of exactly that size, from the magazine's depths or from a pool. */
+/* A ready range of exactly that size, from the magazine (what the hit leaves to us) or from a pool. */
 static int take_ready(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out)
 {
     uint64_t page;
-    if (align_pages > 1 && vm__magazine_take_aligned(r, t, nr_pages, align_pages, out))
+    if (vm__magazine_take(r, t, nr_pages, align_pages, out))
         return 0;
     if (t->fast_pages)
         return vm__magazine_refill(r, t, nr_pages, align_pages, out);
@@ -122,29 +122,29 @@ static __attribute__((noinline, cold)) int alloc_checked(vm_region *r, uint64_t 
 int vm_alloc(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out)
 {
     vm_thread *t = vm__current;
-    if (vm_unlikely(t->serial != r->fast_serial || nr_pages - 1 >= t->fast_pages || align_pages != 1))
+    if (vm_unlikely(t->fast_serial != r->fast_serial || nr_pages > VM_POOL_PAGES_MAX || align_pages != 1))
         return alloc_checked(r, nr_pages, align_pages, flags, out);
-    vm_slot *slot = t->slot;
-    vm_magazine *m = &slot->magazine[nr_pages - 1];
-    VM_PUT(&slot->in_operation, 1);
+    vm_magazine *m = &t->magazine[nr_pages];
+    uint64_t header = VM_PEEK(&m->header), serial = header >> 8;
+    VM_PUT(&m->header, VM_MAGAZINE_TAKING);
     __atomic_signal_fence(__ATOMIC_SEQ_CST); /* the drainer's membarrier is the other half */
-    uint64_t top = (uint64_t)VM_PEEK(&m->nr_ranges) - 1, id = t->next_id;
-    if (vm_likely(!VM_PEEK(&slot->drain) && top < VM_MAGAZINE_CAP && id != t->id_end)) {
-        uint64_t page = VM_PEEK(&m->page[top]);
-        vm_word cached = t->cached | nr_pages << VM_WORD_LEN_SHIFT;
-        if (vm_likely(page < r->nr_pages && VM_PEEK(&r->heads[page].word) == cached)) {
-            t->next_id = id + 1;
-            VM_PUT(&r->heads[page].aux, id);
-            VM_STORE(&r->heads[page].word, cached ^ t->flip);
-            VM_PUT(&m->nr_ranges, (uint32_t)top);
-            __atomic_signal_fence(__ATOMIC_SEQ_CST);
-            VM_STORE(&slot->in_operation, 0);
-            *out = (vm_range){page, nr_pages, id, false};
-            return 0;
-        }
-    }
-    VM_STORE(&slot->in_operation, 0);
-    return alloc_checked(r, nr_pages, 1, flags, out);
+    uint64_t page = VM_PEEK(vm__magazine_top(m, header));
+    if (vm_unlikely(VM_LOOK(&t->slot->drain) || page >= r->nr_pages || vm__serial_is_spent(serial)))
+        goto missed;
+    vm_head *head = &r->heads[page];
+    vm_word cached = t->cached | nr_pages << VM_WORD_LEN_SHIFT;
+    if (vm_unlikely(VM_LOOK(&head->word) != cached))
+        goto missed;
+    uint64_t id = serial << VM_ID_SIZE_BITS | nr_pages;
+    VM_PUT(&head->aux, id);
+    VM_STORE(&head->word, cached ^ t->flip);
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    VM_STORE(&m->header, header + (1 << 8) - 1); /* the next serial, one range less */
+    *out = (vm_range){page, nr_pages, id, false};
+    return 0;
+missed:
+    VM_STORE(&m->header, header);
+    return alloc_checked(t->region, nr_pages, 1, flags, out);
 }
 
 int vm_alloc_bulk(vm_region *r, uint64_t nr_pages, uint64_t align_pages, size_t count_, vm_range *out)
@@ -194,28 +194,42 @@ static int check_congruent(const vm_region *r, size_t n, const uint64_t *offsets
     return 0;
 }
 
+static int try_congruent(vm_region *r, vm_thread *t, size_t n, const uint64_t *offsets, const uint64_t *nr_pages,
+                         uint64_t align_pages, uint64_t total, vm_range *out)
+{
+    int rc = vm__space_lock(r, t, 0);
+    if (rc)
+        return rc;
+    uint64_t base = VM_NONE;
+    rc = vm__space_fits(r, total);
+    if (rc == 0)
+        base = find_congruent(r, n, offsets, nr_pages, align_pages);
+    if (base == VM_NONE)
+        rc = -ENOSPC;
+    for (size_t i = 0; rc == 0 && i < n; i++)
+        rc = vm__space_words_agree(r, base + offsets[i], nr_pages[i]) ? 0 : VM_CORRUPT(r);
+    for (size_t i = 0; rc == 0 && i < n; i++)
+        vm__space_carve(r, t, base + offsets[i], nr_pages[i], &out[i]);
+    vm__space_unlock(r, t);
+    return rc;
+}
+
 int vm_alloc_congruent(vm_region *r, size_t n, const uint64_t *offsets, const uint64_t *nr_pages, uint64_t align_pages,
                        vm_range *out)
 {
     uint64_t total = 0;
     vm_thread *t = vm__thread(r);
     int rc = t ? check_congruent(r, n, offsets, nr_pages, align_pages, &total) : vm__thread_error(r);
+    if (rc == 0 && VM_LOAD(&r->h->corrupt))
+        rc = -EUCLEAN;
     if (rc)
         return rc;
     vm__enter(t);
-    for (int attempt = 0; attempt < 3; attempt++) {
-        uint64_t base = VM_NONE;
-        rc = vm__space_lock(r, t, 0);
-        if (rc)
-            break;
-        if (vm__space_fits(r, total) == 0)
-            base = find_congruent(r, n, offsets, nr_pages, align_pages);
-        for (size_t i = 0; base != VM_NONE && i < n; i++)
-            vm__space_carve(r, t, base + offsets[i], nr_pages[i], &out[i]);
-        vm__space_unlock(r, t);
-        rc = base == VM_NONE ? -ENOSPC : 0;
-        if (rc == 0 || make_room(r, t, attempt, 0) != 0)
-            break;
+    rc = try_congruent(r, t, n, offsets, nr_pages, align_pages, total, out);
+    for (int attempt = 0; rc == -ENOSPC && attempt < 3; attempt++) {
+        rc = make_room(r, t, attempt, 0);
+        if (rc == 0)
+            rc = try_congruent(r, t, n, offsets, nr_pages, align_pages, total, out);
     }
     vm__leave(t);
     return rc;

@@ -149,8 +149,8 @@ static void check_cached(finder *f)
             find(f, "page %llu: cached by slot %u, which nobody uses", P(page), slot);
             continue;
         }
-        vm_magazine *m = &r->slots[slot].magazine[vm__pool_index(vm__len(w))];
-        n = m->nr_ranges <= VM_MAGAZINE_CAP ? m->nr_ranges : 0;
+        vm_magazine *m = &r->slots[slot].magazine[vm__len(w)];
+        n = vm__magazine_count(VM_LOAD(&m->header));
         while (k < n && m->page[k] != page)
             k++;
         if (k == n)
@@ -177,7 +177,7 @@ static int repair_hints(vm_region *r, vm_thread *t)
     VM_PUT(&r->h->purge_needs_scan, 1);
     for (uint32_t i = 0; i < r->nr_nodes && r->pools != VM_POOLS_LLIST; i++)
         VM_PUT(&r->nodes[i].pool_lock.needs_repair, 1);
-    return vm__purge(r, t, VM_PURGE_SCAN, NULL);
+    return vm__purge_scan(r, t, 0, NULL, NULL);
 }
 
 int vm_check(vm_region *r, bool at_rest, bool repair, void (*say)(void *, const char *), void *arg)

@@ -15,6 +15,8 @@
 #include <stdint.h>
 
 #ifdef VM_HOOKS
+#include <stdbool.h>
+#include <stddef.h>
 typedef struct vm_site {
     const char *file;
     int line;
@@ -23,6 +25,13 @@ typedef struct vm_site {
 } vm_site;
 _Static_assert(sizeof(vm_site) == 24, "an array of these is laid out by the linker");
 void vm__fault(vm_site *site);
+
+/* For tests; all of it is per process. */
+void vm_fault_arm(int64_t n); /* die before the (n+1)-th shared write from now on; n < 0 disarms */
+uint64_t vm_fault_nr_writes(void);
+size_t vm_fault_nr_sites(void);
+uint64_t vm_fault_site(size_t i, const char **file, int *line); /* how often it was passed */
+void vm_fault_filter(bool (*filter)(const char *file, int line, uint64_t nr_passed));
 #define VM_FAULT()                                                                                          \
     do {                                                                                                    \
         static vm_site vm_site_here __attribute__((section("vm_sites"), used, aligned(8))) = {              \
@@ -35,6 +44,13 @@ void vm__fault(vm_site *site);
 
 #define VM_LOAD(p) __atomic_load_n((p), __ATOMIC_ACQUIRE)
 #define VM_PEEK(p) __atomic_load_n((p), __ATOMIC_RELAXED) /* hints, and words this thread owns */
+
+/* As VM_PEEK, for one comparison: atomics are never folded into the instruction that compares. */
+#ifdef __SANITIZE_THREAD__
+#define VM_LOOK(p) VM_PEEK(p)
+#else
+#define VM_LOOK(p) (*(p))
+#endif
 
 /* A commit: everything before it is visible to whoever sees it. */
 #define VM_STORE(p, v)                                                                                      \

@@ -5,7 +5,7 @@
  *   last reference -> magazine -overflow, in batches-> pool -over its cap-> lazy -threshold-> purge
  *
  * A range only this process holds is freed with plain stores; another process's with one CAS, so of
- * two racing frees exactly one wins; a shared one goes through holder.c. Freed pages stay resident
+ * two racing foreign frees exactly one wins; a shared one goes through holder.c. Freed pages stay resident
  * and are reused hot: there is no reason here to quarantine them as the kernel's TLB has.
  */
 #include "internal.h"
@@ -46,8 +46,11 @@ static int free_slow(vm_region *r, vm_thread *t, uint64_t page, uint64_t id, vm_
 /* Over the threshold the freeing thread purges, unless somebody does already. */
 static void purge_if_due(vm_region *r, vm_thread *t)
 {
-    if (vm_unlikely(VM_PEEK(&r->h->lazy_pages) > vm__lazy_pages_max(r)))
-        vm__purge(r, t, VM_PURGE_IF_IDLE | VM_NO_WAIT, NULL);
+    int64_t lazy = (int64_t)VM_PEEK(&r->h->lazy_pages); /* a death may leave it a little off, even below 0 */
+    if (vm_likely(lazy <= (int64_t)vm__lazy_pages_max(r)))
+        return;
+    if (vm__purge(r, t, VM_PURGE_IF_IDLE | VM_NO_WAIT, NULL) == 0)
+        vm__recover_dead(r, t, VM_NO_WAIT, NULL);
 }
 
 static __attribute__((noinline, cold)) int free_checked(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
@@ -67,38 +70,27 @@ static __attribute__((noinline, cold)) int free_checked(vm_region *r, uint64_t p
     return rc;
 }
 
-/* The length of a word whose other fields are zero; else something huge. */
-static inline uint64_t length_if_only_length(vm_word w)
-{
-    return w >> VM_WORD_LEN_SHIFT | w << (64 - VM_WORD_LEN_SHIFT);
-}
-
-/* The hit: a range only this process holds, into this thread's magazine. */
+/* The hit: a range only this process holds, into this thread's magazine. It needs no mark against a
+ * drainer: that one writes to no magazine, and takes only ranges whose words say CACHED already. */
 int vm_free(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
 {
     vm_thread *t = vm__current;
-    if (vm_unlikely(t->serial != r->fast_serial || page >= r->nr_pages))
+    uint64_t nr_pages = vm__id_pages(id);
+    if (vm_unlikely(t->fast_serial != r->fast_serial || page >= r->nr_pages || nr_pages > VM_POOL_PAGES_MAX))
         return free_checked(r, page, id, flags);
     vm_head *head = &r->heads[page];
-    vm_word w = VM_LOAD(&head->word);
-    uint64_t class = length_if_only_length(w ^ t->busy) - 1;
-    if (vm_unlikely(class >= t->fast_pages || VM_PEEK(&head->aux) != id))
+    vm_word busy = t->busy | nr_pages << VM_WORD_LEN_SHIFT;
+    if (vm_unlikely(VM_LOOK(&head->word) != busy || VM_LOOK(&head->aux) != id))
         return free_checked(r, page, id, flags);
-    vm_slot *slot = t->slot;
-    vm_magazine *m = &slot->magazine[class];
-    VM_PUT(&slot->in_operation, 1);
-    __atomic_signal_fence(__ATOMIC_SEQ_CST);
-    uint32_t count = VM_PEEK(&m->nr_ranges);
-    if (vm_likely(!VM_PEEK(&slot->drain) && count < t->cap[class])) {
-        VM_STORE(&head->word, w ^ t->flip);
-        VM_PUT(&m->page[count], (uint32_t)page);
-        VM_PUT(&m->nr_ranges, count + 1);
-        __atomic_signal_fence(__ATOMIC_SEQ_CST);
-        VM_STORE(&slot->in_operation, 0);
-        return 0;
-    }
-    VM_STORE(&slot->in_operation, 0);
-    return free_checked(r, page, id, flags);
+    vm_magazine *m = &t->magazine[nr_pages];
+    uint64_t header = VM_PEEK(&m->header);
+    uint32_t count = (uint8_t)header;
+    if (vm_unlikely(count >= t->cap[nr_pages]))
+        return free_checked(r, page, id, flags);
+    VM_STORE(&head->word, busy ^ t->flip);
+    VM_PUT(&m->page[count], (uint32_t)page);
+    VM_STORE(&m->header, header + 1);
+    return 0;
 }
 
 /* Frees what it can; the first error is returned. */
@@ -122,23 +114,27 @@ static int shrink_in_place(vm_region *r, vm_thread *t, const vm_range *range, ui
     if (rc)
         return rc;
     vm_word w = VM_LOAD(word);
+    if (w & VM_WORD_SHARED || vm__len(w) != range->nr_pages) {
+        vm__space_unlock(r, t);
+        return -EBUSY; /* shared meanwhile */
+    }
     VM_STORE(&r->heads[tail].word, t->moving | tail_pages << VM_WORD_LEN_SHIFT);
     if (!VM_CAS(word, w, (w & ~VM_WORD_LEN_MASK) | nr_pages << VM_WORD_LEN_SHIFT))
-        rc = -EAGAIN; /* shared meanwhile */
+        rc = -EBUSY; /* shared just now */
     vm__space_unlock(r, t);
     if (rc == 0)
         vm__release(r, t, tail, tail_pages);
     return rc;
 }
 
-static int move_to_larger(vm_region *r, vm_range *range, uint64_t nr_pages)
+static int move_to_larger(vm_region *r, vm_range *range, const vm_range *now, uint64_t nr_pages)
 {
     vm_range grown;
     int rc = vm_alloc(r, nr_pages, 1, 0, &grown);
     if (rc)
         return rc;
     if (r->data)
-        memcpy(vm_pointer(r, grown.page), vm_pointer(r, range->page), range->nr_pages << r->page_shift);
+        memcpy(vm_pointer(r, grown.page), vm_pointer(r, range->page), now->nr_pages << r->page_shift);
     rc = vm_free(r, range->page, range->id, 0);
     if (rc) {
         vm_free(r, grown.page, grown.id, 0);
@@ -164,7 +160,7 @@ int vm_resize(vm_region *r, vm_range *range, uint64_t nr_pages)
     if (nr_pages == now.nr_pages)
         return 0;
     if (nr_pages > now.nr_pages)
-        return move_to_larger(r, range, nr_pages);
+        return move_to_larger(r, range, &now, nr_pages);
     vm__enter(t);
     rc = shrink_in_place(r, t, &now, nr_pages);
     vm__leave(t);

@@ -77,12 +77,16 @@ static int share(vm_region *r, vm_thread *t, uint64_t page, uint64_t id)
     int rc = need_references(r);
     if (rc)
         return rc;
-    vm_sharing *s = &r->sharings[page];
+    /* Our bit before the flag, or a recovery would find the range unheld. All others after it: a stray
+     * bit of a stale adopter who died is then seen by that recovery or cleared here. */
+    VM_OR(holder_word(r, page, r->process), holder_bit(r->process));
+    if (!VM_CAS(word, w, w | VM_WORD_SHARED))
+        return -ENOENT;
     for (uint32_t i = 0; i < VM_PROCESSES / 64; i++)
-        VM_PUT(&s->holders[i], i == r->process / 64 ? holder_bit(r->process) : 0);
-    VM_PUT(&s->nr_leases, 0);
+        VM_PUT(&r->sharings[page].holders[i], i == r->process / 64 ? holder_bit(r->process) : 0);
+    VM_PUT(&r->sharings[page].nr_leases, 0);
     r->references[page] = 1;
-    return VM_CAS(word, w, w | VM_WORD_SHARED) ? 0 : -ENOENT;
+    return 0;
 }
 
 int vm__share(vm_region *r, vm_thread *t, uint64_t page, uint64_t id)

@@ -136,10 +136,11 @@ static runs inner_runs(const vm_region *r, uint32_t level, uint64_t i)
     return v;
 }
 
-/* Bring the summaries above leaves [first, last] up to date; stops where nothing changed. */
-static void update_above(vm_region *r, uint64_t first, uint64_t last, bool changed)
+/* Bring the summaries above leaves [first, last] up to date; stops where nothing changed, unless a
+ * death may have left any level behind the one below it (`all`). */
+static void update_above(vm_region *r, uint64_t first, uint64_t last, bool changed, bool all)
 {
-    for (uint32_t level = 1; level < r->nr_levels && changed; level++) {
+    for (uint32_t level = 1; level < r->nr_levels && (changed || all); level++) {
         first /= VM_FANOUT;
         last /= VM_FANOUT;
         changed = false;
@@ -173,7 +174,7 @@ void vm__index_set(vm_region *r, uint64_t page, uint64_t nr_pages, bool taken)
         uint64_t all = taken ? 0 : VM_LEAF_PAGES;
         changed |= write_runs(r, 0, leaf, whole ? (runs){all, all, all} : leaf_runs(r, leaf));
     }
-    update_above(r, first, last, changed);
+    update_above(r, first, last, changed, false);
 }
 
 /* Only the right edge is written: pages past the region count as taken. */
@@ -183,7 +184,7 @@ void vm__index_init(vm_region *r)
     if (past)
         vm__index_write_bits(r, r->nr_pages, past, true);
     write_runs(r, 0, last, leaf_runs(r, last));
-    update_above(r, last, last, true);
+    update_above(r, last, last, true, true);
 }
 
 void vm__index_summarise_all(vm_region *r)
@@ -192,7 +193,7 @@ void vm__index_summarise_all(vm_region *r)
     uint64_t last = high ? (high - 1) / VM_LEAF_PAGES : 0;
     for (uint64_t leaf = 0; leaf <= last; leaf++)
         write_runs(r, 0, leaf, leaf_runs(r, leaf));
-    update_above(r, 0, last, true);
+    update_above(r, 0, last, true, true);
     vm__index_init(r);
 }
 

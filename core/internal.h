@@ -61,7 +61,7 @@ struct vm_region {
 
     int fd, lock_fd;
     uint32_t process, process_inc; /* our slot; VM_PROCESSES: none (a fork that found none free) */
-    uint64_t mapped_bytes;
+    uint64_t mapped_bytes, data_offset;
     uint64_t lock_timeout_ns;
     uint64_t budget_pages; /* by how many pages one thread's magazine caps may grow */
     bool can_drain;        /* membarrier across processes works here */
@@ -74,20 +74,23 @@ struct vm_region {
 /* What one thread knows of a region: its slot and the words it writes, precomputed. Lives in memory
  * that is wiped in a child, so that a raw clone's thread matches no serial. */
 struct vm_thread {
-    uint64_t serial;     /* equals region->serial while usable                                    */
-    uint64_t fast_pages; /* requests up to here may use the magazines: VM_POOL_PAGES_MAX or 0     */
-    vm_slot *slot;
-    vm_word busy, cached; /* words without length */
-    vm_word flip;        /* busy ^ cached */
-    uint64_t next_id, id_end; /* the block of ids taken last */
-    vm_word moving, purging;
+    uint64_t serial;      /* equals region->serial while usable                                    */
     vm_region *region;
-    vm_thread *next;     /* this thread's other regions */
+    vm_thread *next;      /* this thread's other regions */
+    uint64_t next_serial; /* of ids that come from no magazine                                     */
+    vm_word moving, purging; /* words without length, as busy and cached */
     vm_token token;
     uint32_t index;
+    _Alignas(64) uint64_t fast_serial; /* as serial, if this thread may use the hit paths          */
+    vm_magazine *magazine;
+    vm_slot *slot;
+    vm_word busy, cached;
+    vm_word flip;        /* busy ^ cached */
+    uint64_t fast_pages; /* requests up to here may use the magazines: VM_POOL_PAGES_MAX or 0     */
     uint64_t cap_pages;  /* by how many pages all caps together grew                              */
+    uint32_t nr_purges_left; /* to others who were at it */
     bool common;         /* uses the process's slot under common_mutex                            */
-    uint8_t cap[VM_POOL_PAGES_MAX]; /* ranges each magazine may hold now; grows on demand         */
+    uint8_t cap[VM_POOL_PAGES_MAX + 1]; /* ranges each magazine may hold now; grows on demand     */
 };
 
 /* ---- slot.c ---- */
@@ -105,15 +108,16 @@ static inline vm_thread *vm__thread(vm_region *r)
 }
 void vm__enter(vm_thread *t); /* around every operation that may use the slot beyond the fast path */
 void vm__leave(vm_thread *t);
-void vm__refill_ids(vm_thread *t);
-static inline uint64_t vm__new_id(vm_thread *t)
+uint64_t vm__new_serials(vm_region *r); /* the first of VM_ID_BLOCK - 1 */
+static inline uint64_t vm__new_id(vm_thread *t, uint64_t nr_pages)
 {
-    if (vm_unlikely(t->next_id == t->id_end))
-        vm__refill_ids(t);
-    return t->next_id++;
+    if (vm_unlikely(vm__serial_is_spent(t->next_serial)))
+        t->next_serial = vm__new_serials(t->region);
+    return vm__id(t->next_serial++, nr_pages);
 }
 int vm__join(vm_region *r); /* a process slot */
 int vm__finish_join(vm_region *r, int joined);
+void vm__free_process(vm_region *r, uint32_t process); /* its slot, under the next incarnation [purge_lock] */
 bool vm__process_is_dead(vm_region *r, uint32_t process);
 bool vm__incarnation_is_dead(vm_region *r, uint32_t process, uint32_t incarnation);
 bool vm__owner_is_dead(vm_region *r, vm_token token);
@@ -155,6 +159,7 @@ int vm__space_take(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t align
 void vm__space_put(vm_region *r, vm_thread *t, uint64_t page, uint64_t nr_pages, bool dirty); /* [space_lock] */
 int vm__space_rebuild(vm_region *r, vm_thread *t);                                            /* [space_lock] */
 void vm__space_carve(vm_region *r, vm_thread *t, uint64_t page, uint64_t nr_pages, vm_range *out); /* [space_lock] */
+bool vm__space_words_agree(const vm_region *r, uint64_t page, uint64_t nr_pages);                  /* [space_lock] */
 int vm__space_fits(vm_region *r, uint64_t nr_pages);                                               /* [space_lock] */
 
 /* ---- pools: pool.c chooses, pool_locked.c and pool_llist.c do ---- */
@@ -184,7 +189,7 @@ uint32_t vm__node_here(const vm_region *r);
 
 /* ---- magazine.c ---- */
 int vm__magazine_refill(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out);
-bool vm__magazine_take_aligned(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out);
+bool vm__magazine_take(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out);
 bool vm__magazine_put_slow(vm_region *r, vm_thread *t, uint64_t page, uint64_t nr_pages);
 bool vm__magazine_flush_all(vm_region *r, vm_thread *t, vm_slot *slot);
 void vm__magazine_init(vm_thread *t);
@@ -204,9 +209,10 @@ uint64_t vm__chain_take(vm_region *r, vm_thread *t, uint64_t link, vm_batch *out
 enum {
     VM_PURGE_FULL = 1 << 8,    /* empty the pools too                                             */
     VM_PURGE_IF_IDLE = 1 << 9, /* leave it to whoever purges already                              */
-    VM_PURGE_SCAN = 1 << 10,   /* recovery: trust no list, scan the words; keep what is found warm */
 };
 int vm__purge(vm_region *r, vm_thread *t, unsigned flags, uint64_t *pages_returned);
+/* A purge in scan mode; `then` runs after a complete one, still under purge_lock. */
+int vm__purge_scan(vm_region *r, vm_thread *t, unsigned flags, void (*then)(vm_region *, const void *), const void *arg);
 void vm__batch_add(vm_region *r, vm_thread *t, vm_batch *b, uint64_t page, uint64_t nr_pages);
 
 /* ---- alloc.c, free.c ---- */
@@ -220,10 +226,14 @@ int vm__adopt(vm_region *r, vm_thread *t, uint64_t page, uint64_t id, vm_range *
 int vm__drop_shared(vm_region *r, vm_thread *t, uint64_t page, uint64_t id);
 bool vm__take_if_unheld(vm_region *r, vm_thread *t, uint64_t page, vm_word taken);
 
+/* ---- names.c ---- */
+int vm__names_lock(vm_region *r, vm_thread *t); /* mended if it was stolen */
+
 /* ---- recover.c ---- */
 
 int vm__recover_dead(vm_region *r, vm_thread *t, unsigned flags, uint64_t *pages);
 int vm__recover_scan(vm_region *r, vm_thread *t, unsigned flags, vm_batch *out); /* [purge_lock] */
+int vm__settle_lazy_pages(vm_region *r, vm_thread *t, unsigned flags);          /* [purge_lock] */
 void vm__retire_threads(vm_region *r, uint32_t process, const vm_thread *but);
 
 /* ---- pages.c: the only file that asks the operating system for memory ---- */
@@ -247,6 +257,10 @@ static inline vm_word vm__scan(const vm_region *r, uint64_t page)
     uint64_t len = vm__len(w);
     return len == 0 || len > r->nr_pages - page ? 0 : w;
 }
-static inline uint64_t vm__class_max(uint64_t nr_pages) { return nr_pages <= VM_POOL_PAGES_MAX; }
+/* A hint named this stretch: is it one, and within the mapping? */
+static inline bool vm__is_within(const vm_region *r, uint64_t page, uint64_t nr_pages)
+{
+    return nr_pages && page < r->nr_pages && nr_pages <= r->nr_pages - page;
+}
 
 #endif

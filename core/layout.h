@@ -137,18 +137,34 @@ typedef struct vm_process {
 #define VM_PROCESS_DYING 2u /* its threads' slots are retired, its ranges not yet reclaimed */
 _Static_assert(sizeof(vm_process) == 64, "region format 1");
 
-typedef struct vm_magazine {
-    _Alignas(64) uint32_t nr_ranges;
-    uint32_t pad;
-    uint32_t page[VM_MAGAZINE_CAP];
+/* Ready ranges of one size, the one freed last on top. The owner writes `header` whole: the number of
+ * entries in the low byte, above it the serial of the next id; VM_MAGAZINE_TAKING while it takes one.
+ * So a hit has one word to load and one to store for mark, count and id. */
+typedef union vm_magazine {
+    struct {
+        _Alignas(64) uint64_t header;
+        uint32_t page[VM_MAGAZINE_CAP];
+    };
+    uint32_t cell[32]; /* the same; the header is cells 0 and 1 */
 } vm_magazine;
+#define VM_MAGAZINE_TAKING 0xffull
+static inline uint32_t vm__magazine_count(uint64_t header)
+{
+    return (uint8_t)header <= VM_MAGAZINE_CAP ? (uint8_t)header : 0;
+}
+/* Where the newest entry is, whatever the header says; at count 0 half of the header itself, which can
+ * be no range of this magazine. */
+static inline const uint32_t *vm__magazine_top(const vm_magazine *m, uint64_t header)
+{
+    return &m->cell[(header + 1) % 32];
+}
 _Static_assert(sizeof(vm_magazine) == 128, "two cache lines");
 
 /* Slots 0..VM_PROCESSES-1 belong to the process of that number and serve its threads that got no
  * slot of their own, one at a time; the rest are handed out to threads. */
 typedef struct vm_slot {
     _Alignas(4096) uint64_t state; /* incarnation << 32 | process << 1 | used */
-    uint32_t in_operation; /* 1 between entry and exit of what uses the magazines                 */
+    uint32_t in_operation; /* 1 between entry and exit of what uses the magazines, but for the hits */
     vm_token drain;        /* who empties these magazines; the owner then bypasses them           */
     uint64_t lock_wait_ns;         /* counters: written by the owner only                        */
     uint64_t nr_magazine_miss;
@@ -160,7 +176,7 @@ typedef struct vm_slot {
     /* Not at a multiple of 128: users write to the first bytes of pages, and a store and a load that
      * agree in the low 12 bits of their addresses delay each other on many CPUs. */
     _Alignas(64) uint8_t unaliased[64];
-    vm_magazine magazine[VM_POOL_PAGES_MAX];
+    vm_magazine magazine[VM_POOL_PAGES_MAX + 1]; /* by size; [0] stays empty */
 } vm_slot;
 _Static_assert(offsetof(vm_slot, magazine) % 128 == 64 && sizeof(vm_slot) % 4096 == 0, "region format 1");
 
@@ -233,7 +249,7 @@ typedef struct vm_header {
 
     _Alignas(64) uint64_t corrupt;     /* 0, or the line that found it: no more changes  */
     uint64_t purge_needs_scan;         /* a death may have hidden ranges from the lists */
-    uint64_t next_id;                  /* ids are handed to threads in blocks           */
+    uint64_t next_id;                  /* serials of ids are handed to threads in blocks */
     uint64_t lazy_pages_fixed;         /* threshold set by the user; 0: automatic       */
     uint64_t high_slot;                /* thread slots from here up were never used     */
 
@@ -255,6 +271,17 @@ typedef struct vm_header {
     uint64_t nr_recovered;
 } vm_header;
 
-#define VM_ID_BLOCK (1ull << 20) /* ids a thread takes at once */
+/* An id is a serial, never used twice, and below it the size asked for if a magazine may keep it (else
+ * 0): so a free finds its magazine without waiting for the word. Serials are taken in blocks. */
+#define VM_ID_BLOCK (1ull << 16)
+#define VM_ID_SIZE_BITS 9
+static inline uint64_t vm__id(uint64_t serial, uint64_t nr_pages)
+{
+    return serial << VM_ID_SIZE_BITS | (nr_pages <= VM_POOL_PAGES_MAX ? nr_pages : 0);
+}
+static inline uint64_t vm__id_pages(uint64_t id) { return id & ((1u << VM_ID_SIZE_BITS) - 1); }
+/* The first serial of a block is not given out: it says that the block is used up. */
+static inline bool vm__serial_is_spent(uint64_t serial) { return serial % VM_ID_BLOCK == 0; }
+_Static_assert(VM_POOL_PAGES_MAX < 1 << VM_ID_SIZE_BITS, "an id holds the size");
 
 #endif

@@ -73,7 +73,7 @@ static uint32_t best_on_shelf(const vm_region *r, uint64_t nr_pages, uint64_t al
     for (uint32_t i = 0; i < VM_SHELF; i++) {
         uint64_t e = VM_LOAD(&r->h->shelf[i]), len = shelf_pages(e);
         if (len < nr_pages || len - nr_pages > nr_pages >> CLOSE_FIT_SHIFT || shelf_page(e) & (align_pages - 1)
-            || shelf_page(e) >= r->nr_pages)
+            || !vm__is_within(r, shelf_page(e), len))
             continue;
         if (best == VM_SHELF || len < shelf_pages(*entry)) {
             best = i;
@@ -87,7 +87,7 @@ static uint32_t best_on_shelf(const vm_region *r, uint64_t nr_pages, uint64_t al
 static bool claim_shelved(vm_region *r, uint32_t i, uint64_t entry, vm_word mine)
 {
     uint64_t page = shelf_page(entry), len = shelf_pages(entry);
-    if (!VM_CAS(&r->h->shelf[i], entry, 0) || page >= r->nr_pages)
+    if (!VM_CAS(&r->h->shelf[i], entry, 0) || !vm__is_within(r, page, len))
         return false;
     for (;;) {
         vm_word w = VM_LOAD(&r->heads[page].word);

@@ -7,9 +7,10 @@
  * memory empties magazines that are not its own. A magazine is a hint: an entry counts only while the
  * range's word says CACHED by this very slot and incarnation.
  *
- * Drain: the owner marks every operation with plain stores (in_operation) and looks at `drain`; the
- * drainer sets `drain`, runs a membarrier in all attached processes, waits for the mark to go,
- * and then has the magazines for itself, while the owner bypasses them.
+ * Drain: the owner marks whatever takes ranges out of a magazine with plain stores, the hit in the
+ * magazine's header, the rest in in_operation, and then looks at `drain`; the drainer sets `drain`, runs
+ * a membarrier in all attached processes and waits for the marks to go: from then on the owner takes
+ * nothing. It may still add; the drainer changes words, by CAS from CACHED, and no magazine.
  * After: Bonwick & Adams, "Magazines and Vmem" (USENIX 2001).
  */
 #include "internal.h"
@@ -32,7 +33,7 @@ void vm__magazine_init(vm_thread *t)
 
 static void grow_cap(vm_region *r, vm_thread *t, uint64_t nr_pages)
 {
-    uint8_t *cap = &t->cap[vm__pool_index(nr_pages)];
+    uint8_t *cap = &t->cap[nr_pages];
     uint32_t wanted = *cap * 2 > VM_MAGAZINE_CAP ? VM_MAGAZINE_CAP : *cap * 2u;
     uint64_t more = (wanted - *cap) * nr_pages;
     if (t->cap_pages + more > r->budget_pages)
@@ -67,34 +68,46 @@ static bool enter_magazines(vm_region *r, vm_thread *t)
     return false;
 }
 
+/* Change the count only; ids go on, in a new block if need be. Between enter and leave. */
+static void set_count(vm_region *r, vm_magazine *m, uint32_t count)
+{
+    uint64_t serial = VM_PEEK(&m->header) >> 8;
+    if (vm__serial_is_spent(serial))
+        serial = vm__new_serials(r);
+    VM_STORE(&m->header, serial << 8 | count);
+}
+
 /* A range of that size and alignment from the magazine, wherever it stands there: what the hit path
- * leaves to us. */
-bool vm__magazine_take_aligned(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out)
+ * leaves to us, also when its ids were spent or stale entries lay on top. */
+bool vm__magazine_take(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out)
 {
     if (!t->fast_pages || !enter_magazines(r, t))
         return false;
-    vm_magazine *m = &t->slot->magazine[vm__pool_index(nr_pages)];
-    uint32_t count = VM_PEEK(&m->nr_ranges), i = count <= VM_MAGAZINE_CAP ? count : 0;
-    while (i-- > 0) {
-        uint64_t page = VM_PEEK(&m->page[i]);
-        if (page & (align_pages - 1) || !entry_is_ours(r, t, page, nr_pages))
-            continue;
-        vm__hand_out(r, t, page, nr_pages, false, out);
-        for (; i + 1 < count; i++)
-            VM_PUT(&m->page[i], m->page[i + 1]);
-        VM_PUT(&m->nr_ranges, count - 1);
-        leave_magazines(t);
-        return true;
+    vm_magazine *m = &t->slot->magazine[nr_pages];
+    uint32_t count = vm__magazine_count(VM_PEEK(&m->header)), i = count;
+    bool is_found = false;
+    while (i > 0 && !is_found) {
+        uint64_t page = VM_PEEK(&m->page[--i]);
+        if (!entry_is_ours(r, t, page, nr_pages)) {
+            count = i + 1 == count ? i : count; /* stale and on top */
+        } else if ((page & (align_pages - 1)) == 0) {
+            vm__hand_out(r, t, page, nr_pages, false, out);
+            is_found = true;
+            count--;
+            for (; i < count; i++)
+                VM_PUT(&m->page[i], m->page[i + 1]);
+        }
     }
+    set_count(r, m, count);
     leave_magazines(t);
-    return false;
+    return is_found;
 }
 
 /* Hand out a range and put a few more of its size into the magazine. Called after a miss. */
 int vm__magazine_refill(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out)
 {
     uint64_t pages[REFILL_MAX];
-    uint32_t room = t->cap[vm__pool_index(nr_pages)] / 2 + 1, want = room < REFILL_MAX ? room : REFILL_MAX;
+    uint32_t room = t->cap[nr_pages] / 2 + 1, want = room < REFILL_MAX ? room : REFILL_MAX;
     uint32_t got = vm__pool_take(r, t, nr_pages, align_pages, want, pages);
     if (!got)
         return -ENOSPC;
@@ -108,11 +121,9 @@ int vm__magazine_refill(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t 
 /* Move the older `nr` entries of a magazine to the pools. */
 static void flush_oldest(vm_region *r, vm_thread *t, uint64_t nr_pages, uint32_t nr)
 {
-    vm_magazine *m = &t->slot->magazine[vm__pool_index(nr_pages)];
-    uint32_t count = VM_PEEK(&m->nr_ranges), moved = 0;
+    vm_magazine *m = &t->slot->magazine[nr_pages];
+    uint32_t count = vm__magazine_count(VM_PEEK(&m->header)), moved = 0;
     uint64_t pages[VM_MAGAZINE_CAP];
-    if (count > VM_MAGAZINE_CAP)
-        count = 0;
     if (nr > count)
         nr = count;
     for (uint32_t i = 0; i < nr; i++)
@@ -122,7 +133,7 @@ static void flush_oldest(vm_region *r, vm_thread *t, uint64_t nr_pages, uint32_t
         }
     for (uint32_t i = nr; i < count; i++)
         VM_PUT(&m->page[i - nr], m->page[i]);
-    VM_PUT(&m->nr_ranges, count - nr);
+    set_count(r, m, count - nr);
     vm__pool_give(r, t, nr_pages, moved, pages);
 }
 
@@ -131,16 +142,18 @@ bool vm__magazine_put_slow(vm_region *r, vm_thread *t, uint64_t page, uint64_t n
 {
     if (!enter_magazines(r, t))
         return false;
-    vm_magazine *m = &t->slot->magazine[vm__pool_index(nr_pages)];
-    if (VM_PEEK(&m->nr_ranges) >= t->cap[vm__pool_index(nr_pages)])
+    vm_magazine *m = &t->slot->magazine[nr_pages];
+    uint32_t count = vm__magazine_count(VM_PEEK(&m->header));
+    if (count >= t->cap[nr_pages])
         grow_cap(r, t, nr_pages);
-    uint32_t cap = t->cap[vm__pool_index(nr_pages)];
-    if (VM_PEEK(&m->nr_ranges) >= cap)
+    uint32_t cap = t->cap[nr_pages];
+    if (count >= cap) {
         flush_oldest(r, t, nr_pages, (cap + 1) / 2);
-    uint32_t count = VM_PEEK(&m->nr_ranges);
+        count = vm__magazine_count(VM_PEEK(&m->header));
+    }
     VM_STORE(&r->heads[page].word, t->cached | nr_pages << VM_WORD_LEN_SHIFT);
     VM_PUT(&m->page[count], (uint32_t)page);
-    VM_PUT(&m->nr_ranges, count + 1);
+    set_count(r, m, count + 1);
     leave_magazines(t);
     return true;
 }
@@ -152,39 +165,35 @@ bool vm__magazine_flush_all(vm_region *r, vm_thread *t, vm_slot *slot)
         return true;
     if (!enter_magazines(r, t))
         return false;
-    for (uint32_t i = 0; i < VM_POOL_PAGES_MAX; i++)
-        if (VM_PEEK(&slot->magazine[i].nr_ranges))
-            flush_oldest(r, t, i + 1, VM_MAGAZINE_CAP);
+    for (uint32_t n = 1; n <= VM_POOL_PAGES_MAX; n++)
+        if (vm__magazine_count(VM_PEEK(&slot->magazine[n].header)))
+            flush_oldest(r, t, n, VM_MAGAZINE_CAP);
     leave_magazines(t);
     return true;
 }
 
-static bool wait_until_idle(const vm_slot *slot)
+/* False: stopped in the middle; never robbed. */
+static bool out_of_operation(const vm_slot *slot, const vm_magazine *m)
 {
     for (int i = 0; i < DRAIN_ROUNDS; i++) {
-        if (!VM_LOAD(&slot->in_operation))
+        if (!VM_LOAD(&slot->in_operation) && VM_LOAD(&m->header) != VM_MAGAZINE_TAKING)
             return true;
         if (i > DRAIN_ROUNDS / 2)
             usleep(50);
         else
             sched_yield();
     }
-    return false; /* stopped in the middle: never robbed */
+    return false;
 }
 
-static void take_all(vm_region *r, vm_thread *t, vm_slot *slot, vm_word cached)
+/* Only the words change: the entries stay, stale, for the owner to skip; it may be adding to them. */
+static void take_all(vm_region *r, vm_thread *t, const vm_magazine *m, uint64_t nr_pages, vm_word cached)
 {
-    for (uint32_t i = 0; i < VM_POOL_PAGES_MAX; i++) {
-        vm_magazine *m = &slot->magazine[i];
-        uint32_t count = VM_PEEK(&m->nr_ranges), nr_pages = i + 1;
-        if (count == 0)
-            continue;
-        for (uint32_t k = 0; k < count && k < VM_MAGAZINE_CAP; k++) {
-            uint64_t page = m->page[k], len = (uint64_t)nr_pages << VM_WORD_LEN_SHIFT;
-            if (page < r->nr_pages && VM_CAS(&r->heads[page].word, cached | len, t->moving | len))
-                vm__lazy_put(r, t, page, nr_pages);
-        }
-        VM_PUT(&m->nr_ranges, 0);
+    uint32_t count = vm__magazine_count(VM_LOAD(&m->header));
+    for (uint32_t k = 0; k < count; k++) {
+        uint64_t page = VM_PEEK(&m->page[k]), len = nr_pages << VM_WORD_LEN_SHIFT;
+        if (page < r->nr_pages && VM_CAS(&r->heads[page].word, cached | len, t->moving | len))
+            vm__lazy_put(r, t, page, nr_pages);
     }
 }
 
@@ -200,11 +209,14 @@ int vm__magazine_drain(vm_region *r, vm_thread *t, uint32_t index)
         return -EAGAIN;
     if (!VM_CAS(&slot->drain, 0, t->token))
         return -EAGAIN;
-    int rc = -EAGAIN;
+    vm_word cached = vm__word(VM_CACHED, VM_WORD_DIRTY, 0, index, (uint32_t)(state >> 32));
     syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL_EXPEDITED, 0, 0);
-    if (wait_until_idle(slot) && VM_LOAD(&slot->state) == state) {
-        take_all(r, t, slot, vm__word(VM_CACHED, VM_WORD_DIRTY, 0, index, (uint32_t)(state >> 32)));
-        rc = 0;
+    int rc = VM_LOAD(&slot->state) == state ? 0 : -EAGAIN;
+    for (uint64_t n = 1; n <= VM_POOL_PAGES_MAX && rc == 0; n++) {
+        if (out_of_operation(slot, &slot->magazine[n]))
+            take_all(r, t, &slot->magazine[n], n, cached);
+        else
+            rc = -EAGAIN;
     }
     VM_CAS(&slot->drain, t->token, 0);
     return rc;

@@ -6,8 +6,8 @@
  * in and then committed by its `state`, the range's id; a half-filled one is unused. Two names of
  * one range share the holder bit, so deleting one looks for the other.
  *
- * Locks: names_lock. Nothing to repair after a death but a holder bit no name stands for; see
- * drop_if_unnamed().
+ * Locks: names_lock; mend() takes space_lock inside it. Nothing to repair after a death but a holder
+ * bit no name stands for.
  */
 #include "internal.h"
 
@@ -41,6 +41,39 @@ static bool is_named(vm_region *r, uint64_t page, uint64_t id)
         if (VM_LOAD(&r->names[i].state) == id && r->names[i].page == page)
             return true;
     return false;
+}
+
+/* Who died with the lock may have left a holder bit that no name stands for. [names_lock] */
+static int mend(vm_region *r, vm_thread *t)
+{
+    VM_ASSERT_HELD(t, &r->h->names_lock);
+    int rc = vm__space_lock(r, t, 0);
+    if (rc)
+        return rc;
+    uint64_t page = 0;
+    for (vm_word w; (w = vm__scan(r, page)); page += vm__len(w)) {
+        bool is_shared = w & VM_WORD_SHARED && (vm__state(w) == VM_BUSY || vm__state(w) == VM_FREEING);
+        if (is_shared && VM_LOAD(names_holder(r, page)) & NAMES_BIT
+            && !is_named(r, page, VM_LOAD(&r->heads[page].aux)))
+            VM_AND(names_holder(r, page), ~NAMES_BIT);
+    }
+    vm__space_unlock(r, t);
+    VM_PUT(&r->h->purge_needs_scan, 1); /* it takes what nobody holds now */
+    return page == r->nr_pages ? 0 : VM_CORRUPT(r);
+}
+
+int vm__names_lock(vm_region *r, vm_thread *t)
+{
+    vm_lock *lock = &r->h->names_lock;
+    int rc = vm__lock(r, t, lock, 0);
+    if (rc || vm_likely(!VM_PEEK(&lock->needs_repair)))
+        return rc;
+    rc = mend(r, t);
+    if (rc == 0)
+        VM_STORE(&lock->needs_repair, 0);
+    else
+        vm__unlock(r, t, lock);
+    return rc;
 }
 
 /* [names_lock] */
@@ -110,7 +143,7 @@ static int name_delete(vm_region *r, vm_thread *t, const char *name)
 static int enter_names(vm_region *r, vm_thread *t)
 {
     vm__enter(t);
-    int rc = vm__lock(r, t, &r->h->names_lock, 0);
+    int rc = vm__names_lock(r, t);
     if (rc)
         vm__leave(t);
     return rc;

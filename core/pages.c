@@ -55,7 +55,7 @@ int vm__pages_discard(vm_region *r, uint64_t page, uint64_t nr_pages)
     if (r->flags & VM_FLAG_NO_DATA)
         return 0;
     VM_FAULT();
-    off_t offset = (off_t)(r->h->off_data + (page << r->page_shift));
+    off_t offset = (off_t)(r->data_offset + (page << r->page_shift));
     int rc = fallocate(r->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, (off_t)(nr_pages << r->page_shift));
     return rc < 0 ? -errno : 0;
 }

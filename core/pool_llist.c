@@ -57,7 +57,8 @@ static bool claim(vm_region *r, uint64_t page, uint64_t nr_pages, vm_word mine)
 {
     for (;;) {
         vm_word w = VM_LOAD(&r->heads[page].word);
-        if ((vm__state(w) != VM_POOLED && vm__state(w) != VM_MOVING) || vm__len(w) != nr_pages)
+        if ((vm__state(w) != VM_POOLED && vm__state(w) != VM_MOVING) || vm__len(w) != nr_pages
+            || !vm__is_within(r, page, nr_pages))
             return false;
         if (VM_CAS(&r->heads[page].word, w, mine | nr_pages << VM_WORD_LEN_SHIFT))
             return true;
@@ -149,8 +150,6 @@ static int before_scan(vm_region *r, vm_thread *t, vm_node *n, unsigned flags)
     uint64_t started = vm__now_ns();
     for (uint32_t i = 0; i < VM_POOL_PAGES_MAX; i++) {
         vm_pool *p = &n->pool[i];
-        if (!VM_PEEK(&p->in_use) && !VM_PEEK(&p->head) && !VM_PEEK(&p->nr_ranges))
-            continue; /* never used: stay untouched */
         for (;;) {
             vm_token owner = VM_LOAD(&p->in_use);
             if (owner == t->token || ((!owner || vm__owner_is_dead(r, owner)) && VM_CAS(&p->in_use, owner, t->token)))

@@ -17,7 +17,8 @@ static uint64_t entry_of(const vm_region *r, uint64_t link, uint64_t nr_pages, u
     if (link == 0 || link > r->nr_pages)
         return VM_NONE;
     vm_word w = VM_PEEK(&r->heads[link - 1].word);
-    return vm__state(w) == VM_POOLED && vm__len(w) == nr_pages && vm__owner(w) == node ? link - 1 : VM_NONE;
+    bool is_ready = vm__state(w) == VM_POOLED && vm__len(w) == nr_pages && vm__owner(w) == node;
+    return is_ready && vm__is_within(r, link - 1, nr_pages) ? link - 1 : VM_NONE;
 }
 
 static uint32_t node_index(const vm_region *r, const vm_node *n) { return (uint32_t)(n - r->nodes); }

@@ -5,8 +5,8 @@
  * Under one lock: every node's pools decay by a quarter (all of them if full), its lazy list is
  * detached whole, the shelf is cleared; what was collected is sorted, neighbours become runs, each
  * run is discarded by one punched hole and returned to space by one merge. The start node rotates,
- * so that low-numbered nodes are not always hit first. Purge, shrink (`full`) and recovery (`scan`:
- * trust no list, look at the words) are this one code path.
+ * so that low-numbered nodes are not always hit first. Purge, shrink (`full`) and recovery (a scan:
+ * trust no list, look at the words; keep what is found warm) are this one code path.
  *
  * Death: collected ranges are PURGING(owner). Whoever gets purge_lock from a dead owner scans the
  * words for them; discarding twice is harmless.
@@ -17,6 +17,7 @@
 
 #define RUNS_PER_LOCK 64   /* others get a turn on space_lock in between */
 #define BATCH_START 1024
+#define LOOK_FOR_DEATH_EVERY 64
 
 typedef struct vm_piece {
     uint64_t page, nr_pages;
@@ -26,7 +27,6 @@ struct vm_batch { /* process-private: what a dead purger held is in the words */
     vm_piece *piece;
     size_t nr, room;
     uint64_t pages_returned;
-    vm_piece fallback[64]; /* when malloc has nothing left */
 };
 
 static int by_page(const void *a, const void *b)
@@ -92,45 +92,46 @@ static int return_to_space(vm_region *r, vm_thread *t, vm_batch *b, unsigned fla
     return 0;
 }
 
-/* Collect a range whose word is PURGING(t). */
+/* Collect a range whose word is PURGING(t). Without memory to remember it, it is lazy again, in no
+ * list: the next purge's scan finds it. */
 void vm__batch_add(vm_region *r, vm_thread *t, vm_batch *b, uint64_t page, uint64_t nr_pages)
 {
+    VM_ASSERT_HELD(t, &r->h->purge_lock);
+    (void)t;
     if (b->nr == b->room) {
         size_t room = b->room ? b->room * 2 : BATCH_START;
-        vm_piece *old = b->piece == b->fallback ? NULL : b->piece, *grown = realloc(old, room * sizeof *grown);
-        if (grown) {
-            if (b->piece == b->fallback)
-                memcpy(grown, b->fallback, b->nr * sizeof *grown);
-            b->piece = grown;
-            b->room = room;
-        } else if (!b->piece) {
-            b->piece = b->fallback;
-            b->room = sizeof b->fallback / sizeof b->fallback[0];
-        } else {
-            return_to_space(r, t, b, 0); /* no memory to collect more: do these now */
+        vm_piece *grown = realloc(b->piece, room * sizeof *grown);
+        if (!grown) {
+            VM_ADD(&r->h->lazy_pages, nr_pages);
+            VM_STORE(&r->heads[page].word, vm__word(VM_LAZY, VM_WORD_DIRTY, nr_pages, 0, 0));
+            VM_PUT(&r->h->purge_needs_scan, 1);
+            return;
         }
+        b->piece = grown;
+        b->room = room;
     }
     b->piece[b->nr++] = (vm_piece){page, nr_pages};
 }
 
-static int collect(vm_region *r, vm_thread *t, unsigned flags, vm_batch *b)
+/* Every list is detached, whatever happens to the pools: after a scan none may keep what it took. */
+static int collect(vm_region *r, vm_thread *t, unsigned flags, bool decays, vm_batch *b)
 {
     uint64_t start = VM_PEEK(&r->h->purge_start_node);
     const vm_pool_design *design = vm__pool_design(r);
-    int rc = 0;
+    int first = 0;
     VM_PUT(&r->h->purge_start_node, start + 1);
-    for (uint32_t i = 0; i < r->nr_nodes && rc == 0; i++) {
+    for (uint32_t i = 0; i < r->nr_nodes; i++) {
         vm_node *n = &r->nodes[(start + i) % r->nr_nodes];
-        if (!(flags & VM_PURGE_SCAN)) /* before this cycle's ranges, as in the kernel */
-            rc = design->decay(r, t, n, flags & VM_PURGE_FULL, flags, b);
+        int rc = decays ? design->decay(r, t, n, flags & VM_PURGE_FULL, flags, b) : 0; /* before this cycle's */
         vm__lazy_collect(r, t, n, b);
+        first = first ? first : rc;
     }
     vm__lazy_collect_shelf(r, t, b);
-    return rc;
+    return first;
 }
 
 /* After a death: the words first, then the lists, so that no list keeps what the scan found. */
-static int scan_and_collect(vm_region *r, vm_thread *t, unsigned flags, vm_batch *b)
+static int scan_and_collect(vm_region *r, vm_thread *t, unsigned flags, bool decays, vm_batch *b)
 {
     const vm_pool_design *design = vm__pool_design(r);
     uint32_t entered = 0;
@@ -140,7 +141,7 @@ static int scan_and_collect(vm_region *r, vm_thread *t, unsigned flags, vm_batch
         entered++;
     if (rc == 0)
         rc = vm__recover_scan(r, t, flags, b);
-    int collected = collect(r, t, flags, b);
+    int collected = collect(r, t, flags, decays, b);
     while (entered-- > 0)
         design->after_scan(r, t, &r->nodes[entered], b);
     if (rc)
@@ -159,11 +160,20 @@ static void sink_peak(vm_region *r, vm_thread *t)
     vm__space_unlock(r, t);
 }
 
+/* A freeing thread leaves the purge to whoever is at it, unless that one died. */
+static int try_lock_purge(vm_region *r, vm_thread *t)
+{
+    if (vm__trylock(r, t, &r->h->purge_lock))
+        return 0;
+    vm_token owner = VM_LOAD(&r->h->purge_lock.owner) & VM_TOKEN_MASK;
+    if (++t->nr_purges_left % LOOK_FOR_DEATH_EVERY || !owner || !vm__owner_is_dead(r, owner))
+        return -EAGAIN;
+    return vm__lock(r, t, &r->h->purge_lock, 0);
+}
+
 static int lock_purge(vm_region *r, vm_thread *t, unsigned flags)
 {
-    if (flags & VM_PURGE_IF_IDLE ? !vm__trylock(r, t, &r->h->purge_lock) : 0)
-        return -EAGAIN;
-    int rc = flags & VM_PURGE_IF_IDLE ? 0 : vm__lock(r, t, &r->h->purge_lock, flags);
+    int rc = flags & VM_PURGE_IF_IDLE ? try_lock_purge(r, t) : vm__lock(r, t, &r->h->purge_lock, flags);
     if (rc == 0 && VM_PEEK(&r->h->purge_lock.needs_repair)) {
         VM_PUT(&r->h->purge_needs_scan, 1);
         VM_STORE(&r->h->purge_lock.needs_repair, 0);
@@ -177,24 +187,32 @@ int vm__purge(vm_region *r, vm_thread *t, unsigned flags, uint64_t *pages_return
     int rc = lock_purge(r, t, flags);
     if (rc)
         return rc;
-    if (flags & VM_PURGE_SCAN || VM_LOAD(&r->h->purge_needs_scan))
-        rc = scan_and_collect(r, t, flags, &b);
-    else
-        rc = collect(r, t, flags, &b);
-    if (flags & VM_PURGE_SCAN) {
-        keep_lazy(r, t, &b, 0);
-    } else {
-        int returned = return_to_space(r, t, &b, flags);
-        rc = rc ? rc : returned;
-        sink_peak(r, t);
-        VM_PUT(&r->h->nr_purges, r->h->nr_purges + 1);
-        VM_PUT(&r->h->nr_purged_pages, r->h->nr_purged_pages + b.pages_returned);
-    }
+    rc = VM_LOAD(&r->h->purge_needs_scan) ? scan_and_collect(r, t, flags, true, &b) : collect(r, t, flags, true, &b);
+    int returned = return_to_space(r, t, &b, flags);
+    sink_peak(r, t);
+    VM_PUT(&r->h->nr_purges, r->h->nr_purges + 1);
+    VM_PUT(&r->h->nr_purged_pages, r->h->nr_purged_pages + b.pages_returned);
     vm__unlock(r, t, &r->h->purge_lock);
-    if (b.piece != b.fallback)
-        free(b.piece);
+    free(b.piece);
     if (pages_returned)
         *pages_returned += b.pages_returned;
+    return rc ? rc : returned;
+}
+
+int vm__purge_scan(vm_region *r, vm_thread *t, unsigned flags, void (*then)(vm_region *, const void *), const void *arg)
+{
+    vm_batch b = {0};
+    int rc = lock_purge(r, t, flags);
+    if (rc)
+        return rc;
+    rc = scan_and_collect(r, t, flags, false, &b);
+    keep_lazy(r, t, &b, 0);
+    if (rc == 0)
+        rc = vm__settle_lazy_pages(r, t, flags);
+    if (rc == 0 && then)
+        then(r, arg);
+    vm__unlock(r, t, &r->h->purge_lock);
+    free(b.piece);
     return rc;
 }
 

@@ -123,16 +123,17 @@ int vm__recover_scan(vm_region *r, vm_thread *t, unsigned flags, vm_batch *out)
     return page == r->nr_pages ? 0 : VM_CORRUPT(r);
 }
 
-/* A death between a counter and its word leaves the sum of lazy pages off: set it right. */
-static int settle_lazy_pages(vm_region *r, vm_thread *t, unsigned flags)
+/* A death between a counter and its word leaves the sum of lazy pages off: set it right. Exact when
+ * nobody frees meanwhile; else off by what is in flight, and read as signed. */
+int vm__settle_lazy_pages(vm_region *r, vm_thread *t, unsigned flags)
 {
+    VM_ASSERT_HELD(t, &r->h->purge_lock);
     int rc = vm__space_lock(r, t, flags & VM_NO_WAIT);
     if (rc)
         return rc;
     uint64_t before = VM_LOAD(&r->h->lazy_pages), sum = 0, page = 0;
     for (vm_word w; (w = vm__scan(r, page)); page += vm__len(w))
-        if (vm__state(w) == VM_LAZY || (vm__state(w) == VM_MOVING && !is_retired(r, w)))
-            sum += vm__len(w);
+        sum += vm__state(w) == VM_LAZY ? vm__len(w) : 0;
     if (sum != before)
         VM_ADD(&r->h->lazy_pages, sum - before);
     vm__space_unlock(r, t);
@@ -143,7 +144,8 @@ static void mend_names_lock(vm_region *r, vm_thread *t)
 {
     vm_lock *lock = &r->h->names_lock;
     vm_token owner = VM_LOAD(&lock->owner) & VM_TOKEN_MASK;
-    if (owner && vm__owner_is_dead(r, owner) && vm__lock(r, t, lock, 0) == 0)
+    bool is_damaged = VM_PEEK(&lock->needs_repair) || (owner && vm__owner_is_dead(r, owner));
+    if (is_damaged && vm__names_lock(r, t) == 0)
         vm__unlock(r, t, lock);
 }
 
@@ -169,16 +171,20 @@ static uint32_t claim_dead(vm_region *r, bool claimed[VM_PROCESSES])
     return nr;
 }
 
-/* Step 4. */
-static void release_dead(vm_region *r, const bool claimed[VM_PROCESSES], bool done)
+/* Step 4, under purge_lock: while a process is DYING every scan takes its holder bits for a dead one's. */
+static void release_slots(vm_region *r, const void *arg)
 {
-    for (uint32_t p = 0; p < VM_PROCESS_NAMES; p++) {
-        if (!claimed[p])
-            continue;
-        if (done)
-            VM_STORE(&r->processes[p].state, ((VM_LOAD(&r->processes[p].state) >> 32) + 1) << 32);
-        vm__unclaim_process(r, p);
-    }
+    const bool *claimed = arg;
+    for (uint32_t p = 0; p < VM_PROCESS_NAMES; p++)
+        if (claimed[p])
+            vm__free_process(r, p);
+}
+
+static void unclaim_dead(vm_region *r, const bool claimed[VM_PROCESSES])
+{
+    for (uint32_t p = 0; p < VM_PROCESS_NAMES; p++)
+        if (claimed[p])
+            vm__unclaim_process(r, p);
 }
 
 /* Recover every dead process. 0 also when there was none. */
@@ -192,10 +198,8 @@ int vm__recover_dead(vm_region *r, vm_thread *t, unsigned flags, uint64_t *pages
     uint64_t before = VM_LOAD(&r->h->nr_recovered);
     if (claim_dead(r, claimed)) {
         mend_names_lock(r, t);
-        rc = vm__purge(r, t, (flags & VM_NO_WAIT) | VM_PURGE_SCAN, NULL);
-        if (rc == 0)
-            rc = settle_lazy_pages(r, t, flags);
-        release_dead(r, claimed, rc == 0);
+        rc = vm__purge_scan(r, t, flags & VM_NO_WAIT, release_slots, claimed);
+        unclaim_dead(r, claimed);
     }
     if (pages)
         *pages += VM_LOAD(&r->h->nr_recovered) - before;
@@ -214,7 +218,7 @@ int vm_recover(vm_region *r, uint64_t *pages_reclaimed)
     vm__enter(t);
     int rc = vm__recover_dead(r, t, 0, &pages);
     if (rc == 0 && VM_LOAD(&r->h->purge_needs_scan))
-        rc = vm__purge(r, t, VM_PURGE_SCAN, NULL);
+        rc = vm__purge_scan(r, t, 0, NULL, NULL);
     vm__leave(t);
     if (rc == 0 && pages_reclaimed)
         *pages_reclaimed = pages;

@@ -124,6 +124,7 @@ static void point(vm_region *r, uint8_t *base, const vm_header *h)
     r->nr_levels = h->nr_levels;
     r->pools = h->pools;
     r->mapped_bytes = h->total_bytes;
+    r->data_offset = h->off_data;
     r->page_shift = (uint32_t)__builtin_ctzll(h->granule_bytes);
     r->budget_pages = BUDGET_BYTES >> r->page_shift;
     if (r->budget_pages < VM_POOL_PAGES_MAX)
@@ -168,7 +169,7 @@ static void forget(vm_region *r)
         munmap((void *)r->wiped, 4096);
     if (r->h)
         munmap(r->h, r->mapped_bytes);
-    if (r->lock_fd > 0)
+    if (r->lock_fd > 0) /* 0 is never ours: see vm_attach() */
         close(r->lock_fd);
     if (r->fd > 0)
         close(r->fd);
@@ -188,6 +189,9 @@ static int enter_region(vm_region *r, vm_region **out)
         return joined;
     vm__register(r);
     rc = vm__finish_join(r, joined);
+    vm_thread *t = rc < 0 ? NULL : vm__thread(r);
+    if (t)
+        vm__recover_dead(r, t, VM_NO_WAIT, NULL); /* best effort: whoever waits for them tries again */
     if (rc < 0) {
         vm__unregister(r);
         return rc;
@@ -283,6 +287,12 @@ int vm_attach(int fd, vm_region **out)
     return rc;
 }
 
+static void release_own_slot(vm_region *r, const void *unused)
+{
+    (void)unused;
+    vm__free_process(r, r->process); /* nobody joins on it before our OFD lock is gone */
+}
+
 /* Reclaims what only this process held, as if it had died, then gives the slots back. */
 int vm_detach(vm_region *r)
 {
@@ -292,11 +302,9 @@ int vm_detach(vm_region *r)
         vm__enter(t);
         vm__retire_threads(r, r->process, t);
         VM_STORE(&r->processes[r->process].state, state >> 32 << 32 | VM_PROCESS_DYING);
-        int rc = vm__purge(r, t, VM_PURGE_SCAN, NULL);
+        vm__purge_scan(r, t, 0, release_own_slot, NULL);
         vm__magazine_flush_all(r, t, t->slot);
         VM_STORE(&t->slot->state, ((VM_LOAD(&t->slot->state) >> 32) + 1) << 32);
-        if (rc == 0)
-            VM_STORE(&r->processes[r->process].state, ((state >> 32) + 1) << 32);
         vm__leave(t);
     }
     vm__unregister(r);

@@ -19,7 +19,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-static vm_thread nobody = {.serial = UINT64_MAX};
+static vm_thread nobody = {.serial = UINT64_MAX, .fast_serial = UINT64_MAX};
 _Thread_local vm_thread *vm__current __attribute__((tls_model("initial-exec"))) = &nobody;
 static _Thread_local vm_thread *my_threads; /* this thread in each of its regions */
 
@@ -127,16 +127,25 @@ int vm__join(vm_region *r)
     return -ENOLCK;
 }
 
+static void go_live(vm_region *r, const void *unused)
+{
+    (void)unused;
+    uint64_t *state = &r->processes[r->process].state;
+    VM_STORE(state, VM_LOAD(state) >> 32 << 32 | VM_PROCESS_LIVE);
+}
+
 int vm__finish_join(vm_region *r, int joined)
 {
     if (joined <= 0)
         return joined;
     vm_thread *t = vm__thread(r);
-    int rc = t ? vm__purge(r, t, VM_PURGE_SCAN, NULL) : vm__thread_error(r);
-    if (rc == 0)
-        VM_STORE(&r->processes[r->process].state,
-                 VM_LOAD(&r->processes[r->process].state) >> 32 << 32 | VM_PROCESS_LIVE);
-    return rc;
+    return t ? vm__purge_scan(r, t, 0, go_live, NULL) : vm__thread_error(r);
+}
+
+void vm__free_process(vm_region *r, uint32_t process)
+{
+    uint64_t *state = &r->processes[process].state;
+    VM_STORE(state, ((VM_LOAD(state) >> 32) + 1) << 32);
 }
 
 /* ---- thread slots ---- */
@@ -146,6 +155,7 @@ static void fill_thread(vm_region *r, vm_thread *t, uint32_t index, uint64_t sta
     t->region = r;
     t->index = index;
     t->slot = &r->slots[index];
+    t->magazine = t->slot->magazine;
     uint32_t incarnation = (uint32_t)(state >> 32) & VM_INC_MASK;
     t->token = vm__token(index, incarnation);
     t->busy = vm__word(VM_BUSY, VM_WORD_DIRTY, 0, r->process, r->process_inc);
@@ -166,6 +176,14 @@ static void raise_high_slot(vm_region *r, uint32_t i)
         ;
 }
 
+/* What the last owner of a slot left in it: its ids must not go on, its marks stopped a drainer. */
+static void forget_magazines(vm_slot *s, uint64_t state)
+{
+    for (uint32_t i = 1; state >> 32 && i <= VM_POOL_PAGES_MAX; i++)
+        if (VM_PEEK(&s->magazine[i].header))
+            VM_PUT(&s->magazine[i].header, 0);
+}
+
 static bool claim_thread(vm_region *r, vm_thread *t)
 {
     for (uint32_t i = VM_PROCESSES; i < r->nr_threads; i++) {
@@ -178,6 +196,7 @@ static bool claim_thread(vm_region *r, vm_thread *t)
         if (state & 1 || !VM_CAS(&s->state, state, mine))
             continue;
         VM_PUT(&s->in_operation, 0);
+        forget_magazines(s, state);
         if (drainer)
             VM_CAS(&s->drain, drainer, 0);
         fill_thread(r, t, i, mine);
@@ -186,12 +205,8 @@ static bool claim_thread(vm_region *r, vm_thread *t)
     return false;
 }
 
-/* Ids are unique for the region's life: threads take them in blocks from one counter. */
-void vm__refill_ids(vm_thread *t)
-{
-    t->next_id = VM_ADD(&t->region->h->next_id, VM_ID_BLOCK);
-    t->id_end = t->next_id + VM_ID_BLOCK;
-}
+/* Ids are unique for the region's life: threads take their serials in blocks from one counter. */
+uint64_t vm__new_serials(vm_region *r) { return VM_ADD(&r->h->next_id, VM_ID_BLOCK) + 1; }
 
 static void leave_region(vm_thread *t)
 {
@@ -267,6 +282,7 @@ vm_thread *vm__thread_slow(vm_region *r)
     if (!claim_thread(r, t))
         fill_thread(r, t, r->process, VM_LOAD(&r->slots[r->process].state));
     t->serial = r->serial;
+    t->fast_serial = t->fast_pages ? r->serial : UINT64_MAX;
     t->next = my_threads;
     my_threads = t;
     pthread_setspecific(exit_key, t);
@@ -319,6 +335,8 @@ static void in_child(void)
     vm__current = &nobody;
     for (vm_region *r = registry; r; r = r->next) {
         int inherited = r->lock_fd;
+        my_threads = NULL; /* per region: the registry is locked, so forget_detached() must not run */
+        r->lock_fd = -1;
         r->serial = vm__new_serial();
         r->fast_serial = r->fail_every ? 0 : r->serial;
         *r->wiped = 1;

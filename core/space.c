@@ -13,6 +13,8 @@
  */
 #include "internal.h"
 
+#define GRANT_BYTES (64ull << 20) /* headroom is asked for once per this much growth */
+
 int vm__space_lock(vm_region *r, vm_thread *t, unsigned flags)
 {
     int rc = vm__lock(r, t, &r->h->space_lock, flags);
@@ -114,12 +116,12 @@ int vm__space_fits(vm_region *r, uint64_t nr_pages)
         return -ENOSPC;
     if (r->flags & VM_FLAG_NO_DATA || used + nr_pages <= h->granted_pages)
         return 0;
-    uint64_t headroom = vm__pages_headroom(r), slack = (64ull << 20) >> r->page_shift;
-    if (headroom < nr_pages)
+    /* what was handed out but never touched still wants its pages */
+    uint64_t most = (vm__pages_resident_bytes(r) >> r->page_shift) + vm__pages_headroom(r);
+    uint64_t slack = GRANT_BYTES >> r->page_shift, wanted = used + nr_pages;
+    if (wanted > most)
         return -ENOSPC;
-    if (slack > headroom - nr_pages)
-        slack = headroom - nr_pages;
-    VM_PUT(&h->granted_pages, used + nr_pages + slack);
+    VM_PUT(&h->granted_pages, wanted + slack < most ? wanted + slack : most);
     return 0;
 }
 
@@ -127,7 +129,7 @@ int vm__space_fits(vm_region *r, uint64_t nr_pages)
 void vm__space_carve(vm_region *r, vm_thread *t, uint64_t page, uint64_t nr_pages, vm_range *out)
 {
     VM_ASSERT_HELD(t, &r->h->space_lock);
-    uint64_t start = vm__index_run_start(r, page), id = vm__new_id(t);
+    uint64_t start = vm__index_run_start(r, page), id = vm__new_id(t, nr_pages);
     vm_word w = VM_LOAD(&r->heads[start].word);
     uint64_t dirty = w & VM_WORD_DIRTY, len = vm__len(w), end = page + nr_pages;
     VM_ASSERT(vm__state(w) == VM_FREE && start + len >= end);
@@ -148,7 +150,7 @@ void vm__space_carve(vm_region *r, vm_thread *t, uint64_t page, uint64_t nr_page
 }
 
 /* Does the free range of the words really hold [page, page + nr_pages)? The index is a hint. */
-static bool words_agree(const vm_region *r, uint64_t page, uint64_t nr_pages)
+bool vm__space_words_agree(const vm_region *r, uint64_t page, uint64_t nr_pages)
 {
     uint64_t start = vm__index_run_start(r, page);
     vm_word w = vm__scan(r, start);
@@ -165,10 +167,10 @@ int vm__space_take(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t align
     uint64_t page = VM_NONE;
     if (rc == 0) {
         page = find_aligned(r, nr_pages, align_pages);
-        if (page != VM_NONE && vm_unlikely(!words_agree(r, page, nr_pages))) {
+        if (page != VM_NONE && vm_unlikely(!vm__space_words_agree(r, page, nr_pages))) {
             rc = vm__space_rebuild(r, t); /* somebody scribbled over the index */
             page = rc ? VM_NONE : find_aligned(r, nr_pages, align_pages);
-            if (page != VM_NONE && !words_agree(r, page, nr_pages))
+            if (page != VM_NONE && !vm__space_words_agree(r, page, nr_pages))
                 page = VM_NONE, rc = VM_CORRUPT(r);
         }
     }

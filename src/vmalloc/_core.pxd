@@ -93,14 +93,20 @@ cdef extern from "vmalloc.h" nogil:
 cdef class CoreRegion:
     cdef vm_region *r
     cdef readonly bint closed
-    cdef uint64_t granule
+    cdef bint has_pages  # open, and no address space
+    cdef uint64_t granule, nr_pages_
     cdef double timeout_s
     cdef object __weakref__
     cdef int open_check(self) except -1
+    cdef int pages_check(self) except -1
     cdef int take(self, uint64_t nbytes, uint64_t align, vm_range *out) except -1
     cdef int take_slowly(self, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out) except -1
-    cdef object fail(self, int rc, uint64_t nr_pages=*, str what=*)
-    cdef int again(self, int rc, double started) except -1
+    cdef vm_range *take_bulk(self, uint64_t nr_pages, uint64_t align_pages, size_t n) except NULL
+    cdef object new_array(self, object shape, object dtype, object order, bint zero)
+    cdef int adopt(self, uint64_t page, uint64_t id, vm_range *out, str what) except -1
+    cdef object upkeep(self, int (*work)(vm_region *, uint64_t *) noexcept nogil, str what)
+    cdef object fail(self, int rc, object nr_pages=*, str what=*)
+    cdef int again(self, double *started, str what) except -1
 
 
 cdef class Holding:
@@ -114,6 +120,8 @@ cdef class Holding:
     cdef object __weakref__
     cdef void bind(self, CoreRegion region, vm_range *range, Py_ssize_t nbytes) noexcept
     cdef int let_go(self) except -1
+    cdef int alive_check(self, CoreRegion region) except -1
+    cdef str released_text(self)
 
 
 cdef class ArrayOwner(Holding):

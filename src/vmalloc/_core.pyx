@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 # cython: language_level=3, freethreading_compatible=False
+# cython: binding=False, embedsignature=True, embedsignature.format=clinic
 """The only file that knows both C and Python.
 
 CoreRegion wraps a vm_region, Holding one reference to a busy range (Block and ArrayOwner differ in
@@ -10,13 +11,21 @@ so that signals are seen. No Python object is made or dropped while a lock of th
 
 import os
 import time
+from operator import index
 
+cimport cython
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_New
 from libc.errno cimport EAGAIN, EBUSY, EINTR, EINVAL, ENFILE, ENOENT, ENOLCK, ENOMEM, ENOSPC, ESTALE
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free as c_free, malloc as c_malloc
 from libc.string cimport memset
+
+from vmalloc.suite.loops cimport (
+    VM_SUITE_LONG_BUSY, VM_SUITE_TESTS, vm_suite_board, vm_suite_board_bytes, vm_suite_job, vm_suite_open,
+    vm_suite_result, vm_suite_work,
+)
 
 from vmalloc import errors
 
@@ -38,18 +47,72 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 
 POOLS = {"off": VM_POOLS_OFF, "locked": VM_POOLS_LOCKED, "llist": VM_POOLS_LLIST, "magazine": VM_POOLS_MAGAZINE}
 STATES = ("free", "busy", "cached", "pooled", "lazy", "moving", "purging", "freeing")
-cdef object _ndarray = None
-cdef object _dtype = None
+cdef Py_ssize_t LARGEST = <Py_ssize_t>1 << 62  # bytes; more than any region has
+
+# ---- dtypes ----
+
+cdef object _ndarray = None  # numpy's; imported by the first array function, not by the package
+cdef dict _kinds = {}  # what callers give as dtype -> what it means
 
 
-cdef int _numpy() except -1:
-    """numpy is imported by the first array function, not by the package."""
-    global _ndarray, _dtype
-    if _ndarray is None:
-        import numpy
-        _ndarray = numpy.ndarray
-        _dtype = numpy.dtype
-    return 0
+@cython.final
+cdef class Kind:
+    """A dtype as it was given, and what numpy makes of it."""
+    cdef object given, dtype
+    cdef Py_ssize_t itemsize
+
+
+cdef Kind kind_of(object given):
+    """Cached: np.dtype() alone takes as long as all the rest of an allocation."""
+    cdef Kind kind
+    try:
+        kind = _kinds.get(given)
+    except TypeError:  # a list of fields
+        return new_kind(given)
+    if kind is not None and (kind.given is given or type(given) is str):
+        return kind
+    kind = new_kind(given)
+    if len(_kinds) < 256:
+        _kinds[given] = kind
+    return kind
+
+
+cdef Kind new_kind(object given):
+    global _ndarray
+    import numpy
+    cdef Kind kind = Kind.__new__(Kind)
+    _ndarray = numpy.ndarray
+    kind.given, kind.dtype = given, numpy.dtype(given)
+    kind.itemsize = kind.dtype.itemsize
+    if kind.dtype.hasobject:
+        raise TypeError(f"dtype {kind.dtype} holds Python objects, which are private to a process")
+    return kind
+
+
+cdef Py_ssize_t bytes_of(object shape, Kind kind) except -1:
+    """What an array of that shape (an int or a tuple) takes."""
+    cdef Py_ssize_t total = kind.itemsize, n
+    try:
+        for one in (shape if type(shape) is tuple else (shape,)):
+            n = one
+            if n < 0:
+                raise ValueError(f"negative dimension in shape {shape}")
+            if n and total > LARGEST // n:
+                raise OverflowError
+            total *= n
+    except OverflowError:
+        raise errors.OutOfPages(f"shape {shape} of {kind.dtype} is larger than any region") from None
+    return total
+
+
+cdef object plain_shape(object shape):
+    """An int or a tuple."""
+    if type(shape) is tuple or type(shape) is int:
+        return shape
+    try:
+        return index(shape)
+    except TypeError:
+        return tuple(shape)
 
 
 def _size_text(nbytes):
@@ -66,12 +129,17 @@ cdef object _creation_error(int rc, str doing):
     return errors.RegionUnavailable(-rc, f"{doing}: {reason}")
 
 
+cdef inline bint is_good_size(Py_ssize_t nbytes, Py_ssize_t align) noexcept:
+    return 0 < nbytes <= LARGEST and 0 < align <= LARGEST and align & (align - 1) == 0
+
+
 cdef class CoreRegion:
     """A region attached to this process; `vmalloc.Region` adds the friendly parts."""
 
     def __cinit__(self):
         self.r = NULL
         self.closed = False
+        self.has_pages = False
         self.timeout_s = 10.0
 
     def _create(self, uint64_t nr_pages, *, str name, str pools, uint64_t granule, uint64_t base,
@@ -112,6 +180,8 @@ cdef class CoreRegion:
         cdef vm_info info
         vm_describe(self.r, &info)
         self.granule = info.granule_bytes
+        self.nr_pages_ = info.nr_pages
+        self.has_pages = vm_pointer(self.r, 0) != NULL
         vm_set_lock_timeout(self.r, self.timeout_s)
 
     def __dealloc__(self):
@@ -123,13 +193,20 @@ cdef class CoreRegion:
     def close(self):
         """Refuse further requests; the mapping stays until the last array or block of it is gone."""
         self.closed = True
+        self.has_pages = False
 
     cdef int open_check(self) except -1:
         if self.closed or self.r == NULL:
             raise errors.RegionClosed("the region was closed in this process; attach it again or make a new one")
         return 0
 
-    cdef object fail(self, int rc, uint64_t nr_pages=0, str what="request"):
+    cdef int pages_check(self) except -1:
+        self.open_check()
+        if not self.has_pages:
+            raise TypeError("an AddressSpace has no memory behind its numbers: use its alloc() and free()")
+        return 0
+
+    cdef object fail(self, int rc, object nr_pages=0, str what="request"):
         """The error that belongs to a core result."""
         if rc == -ENOSPC:
             return errors.OutOfPages(self._out_of_pages(nr_pages))
@@ -153,7 +230,7 @@ cdef class CoreRegion:
         if rc == -ENFILE:
             return errors.OutOfPages(f"{what}: all 1024 names of the region are taken; delete some")
         if rc == -ENOMEM:
-            return MemoryError(f"{what}: the process itself is out of memory")
+            return errors.OutOfPages(f"{what}: the process itself is out of memory, or of address space (ulimit -v)")
         return errors.RegionUnavailable(-rc, f"{what}: {os.strerror(-rc)}")
 
     def _out_of_pages(self, nr_pages):
@@ -164,23 +241,23 @@ cdef class CoreRegion:
                      f"{s.busy_pages} busy, {s.lazy_pages} lazy")
         return text + ". Free something, raise the limit or make a larger region."
 
-    cdef int again(self, int rc, double started) except -1:
-        """After EINTR or EAGAIN: look at signals; past the time-out tell who is in the way."""
+    cdef int again(self, double *started, str what) except -1:
+        """After a slice of waiting (EINTR): look at signals; past the time-out tell who is in the way."""
+        cdef double now = time.monotonic()
         PyErr_CheckSignals()
-        if time.monotonic() - started > self.timeout_s:
-            raise self.fail(-EBUSY)
+        if started[0] == 0:
+            started[0] = now
+        elif now - started[0] > self.timeout_s:
+            raise self.fail(-EBUSY, 0, what)
         return 0
 
     cdef int take(self, uint64_t nbytes, uint64_t align, vm_range *out) except -1:
-        cdef uint64_t nr_pages, align_pages = 1
-        cdef int rc
-        if self.closed:
-            self.open_check()
-        if align > self.granule:
-            align_pages = align // self.granule
+        cdef uint64_t nr_pages, align_pages
+        if not self.has_pages:
+            self.pages_check()
         nr_pages = vm_pages_of(self.r, nbytes)
-        rc = vm_alloc(self.r, nr_pages, align_pages, VM_HIT_ONLY, out)
-        if rc == 0:
+        align_pages = 1 if align <= self.granule else align // self.granule
+        if vm_alloc(self.r, nr_pages, align_pages, VM_HIT_ONLY, out) == 0:
             return 0
         return self.take_slowly(nr_pages, align_pages, 0, out)
 
@@ -196,8 +273,7 @@ cdef class CoreRegion:
                 return 0
             if rc != -EINTR:
                 raise self.fail(rc, nr_pages, "alloc")
-            started = started or time.monotonic()
-            self.again(rc, started)
+            self.again(&started, "alloc")
 
     # ---- blocks ----
 
@@ -209,53 +285,76 @@ cdef class CoreRegion:
         held. Raises OutOfPages, ValueError, RegionClosed.
         """
         cdef vm_range got
-        cdef uint64_t size, alignment
+        cdef Py_ssize_t size, alignment
+        cdef Block block
         try:
             size = nbytes
             alignment = align
         except OverflowError:
             raise _bad_size(nbytes, align) from None
-        if size == 0 or size > <uint64_t>1 << 62 or alignment == 0 or alignment & (alignment - 1):
+        if not is_good_size(size, alignment):
             raise _bad_size(nbytes, align)
         self.take(size, alignment, &got)
-        cdef Block block = Block.__new__(Block)
-        block.bind(self, &got, <Py_ssize_t>size)
+        block = Block.__new__(Block)
+        block.bind(self, &got, size)
         return block
 
     def alloc_bulk(self, nbytes, count, align=1):
         """Allocate `count` blocks of `nbytes` bytes each: all of them or, with OutOfPages, none."""
         cdef vm_range *got
-        cdef size_t n, i
-        cdef int rc
-        cdef uint64_t size, alignment, nr_pages, align_pages
+        cdef Py_ssize_t n, i, size, alignment
+        cdef Block block
+        self.pages_check()
         try:
             size, alignment, n = nbytes, align, count
         except OverflowError:
-            raise _bad_size(nbytes, align) from None
-        if size == 0 or size > <uint64_t>1 << 62 or alignment == 0 or alignment & (alignment - 1):
-            raise _bad_size(nbytes, align)
-        self.open_check()
-        nr_pages = vm_pages_of(self.r, size)
-        align_pages = 1 if alignment <= self.granule else alignment // self.granule
-        got = <vm_range *>c_malloc(max(n, 1) * sizeof(vm_range))
-        if got == NULL:
-            raise MemoryError(f"{count} blocks are too many to list")
+            raise _bad_bulk(nbytes, align, count) from None
+        if n < 0 or not is_good_size(size, alignment):
+            raise _bad_bulk(nbytes, align, count)
+        got = self.take_bulk(vm_pages_of(self.r, size), max(alignment // <Py_ssize_t>self.granule, 1), n)
         try:
-            with nogil:
-                rc = vm_alloc_bulk(self.r, nr_pages, align_pages, n, got)
-            if rc:
-                raise self.fail(rc, nr_pages * n, "alloc_bulk")
             blocks = []
             for i in range(n):
                 block = Block.__new__(Block)
-                (<Block>block).bind(self, &got[i], <Py_ssize_t>size)
+                block.bind(self, &got[i], size)
                 blocks.append(block)
             return blocks
         finally:
             c_free(got)
 
+    cdef vm_range *take_bulk(self, uint64_t nr_pages, uint64_t align_pages, size_t n) except NULL:
+        """`n` ranges in a list that the caller frees."""
+        cdef int rc = -EINTR
+        cdef double started = 0
+        cdef vm_range *got
+        if n > self.nr_pages_ // nr_pages:
+            raise self.fail(-ENOSPC, n * <object>nr_pages, "alloc_bulk")
+        got = <vm_range *>c_malloc(max(n, 1) * sizeof(vm_range))
+        if got == NULL:
+            raise self.fail(-ENOMEM, 0, f"alloc_bulk of {n}")
+        try:
+            while rc == -EINTR:
+                with nogil:
+                    vm_wait_in_slices(True)
+                    rc = vm_alloc_bulk(self.r, nr_pages, align_pages, n, got)
+                    vm_wait_in_slices(False)
+                if rc == -EINTR:
+                    self.again(&started, "alloc_bulk")
+            if rc:
+                raise self.fail(rc, n * <object>nr_pages, "alloc_bulk")
+        except BaseException:
+            c_free(got)
+            raise
+        return got
+
     def free_bulk(self, blocks):
         """Release every block of an iterable; BufferError if one has exports, after the others were released."""
+        blocks = list(blocks)
+        for block in blocks:
+            if not isinstance(block, Block):
+                raise TypeError(f"free_bulk takes blocks, not {type(block).__name__}")
+            if (<Block>block)._region is not self:
+                raise errors.NotAllocated(f"{block!r} belongs to another region; nothing was released")
         error = None
         for block in blocks:
             try:
@@ -265,109 +364,147 @@ cdef class CoreRegion:
         if error is not None:
             raise error
 
-    def _empty(self, shape, dtype, bint fortran=False):
-        """np.ndarray on fresh pages; the array's base holds them."""
+    # ---- arrays ----
+
+    def empty(self, shape, dtype=float, order="C"):
+        """Allocate an uninitialised array that other processes can attach to.
+
+        Takes ceil(bytes / page_size) whole pages, at least one; the array starts on a page boundary and its
+        base, a private owner object, holds them. Contents are whatever the pages held, perhaps a former
+        array of the same user. Raises OutOfPages, RegionClosed, TypeError for dtypes that hold objects.
+        """
+        return self.new_array(shape, dtype, order, False)
+
+    def zeros(self, shape, dtype=float, order="C"):
+        """Like empty(), filled with zeros; never-touched or discarded pages are not written for it."""
+        return self.new_array(shape, dtype, order, True)
+
+    cdef object new_array(self, object shape, object dtype, object order, bint zero):
         cdef vm_range got
-        cdef Py_ssize_t count = 1, item
         cdef ArrayOwner owner
-        _numpy()
-        kind = dtype if type(dtype) is _dtype else _dtype(dtype)
-        item = kind.itemsize
-        if isinstance(shape, int):
-            count = shape
-            if count < 0:
-                raise ValueError(f"negative dimension in shape {shape}")
-        else:
-            shape = tuple(shape)
-            total = 1
-            for n in shape:
-                if n < 0:
-                    raise ValueError(f"negative dimension in shape {shape}")
-                total *= n
-            if total * item > <uint64_t>1 << 62:
-                raise errors.OutOfPages(f"shape {shape} of {kind} takes {_size_text(total * item)}")
-            count = total
-        if kind.hasobject:
-            raise TypeError(f"dtype {kind} holds Python objects, which are private to a process")
-        if count > ((<Py_ssize_t>1 << 62) // (item if item > 0 else 1)):
-            raise errors.OutOfPages(f"shape {shape} of {kind} is larger than any region")
-        self.take(<uint64_t>max(count * item, 1), 1, &got)
+        cdef Kind kind = kind_of(dtype)
+        cdef Py_ssize_t nbytes
+        if type(shape) is not tuple:
+            shape = plain_shape(shape)
+        nbytes = bytes_of(shape, kind)
+        if order != "C" and order != "F":
+            raise ValueError(f"order must be 'C' or 'F', not {order!r}")
+        self.take(nbytes or 1, 1, &got)
         owner = ArrayOwner.__new__(ArrayOwner)
-        owner.bind(self, &got, count * item)
-        if fortran:
-            return _ndarray(shape, kind, owner, 0, None, "F")
-        return _ndarray(shape, kind, owner)
+        owner.bind(self, &got, nbytes)
+        if zero and not got.zeroed:
+            with nogil:
+                memset(vm_pointer(self.r, got.page), 0, nbytes)
+        if order == "F":
+            return _ndarray(shape, kind.dtype, owner, 0, None, "F")
+        return _ndarray(shape, kind.dtype, owner)
 
     # ---- references ----
 
-    def _share(self, Holding holding):
+    def _share(self, Holding holding not None):
         """Mark the range shared, so that other processes may adopt it. Returns (page, id)."""
         cdef int rc
         self.open_check()
-        holding.alive_check()
+        holding.alive_check(self)
         with nogil:
             rc = vm_share(self.r, holding.page, holding.id)
         if rc:
-            raise self.fail(rc, 0, "share")
+            raise self.fail(rc, 0, f"share of page {holding.page}")
         return holding.page, holding.id
 
-    def _adopt(self, uint64_t page, uint64_t id, Py_ssize_t nbytes):
-        """One more reference to a shared range, as an ArrayOwner."""
+    def _adopt(self, page, id, nbytes):
+        """One more reference to a shared range, as an ArrayOwner; StaleReference for whatever is wrong."""
         cdef vm_range got
-        cdef int rc
-        self.open_check()
-        with nogil:
-            vm_wait_in_slices(False)
-            rc = vm_adopt(self.r, page, id, &got)
-        if rc:
-            raise self.fail(rc, 0, "reference")
+        cdef uint64_t at, number
+        cdef Py_ssize_t size
+        cdef ArrayOwner owner
+        what = f"reference to page {page!r}, id {id!r}"
+        self.pages_check()
+        try:
+            at, number, size = index(page), index(id), nbytes
+        except (OverflowError, TypeError):
+            raise errors.StaleReference(f"{what}: there is no such range") from None
+        self.adopt(at, number, &got, what)
         owner = ArrayOwner.__new__(ArrayOwner)
-        (<ArrayOwner>owner).bind(self, &got, nbytes)
-        if nbytes < 0 or <uint64_t>nbytes > got.nr_pages * self.granule:
-            raise errors.StaleReference(f"reference: {nbytes} bytes named, the range has {got.nr_pages} pages")
+        owner.bind(self, &got, size)
+        if size < 0 or <uint64_t>size > got.nr_pages * self.granule:
+            raise errors.StaleReference(f"{what}: {nbytes} bytes named, the range has {got.nr_pages} pages")
         return owner
 
-    def _name_set(self, str name, Holding holding, bytes meta):
+    cdef int adopt(self, uint64_t page, uint64_t id, vm_range *out, str what) except -1:
+        cdef int rc = -EINTR
+        cdef double started = 0
+        while rc == -EINTR:
+            with nogil:
+                vm_wait_in_slices(True)
+                rc = vm_adopt(self.r, page, id, out)
+                vm_wait_in_slices(False)
+            if rc == -EINTR:
+                self.again(&started, what)
+        if rc:
+            raise self.fail(rc, 0, what)
+        return 0
+
+    def _name_set(self, str name not None, Holding holding not None, bytes meta not None):
         cdef bytes encoded = _name_bytes(name)
         cdef const char *c_name = encoded
         cdef const char *c_meta = meta
         cdef size_t size = len(meta)
-        cdef int rc
+        cdef int rc = -EINTR
+        cdef double started = 0
         self.open_check()
-        holding.alive_check()
-        with nogil:
-            rc = vm_name_set(self.r, c_name, holding.page, holding.id, c_meta, size)
+        holding.alive_check(self)
+        while rc == -EINTR:
+            with nogil:
+                vm_wait_in_slices(True)
+                rc = vm_name_set(self.r, c_name, holding.page, holding.id, c_meta, size)
+                vm_wait_in_slices(False)
+            if rc == -EINTR:
+                self.again(&started, "names")
         if rc == -EINVAL:
             raise ValueError(f"the description of {name!r} is too long to keep ({size} bytes; at most 416)")
         if rc:
             raise self.fail(rc, 0, f"region[{name!r}]")
 
-    def _name_get(self, str name):
+    def _name_get(self, str name not None):
         """(owner, meta) of a named reference; KeyError."""
         cdef bytes encoded = _name_bytes(name)
         cdef const char *c_name = encoded
         cdef char meta[512]
         cdef size_t size = sizeof(meta)
         cdef vm_range got
-        cdef int rc
-        self.open_check()
-        with nogil:
-            rc = vm_name_get(self.r, c_name, &got, meta, &size)
+        cdef ArrayOwner owner
+        cdef int rc = -EINTR
+        cdef double started = 0
+        self.pages_check()
+        while rc == -EINTR:
+            with nogil:
+                vm_wait_in_slices(True)
+                rc = vm_name_get(self.r, c_name, &got, meta, &size)
+                vm_wait_in_slices(False)
+            if rc == -EINTR:
+                self.again(&started, "names")
         if rc == -ENOENT:
             raise KeyError(name)
         if rc:
             raise self.fail(rc, 0, f"region[{name!r}]")
         owner = ArrayOwner.__new__(ArrayOwner)
-        (<ArrayOwner>owner).bind(self, &got, <Py_ssize_t>(got.nr_pages * self.granule))
+        owner.bind(self, &got, <Py_ssize_t>(got.nr_pages * self.granule))
         return owner, meta[:size]
 
-    def _name_delete(self, str name):
+    def _name_delete(self, str name not None):
         cdef bytes encoded = _name_bytes(name)
         cdef const char *c_name = encoded
-        cdef int rc
+        cdef int rc = -EINTR
+        cdef double started = 0
         self.open_check()
-        with nogil:
-            rc = vm_name_delete(self.r, c_name)
+        while rc == -EINTR:
+            with nogil:
+                vm_wait_in_slices(True)
+                rc = vm_name_delete(self.r, c_name)
+                vm_wait_in_slices(False)
+            if rc == -EINTR:
+                self.again(&started, "names")
         if rc == -ENOENT:
             raise KeyError(name)
         if rc:
@@ -389,6 +526,17 @@ cdef class CoreRegion:
         if vm_alloc(self.r, nr_pages, align_pages, VM_HIT_ONLY, &got) != 0:
             self.take_slowly(nr_pages, align_pages, 0 if may_purge else VM_NO_PURGE, &got)
         return got.page, got.nr_pages, got.id
+
+    def _alloc_pages_bulk(self, uint64_t nr_pages, uint64_t align_pages, size_t count):
+        """The first pages of `count` new ranges, for AddressSpace."""
+        cdef vm_range *got
+        cdef size_t i
+        self.open_check()
+        got = self.take_bulk(nr_pages, align_pages, count)
+        try:
+            return [got[i].page for i in range(count)]
+        finally:
+            c_free(got)
 
     def _free_page(self, uint64_t page):
         cdef vm_range got
@@ -414,35 +562,30 @@ cdef class CoreRegion:
 
     def purge(self):
         """Discard lazily freed ranges and a quarter of each pool. Returns the bytes given back."""
-        cdef uint64_t pages = 0
-        cdef int rc
-        self.open_check()
-        with nogil:
-            rc = vm_purge(self.r, &pages)
-        if rc:
-            raise self.fail(rc, 0, "purge")
-        return pages * self.granule
+        return self.upkeep(vm_purge, "purge")
 
     def shrink(self):
         """Give everything back that is not in use, magazines and pools too. Returns the bytes."""
-        cdef uint64_t pages = 0
-        cdef int rc
-        self.open_check()
-        with nogil:
-            rc = vm_shrink(self.r, &pages)
-        if rc:
-            raise self.fail(rc, 0, "shrink")
-        return pages * self.granule
+        return self.upkeep(vm_shrink, "shrink")
 
     def recover(self):
         """Reclaim what dead processes left. Returns the bytes; 0 when nobody died."""
+        return self.upkeep(vm_recover, "recover")
+
+    cdef object upkeep(self, int (*work)(vm_region *, uint64_t *) noexcept nogil, str what):
         cdef uint64_t pages = 0
-        cdef int rc
+        cdef int rc = -EINTR
+        cdef double started = 0
         self.open_check()
-        with nogil:
-            rc = vm_recover(self.r, &pages)
+        while rc == -EINTR:
+            with nogil:
+                vm_wait_in_slices(True)
+                rc = work(self.r, &pages)
+                vm_wait_in_slices(False)
+            if rc == -EINTR:
+                self.again(&started, what)
         if rc:
-            raise self.fail(rc, 0, "recover")
+            raise self.fail(rc, 0, what)
         return pages * self.granule
 
     def _check(self, bint at_rest, bint repair):
@@ -450,17 +593,25 @@ cdef class CoreRegion:
         cdef int rc
         self.open_check()
         found = []
-        rc = vm_check(self.r, at_rest, repair, _append_text, <void *>found)
+        cdef void *list_of_text = <void *>found
+        with nogil:
+            rc = vm_check(self.r, at_rest, repair, _append_text, list_of_text)
         if rc < 0 and rc != -EUCLEAN:
             raise self.fail(rc, 0, "check")
         return found
 
     def _stats(self):
         cdef vm_stats s
-        cdef int rc
+        cdef int rc = -EINTR
+        cdef double started = 0
         self.open_check()
-        with nogil:
-            rc = vm_get_stats(self.r, &s)
+        while rc == -EINTR:
+            with nogil:
+                vm_wait_in_slices(True)
+                rc = vm_get_stats(self.r, &s)
+                vm_wait_in_slices(False)
+            if rc == -EINTR:
+                self.again(&started, "stats")
         if rc:
             raise self.fail(rc, 0, "stats")
         return s
@@ -473,14 +624,23 @@ cdef class CoreRegion:
                 "granule": info.granule_bytes, "base": info.base, "total_bytes": info.total_bytes,
                 "limit_pages": info.limit_pages, "lazy_pages_max": info.lazy_pages_max,
                 "nr_nodes": info.nr_nodes, "nr_threads": info.nr_threads, "process_slot": info.process_slot,
-                "format": info.format, "pools": next(k for k, v in POOLS.items() if v == info.pools)}
+                "format": info.format, "has_pages": vm_pointer(self.r, 0) != NULL,
+                "pools": next(k for k, v in POOLS.items() if v == info.pools)}
 
     def _ranges(self):
         """(page, nr_pages, id, state, owner, shared, dirty) of every range, in address order."""
-        cdef int rc
+        cdef int rc = -EINTR
+        cdef double started = 0
         self.open_check()
         found = []
-        rc = vm_walk(self.r, _append_range, <void *>found)
+        cdef void *list_of_ranges = <void *>found
+        while rc == -EINTR:
+            with nogil:
+                vm_wait_in_slices(True)
+                rc = vm_walk(self.r, _append_range, list_of_ranges)
+                vm_wait_in_slices(False)
+            if rc == -EINTR:
+                self.again(&started, "ranges")
         if rc:
             raise self.fail(rc, 0, "ranges")
         return found
@@ -499,7 +659,7 @@ cdef class CoreRegion:
     def lock_timeout_s(self, double seconds):
         if not seconds > 0:
             raise ValueError(f"lock_timeout_s must be positive, not {seconds}")
-        self.timeout_s = seconds
+        self.timeout_s = seconds = min(seconds, 1e9)
         if self.r != NULL:
             vm_set_lock_timeout(self.r, seconds)
 
@@ -521,10 +681,19 @@ def _attach_reason(rc, fd):
 
 
 def _bad_size(nbytes, align):
-    if not 0 < nbytes <= 1 << 62:
-        return ValueError(f"nbytes must be from 1 to 2**62, not {nbytes}") if nbytes <= 0 else errors.OutOfPages(
-            f"{nbytes} bytes are more than any region has")
-    return ValueError(f"align must be a power of two, not {align}")
+    if nbytes <= 0:
+        return ValueError(f"nbytes must be positive, not {nbytes}")
+    if not 0 < align <= LARGEST or align & (align - 1):
+        return ValueError(f"align must be a power of two up to 2**62, not {align}")
+    return errors.OutOfPages(f"{nbytes} bytes are more than any region has")
+
+
+def _bad_bulk(nbytes, align, count):
+    if count < 0:
+        return ValueError(f"count must not be negative, not {count}")
+    if count > LARGEST:
+        return errors.OutOfPages(f"{count} blocks of {nbytes} bytes are more than any region has")
+    return _bad_size(nbytes, align)
 
 
 cdef bytes _name_bytes(str name):
@@ -548,6 +717,7 @@ cdef int _append_range(void *found, const vm_range_info *i) noexcept with gil:
     return 0
 
 
+@cython.no_gc_clear  # in a reference cycle too the region is there until the pages were given back
 cdef class Holding:
     """One reference to a busy range: dropping the last one frees it. Exports a writable buffer of bytes."""
 
@@ -564,9 +734,25 @@ cdef class Holding:
     def __init__(self):
         raise TypeError("made by a region, not by hand")
 
-    def alive_check(self):
+    cdef int alive_check(self, CoreRegion region) except -1:
+        """It must hold pages of `region`. What a forked child inherited it must hold itself."""
+        cdef vm_range got
         if not self.held:
-            raise errors.NotAllocated("the block was released")
+            raise errors.NotAllocated(self.released_text())
+        if self._region is not region:
+            raise errors.NotAllocated(f"the pages at offset {self.offset} are another region's")
+        if self.fork_epoch != fork_epoch:
+            try:
+                region.adopt(self.page, self.id, &got, "inherited through fork")
+            except errors.StaleReference:
+                raise errors.StaleReference(
+                    f"the pages at offset {self.offset} were inherited through fork and belong to the parent; "
+                    "make a ref() of them before the fork") from None
+            self.fork_epoch = fork_epoch
+        return 0
+
+    cdef str released_text(self):
+        return f"the block of {self.nbytes} bytes at offset {self.page * self._region.granule} was released"
 
     cdef int let_go(self) except -1:
         """Drop the reference. What a forked child inherited stays its parent's."""
@@ -593,7 +779,7 @@ cdef class Holding:
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         if not self.held:
-            raise errors.NotAllocated("the block was released")
+            raise errors.NotAllocated(self.released_text())
         view.buf = vm_pointer(self._region.r, self.page)
         view.obj = self
         view.len = self.nbytes
@@ -639,10 +825,16 @@ cdef class Holding:
         raise TypeError(f"{type(self).__name__} is pickled by vmalloc.ref(), by reference; bytes(block) copies")
 
 
+@cython.final
+@cython.no_gc_clear
+@cython.freelist(64)
 cdef class ArrayOwner(Holding):
     """What an array's `base` is: holds the pages, and nobody can release it under the array."""
 
 
+@cython.final
+@cython.no_gc_clear
+@cython.freelist(64)
 cdef class Block(Holding):
     """A range of pages owned by this object; a context manager, and a buffer of `nbytes` bytes.
 
@@ -754,3 +946,99 @@ cdef object _dlpack_capsule(Block block):
     export.managed.manager_ctx = export
     export.managed.deleter = _dlpack_delete
     return PyCapsule_New(&export.managed, "dltensor", _dlpack_unused)
+
+
+# ---- vmalloc suite: the loops of suite/loops.c, run without the interpreter lock ----
+
+SUITE_LONG_BUSY = VM_SUITE_LONG_BUSY
+
+
+cdef vm_suite_board *_board(Py_buffer *view, object board, uint64_t nr_pages) except NULL:
+    """The board a writable buffer holds, if it is large enough; the caller releases `view`."""
+    PyObject_GetBuffer(board, view, PyBUF_WRITABLE)
+    cdef vm_suite_board *b = <vm_suite_board *>view.buf
+    if <size_t>view.len < vm_suite_board_bytes(0, 0) or \
+            <size_t>view.len < vm_suite_board_bytes(b.nr_workers, nr_pages):
+        PyBuffer_Release(view)
+        raise ValueError(f"the board has {view.len} bytes, too few for its workers and {nr_pages} pages")
+    return b
+
+
+def suite_board_bytes(uint32_t nr_workers, uint64_t nr_pages):
+    """What workers share beside a region of nr_pages: starts as zeros, then suite_prepare()."""
+    return vm_suite_board_bytes(nr_workers, nr_pages)
+
+
+def suite_prepare(board, uint32_t nr_workers):
+    cdef Py_buffer view
+    cdef vm_suite_board *b = _board(&view, board, 0)
+    b.nr_workers = nr_workers
+    PyBuffer_Release(&view)
+
+
+def suite_open(board):
+    """Let the workers that wait at the gate start."""
+    cdef Py_buffer view
+    vm_suite_open(_board(&view, board, 0))
+    PyBuffer_Release(&view)
+
+
+def suite_stop(board):
+    """Tell the workers to end soon."""
+    cdef Py_buffer view
+    _board(&view, board, 0).stop = 1
+    PyBuffer_Release(&view)
+
+
+def suite_state(board):
+    """(workers at the gate, tests ended)"""
+    cdef Py_buffer view
+    cdef vm_suite_board *b = _board(&view, board, 0)
+    state = b.nr_ready, b.nr_done
+    PyBuffer_Release(&view)
+    return state
+
+
+def suite_results(board):
+    """(opened_ns, [(cycles, ended_ns, [(passed, failed, xfailed, ns, lock_wait_ns, error) per test])])"""
+    cdef Py_buffer view
+    cdef vm_suite_board *b = _board(&view, board, 0)
+    cdef vm_suite_result *t
+    cdef uint32_t i, k
+    workers = []
+    for i in range(b.nr_workers):
+        tests = []
+        for k in range(VM_SUITE_TESTS):
+            t = &b.worker[i].test[k]
+            tests.append((t.passed, t.failed, t.xfailed, t.ns, t.lock_wait_ns, t.error))
+        workers.append((b.worker[i].cycles, b.worker[i].ended_ns, tests))
+    found = b.opened_ns, workers
+    PyBuffer_Release(&view)
+    return found
+
+
+def suite_work(CoreRegion region, board, uint32_t worker, bytes order, *, uint64_t nr_loops, uint64_t nr_pages,
+               uint64_t nr_objects, uint64_t nr_fit, uint64_t seed, bint use_huge, bint touch):
+    """One worker: wait at the board's gate, run the tests of `order` (numbers), write results to the board."""
+    cdef vm_suite_job job
+    cdef Py_buffer view
+    cdef vm_suite_board *b
+    cdef const uint8_t *numbers = order
+    cdef size_t nr_tests = len(order)
+    cdef vm_info info
+    cdef int rc
+    region.open_check()
+    vm_describe(region.r, &info)
+    b = _board(&view, board, info.nr_pages)
+    memset(&job, 0, sizeof(job))
+    job.worker = worker
+    job.nr_loops, job.nr_pages, job.nr_objects = nr_loops, nr_pages, nr_objects
+    job.nr_fit, job.seed, job.use_huge, job.touch = nr_fit, seed, use_huge, touch
+    try:
+        if worker >= b.nr_workers:
+            raise ValueError(f"worker {worker} of {b.nr_workers}")
+        with nogil:
+            rc = vm_suite_work(region.r, b, &job, numbers, nr_tests)
+    finally:
+        PyBuffer_Release(&view)
+    return rc

@@ -29,31 +29,11 @@ def holding_of(x: object) -> Holding | None:
 
 
 class ArrayFunctions(CoreRegion):
-    """numpy's array constructors, on this region's pages.
+    """numpy's other array constructors, on this region's pages; empty() and zeros() are CoreRegion's.
 
     All take whole pages: ceil(bytes / page_size), the tail of the last one unused; arrays start on a
     page boundary. All raise OutOfPages, RegionClosed, TypeError for dtypes that hold Python objects.
     """
-
-    def empty(self, shape: int | tuple[int, ...], dtype: DTypeLike = float, order: str = "C") -> NDArray[Any]:
-        """Allocate an uninitialised array that other processes can attach to.
-
-        Contents are whatever the pages held, perhaps a former array of the same user.
-        """
-        if order not in ("C", "F"):
-            raise ValueError(f"order must be 'C' or 'F', not {order!r}")
-        return self._empty(shape, dtype, order == "F")
-
-    def zeros(self, shape: int | tuple[int, ...], dtype: DTypeLike = float, order: str = "C") -> NDArray[Any]:
-        """Like empty(), filled with zeros; never-touched or discarded pages are not written for it."""
-        a = self.empty(shape, dtype, order)
-        owner = holding_of(a)
-        if owner is not None and not owner.zeroed:
-            if a.dtype.hasobject or a.dtype.names:
-                memoryview(owner)[:] = bytes(owner.nbytes)
-            else:
-                a.fill(0)
-        return a
 
     def full(
         self, shape: int | tuple[int, ...], fill_value: Any, dtype: DTypeLike = None, order: str = "C"

@@ -7,7 +7,7 @@ from typing import Any
 
 from vmalloc._core import Block, Holding
 from vmalloc.array import holding_of
-from vmalloc.region import Region, default_region, describe, reattach, rebuild
+from vmalloc.region import Region, default_region, describe, rebuild
 
 __all__ = ["Ref", "is_shared", "ref"]
 
@@ -57,7 +57,7 @@ def load_ref(
     where: tuple[str, int, int], page: int, id: int, nbytes: int, description: dict[str, Any]
 ) -> Any:
     """What Ref pickles to: attach if needed, take a reference, rebuild the array. StaleReference."""
-    region = reattach(*where)
+    region = Region._reattach(*where)
     return rebuild(region._adopt(page, id, nbytes), description)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -10,11 +11,11 @@ import threading
 import weakref
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from vmalloc._core import STATES, Block, CoreRegion, Holding
 from vmalloc.array import ArrayFunctions, holding_of
-from vmalloc.errors import RegionCorrupt, RegionUnavailable
+from vmalloc.errors import RegionCorrupt, RegionUnavailable, StaleReference
 from vmalloc.stats import Range, Stats
 
 __all__ = ["Region", "default_region", "parse_size", "region_of"]
@@ -23,16 +24,16 @@ POOL_DESIGNS = ("off", "locked", "llist", "magazine")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
-_attached: weakref.WeakValueDictionary[bytes, Region] = weakref.WeakValueDictionary()
+_attached: weakref.WeakValueDictionary[bytes, RegionBase] = weakref.WeakValueDictionary()
 _attach_lock = threading.Lock()
 
 
-def _forget_lock_in_child() -> None:
-    global _attach_lock
-    _attach_lock = threading.Lock()
+def _renew_locks_in_child() -> None:
+    global _attach_lock, _default_lock
+    _attach_lock, _default_lock = threading.Lock(), threading.Lock()
 
 
-os.register_at_fork(after_in_child=_forget_lock_in_child)
+os.register_at_fork(after_in_child=_renew_locks_in_child)
 
 
 def parse_size(size: int | str) -> int:
@@ -52,7 +53,9 @@ def parse_size(size: int | str) -> int:
 
 
 class RegionBase(CoreRegion):
-    """What memory regions and address spaces share: options, look at, check, context manager."""
+    """What memory regions and address spaces share: options, attach, look at, check, context manager."""
+
+    _has_pages: ClassVar[bool] = True
 
     def _open(
         self,
@@ -91,6 +94,7 @@ class RegionBase(CoreRegion):
             pthread_locks=locks == "pthread",
             keep_on_death=keep_on_death,
         )
+        self._opened()
 
     @property
     def id(self) -> str:
@@ -128,6 +132,76 @@ class RegionBase(CoreRegion):
         if found:
             more = f" (and {len(found) - 5} more)" if len(found) > 5 else ""
             raise RegionCorrupt("; ".join(found[:5]) + more)
+
+    @classmethod
+    def attach(cls, source: int | str | os.PathLike[str], *, expected_id: str | None = None) -> Self:
+        """Attach what is behind a descriptor (int; it stays the caller's) or a path.
+
+        The path is `/proc/<pid>/fd/<n>` of a process that has it; that needs the same user. A process
+        that has it already gets the same object again. Raises RegionUnavailable, also when
+        `expected_id` is given and the region is another one.
+        """
+        if isinstance(source, int):
+            return cls._attach_fd(source, expected_id)
+        try:
+            fd = os.open(source, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as e:
+            hint = "; the process ended, or belongs to another user" if e.errno in (2, 13) else ""
+            raise RegionUnavailable(e.errno, f"cannot open {os.fspath(source)}: {e.strerror}{hint}") from None
+        except ValueError as e:
+            raise RegionUnavailable(errno.EINVAL, f"cannot open {source!r}: {e}") from None
+        try:
+            return cls._attach_fd(fd, expected_id)
+        finally:
+            os.close(fd)
+
+    @classmethod
+    def _attach_fd(cls, fd: int, expected_id: str | None) -> Self:
+        try:
+            there = os.fstat(fd)
+        except (OSError, OverflowError) as e:
+            raise RegionUnavailable(errno.EBADF, f"descriptor {fd} is not open: {e}") from None
+        if not stat.S_ISREG(there.st_mode):
+            raise RegionUnavailable(errno.ENOEXEC, f"descriptor {fd} is no vmalloc region")
+        with _attach_lock:
+            region = _attached.get(os.pread(fd, 32, 0)[16:32])
+            if region is None or region.closed or not os.path.samestat(os.fstat(region.fileno()), there):
+                region = cls.__new__(cls)
+                region._attach(fd)
+                region._opened()
+        if not isinstance(region, cls):
+            raise RegionUnavailable(errno.EINVAL, f"descriptor {fd} is {region!r}; attach it by its own class")
+        if expected_id is not None and region.id != expected_id:
+            raise RegionUnavailable(errno.ESTALE, f"descriptor {fd} is region {region.id}, not {expected_id}")
+        return region
+
+    @classmethod
+    def _reattach(cls, id: str, pid: int, fd: int) -> Self:
+        """What a message from process `pid` names: ours if attached here, else through /proc."""
+        try:
+            known = _attached.get(bytes.fromhex(id))
+            path = f"/proc/{pid:d}/fd/{fd:d}"
+        except (TypeError, ValueError):
+            raise RegionUnavailable(errno.EINVAL, f"no region has the id {id!r}, pid {pid!r}, fd {fd!r}") from None
+        if isinstance(known, cls) and not known.closed:
+            return known
+        return cls.attach(path, expected_id=id)
+
+    def _opened(self) -> None:
+        """After create and attach: found again by its id; of the right kind."""
+        info = self._info()
+        if info["has_pages"] != self._has_pages:
+            self.close()
+            kind = "a memory region" if info["has_pages"] else "an address space"
+            raise RegionUnavailable(errno.EINVAL, f"{info['id'].hex()} is {kind}; attach it by its own class")
+        _attached[info["id"]] = self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self)._reattach, (self.id, os.getpid(), self.fileno())
+
+    def __enter__(self) -> Self:
+        self.fileno()
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -173,72 +247,27 @@ class Region(RegionBase, ArrayFunctions):
             max_threads=max_threads,
             locks=locks,
         )
-        _attached[self._info()["id"]] = self
-
-    @classmethod
-    def attach(cls, source: int | str | os.PathLike[str], *, expected_id: str | None = None) -> Region:
-        """Attach the region behind a descriptor (int; it stays the caller's) or a path.
-
-        The path is `/proc/<pid>/fd/<n>` of a process that has it; that needs the same user. In a process
-        that has the region already, that Region is returned. Raises RegionUnavailable, also when
-        `expected_id` is given and the region is another one.
-        """
-        if isinstance(source, int):
-            return cls._attach_fd(source, expected_id)
-        try:
-            fd = os.open(source, os.O_RDWR | os.O_CLOEXEC)
-        except OSError as e:
-            hint = "; the process ended, or belongs to another user" if e.errno in (2, 13) else ""
-            raise RegionUnavailable(e.errno, f"cannot open {os.fspath(source)}: {e.strerror}{hint}") from None
-        try:
-            return cls._attach_fd(fd, expected_id)
-        finally:
-            os.close(fd)
-
-    @classmethod
-    def _attach_fd(cls, fd: int, expected_id: str | None) -> Region:
-        try:
-            mode = os.fstat(fd).st_mode
-        except (OSError, OverflowError) as e:
-            raise RegionUnavailable(9, f"descriptor {fd} is not open: {e}") from None
-        if not stat.S_ISREG(mode):
-            raise RegionUnavailable(8, f"descriptor {fd} is no vmalloc region")
-        with _attach_lock:
-            known = _attached.get(os.pread(fd, 32, 0)[16:32])
-            if known is not None and not known.closed:
-                region = known
-            else:
-                region = cls.__new__(cls)
-                region._attach(fd)
-                _attached[region._info()["id"]] = region
-        if expected_id is not None and region.id != expected_id:
-            raise RegionUnavailable(116, f"descriptor {fd} is region {region.id}, not {expected_id}")
-        return region
-
-    def __enter__(self) -> Region:
-        self.fileno()
-        return self
-
     # ---- named references ----
 
     def __setitem__(self, name: str, value: Any) -> None:
         """Keep `value` (array or block; copied in if it lies elsewhere) under a name until deleted."""
-        if not isinstance(value, Block):
-            value = self._own(value)
         holding = holding_of(value)
-        assert holding is not None
-        self._name_set(name, holding, json.dumps(describe(value, holding)).encode())
-
-    def _own(self, value: Any) -> Any:
-        holding = holding_of(value)
-        if holding is not None and holding.region is self:
-            return value
-        return self.array(value)
+        if holding is None or holding.region is not self:
+            value = self.array(value)
+            holding = holding_of(value)
+            assert holding is not None
+        description = describe(value, holding)
+        if "dtype" in description:
+            description["dtype"] = _dtype_text(description["dtype"])
+        self._name_set(name, holding, json.dumps(description, separators=(",", ":")).encode())
 
     def __getitem__(self, name: str) -> Any:
         """The array, or for a block a memoryview, that is kept under `name`; KeyError."""
         owner, meta = self._name_get(name)
-        return rebuild(owner, json.loads(meta))
+        description = json.loads(meta)
+        if "dtype" in description:
+            description["dtype"] = _dtype_of(description["dtype"])
+        return rebuild(owner, description)
 
     def __delitem__(self, name: str) -> None:
         """Drop the name; the memory goes with the last reference."""
@@ -256,11 +285,6 @@ class Region(RegionBase, ArrayFunctions):
     def __bool__(self) -> bool:
         return True
 
-    # ---- sending the region itself ----
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return reattach, (self.id, os.getpid(), self.fileno())
-
     def __repr__(self) -> str:
         if self.closed:
             return "<vmalloc.Region closed>"
@@ -268,20 +292,16 @@ class Region(RegionBase, ArrayFunctions):
         return f"<vmalloc.Region {info['id'].hex()[:8]} {info['nr_pages'] * info['page_size'] >> 20} MiB {info['pools']}>"
 
 
-def reattach(id: str, pid: int, fd: int) -> Region:
-    """The region a message from process `pid` names: ours if attached here, else through /proc."""
-    known = _attached.get(bytes.fromhex(id))
-    if known is not None and not known.closed:
-        return known
-    return Region.attach(f"/proc/{pid}/fd/{fd}", expected_id=id)
-
-
 def describe(value: Any, holding: Holding) -> dict[str, Any]:
     """What another process needs, beside the range, to see the same array or block."""
     if isinstance(value, Holding):
         return {"nbytes": holding.nbytes}
+    if isinstance(value, memoryview):
+        import numpy as np
+
+        value = np.asarray(value)
     return {
-        "dtype": value.dtype.descr if value.dtype.names else value.dtype.str,
+        "dtype": value.dtype,
         "shape": value.shape,
         "strides": value.strides,
         "offset": value.__array_interface__["data"][0] - holding.address,
@@ -292,26 +312,54 @@ def describe(value: Any, holding: Holding) -> dict[str, Any]:
 def rebuild(owner: Holding, description: dict[str, Any]) -> Any:
     """The array (or memoryview of a block) that `describe` told of, on `owner`'s pages.
 
-    numpy checks that it lies within them: a forged description raises ValueError.
+    Whatever does not lie within them raises StaleReference.
     """
-    if "nbytes" in description:
-        return memoryview(owner)[: description["nbytes"]]
+    try:
+        if "nbytes" in description:
+            return memoryview(owner)[: description["nbytes"]]
+        import numpy as np
+
+        dtype, shape, strides = np.dtype(description["dtype"]), description["shape"], description["strides"]
+        if dtype.hasobject:
+            raise TypeError(f"dtype {dtype} holds pointers")
+        if strides is None or any(n < 0 for n in shape):
+            raise ValueError(f"shape {shape}, strides {strides}")
+        a: np.ndarray[Any, Any] = np.ndarray(tuple(shape), dtype, owner, description["offset"], tuple(strides))
+        if description["readonly"]:
+            a.flags.writeable = False
+        return a
+    except (ArithmeticError, LookupError, TypeError, ValueError) as e:
+        raise StaleReference(f"the reference tells of no array within its {owner.nbytes} bytes: {e}") from None
+
+
+def _dtype_text(dtype: Any) -> Any:
+    """JSON for a dtype; TypeError for what numpy's own file format could not keep either."""
     import numpy as np
 
-    kind = description["dtype"]
-    dtype = np.dtype(kind if isinstance(kind, str) else [_field(f) for f in kind])
-    a: np.ndarray[Any, Any] = np.ndarray(
-        tuple(description["shape"]), dtype, owner, description["offset"], tuple(description["strides"])
-    )
-    if description["readonly"]:
-        a.flags.writeable = False
-    return a
+    text = np.lib.format.dtype_to_descr(dtype)
+    if _dtype_of(json.loads(json.dumps(text))) != dtype:
+        raise TypeError(f"a named reference cannot keep dtype {dtype!r}; view the array as a plainer one")
+    return text
 
 
-def _field(field: list[Any]) -> tuple[Any, ...]:
-    name, kind, *shape = field
-    kind = [_field(f) for f in kind] if isinstance(kind, list) else kind
-    return (tuple(name) if isinstance(name, list) else name, kind, *map(tuple, shape))
+def _dtype_of(text: Any) -> Any:
+    import numpy as np
+
+    return np.lib.format.descr_to_dtype(_tuples(text))
+
+
+def _tuples(text: Any) -> Any:
+    """numpy's description of a dtype, from JSON, which knows no tuples: fields are tuples, in a list."""
+    if isinstance(text, str):
+        return text
+    if text and isinstance(text[0], list) and isinstance(text[0][0], str | list) and len(text[0]) > 1:
+        return [_field(f) for f in text]
+    return (_tuples(text[0]), tuple(text[1]))
+
+
+def _field(f: Any) -> Any:
+    title_and_name = tuple(f[0]) if isinstance(f[0], list) else f[0]
+    return (title_and_name, _tuples(f[1]), *(tuple(shape) for shape in f[2:]))
 
 
 def region_of(x: object) -> CoreRegion | None:

@@ -9,7 +9,7 @@ import importlib
 
 import click
 
-COMMANDS = ("suite", "bench", "info", "check", "purge", "ps", "doctor", "record", "replay")
+COMMANDS = ("suite", "ps", "check", "record", "replay")
 
 
 class _LazyGroup(click.Group):

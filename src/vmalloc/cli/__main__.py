@@ -1,0 +1,5 @@
+"""`python -m vmalloc.cli` is the `vmalloc` command."""
+
+from vmalloc.cli import main
+
+main(prog_name="vmalloc")

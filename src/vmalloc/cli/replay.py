@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: MIT
+"""vmalloc replay: predict where a recorded kernel put each area, or serve its requests with the model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from vmalloc.lab import replay
+from vmalloc.lab.events import TraceError
+from vmalloc.lab.state import StateError
+from vmalloc.model import PRESETS
+
+PATH = click.Path(exists=True, dir_okay=False, path_type=Path)
+DESIGNS = (*PRESETS, "all")
+
+
+@click.command(name="replay")
+@click.argument("trace", type=PATH)
+@click.option(
+    "--predict", "predicting", is_flag=True, help="Forecast every address and compare it with the kernel's."
+)
+@click.option("--on", "target", type=click.Choice(["model", "core"]), help="Serve the requests instead.")
+@click.option("--pools", multiple=True, help="With --on core: the pool designs to time.")
+@click.option(
+    "--design",
+    type=click.Choice(DESIGNS),
+    default="linux-6.16",
+    show_default=True,
+    help="The model's design; `all` ranks the kernel versions.",
+)
+@click.option("--state", type=PATH, help="Complete start state (a guest's NAME.state0).")
+@click.option("--vmallocinfo", type=PATH, help="/proc/vmallocinfo at the start, with real addresses.")
+@click.option("--end-state", type=PATH, help="Complete end state to compare with (NAME.state1).")
+@click.option("--cpus", type=click.IntRange(1, 4096), help="Possible CPUs of the recorded machine.")
+@click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the result here."
+)
+def command(
+    trace: Path,
+    predicting: bool,
+    target: str | None,
+    pools: tuple[str, ...],
+    design: str,
+    state: Path | None,
+    vmallocinfo: Path | None,
+    end_state: Path | None,
+    cpus: int | None,
+    json_file: Path | None,
+) -> None:
+    """Replay a recording: predict its addresses, or serve its requests.
+
+    With --predict each request goes to the model and each address is compared with the kernel's. Without a
+    start state the model learns it from the events and says how much it assumed.
+    """
+    if predicting == (target is not None):
+        raise click.UsageError("say either --predict or --on model|core")
+    if pools and target != "core":
+        raise click.UsageError("--pools goes with --on core")
+    console = Console(stderr=False)
+    try:
+        recording = replay.load(trace, state, vmallocinfo, cpus)
+        if target == "core":
+            result = _on_core(trace, pools)
+        elif target == "model":
+            result = _on_model(console, recording, design)
+        elif design == "all":
+            result = _rank(console, recording)
+        else:
+            result = _predict(console, recording, design, end_state)
+    except (TraceError, StateError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    if json_file is not None:
+        json_file.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _on_core(trace: Path, pools: tuple[str, ...]) -> dict[str, Any]:
+    """Serve the requests with the real allocator."""
+    raise click.ClickException(f"{trace}: --on core is not wired up yet; --on model works")
+
+
+def _predict(
+    console: Console, recording: replay.Recording, design: str, end_state: Path | None
+) -> dict[str, Any]:
+    with _progress(console) as bar:
+        task = bar.add_task(design, total=len(recording.events))
+        outcome = replay.predict(
+            recording, PRESETS[design], end_state, lambda at: bar.update(task, completed=at)
+        )
+    result = outcome.as_dict()
+    _print_prediction(console, recording, result)
+    return result
+
+
+def _rank(console: Console, recording: replay.Recording) -> dict[str, Any]:
+    with _progress(console) as bar:
+        task = bar.add_task("all designs", total=None)
+        ranking = replay.rank(recording, lambda at: bar.update(task, completed=at))
+    result = ranking.as_dict()
+    table = Table(
+        "design", "generation", "score", "exact", "level right", "purges as told", "orders inferred"
+    )
+    for row in result["designs"]:
+        table.add_row(
+            row["design"],
+            row["generation"],
+            f"{row['score']:.4f}",
+            f"{row['exact']:.2%}",
+            f"{row['level_right']:.2%}",
+            f"{row['purges_as_told']}/{row['purges']}",
+            str(row["orders_inferred"]),
+        )
+    console.print(table)
+    told = ranking.best if ranking.best != "cannot tell" else f"cannot tell ({'; '.join(ranking.candidates)})"
+    console.print(f"kernel generation: {told}")
+    return result
+
+
+def _on_model(console: Console, recording: replay.Recording, design: str) -> dict[str, Any]:
+    names = list(PRESETS) if design == "all" else [design]
+    results = []
+    table = Table(
+        "design", "magazine", "pool", "lazy", "space", "purges", "footprint, pages", "events/s", "bare loop/s"
+    )
+    for name in names:
+        result = replay.run_on_model(recording, PRESETS[name]).as_dict()
+        results.append(result)
+        hits = result["hit_share"]
+        table.add_row(
+            name,
+            *(f"{hits.get(level, 0.0):.1%}" for level in ("magazine", "pool", "lazy", "space")),
+            str(result["purges"]),
+            f"{result['footprint_pages_max']:,}",
+            f"{result['events_per_s']:,.0f}",
+            f"{result['bare_loop_events_per_s']:,.0f}",
+        )
+    console.print(table)
+    return results[0] if design != "all" else {"designs": results}
+
+
+def _print_prediction(console: Console, recording: replay.Recording, result: dict[str, Any]) -> None:
+    table = Table("what", "value", title=f"{result['design']}: {result['events']:,} events")
+    rows = [
+        ("allocations", f"{result['allocations']:,}"),
+        ("addresses exact", f"{result['exact']:.3%}"),
+        ("  alignment up to a page", f"{result['exact_page_aligned']:.3%}"),
+        (f"  larger alignment ({result['larger_alignment']:,})", f"{result['exact_larger_alignment']:.3%}"),
+        ("  larger alignment, within the search's bounds", f"{result['within_bounds']:.3%}"),
+        (
+            "exact after warm-up",
+            f"{result['exact_after_warm_up']:.3%} of {result['after_warm_up']:.1%} of the allocations",
+        ),
+        (
+            "pool or global told right",
+            f"{result['level_right']:.3%}, after warm-up {result['level_right_after_warm_up']:.3%}",
+        ),
+        ("orders inferred", f"{result['orders_inferred']} ({result['orders_inferred_share']:.2%})"),
+        ("purges as told", f"{result['purges_as_told']} of {result['purges']}"),
+    ]
+    for name, value in rows:
+        table.add_row(name, value)
+    for kind in ("by_cpu", "by_window"):
+        shares = ", ".join(f"{key}: {share:.2%}" for key, share in result[kind].items())
+        table.add_row(kind.replace("_", " "), shares)
+    for category, count in {
+        **result["misses"],
+        **{f"assumed: {k}": n for k, n in result["assumed"].items()},
+    }.items():
+        table.add_row(category, f"{count:,}")
+    if result["shrinks_inferred"]:
+        table.add_row("shrinks inferred", str(result["shrinks_inferred"]))
+    if result["end_state"] is not None:
+        table.add_row("end state", "equal" if result["end_state_equal"] else str(result["end_state"]))
+    if recording.lost:
+        table.add_row("events lost by the recorder", f"{recording.lost:,}")
+    console.print(table)
+    if result["first_miss"] is not None:
+        console.print(f"first miss: {result['first_miss']}")
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console, transient=True
+    )

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: MIT
+"""vmalloc suite: the kernel's vmalloc test suite on this allocator."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from vmalloc.suite.parameters import MODES, TESTS, Parameters
+
+ALL = "off,locked,llist,magazine"
+
+
+class _BadPlan(click.ClickException):
+    exit_code = 2
+
+
+def _details() -> str:
+    modes = "\n".join(
+        f"  {name:12} " + " ".join(f"{k}={v}" for k, v in m.items()) for name, m in MODES.items()
+    )
+    tests = "\n".join(f"  {test.bit:5} {test.name:25} {test.meaning}" for test in TESTS)
+    defaults = Parameters()
+    return f"""\b
+Modes, as in the kernel's test_vmalloc.sh:
+{modes}
+
+\b
+Parameters, as the kernel's (default); values are numbers from 1:
+  nr_threads ({defaults.nr_threads}) test_repeat_count ({defaults.test_repeat_count})
+  test_loop_count ({defaults.test_loop_count}; the kernel's is 1000000) nr_pages (1) use_huge
+  run_test_mask ({defaults.run_test_mask}) sequential_test_order nr_pcpu_objects ({defaults.nr_pcpu_objects})
+
+\b
+Tests, by their bit in run_test_mask:
+{tests}
+
+full_fit_alloc's L is the kernel's fls(CPUs) * 32 MiB in pages, but at most what lets the 2 L pages of all
+workers fill a quarter of the region; the table says which it was.
+"""
+
+
+@click.command(epilog=_details())
+@click.option("--pools", default=ALL, show_default=True, help="Designs to compare. Also: off-mutex.")
+@click.option(
+    "--workers", type=click.Choice(["threads", "processes"]), default="threads", show_default=True,
+    help="What nr_threads counts.",
+)  # fmt: skip
+@click.option(
+    "--start-method", type=click.Choice(["fork", "spawn", "forkserver"]), default="fork", show_default=True,
+    help="How worker processes start.",
+)  # fmt: skip
+@click.option("--region", help="Size, like 8G. Default: twice what all workers hold, at least 1G; untouched.")
+@click.option("--touch", is_flag=True, help="Write the first byte of every area, as the kernel's tests do.")
+@click.option("--no-single", is_flag=True, help="Skip the run with one worker beside the run with many.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the test orders and random sizes.")
+@click.option("--dmesg", is_flag=True, help="Print the kernel's own Summary lines instead of the table.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the results to a file.")
+@click.argument("words", nargs=-1, metavar="[MODE] [KEY=VALUE]...")
+def command(
+    pools: str,
+    workers: str,
+    start_method: str,
+    region: str | None,
+    touch: bool,
+    no_single: bool,
+    seed: int,
+    dmesg: bool,
+    json_path: Path | None,
+    words: tuple[str, ...],
+) -> None:
+    """Run the kernel's vmalloc test suite on every pool design.
+
+    \b
+    vmalloc suite nr_threads=64 run_test_mask=7 test_loop_count=100000
+    vmalloc suite smoke --pools magazine --workers processes
+    vmalloc suite performance --pools off,off-mutex --dmesg
+
+    The loops run in C, in threads or processes, on a region of their own. Every page has an owner stamp in
+    a side array, so a page handed out twice fails the test. Designs are run in turn, round by round. The
+    exit status is 0 if nothing failed that was not expected to.
+    """
+    try:
+        from vmalloc.suite import Plan, parse, report, run
+        from vmalloc.suite.progress import progress_bar
+
+        plan = Plan(
+            parse(words),
+            tuple(name.strip() for name in pools.split(",") if name.strip()),
+            workers,
+            region,
+            touch,
+            not no_single,
+            start_method,
+            seed,
+        )
+    except (ValueError, ImportError) as error:
+        raise _BadPlan(str(error)) from None
+    if json_path is not None and not json_path.parent.is_dir():
+        raise _BadPlan(f"--json {json_path}: there is no directory {json_path.parent}")
+    try:
+        with progress_bar() as progress:
+            found = run(plan, progress)
+    except (OSError, RuntimeError, MemoryError) as error:
+        raise click.ClickException(str(error)) from error
+    if dmesg:
+        click.echo("\n".join(report.dmesg(found)))
+    else:
+        from rich.console import Console
+
+        Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(report.table(found))
+    if json_path is not None:
+        report.write_json(found, json_path)
+    sys.exit(1 if found.failed else 0)

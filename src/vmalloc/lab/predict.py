@@ -1,0 +1,383 @@
+# SPDX-License-Identifier: MIT
+"""Predict: feed a kernel's requests to the model and compare where each area landed.
+
+The printed order is taken first and every allocation is forecast before its address is looked at. Purges are
+placed by what the trace proves: their event, the number of areas they took, the counter that each free
+prints. Where a forecast fails, orders.py looks for a decision order that the trace allows; an address that is
+exact only then is counted under `orders_inferred`. What remains is a miss with a category:
+
+    unknown start state     the address, or the one forecast, was never seen in a known state before
+    concurrent order        both are known and a task elsewhere, or a purge, was at work meanwhile
+    migration between choice and event     the address headed another CPU's pool
+    untraced operation      the address was in use by an area that was freed or moved without an event
+    model wrong             none of these: the model is at fault
+
+After a miss the model is put right, so that one miss is not counted twice.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, product
+from math import prod
+from typing import Any, Literal
+
+from vmalloc.lab.events import ALLOC, FREE, LOST, PURGE, Event
+from vmalloc.lab.learn import Learner
+from vmalloc.lab.ledger import LedgerSpace, with_ledger
+from vmalloc.lab.orders import Forecast, Timeline, World, explain, shrunk
+from vmalloc.lab.repair import Found, claim
+from vmalloc.model import PAGE, Area, Kernel, Level, Purge
+
+Category = Literal[
+    "unknown start state",
+    "concurrent order",
+    "migration between choice and event",
+    "untraced operation",
+    "model wrong",
+]
+PROGRESS_EVERY = 4096
+LANE_CHOICES_MAX = 4096
+"""Ways in which helpers may share a purge that are tried against a counter."""
+UNEXPLAINED_MIN = 50
+UNEXPLAINED_SHARE = 0.02
+"""No more orders are looked for once so many events, and this share of all, could not be explained by any:
+the model is wrong there, and no order makes it right."""
+BUSY_WINDOW = 64
+"""Events of other tasks within which another CPU counts as at work."""
+
+
+@dataclass
+class Tally:
+    """Allocations and how many of them were forecast exactly."""
+
+    allocs: int = 0
+    exact: int = 0
+
+    @property
+    def share(self) -> float:
+        return self.exact / self.allocs if self.allocs else 1.0
+
+    def add(self, exact: bool) -> None:
+        self.allocs += 1
+        self.exact += exact
+
+    def __iadd__(self, other: Tally) -> Tally:
+        self.allocs += other.allocs
+        self.exact += other.exact
+        return self
+
+
+@dataclass
+class Prediction:
+    """What a replay found. `page` are alignments up to a page, `above` larger ones."""
+
+    design: str
+    events: int = 0
+    page: Tally = field(default_factory=Tally)
+    above: Tally = field(default_factory=Tally)
+    within_bounds: int = 0
+    warm: Tally = field(default_factory=Tally)
+    last_quarter: Tally = field(default_factory=Tally)
+    orders_inferred: int = 0
+    shrinks_inferred: int = 0
+    level: Tally = field(default_factory=Tally)
+    level_warm: Tally = field(default_factory=Tally)
+    misses: Counter[str] = field(default_factory=Counter)
+    assumed: Counter[str] = field(default_factory=Counter)
+    purges: int = 0
+    purges_as_told: int = 0
+    levels: Counter[str] = field(default_factory=Counter)
+    by_cpu: defaultdict[int, Tally] = field(default_factory=lambda: defaultdict(Tally))
+    by_pages: defaultdict[int, Tally] = field(default_factory=lambda: defaultdict(Tally))
+    by_window: defaultdict[str, Tally] = field(default_factory=lambda: defaultdict(Tally))
+    first_miss: dict[str, Any] | None = None
+
+    @property
+    def all(self) -> Tally:
+        return Tally(self.page.allocs + self.above.allocs, self.page.exact + self.above.exact)
+
+
+class Predictor:
+    """Replays one timeline through one kernel. `run()` once, then read `result` and `kernel`."""
+
+    def __init__(self, kernel: Kernel, line: Timeline, start_known: bool = True) -> None:
+        self.world = World(with_ledger(kernel))
+        self.line = line
+        self.result = Prediction(kernel.design.name)
+        self.learner = None if start_known else Learner(self.result.assumed)
+        self.sure = True
+        self.unexplained = 0
+        self.index = 0
+        self.before_steps: list[tuple[int, World]] = []
+
+    @property
+    def kernel(self) -> Kernel:
+        return self.world.kernel
+
+    def run(self, progress: Callable[[int], object] | None = None) -> Prediction:
+        """Replay everything; `progress` is told now and then which event was reached."""
+        for index, event in enumerate(self.line.events):
+            if progress is not None and index % PROGRESS_EVERY == 0:
+                progress(index)
+            if event.kind == ALLOC:
+                if index not in self.world.moved:
+                    self._alloc(index, event)
+                else:
+                    del self.world.moved[index]
+            elif event.kind == FREE:
+                self._free(index, event)
+            elif event.kind == PURGE:
+                self._purge(index, event)
+        self.result.events = len(self.line.events)
+        return self.result
+
+    # ------------------------------------------------------------------ purges
+
+    def _open_purge(self, index: int) -> None:
+        """Start the next purge as soon as it may have been running."""
+        upcoming = self.line.purge_after[index]
+        if (
+            self.world.purge is None
+            and upcoming < len(self.line.events)
+            and index >= self.line.opens[upcoming]
+        ):
+            self.world.purge = self._new_purge(upcoming)
+            self.world.purge_index = upcoming
+
+    def _new_purge(self, index: int) -> Purge:
+        return Purge(self.kernel, self.line.is_full(index), self.line.backlog[index])
+
+    def _purge(self, index: int, event: Event) -> None:
+        world = self.world
+        if world.purge is None or world.purge_index != index:
+            world.purge = self._new_purge(index)
+        if not world.purge.collected:
+            self._collect(index)
+        self._remember(index)
+        world.purge.run(self.kernel)
+        self.kernel.count(world.purge)
+        self.result.purges += 1
+        self.result.purges_as_told += world.purge.nr_purged == event.npurged
+        world.purge = None
+
+    def _collect(self, index: int) -> None:
+        """Let the purge in flight decay all pools and take all lazy sets."""
+        if self.learner is not None:
+            self.learner.purge_begins(self.world)
+        self._remember(index)
+        assert self.world.purge is not None
+        while not self.world.purge.collected:
+            self.world.advance()
+
+    def _remember(self, index: int) -> None:
+        """Keep the world as it is before steps that the trace forces, for allocations printed late."""
+        if self.learner is not None or not self.line.concurrent:
+            return
+        self.before_steps.append((index, self.world.copy()))
+        del self.before_steps[:-4]
+
+    # ------------------------------------------------------------------ frees
+
+    def _free(self, index: int, event: Event) -> None:
+        self._open_purge(index)
+        area = self.kernel.busy.areas.get(event.addr)
+        if area is None:
+            area = self._unseen_area(event)
+        self._purge_before_free(index, event, area)
+        self.kernel.free(event.addr)
+
+    def _purge_before_free(self, index: int, event: Event, area: Area) -> None:
+        """Advance the purge as far as this free proves: not taken by it, and what its counter says."""
+        world, purge = self.world, self.world.purge
+        if purge is None:
+            return
+        if not purge.collected:
+            if world.nr_lazy() + purge.nr_purged < self.line.events[world.purge_index].npurged:
+                return
+            self._collect(index)
+        excess = self.kernel.lazy_pages + area.pages - event.nr_lazy
+        for lane, count in enumerate(_settled(purge, excess)):
+            for _ in range(count):
+                self._remember(index)
+                while purge.advance(self.kernel, lane).op != "settle":
+                    pass
+
+    def _unseen_area(self, event: Event) -> Area:
+        """A freed area that was never seen allocated: its size is what the lazy counter grew by."""
+        self.result.assumed["area freed but never seen allocated"] += 1
+        pages = max(1, event.nr_lazy - self.kernel.lazy_pages)
+        area = Area(event.addr, pages * PAGE)
+        claim(self.world, event._replace(size=area.size, vstart=0, vend=0))
+        return self.kernel.busy.areas[area.start]
+
+    # ------------------------------------------------------------------ allocations
+
+    def _alloc(self, index: int, event: Event) -> None:
+        self._open_purge(index)
+        self.index = index
+        world, learner = self.world, self.learner
+        forecast = world.forecast(event) if learner is None else learner.forecast(world, event)
+        self.sure = learner is None or learner.sure(world, event, forecast)
+        if event.failed:
+            self._failed(index, event, forecast)
+        elif forecast.start == event.addr:
+            self._score(event, forecast.level, exact=True)
+            world.take_offered(event, forecast.level)
+            if learner is not None:
+                learner.right(world, event, forecast.level)
+        else:
+            self._look_closer(index, event, forecast)
+
+    def _failed(self, index: int, event: Event, forecast: Forecast) -> None:
+        self._score(event, forecast.level, exact=forecast.start is None)
+        if forecast.start is not None:
+            self._miss(index, event, forecast, "model wrong")
+
+    def _look_closer(self, index: int, event: Event, forecast: Forecast) -> None:
+        """The forecast failed: within the tree's bounds, another order, or a miss."""
+        if forecast.level != "pool" and self.world.within_bounds(event):
+            self._score(event, "space", exact=False, bounded=True)
+            self.world.apply(event)
+            return
+        if not self.sure or (self.learner is not None and self._never_seen(event)):
+            self._lost(index, event, forecast)
+            return
+        if self.unexplained > max(UNEXPLAINED_MIN, UNEXPLAINED_SHARE * index):
+            self._lost(index, event, forecast)
+            return
+        before = set(self.world.moved)
+        found = explain(self.world, self.line, index)
+        if found is None and self.learner is None:
+            found = shrunk(self.world, self.line, index)
+            self.result.shrinks_inferred += found is not None
+        if found is not None:
+            self._accept(found, event, before)
+        elif not self._printed_late(index, event):
+            self.unexplained += 1
+            self._lost(index, event, forecast)
+
+    def _never_seen(self, event: Event) -> bool:
+        space = self.kernel.space
+        assert isinstance(space, LedgerSpace)
+        return event.addr not in space.out and space.covering(event.addr) is None
+
+    def _accept(self, found: World, event: Event, before: set[int]) -> None:
+        """Go on in the world where every address is explained."""
+        self.world = found
+        self.result.orders_inferred += 1
+        for moved in found.moved.keys() - before:
+            self._score(self.line.events[moved], found.moved[moved], exact=True)
+        exact = found.forecast(event).start == event.addr
+        level = found.apply(event)
+        self._score(event, level, exact=exact, bounded=not exact)
+
+    def _printed_late(self, index: int, event: Event) -> bool:
+        """Decided before steps that the trace forced meanwhile, printed after: was the address right then?"""
+        for at, world in reversed(self.before_steps):
+            if self.line.previous[index] >= at:
+                return False
+            found = explain(world.copy(), self.line, index, depth=0)
+            if found is not None:
+                self.result.orders_inferred += 1
+                place = claim(self.world, event).place
+                self._score(event, place if place == "pool" else "space", exact=True)
+                return True
+        return False
+
+    def _lost(self, index: int, event: Event, forecast: Forecast) -> None:
+        level: Level | None
+        if self.learner is None:
+            found = claim(self.world, event)
+            level = found.place if found.place in ("pool", "space") else None
+        else:
+            found, level = self.learner.wrong(self.world, event, forecast)
+        self._score(event, level, exact=False, forecast=forecast.level)
+        self._miss(index, event, forecast, self._category(index, event, found))
+
+    # ------------------------------------------------------------------ bookkeeping
+
+    def _category(self, index: int, event: Event, found: Found) -> Category:
+        own = event.cpu % self.kernel.nr_nodes
+        if found.place == "pool" and found.node != own:
+            return "migration between choice and event"
+        if found.place in ("unseen", "busy"):
+            return "untraced operation" if self.learner is None else "unknown start state"
+        if not self.sure:
+            return "unknown start state"
+        if self._others_at_work(index):
+            return "concurrent order"
+        return "model wrong"
+
+    def _others_at_work(self, index: int) -> bool:
+        if self.world.purge is not None:
+            return True
+        events = self.line.events
+        near = events[max(0, index - BUSY_WINDOW) : index + BUSY_WINDOW]
+        return any(other.cpu != events[index].cpu for other in near)
+
+    def _score(
+        self,
+        event: Event,
+        level: Level | None,
+        exact: bool,
+        bounded: bool = False,
+        forecast: Level | None = None,
+    ) -> None:
+        result = self.result
+        (result.page if event.align <= PAGE else result.above).add(exact)
+        result.within_bounds += bounded
+        if self.sure:
+            result.warm.add(exact)
+        if 4 * self.index >= 3 * len(self.line.events):
+            result.last_quarter.add(exact)
+        if level in ("pool", "space"):
+            told = forecast is None or forecast == level
+            result.level.add(told)
+            if self.sure:
+                result.level_warm.add(told)
+            result.levels[level] += 1
+        window = "vmalloc" if (event.vstart, event.vend) == self.kernel.window else "modules and other"
+        result.by_cpu[event.cpu].add(exact)
+        result.by_pages[event.size // PAGE].add(exact)
+        result.by_window[window].add(exact)
+
+    def _miss(self, index: int, event: Event, forecast: Forecast, category: Category) -> None:
+        self.result.misses[category] += 1
+        if self.result.first_miss is None:
+            self.result.first_miss = {
+                "line": event.line,
+                "cpu": event.cpu,
+                "size": event.size,
+                "align": event.align,
+                "address": hex(event.addr),
+                "forecast": hex(forecast.start or 0),
+                "level": forecast.level,
+                "category": category,
+            }
+
+
+def _settled(purge: Purge, excess: int) -> tuple[int, ...]:
+    """How many parts of each lane must be settled if the lazy counter is lower than expected by `excess`."""
+    lanes = [list(accumulate((part.pages for part in parts), initial=0)) for parts in purge.lanes]
+    if excess <= 0 or prod(map(len, lanes)) > LANE_CHOICES_MAX:
+        return ()
+    choices = product(*(range(len(sums)) for sums in lanes))
+    return min(
+        choices, key=lambda counts: abs(excess - sum(s[n] for s, n in zip(lanes, counts, strict=True)))
+    )
+
+
+def most_used_window(events: Sequence[Event]) -> tuple[int, int]:
+    """The vmalloc window: the bounds most requests were made with."""
+    counts = Counter((event.vstart, event.vend) for event in events if event.kind == ALLOC)
+    if not counts:
+        raise ValueError("no allocation in the trace: nothing to predict")
+    return counts.most_common(1)[0][0]
+
+
+def lost_events(events: Sequence[Event]) -> int:
+    """How many events the recording says it lost."""
+    return sum(event.lost for event in events if event.kind == LOST)

@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: MIT
+"""Replay: a recording, what is known beside it, and what the model says to it.
+
+    recording = load("fix_size.trace.xz", state="fix_size.state0.xz")
+    outcome = predict(recording, PRESETS["linux-6.9"])        where each area lands: predict.py
+    ranking = rank(recording)                                 which kernel generation does it come from
+    course = run_on_model(recording, PRESETS["vmalloc"])      the same requests, the model's own decisions
+
+A recording may hold the marks STATE0 and STATE1, which say where a state was dumped; then only the events
+between them are replayed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vmalloc.lab.events import ALLOC, FREE, MARK, Event
+from vmalloc.lab.files import StrPath
+from vmalloc.lab.orders import Timeline
+from vmalloc.lab.predict import Prediction, Predictor, lost_events, most_used_window
+from vmalloc.lab.state import EndDifference, State, compare, read_state, state_of_vmallocinfo
+from vmalloc.lab.trace import read_events, read_vmallocinfo
+from vmalloc.model import KERNEL_PRESETS, PAGE, PRESETS, Design, Kernel
+
+GENERATION_MARGIN = 0.001
+"""Generations whose scores differ by less than this cannot be told apart."""
+PURGE_WEIGHT = 0.3
+"""Weight of the purges in a design's score. What a purge took is a count that does not depend on the start
+state once the first purge is over, so a wrong one weighs more than a wrong address."""
+SAMPLES = 200
+"""Points of a course over time."""
+
+
+@dataclass
+class Recording:
+    """Events between the state marks, and what is known about the machine and its start."""
+
+    events: list[Event]
+    window: tuple[int, int]
+    cpus: int
+    start: State | None = None
+    complete: bool = False
+    line: Timeline = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.line = Timeline(self.events)
+
+    def kernel(self, design: Design) -> Kernel:
+        """A model kernel at the recording's start; with nothing free if nothing is known."""
+        if self.start is None:
+            return Kernel(design, self.cpus, self.window, [])
+        return self.start.kernel(design, self.window, self.cpus)
+
+    @property
+    def lost(self) -> int:
+        return lost_events(self.events)
+
+
+def load(
+    trace: StrPath, state: StrPath | None = None, vmallocinfo: StrPath | None = None, cpus: int | None = None
+) -> Recording:
+    """Read a recording and its start state, if there is one.
+
+    cpus: possible CPUs; by default what the state says, else the highest CPU seen in an event plus one.
+    Raises TraceError, StateError or ValueError (no allocation in the trace).
+    """
+    events = between_marks(list(read_events(trace)))
+    window = most_used_window(events)
+    if state is not None:
+        start = read_state(state)
+        return Recording(events, window, cpus or start.nr_nodes, start, complete=True)
+    nr_cpus = cpus or max(event.cpu for event in events) + 1
+    if vmallocinfo is not None:
+        info = read_vmallocinfo(vmallocinfo)
+        if info.addresses != "real":
+            raise ValueError(
+                f"{vmallocinfo}: addresses are {info.addresses}: no start state can be made of them"
+            )
+        return Recording(events, window, nr_cpus, state_of_vmallocinfo(info, window, nr_cpus))
+    return Recording(events, window, nr_cpus)
+
+
+def between_marks(events: list[Event]) -> list[Event]:
+    """The events after a mark STATE0 and before the following STATE1, if there are such marks."""
+    marks = {
+        event.text.split()[0]: at for at, event in enumerate(events) if event.kind == MARK and event.text
+    }
+    return events[marks.get("STATE0", -1) + 1 : marks.get("STATE1", len(events))]
+
+
+# ---------------------------------------------------------------------- prediction
+
+
+@dataclass
+class Outcome:
+    """A prediction with the kernel it ended in, and how long it took."""
+
+    prediction: Prediction
+    kernel: Kernel
+    seconds: float
+    end: EndDifference | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for `--json`; shares between 0 and 1."""
+        p = self.prediction
+        return {
+            "design": p.design,
+            "generation": self.kernel.design.generation,
+            "events": p.events,
+            "allocations": p.all.allocs,
+            "exact": p.all.share,
+            "exact_page_aligned": p.page.share,
+            "exact_larger_alignment": p.above.share,
+            "larger_alignment": p.above.allocs,
+            "within_bounds": (p.above.exact + p.within_bounds) / p.above.allocs if p.above.allocs else 1.0,
+            "exact_or_within_bounds": (p.all.exact + p.within_bounds) / p.all.allocs if p.all.allocs else 1.0,
+            "exact_last_quarter": p.last_quarter.share,
+            "exact_after_warm_up": p.warm.share,
+            "after_warm_up": p.warm.allocs / p.all.allocs if p.all.allocs else 0.0,
+            "level_right": p.level.share,
+            "level_right_after_warm_up": p.level_warm.share,
+            "levels": dict(p.levels),
+            "orders_inferred": p.orders_inferred,
+            "orders_inferred_share": p.orders_inferred / p.all.allocs if p.all.allocs else 0.0,
+            "shrinks_inferred": p.shrinks_inferred,
+            "misses": dict(p.misses),
+            "assumed": dict(p.assumed),
+            "purges": p.purges,
+            "purges_as_told": p.purges_as_told,
+            "by_cpu": {str(cpu): tally.share for cpu, tally in sorted(p.by_cpu.items())},
+            "by_pages": {str(pages): tally.share for pages, tally in sorted(p.by_pages.items())},
+            "by_window": {name: tally.share for name, tally in sorted(p.by_window.items())},
+            "first_miss": p.first_miss,
+            "end_state_equal": None if self.end is None else self.end.equal,
+            "end_state": None
+            if self.end is None
+            else {name: getattr(self.end, name) for name in EndDifference.__dataclass_fields__},
+            "seconds": self.seconds,
+        }
+
+
+def predict(
+    recording: Recording,
+    design: Design,
+    end_state: StrPath | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Outcome:
+    """Feed the requests to one design and compare every address; `progress` is told the event reached."""
+    predictor = Predictor(recording.kernel(design), recording.line, recording.complete)
+    began = time.perf_counter()
+    prediction = predictor.run(progress)
+    outcome = Outcome(prediction, predictor.kernel, time.perf_counter() - began)
+    if end_state is not None:
+        named = {event.addr for event in recording.events if event.kind in (ALLOC, FREE)}
+        outcome.end = compare(State.of(predictor.kernel), read_state(end_state), named)
+    return outcome
+
+
+@dataclass
+class Ranking:
+    """Designs, best first. `best` is a generation, or "cannot tell" and `candidates` says between which."""
+
+    best: str
+    candidates: list[str]
+    outcomes: list[Outcome]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "best": self.best,
+            "candidates": self.candidates,
+            "designs": [outcome.as_dict() | {"score": score(outcome)} for outcome in self.outcomes],
+        }
+
+
+def score(outcome: Outcome) -> float:
+    """How well a design explains a recording, 0 to 1: addresses in the printed order, and sizes of purges."""
+    p = outcome.prediction
+    if not p.all.allocs:
+        return 0.0
+    explained = (p.all.exact + p.within_bounds - p.orders_inferred) / p.all.allocs
+    if not p.purges:
+        return explained
+    return (1 - PURGE_WEIGHT) * explained + PURGE_WEIGHT * p.purges_as_told / p.purges
+
+
+def rank(recording: Recording, progress: Callable[[int], object] | None = None) -> Ranking:
+    """Predict with every kernel design and name the generation the recording comes from."""
+    outcomes = [predict(recording, PRESETS[name], progress=progress) for name in KERNEL_PRESETS]
+    outcomes.sort(key=score, reverse=True)
+    top = score(outcomes[0])
+    near = [o.kernel.design.generation for o in outcomes if score(o) > top - GENERATION_MARGIN]
+    candidates = list(dict.fromkeys(near))
+    return Ranking(candidates[0] if len(candidates) == 1 else "cannot tell", candidates, outcomes)
+
+
+# ---------------------------------------------------------------------- the model on its own
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The model at one event."""
+
+    event: int
+    live_pages: int
+    lazy_pages: int
+    pooled: int
+    free_ranges: int
+    longest_free: int
+    footprint_pages: int
+
+
+@dataclass
+class Course:
+    """The model's own statistics while it serves a recording's requests; seconds of processor time."""
+
+    design: str
+    events: int
+    seconds: float
+    bare_seconds: float
+    served: dict[str, int]
+    failed: int
+    purges: int
+    purged: int
+    samples: list[Sample]
+
+    def as_dict(self) -> dict[str, Any]:
+        total = sum(self.served.values()) or 1
+        return {
+            "design": self.design,
+            "events": self.events,
+            "events_per_s": self.events / self.seconds if self.seconds else 0.0,
+            "bare_loop_events_per_s": self.events / self.bare_seconds if self.bare_seconds else 0.0,
+            "hit_share": {level: count / total for level, count in self.served.items() if count},
+            "failed": self.failed,
+            "purges": self.purges,
+            "purged": self.purged,
+            "footprint_pages_max": max((s.footprint_pages for s in self.samples), default=0),
+            "samples": [vars_of(sample) for sample in self.samples],
+        }
+
+
+def vars_of(sample: Sample) -> dict[str, int]:
+    return {name: getattr(sample, name) for name in Sample.__dataclass_fields__}
+
+
+def run_on_model(
+    recording: Recording, design: Design, progress: Callable[[int], object] | None = None
+) -> Course:
+    """Serve the recording's requests from an empty window, purging at the model's own threshold."""
+    events = recording.events
+    kernel = Kernel(design, recording.cpus, recording.window)
+    every = max(1, len(events) // SAMPLES)
+    samples: list[Sample] = []
+    seconds = 0.0
+    places: dict[int, int] = {}
+    for start in range(0, len(events), every):
+        part = events[start : start + every]
+        began = time.process_time()
+        _serve(kernel, part, places)
+        seconds += time.process_time() - began
+        samples.append(_sample(kernel, start + len(part)))
+        if progress is not None:
+            progress(start + len(part))
+    return Course(
+        design.name,
+        len(events),
+        seconds,
+        _bare_loop(events),
+        {str(level): count for level, count in kernel.served.items()},
+        kernel.served["none"],
+        kernel.nr_purges,
+        kernel.nr_purged,
+        samples,
+    )
+
+
+def _serve(kernel: Kernel, events: Sequence[Event], places: dict[int, int]) -> None:
+    """Alloc and free as the events say; `places` maps the recording's addresses to the model's."""
+    alloc, free, window = kernel.alloc, kernel.free, kernel.window
+    for event in events:
+        kind = event.kind
+        if kind == ALLOC:
+            if event.failed or (event.vstart, event.vend) != window:
+                continue
+            area = alloc(event.size, event.align, event.cpu)
+            if area is not None:
+                places[event.addr] = area.start
+        elif kind == FREE:
+            place = places.pop(event.addr, None)
+            if place is not None:
+                free(place, event.cpu)
+                if kernel.purge_is_due:
+                    kernel.purge()
+
+
+def _sample(kernel: Kernel, event: int) -> Sample:
+    pooled = sum(len(pool) * pages for node in kernel.nodes for pages, pool in node.pools.items())
+    top = kernel.space.covering((kernel.window[1] & -PAGE) - 1)
+    highest = top[0] if top is not None else kernel.window[1]
+    return Sample(
+        event,
+        kernel.live_pages,
+        kernel.lazy_pages,
+        pooled,
+        len(kernel.space),
+        kernel.space.longest // PAGE,
+        (highest - kernel.window[0]) // PAGE,
+    )
+
+
+def _bare_loop(events: Sequence[Event]) -> float:
+    """Seconds that a loop over the parsed events takes which only looks at their kinds."""
+    began = time.process_time()
+    seen = 0
+    for event in events:
+        kind = event.kind
+        if kind == ALLOC:
+            seen += event.size
+        elif kind == FREE:
+            seen += event.addr
+    return time.process_time() - began

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: MIT
+"""Design: every choice in which two versions of the kernel, or the kernel and ours, can differ.
+
+A preset is one frozen Design. `differences()` is the table of docs/kernel-model.md: one row per choice that
+is not the same in all presets, one column per preset, so that nothing about a version is stated twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Literal
+
+from vmalloc.model.area import PAGE
+
+Discipline = Literal["list", "llist"]
+PutBack = Literal["kept", "reversed"]
+Rounding = Literal["down", "down, but 1 to 3 are emptied", "up"]
+End = Literal["hot", "cold"]
+
+
+@dataclass(frozen=True, slots=True)
+class Design:
+    """The choices of one version. Sizes in pages unless the name says otherwise."""
+
+    name: str
+    generation: str
+    """Versions of one generation decide alike on every trace; a trace can only name the generation."""
+
+    # nodes
+    nodes_max: int = 128
+    """Nodes = clamp(CPUs, 1, nodes_max); 1 means one global space and no pools."""
+    zone_pages: int = 16
+    """Busy areas are sharded by (start / zone) mod nodes."""
+    lookup_descending: bool = False
+    """Direction of the walk over the nodes when an inner address is looked up."""
+
+    # pools
+    pool_pages_max: int = 256
+    pool_discipline: Discipline = "list"
+    """"list": only the head is tried, a misaligned head goes to the tail. "llist": the whole chain is
+    detached, one is taken, the rest is put back as a batch."""
+    pool_put_back: PutBack = "kept"
+    """Order of an llist's batch: "reversed" if the taker reverses the chain to find its last entry."""
+    pool_ranges_max: int | None = None
+    """Cap of one pool; above it freed ranges go to lazy. The kernel has none."""
+    pool_neighbours: int = 0
+    """How many following nodes are asked when the own pool is empty."""
+    stamp_from_space: bool = True
+    """Areas from the global space are stamped with the CPU's node too ("a cache miss fills later")."""
+    skip_populate_when_full: bool = True
+    """A full purge puts nothing into pools."""
+
+    # decay
+    decay_shift: int = 2
+    """An ordinary purge gives back pool length >> decay_shift ..."""
+    decay_rounding: Rounding = "down"
+    decay_end: End = "hot"
+    """... from the hot end (last added) or the cold end."""
+
+    # lazy and purge
+    lazy_bytes_per_log2_cpu: int = 32 << 20
+    """Threshold = fls(CPUs) times this."""
+    lazy_live_share: float = 0.0
+    """The threshold is at least this share of the recent live peak."""
+    lazy_merges: bool = False
+    """Lazily freed neighbours are merged at once (one global lazy tree); purges then count merged ranges."""
+    lazy_reuse: bool = False
+    """A lazily freed range may be handed out again before the purge."""
+    lazy_fit_slack_shift: int = 2
+    """Reuse takes a lazy range of at most size + (size >> this)."""
+    purge_pushes_ascending: bool = True
+    """A purge fills pools in address order, so the head is the highest address just added."""
+    purge_on_failure: bool = True
+    shrink_rotates: bool = False
+    """Shrinking starts at a rotating node."""
+
+    # ours: a magazine per thread in front of the pools
+    magazine_ranges_max: int = 0
+    """Ranges of one size in a thread's magazine; 0 means no magazines."""
+    magazine_pages_max: int = 0
+    """Pages of one size in a thread's magazine: large sizes hold fewer ranges."""
+    magazine_batch: int = 0
+    """Ranges moved between magazine and pool at a time."""
+
+    # vmalloc-level
+    guard_pages: int = 1
+
+    def nodes(self, cpus: int) -> int:
+        """How many nodes a machine with so many possible CPUs has."""
+        return max(1, min(cpus, self.nodes_max))
+
+    def lazy_pages_max(self, cpus: int, live_peak_pages: int = 0) -> int:
+        """The lazy backlog above which a free asks for a purge."""
+        fixed = cpus.bit_length() * self.lazy_bytes_per_log2_cpu // PAGE
+        return max(fixed, int(live_peak_pages * self.lazy_live_share))
+
+    def decay_quota(self, length: int) -> int:
+        """How many of a pool's entries an ordinary purge gives back."""
+        if self.decay_rounding == "up":
+            return -(-length >> self.decay_shift)
+        quota = length >> self.decay_shift
+        if quota == 0 and self.decay_rounding != "down":
+            return length
+        return quota
+
+    def magazine_capacity(self, pages: int) -> int:
+        """How many ranges of so many pages one thread may keep."""
+        if self.magazine_ranges_max == 0 or pages > self.pool_pages_max:
+            return 0
+        return max(1, min(self.magazine_ranges_max, self.magazine_pages_max // pages))
+
+
+_LINUX_68 = Design(
+    "linux-6.8",
+    "to 6.8",
+    nodes_max=1,
+    pool_pages_max=0,
+    stamp_from_space=False,
+    lazy_merges=True,
+    decay_shift=0,
+)
+_PATCH_V3 = Design("patch-v3", "6.9 to 6.15", decay_rounding="down, but 1 to 3 are emptied")
+_LINUX_69 = Design("linux-6.9", "6.9 to 6.15", decay_rounding="down, but 1 to 3 are emptied")
+_LINUX_616 = Design("linux-6.16", "6.16 and later", lookup_descending=True)
+_LLIST = Design(
+    "llist",
+    "llist",
+    pool_discipline="llist",
+    pool_put_back="reversed",
+    lookup_descending=True,
+)
+_VMALLOC = Design(
+    "vmalloc",
+    "vmalloc",
+    lookup_descending=True,
+    pool_ranges_max=1024,
+    pool_neighbours=1,
+    decay_rounding="up",
+    decay_end="cold",
+    lazy_live_share=0.25,
+    lazy_reuse=True,
+    shrink_rotates=True,
+    magazine_ranges_max=32,
+    magazine_pages_max=1024,
+    magazine_batch=16,
+    guard_pages=0,
+)
+
+PRESETS: Mapping[str, Design] = MappingProxyType(
+    {design.name: design for design in (_LINUX_68, _PATCH_V3, _LINUX_69, _LINUX_616, _LLIST, _VMALLOC)}
+)
+KERNEL_PRESETS = ("linux-6.8", "patch-v3", "linux-6.9", "linux-6.16", "llist")
+"""The presets a kernel trace can be compared with."""
+
+
+def differences() -> list[tuple[str, list[str]]]:
+    """(choice, value in each preset) for every choice that is not the same in all presets."""
+    rows = []
+    for field in fields(Design):
+        values = [str(getattr(design, field.name)) for design in PRESETS.values()]
+        if field.name != "name" and len(set(values)) > 1:
+            rows.append((field.name, values))
+    return rows

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: MIT
+"""Purge: make lazily freed areas usable again.
+
+One purge runs at a time. It is a row of small steps, and other CPUs allocate and free between any two of
+them; the replay needs that, so a purge is an object that is advanced step by step. `Kernel.purge()` simply
+runs all of them. The steps, n = each node in ascending order:
+
+1. for each n:  decay     cut n's pools (decay.py); the cut entries are nowhere until
+                reclaim   they enter the global space in one go;
+                detach    n's whole lazy set becomes its purge list.
+2. flush        the translation caches, once, over everything detached. No decision, no step here.
+3. for each n with a purge list:
+                fill      one area at a time, in address order: a stamped area of a pooled size goes to the
+                          head of n's pool (unless the purge is full), others are set aside;
+                settle    the lazy page counter falls by the whole list, and what was set aside enters the
+                          global space in one go.
+
+A full purge (an allocation failed, or per-CPU areas found no room) empties all pools and fills none.
+
+From a backlog of twice the threshold on, helpers on other CPUs take the first nodes of part 3. Then part 3
+has several lanes, one for each helped node and one for all others; steps of different lanes may interleave.
+
+After: Linux mm/vmalloc.c, __purge_vmap_area_lazy(), purge_vmap_node() and reclaim_list_global().
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from vmalloc.model.area import NO_NODE, PAGE, Area
+from vmalloc.model.decay import decay_pools
+
+if TYPE_CHECKING:
+    from vmalloc.model.kernel import Kernel
+
+Op = Literal["decay", "reclaim", "detach", "fill", "settle"]
+COLLECT: tuple[Op, ...] = ("decay", "reclaim", "detach")
+
+
+class Step(NamedTuple):
+    """What a purge did last: the operation, the node, and the pages of the pool it filled (0: none)."""
+
+    op: Op
+    node: int
+    pages: int = 0
+
+
+class NodePurge:
+    """Part 3 for one node: `at` areas of the purge list are filled, `aside` is what no pool takes."""
+
+    __slots__ = ("areas", "aside", "at", "node", "pages")
+
+    def __init__(self, node: int, areas: list[Area]) -> None:
+        self.node = node
+        self.areas = areas
+        self.at = 0
+        self.aside: list[Area] = []
+        self.pages = sum(area.size for area in areas) // PAGE
+
+    def copy(self) -> NodePurge:
+        other = NodePurge.__new__(NodePurge)
+        other.node, other.areas, other.at = self.node, self.areas[:], self.at
+        other.aside, other.pages = self.aside[:], self.pages
+        return other
+
+    def fill_one(self, kernel: Kernel, populate: bool) -> Step:
+        """Hand the next area of the list to its pool, or set it aside."""
+        area = self.areas[self.at]
+        self.at += 1
+        n, pages = self.node, area.size // PAGE
+        if (
+            populate
+            and area.node != NO_NODE
+            and pages <= kernel.design.pool_pages_max
+            and kernel.pool_has_room(n, pages)
+        ):
+            kernel.nodes[n].pool(pages).push(area)
+            return Step("fill", n, pages)
+        self.aside.append(area)
+        return Step("fill", n)
+
+    def fill_all(self, kernel: Kernel, populate: bool) -> None:
+        """Hand out the rest of the list: `fill_one` until the end, with nobody looking in between."""
+        design, pools = kernel.design, kernel.nodes[self.node].pools
+        largest = design.pool_pages_max * PAGE if populate else 0
+        unbounded = design.pool_ranges_max is None
+        for area in self.areas[self.at :]:
+            size = area.size
+            if (
+                size <= largest
+                and area.node != NO_NODE
+                and (unbounded or kernel.pool_has_room(self.node, size // PAGE))
+            ):
+                pool = pools.get(size // PAGE) or kernel.nodes[self.node].pool(size // PAGE)
+                pool.areas.append(area)
+            else:
+                self.aside.append(area)
+        self.at = len(self.areas)
+
+    def settle(self, kernel: Kernel) -> Step:
+        """Account for the whole list and give back what was set aside."""
+        kernel.lazy_pages -= self.pages
+        kernel.reclaim(self.aside)
+        return Step("settle", self.node)
+
+
+class Purge:
+    """A purge in flight. `advance` does one step; `nr_purged`, `start` and `end` are its report.
+
+    `backlog` is the lazy backlog when helpers are called, if it is known to be more than the kernel's counter
+    says then (frees elsewhere go on meanwhile).
+    """
+
+    __slots__ = ("_collect", "_decayed", "_detached", "backlog", "end", "full", "lanes", "nr_purged", "start")
+
+    def __init__(self, kernel: Kernel, full: bool, backlog: int = 0) -> None:
+        self.full = full
+        self.backlog = backlog
+        self.start = 1 << 64
+        self.end = 0
+        self.nr_purged = 0
+        self.lanes: list[deque[NodePurge]] = []
+        self._collect: deque[tuple[Op, int]] = deque(
+            (op, n) for n in range(kernel.nr_nodes) for op in COLLECT
+        )
+        self._decayed: list[Area] = []
+        self._detached: list[NodePurge] = []
+
+    def copy(self) -> Purge:
+        other = Purge.__new__(Purge)
+        other.full, other.start, other.end, other.nr_purged = self.full, self.start, self.end, self.nr_purged
+        other.backlog = self.backlog
+        other.lanes = [deque(part.copy() for part in lane) for lane in self.lanes]
+        other._collect = self._collect.copy()
+        other._decayed = self._decayed[:]
+        other._detached = [part.copy() for part in self._detached]
+        return other
+
+    @property
+    def collected(self) -> bool:
+        """Whether every node's lazy set has been taken."""
+        return not self._collect
+
+    @property
+    def done(self) -> bool:
+        return not self._collect and not any(self.lanes)
+
+    def advance(self, kernel: Kernel, lane: int | None = None) -> Step:
+        """Do the next step: of parts 1 and 2, then of the given lane or the first that has work.
+
+        Raises IndexError when there is nothing left to do.
+        """
+        if self._collect:
+            return self._collect_one(kernel)
+        if lane is None:
+            lane = next((at for at, parts in enumerate(self.lanes) if parts), 0)
+        part = self.lanes[lane][0]
+        if part.at < len(part.areas):
+            return part.fill_one(kernel, self._populates(kernel))
+        self.lanes[lane].popleft()
+        return part.settle(kernel)
+
+    def run(self, kernel: Kernel) -> None:
+        """Do all the steps that are left."""
+        while self._collect:
+            self._collect_one(kernel)
+        for lane in self.lanes:
+            for part in lane:
+                part.fill_all(kernel, self._populates(kernel))
+                part.settle(kernel)
+            lane.clear()
+
+    def _populates(self, kernel: Kernel) -> bool:
+        return not (self.full and kernel.design.skip_populate_when_full)
+
+    def drop(self, kernel: Kernel, start: int) -> bool:
+        """Forget the area that starts here if this purge has it under way (a replay puts itself right)."""
+        for area in self._decayed:
+            if area.start == start:
+                self._decayed.remove(area)
+                return True
+        for part in (*self._detached, *(part for lane in self.lanes for part in lane)):
+            for waiting in (part.aside, part.areas[part.at :]):
+                for area in waiting:
+                    if area.start == start:
+                        place = part.areas.index(area)
+                        part.areas.remove(area)
+                        part.at -= place < part.at
+                        if waiting is part.aside:
+                            part.aside.remove(area)
+                        part.pages -= area.pages
+                        kernel.lazy_pages -= area.pages
+                        return True
+        return False
+
+    def _collect_one(self, kernel: Kernel) -> Step:
+        op, n = self._collect.popleft()
+        if op == "decay":
+            self._decayed = decay_pools(kernel.nodes[n], kernel.design, self.full)
+        elif op == "reclaim":
+            kernel.reclaim(self._decayed)
+            self._decayed = []
+        else:
+            self._detach(kernel, n)
+        if not self._collect:
+            self._share(kernel)
+        return Step(op, n)
+
+    def _detach(self, kernel: Kernel, n: int) -> None:
+        areas = kernel.nodes[n].lazy.take_all()
+        if areas:
+            self.start = min(self.start, areas[0].start)
+            self.end = max(self.end, areas[-1].end)
+            self.nr_purged += len(areas)
+            self._detached.append(NodePurge(n, areas))
+
+    def _share(self, kernel: Kernel) -> None:
+        """Part 3 begins: a lane for each node that a helper takes, one for the rest."""
+        count = helpers(max(kernel.lazy_pages, self.backlog), kernel.lazy_pages_max, len(self._detached))
+        self.lanes = [deque([part]) for part in self._detached[:count]] + [deque(self._detached[count:])]
+        self._detached = []
+
+
+def helpers(lazy_pages: int, lazy_pages_max: int, nodes_with_work: int) -> int:
+    """How many nodes other CPUs purge meanwhile: none below twice the threshold."""
+    return max(1, min(lazy_pages // lazy_pages_max, nodes_with_work)) - 1 if nodes_with_work else 0

@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: MIT */
+/* Magazines: the cap grows on demand, the overflow goes to the pools, an exit leaves nothing behind,
+ * and a neighbour who is out of memory may empty them. */
+#include "kit.h"
+
+static vm_region *make(uint64_t nr_pages) { return MAKE(.nr_pages = nr_pages, .pools = VM_POOLS_MAGAZINE, SMALL); }
+static uint32_t nr_in_magazine(vm_region *r, uint64_t nr_pages)
+{
+    return vm__magazine_count(vm__thread(r)->magazine[nr_pages].header);
+}
+static uint32_t cap_of(vm_region *r, uint64_t nr_pages) { return vm__thread(r)->cap[nr_pages]; }
+
+static void take_and_give_back(vm_region *r, uint64_t nr_pages, int count)
+{
+    vm_range a[256];
+    CHECK(count <= 256);
+    for (int i = 0; i < count; i++)
+        a[i] = take(r, nr_pages);
+    CHECK_EQ(vm_free_bulk(r, (size_t)count, a), 0);
+}
+
+static void a_magazines_cap_grows_on_demand_up_to_its_size(void)
+{
+    vm_region *r = make(2000);
+    CHECK_EQ(cap_of(r, 2), 1);
+    take_and_give_back(r, 2, 2);
+    CHECK_EQ(cap_of(r, 2), 2);
+    CHECK_EQ(nr_in_magazine(r, 2), 2);
+    CHECK_EQ(stats_of(r).cached_pages, 4);
+    take_and_give_back(r, 2, 200);
+    CHECK_EQ(cap_of(r, 2), VM_MAGAZINE_CAP);
+    CHECK(nr_in_magazine(r, 2) <= VM_MAGAZINE_CAP);
+    FINISH(r);
+}
+
+static void what_overflows_goes_to_the_pools(void)
+{
+    vm_region *r = make(2000);
+    take_and_give_back(r, 1, 200);
+    vm_stats s = stats_of(r);
+    CHECK_EQ(s.cached_pages, nr_in_magazine(r, 1));
+    CHECK_EQ(s.pooled_pages, 200 - s.cached_pages);
+    CHECK_EQ(s.lazy_pages, 0);
+    FINISH(r);
+}
+
+static void the_growth_of_all_caps_is_bounded(void)
+{
+    vm_region *r = MAKE(.nr_pages = 40000, .granule_bytes = 1 << 20, .pools = VM_POOLS_MAGAZINE, SMALL);
+    for (uint64_t n = 200; n <= VM_POOL_PAGES_MAX; n++)
+        take_and_give_back(r, n, 60);
+    vm_thread *t = vm__thread(r);
+    CHECK(t->cap_pages <= r->budget_pages);
+    CHECK(stats_of(r).cached_pages <= r->budget_pages + VM_POOL_PAGES_MAX * (VM_POOL_PAGES_MAX + 1) / 2);
+    FINISH(r);
+}
+
+static void a_hit_takes_the_range_freed_last(void)
+{
+    vm_region *r = make(2000);
+    take_and_give_back(r, 3, 8);
+    uint64_t misses = stats_of(r).nr_alloc;
+    vm_range a = take(r, 3), b = take(r, 3);
+    GIVE_BACK(r, a);
+    GIVE_BACK(r, b);
+    vm_range c = take(r, 3);
+    CHECK_EQ(c.page, b.page);
+    CHECK_EQ(stats_of(r).nr_alloc, misses); /* all were hits */
+    GIVE_BACK(r, c);
+    FINISH(r);
+}
+
+static void a_stale_entry_is_skipped(void)
+{
+    vm_region *r = make(2000);
+    vm_range a = take(r, 1), b = take(r, 1);
+    GIVE_BACK(r, a);
+    vm_magazine *m = &vm__thread(r)->magazine[1];
+    m->page[0] = (uint32_t)b.page; /* a hint that lies: b is busy */
+    vm_range c = take(r, 1);
+    CHECK(c.page != b.page);
+    m->page[0] = UINT32_MAX;
+    vm_range d = take(r, 1);
+    CHECK(d.page != b.page && d.page != c.page);
+    GIVE_BACK(r, b);
+    GIVE_BACK(r, c);
+    GIVE_BACK(r, d);
+    m->header = 1ull << 63 | 99;
+    c = take(r, 1);
+    GIVE_BACK(r, c);
+    CHECK_EQ(vm_check(r, true, true, NULL, NULL) >= 0, 1);
+    CHECK_EQ(vm_detach(r), 0);
+}
+
+/* ---- threads ---- */
+
+static void *fill_and_exit(void *arg)
+{
+    vm_region *r = arg;
+    for (uint64_t n = 1; n <= 20; n++)
+        take_and_give_back(r, n, 10);
+    CHECK(nr_in_magazine(r, 5) > 0);
+    return NULL;
+}
+
+static void a_thread_that_exits_leaves_nothing_in_its_magazines(void)
+{
+    vm_region *r = make(4000);
+    pthread_t thread;
+    vm__thread(r);
+    CHECK_EQ(pthread_create(&thread, NULL, fill_and_exit, r), 0);
+    pthread_join(thread, NULL);
+    CHECK_EQ(stats_of(r).cached_pages, 0);
+    CHECK_EQ(stats_of(r).nr_thread_slots, 1);
+    CHECK_CLEAN(r);
+    FINISH(r);
+}
+
+static void a_slot_is_reused_under_another_incarnation(void)
+{
+    vm_region *r = make(4000);
+    vm__thread(r);
+    for (int i = 0; i < 20; i++) { /* more threads than slots, one after another */
+        pthread_t thread;
+        CHECK_EQ(pthread_create(&thread, NULL, fill_and_exit, r), 0);
+        pthread_join(thread, NULL);
+    }
+    CHECK_EQ(r->slots[VM_PROCESSES + 1].state, 20ull << 32);
+    FINISH(r);
+}
+
+typedef struct neighbour {
+    vm_region *r;
+    pthread_barrier_t ready, done;
+} neighbour;
+
+static void *hoard(void *arg)
+{
+    neighbour *n = arg;
+    take_and_give_back(n->r, 4, 100);
+    pthread_barrier_wait(&n->ready);
+    pthread_barrier_wait(&n->done);
+    take_and_give_back(n->r, 4, 10); /* and it goes on as if nothing had happened */
+    return NULL;
+}
+
+static void a_request_drains_a_neighbours_magazines_before_it_fails(void)
+{
+    vm_region *r = make(401);
+    neighbour n = {.r = r};
+    pthread_t thread;
+    pthread_barrier_init(&n.ready, NULL, 2);
+    pthread_barrier_init(&n.done, NULL, 2);
+    CHECK_EQ(pthread_create(&thread, NULL, hoard, &n), 0);
+    pthread_barrier_wait(&n.ready);
+    CHECK(stats_of(r).cached_pages > 0);
+    vm_range a;
+    if (r->can_drain) {
+        a = take(r, 401);
+        GIVE_BACK(r, a);
+    } else {
+        CHECK_EQ(vm_alloc(r, 401, 1, 0, &a), -ENOSPC);
+    }
+    CHECK_EQ(vm_shrink(r, NULL), 0);
+    pthread_barrier_wait(&n.done);
+    pthread_join(thread, NULL);
+    FINISH(r);
+}
+
+static void a_neighbour_stopped_in_an_operation_is_not_robbed(void)
+{
+    vm_region *r = make(1000);
+    neighbour n = {.r = r};
+    pthread_t thread;
+    pthread_barrier_init(&n.ready, NULL, 2);
+    pthread_barrier_init(&n.done, NULL, 2);
+    CHECK_EQ(pthread_create(&thread, NULL, hoard, &n), 0);
+    pthread_barrier_wait(&n.ready);
+    uint64_t cached = stats_of(r).cached_pages;
+    vm__thread(r);
+    uint32_t its = VM_PROCESSES + (vm__thread(r)->index == VM_PROCESSES);
+    __atomic_store_n(&r->slots[its].in_operation, 1, __ATOMIC_SEQ_CST);
+    CHECK_EQ(vm__magazine_drain(r, vm__thread(r), its), -EAGAIN);
+    CHECK_EQ(stats_of(r).cached_pages, cached);
+    __atomic_store_n(&r->slots[its].in_operation, 0, __ATOMIC_SEQ_CST);
+    CHECK_EQ(vm__magazine_drain(r, vm__thread(r), its), 0);
+    CHECK_EQ(stats_of(r).cached_pages, 0);
+    CHECK_CLEAN(r);
+    pthread_barrier_wait(&n.done);
+    pthread_join(thread, NULL);
+    FINISH(r);
+}
+
+int main(void)
+{
+    a_magazines_cap_grows_on_demand_up_to_its_size();
+    what_overflows_goes_to_the_pools();
+    the_growth_of_all_caps_is_bounded();
+    a_hit_takes_the_range_freed_last();
+    a_stale_entry_is_skipped();
+    a_thread_that_exits_leaves_nothing_in_its_magazines();
+    a_slot_is_reused_under_another_incarnation();
+    a_request_drains_a_neighbours_magazines_before_it_fails();
+    a_neighbour_stopped_in_an_operation_is_not_robbed();
+    return 0;
+}

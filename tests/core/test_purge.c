@@ -1,0 +1,271 @@
+/* SPDX-License-Identifier: MIT */
+/* Pools, lazy ranges, purge, decay, shrink: what is kept warm, in which order, and what goes back. */
+#include "kit.h"
+
+static vm_region *make(vm_pools d) { return MAKE(.nr_pages = 10000, .pools = d, SMALL); }
+
+/* ---- pools and their decay ---- */
+
+static void fill_pool(vm_region *r, uint64_t nr_pages, uint32_t count, vm_range *a)
+{
+    for (uint32_t i = 0; i < count; i++)
+        a[i] = take(r, nr_pages);
+    CHECK_EQ(vm_free_bulk(r, count, a), 0);
+    CHECK_EQ(r->nodes[0].pool[vm__pool_index(nr_pages)].nr_ranges, count);
+    CHECK_EQ(stats_of(r).pooled_pages, count * nr_pages);
+}
+
+static void a_purge_takes_a_quarter_of_a_pool_rounded_up(vm_pools d)
+{
+    static const uint32_t taken[] = {0, 1, 1, 1, 1, 2, 2, 2, 2, 3};
+    for (uint32_t count = 1; count < LENGTH(taken); count++) {
+        vm_region *r = make(d);
+        vm_range a[16];
+        fill_pool(r, 3, count, a);
+        CHECK_EQ(vm_purge(r, NULL), 0);
+        CHECK_EQ(stats_of(r).pooled_pages, (count - taken[count]) * 3);
+        CHECK_CLEAN(r);
+        FINISH(r);
+    }
+}
+
+static void a_decay_takes_the_coldest(vm_pools d)
+{
+    vm_region *r = make(d);
+    vm_range a[8];
+    fill_pool(r, 3, 8, a); /* a[0] was freed first */
+    CHECK_EQ(vm_purge(r, NULL), 0);
+    CHECK_EQ(vm__state(r->heads[a[0].page].word), VM_FREE);
+    CHECK_EQ(vm__state(r->heads[a[1].page].word) == VM_POOLED, 0);
+    CHECK_EQ(vm__state(r->heads[a[2].page].word), VM_POOLED);
+    CHECK_EQ(take(r, 3).page, a[7].page); /* the hottest is served first */
+    CHECK_EQ(vm_free(r, a[7].page, r->heads[a[7].page].aux, 0), 0);
+    FINISH(r);
+}
+
+static void a_pool_drains_smoothly_to_nothing(vm_pools d)
+{
+    vm_region *r = make(d);
+    vm_range a[16];
+    fill_pool(r, 1, 16, a);
+    int nr_purges = 0;
+    for (uint64_t before; (before = stats_of(r).pooled_pages); nr_purges++) {
+        CHECK_EQ(vm_purge(r, NULL), 0);
+        CHECK_EQ(stats_of(r).pooled_pages, before - (before + 3) / 4);
+    }
+    CHECK_EQ(nr_purges, 8); /* 16 12 9 6 4 3 2 1 0 */
+    FINISH(r);
+}
+
+static void what_a_pool_does_not_keep_becomes_lazy(vm_pools d)
+{
+    vm_region *r = make(d);
+    enum { COUNT = 39 };
+    vm_range a[COUNT];
+    uint32_t cap = vm__pool_cap(250);
+    CHECK_EQ(cap, 32);
+    for (int i = 0; i < COUNT; i++)
+        a[i] = take(r, 250);
+    CHECK_EQ(vm_free_bulk(r, COUNT, a), 0);
+    CHECK_EQ(stats_of(r).pooled_pages, cap * 250);
+    CHECK_EQ(stats_of(r).lazy_pages, (COUNT - cap) * 250);
+    FINISH(r);
+}
+
+static void only_the_head_of_a_pool_is_tried_for_an_alignment(vm_pools d)
+{
+    vm_region *r = make(d);
+    vm_range a, b, c;
+    CHECK_EQ(vm_alloc(r, 2, 16, 0, &a), 0);
+    CHECK_EQ(vm_alloc(r, 2, 1, 0, &b), 0);
+    CHECK(a.page == 0 && b.page == 2);
+    GIVE_BACK(r, b);
+    GIVE_BACK(r, a); /* now the head is aligned */
+    CHECK_EQ(vm_alloc(r, 2, 16, 0, &c), 0);
+    CHECK_EQ(c.page, 0);
+    CHECK_EQ(vm_alloc(r, 2, 16, 0, &a), 0); /* the head is page 2: a miss, so from space */
+    CHECK_EQ(a.page, 16);
+    CHECK_CLEAN(r);
+    GIVE_BACK(r, a);
+    GIVE_BACK(r, c);
+    FINISH(r);
+}
+
+static void a_request_looks_at_the_neighbours_pools(vm_pools d)
+{
+    vm_region *r = MAKE(.nr_pages = 1000, .nr_nodes = 8, .nr_threads = 8, .pools = d, .lazy_pages_max = 1u << 28);
+    vm_range a = take(r, 5);
+    vm_thread *t = vm__thread(r);
+    vm_word moving = t->moving | a.nr_pages << VM_WORD_LEN_SHIFT;
+    r->heads[a.page].word = moving;
+    vm_node *far = &r->nodes[(vm__node_here(r) + 5) % 8];
+    CHECK_EQ(vm__pool_design(r)->give(r, t, far, 5, 1, &a.page), 1);
+    CHECK_CLEAN(r);
+    vm_range b = take(r, 5);
+    CHECK_EQ(b.page, a.page);
+    GIVE_BACK(r, b);
+    FINISH(r);
+}
+
+/* ---- lazy and the shelf ---- */
+
+static void a_large_range_is_reused_warm(vm_pools d)
+{
+    vm_region *r = make(d);
+    vm_range a = take(r, 1000), in_front = take(r, 300);
+    memset(vm_pointer(r, a.page), 7, 4096);
+    GIVE_BACK(r, a);
+    CHECK_EQ(stats_of(r).lazy_pages, 1000);
+    vm_range b = take(r, 950); /* wastes less than an eighth */
+    CHECK(b.page == a.page && b.nr_pages == 1000 && !b.zeroed);
+    CHECK_EQ(*(char *)vm_pointer(r, b.page), 7);
+    CHECK_EQ(stats_of(r).nr_lazy_hit, 1);
+    GIVE_BACK(r, b);
+    vm_range c = take(r, 500); /* too loose a fit */
+    CHECK(c.page != a.page);
+    GIVE_BACK(r, c);
+    GIVE_BACK(r, in_front);
+    FINISH(r);
+}
+
+static void the_tightest_fit_on_the_shelf_wins(vm_pools d)
+{
+    vm_region *r = make(d);
+    vm_range a = take(r, 420), b = take(r, 405), c = take(r, 440);
+    GIVE_BACK(r, a);
+    GIVE_BACK(r, b);
+    GIVE_BACK(r, c);
+    vm_range got = take(r, 400);
+    CHECK_EQ(got.page, b.page);
+    GIVE_BACK(r, got);
+    FINISH(r);
+}
+
+static void more_large_ranges_than_the_shelf_holds_are_not_lost(vm_pools d)
+{
+    enum { COUNT = VM_SHELF + 10 };
+    vm_region *r = MAKE(.nr_pages = COUNT * 260, .granule_bytes = 4096, .pools = d, SMALL);
+    static vm_range a[COUNT];
+    for (int i = 0; i < COUNT; i++)
+        a[i] = take(r, 260);
+    CHECK_EQ(vm_free_bulk(r, COUNT, a), 0);
+    CHECK_EQ(stats_of(r).lazy_pages, COUNT * 260);
+    CHECK_CLEAN(r);
+    FINISH(r);
+}
+
+static void over_the_threshold_the_freeing_thread_purges(vm_pools d)
+{
+    vm_region *r = MAKE(.nr_pages = 10000, .pools = d, .nr_nodes = 1, .nr_threads = 4, .lazy_pages_max = 1000);
+    vm_range a = take(r, 600), b = take(r, 700), keep = take(r, 1);
+    GIVE_BACK(r, a);
+    CHECK_EQ(stats_of(r).nr_purges, 0);
+    CHECK_EQ(stats_of(r).lazy_pages, 600);
+    GIVE_BACK(r, b);
+    CHECK_EQ(stats_of(r).nr_purges, 1);
+    CHECK_EQ(stats_of(r).lazy_pages, 0);
+    GIVE_BACK(r, keep);
+    FINISH(r);
+}
+
+/* ---- purge and shrink ---- */
+
+static void a_purge_gives_the_pages_back_to_the_system(vm_pools d)
+{
+    vm_region *r = make(d);
+    vm_range a = take(r, 2000);
+    uint64_t before = stats_of(r).resident_bytes, pages = 0;
+    memset(vm_pointer(r, a.page), 1, 2000 * 4096);
+    CHECK(stats_of(r).resident_bytes >= before + 2000 * 4096);
+    GIVE_BACK(r, a);
+    CHECK(stats_of(r).resident_bytes >= before + 2000 * 4096); /* still warm */
+    CHECK_EQ(vm_purge(r, &pages), 0);
+    CHECK_EQ(pages, 2000);
+    CHECK(stats_of(r).resident_bytes < before + 100 * 4096);
+    FINISH(r);
+}
+
+static void neighbours_are_merged_before_they_are_discarded(vm_pools d)
+{
+    vm_region *r = make(d);
+    vm_range a[20];
+    for (int i = 0; i < 20; i++)
+        a[i] = take(r, 2);
+    CHECK_EQ(vm_free_bulk(r, 20, a), 0);
+    CHECK_EQ(vm_shrink(r, NULL), 0);
+    CHECK_EQ(stats_of(r).nr_discards, 1); /* twenty ranges, one hole */
+    CHECK_EQ(stats_of(r).nr_purged_pages, 40);
+    FINISH(r);
+}
+
+static void a_shrink_gives_everything_back(vm_pools d)
+{
+    vm_region *r = make(d);
+    vm_range a[100];
+    uint64_t seed = 3, nr = 0, pages = 0;
+    for (int i = 0; i < 100; i++)
+        nr += (a[i] = take(r, random_pages(&seed, 300))).nr_pages;
+    vm_range keep = a[50];
+    a[50] = a[99];
+    CHECK_EQ(vm_free_bulk(r, 99, a), 0);
+    CHECK_EQ(vm_shrink(r, &pages), 0);
+    CHECK_EQ(pages, nr - keep.nr_pages);
+    CHECK_EQ(stats_of(r).free_pages, r->nr_pages - keep.nr_pages);
+    GIVE_BACK(r, keep);
+    FINISH(r);
+}
+
+static void the_purge_starts_at_another_node_each_time(vm_pools d)
+{
+    vm_region *r = MAKE(.nr_pages = 100, .nr_nodes = 4, .nr_threads = 4, .pools = d);
+    for (uint64_t i = 0; i < 9; i++) {
+        CHECK_EQ(r->h->purge_start_node % r->nr_nodes, i % 4);
+        CHECK_EQ(vm_purge(r, NULL), 0);
+    }
+    FINISH(r);
+}
+
+static void the_recent_peak_sinks_to_the_present(vm_pools d)
+{
+    vm_region *r = make(d);
+    vm_range a = take(r, 8000);
+    CHECK_EQ(r->h->used_peak, 8000);
+    GIVE_BACK(r, a);
+    for (int i = 0; i < 40; i++)
+        CHECK_EQ(vm_purge(r, NULL), 0);
+    CHECK(r->h->used_peak < 10);
+    FINISH(r);
+}
+
+static void (*const for_every_design[])(vm_pools) = {
+    a_large_range_is_reused_warm,
+    the_tightest_fit_on_the_shelf_wins,
+    more_large_ranges_than_the_shelf_holds_are_not_lost,
+    over_the_threshold_the_freeing_thread_purges,
+    a_purge_gives_the_pages_back_to_the_system,
+    neighbours_are_merged_before_they_are_discarded,
+    a_shrink_gives_everything_back,
+    the_purge_starts_at_another_node_each_time,
+    the_recent_peak_sinks_to_the_present,
+};
+/* `magazine` has the locked pools under its magazines. */
+static void (*const for_every_pool[])(vm_pools) = {
+    a_purge_takes_a_quarter_of_a_pool_rounded_up,
+    a_decay_takes_the_coldest,
+    a_pool_drains_smoothly_to_nothing,
+    what_a_pool_does_not_keep_becomes_lazy,
+    only_the_head_of_a_pool_is_tried_for_an_alignment,
+    a_request_looks_at_the_neighbours_pools,
+};
+
+int main(void)
+{
+    FOR_EACH_DESIGN (d)
+        for (size_t i = 0; i < LENGTH(for_every_design); i++)
+            for_every_design[i](d);
+    for (size_t i = 0; i < LENGTH(for_every_pool); i++) {
+        for_every_pool[i](VM_POOLS_LOCKED);
+        for_every_pool[i](VM_POOLS_LLIST);
+    }
+    return 0;
+}

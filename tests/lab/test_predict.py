@@ -1,0 +1,209 @@
+"""The model predicts real kernels. The core proof runs on copies in tests/data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vmalloc.lab.events import Event
+from vmalloc.lab.replay import Recording, load, predict, rank, run_on_model
+from vmalloc.lab.state import State, StateError, compare, read_state
+from vmalloc.model import PAGE, PRESETS, Area
+
+COPIES = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[3] / "shared" / "data"
+ONE_WORKER = ["random_size_1t", "vm_map_ram_1t", "pcpu_1t"]
+ONE_WORKER_BIG = ["fix_align_1t", "align_shift_1t", "long_busy", "mix_smp1", "mix_smp8"]
+SEVERAL_WORKERS = ["fix_size", "random_size", "kvfree_rcu_1"]
+
+
+def guest(name: str, state: bool = True) -> tuple[Recording, Path]:
+    folder = COPIES / "guest"
+    if not (folder / f"{name}.trace.xz").exists():
+        folder = DATA / "guest"
+        if not folder.exists():
+            pytest.skip("the recordings are not beside this checkout (../shared/data)")
+    start = folder / f"{name}.state0.xz" if state else None
+    return load(folder / f"{name}.trace.xz", start), folder / f"{name}.state1.xz"
+
+
+def live(name: str, **known: Path) -> Recording:
+    folder = COPIES / "live"
+    if not (folder / f"{name}.trace.xz").exists():
+        folder = DATA / "live"
+        if not folder.exists():
+            pytest.skip("the recordings are not beside this checkout (../shared/data)")
+    return load(folder / f"{name}.trace.xz", **known)
+
+
+@pytest.mark.parametrize("name", ONE_WORKER + ONE_WORKER_BIG)
+def test_one_worker_is_predicted_to_the_page_and_ends_in_the_dumped_state(name):
+    recording, end = guest(name)
+    outcome = predict(recording, PRESETS["linux-6.9"], end)
+    p = outcome.prediction
+    assert p.page.share >= 0.999
+    assert p.above.exact + p.within_bounds == p.above.allocs
+    assert p.purges_as_told == p.purges
+    assert outcome.end is not None
+    assert outcome.end.equal, outcome.end
+
+
+@pytest.mark.parametrize("name", SEVERAL_WORKERS)
+def test_several_workers_are_predicted_and_few_orders_are_inferred(name):
+    recording, end = guest(name)
+    outcome = predict(recording, PRESETS["linux-6.9"], end)
+    p = outcome.prediction
+    assert p.all.share >= 0.95
+    assert p.orders_inferred / p.all.allocs < 0.01
+    assert outcome.end is not None
+    assert outcome.end.equal, outcome.end
+
+
+def test_per_cpu_areas_show_only_when_they_are_freed():
+    recording, end = guest("pcpu_1t")
+    outcome = predict(recording, PRESETS["linux-6.9"], end)
+    assert outcome.prediction.assumed == {"area freed but never seen allocated": 35}
+    assert outcome.end is not None
+    assert outcome.end.untraced == 1
+
+
+@pytest.mark.parametrize(("design", "at_most"), [("linux-6.8", 0.5), ("linux-6.16", 0.8), ("llist", 0.8)])
+def test_a_wrong_design_is_clearly_worse(design, at_most):
+    recording, _ = guest("random_size_1t")
+    assert predict(recording, PRESETS[design]).prediction.all.share < at_most
+
+
+def test_every_miss_has_a_category():
+    recording, _ = guest("random_size_1t")
+    p = predict(recording, PRESETS["linux-6.8"]).prediction
+    missed = p.all.allocs - p.all.exact - p.within_bounds
+    assert sum(p.misses.values()) == missed > 0
+    assert p.first_miss is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "generation"),
+    [("random_size_1t", "6.9 to 6.15"), ("vm_map_ram_1t", "cannot tell"), ("long_busy", "6.9 to 6.15")],
+)
+def test_the_generation_is_named_from_the_trace_alone(name, generation):
+    assert rank(guest(name, state=False)[0]).best == generation
+
+
+def test_one_node_has_no_pools_so_later_versions_cannot_be_told_apart():
+    ranking = rank(guest("mix_smp1", state=False)[0])
+    assert ranking.best == "cannot tell"
+    assert "to 6.8" not in ranking.candidates
+
+
+def test_a_live_machine_with_an_unseen_start_is_named_too():
+    assert rank(live("l1_admin")).best == "6.16 and later"
+
+
+def test_what_has_been_seen_of_a_live_machine_is_predicted():
+    p = predict(live("l1_admin"), PRESETS["linux-6.16"]).prediction
+    assert p.warm.share >= 0.90
+    assert p.level.share >= 0.97
+    assert sum(p.assumed.values()) > 0
+    assert p.warm.allocs < p.all.allocs
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("name", "over_all"), [("l2_proc", 0.90), ("l8_consist", 0.60)])
+def test_busy_live_machines_are_predicted_after_the_warm_up(name, over_all):
+    p = predict(live(name), PRESETS["linux-6.16"]).prediction
+    assert p.warm.share >= 0.90
+    assert p.level_warm.share >= 0.97
+    assert p.all.share >= over_all
+
+
+def test_a_snapshot_of_vmallocinfo_makes_a_start_state():
+    folder = DATA / "live"
+    if not folder.exists():
+        pytest.skip("the recordings are not beside this checkout (../shared/data)")
+    known = live("l8_consist", vmallocinfo=folder / "l8_snap_before.real.xz")
+    unknown = live("l8_consist")
+    with_it, without = (predict(r, PRESETS["linux-6.16"]).prediction for r in (known, unknown))
+    assert with_it.all.share > without.all.share
+
+
+def test_a_hashed_snapshot_is_refused_with_the_reason():
+    folder = DATA / "live"
+    if not folder.exists():
+        pytest.skip("the recordings are not beside this checkout (../shared/data)")
+    with pytest.raises(ValueError, match="hashed"):
+        live("l8_consist", vmallocinfo=folder / "vmallocinfo_1_idle.hashed.xz")
+
+
+def test_a_state_dump_comes_back_as_it_was_read():
+    state = read_state(COPIES / "guest" / "random_size_1t.state1.xz")
+    again = State.of(state.kernel(PRESETS["linux-6.9"], (0, 1 << 64)))
+    assert compare(again, state).equal
+    assert sum(map(len, state.pools.values())) == 226
+
+
+def test_a_file_that_is_no_dump_is_refused_with_its_line(tmp_path):
+    (tmp_path / "x").write_text("# nr_vmap_nodes=1 zone=1 lazy_nr=0\nhello\n")
+    with pytest.raises(StateError, match="line 2"):
+        read_state(tmp_path / "x")
+
+
+# ---------------------------------------------------------------------- orders, on events made by hand
+
+WINDOW = (1 << 40, (1 << 40) + (1 << 30) - 1)
+BASE = WINDOW[0]
+
+
+def alloc(time: int, cpu: int, page: int, pages: int = 2) -> Event:
+    return Event(
+        time, cpu, 100 + cpu, f"w{cpu}", "alloc", BASE + page * PAGE, pages * PAGE, 1, WINDOW[0], WINDOW[1]
+    )
+
+
+def by_hand(*events: Event) -> Recording:
+    start = State(2, free=[(BASE, BASE + (1 << 29))])
+    return Recording(list(events), WINDOW, 2, start, complete=True)
+
+
+def test_two_cpus_that_print_in_the_wrong_order_are_put_right_and_counted():
+    p = predict(by_hand(alloc(1, 0, 2), alloc(2, 1, 0)), PRESETS["linux-6.9"]).prediction
+    assert p.all.exact == 2
+    assert p.orders_inferred == 1
+
+
+def test_one_task_never_overtakes_itself():
+    p = predict(by_hand(alloc(1, 0, 2), alloc(2, 0, 0)), PRESETS["linux-6.9"]).prediction
+    assert p.orders_inferred == 0
+    assert p.all.exact == 1  # the second is right once the first is put right
+    assert p.misses == {"model wrong": 1}
+
+
+def test_an_order_is_not_inferred_unless_every_moved_event_fits():
+    p = predict(by_hand(alloc(1, 0, 4), alloc(2, 1, 0)), PRESETS["linux-6.9"]).prediction
+    assert p.orders_inferred == 0
+    assert p.misses == {"concurrent order": 1}
+
+
+def test_the_head_of_another_cpus_pool_is_a_migration():
+    recording = by_hand(alloc(1, 0, 0))
+    assert recording.start is not None
+    recording.start.pools[1, 2] = [Area(BASE, 2 * PAGE, 1)]
+    recording.start.free = [(BASE + 2 * PAGE, BASE + (1 << 29))]
+    p = predict(recording, PRESETS["linux-6.9"]).prediction
+    assert p.misses == {"migration between choice and event": 1}
+
+
+# ---------------------------------------------------------------------- the model on its own
+
+
+def test_the_model_replays_a_hundred_thousand_events_a_second():
+    recording, _ = guest("random_size_1t")
+    best = max(run_on_model(recording, PRESETS["linux-6.9"]).as_dict()["events_per_s"] for _ in range(5))
+    assert best >= 100_000
+
+
+def test_our_design_serves_from_magazines_and_needs_less_room():
+    recording, _ = guest("random_size_1t")
+    ours, kernels = (run_on_model(recording, PRESETS[name]).as_dict() for name in ("vmalloc", "linux-6.16"))
+    assert ours["hit_share"]["magazine"] > 0.9
+    assert ours["footprint_pages_max"] < kernels["footprint_pages_max"]

@@ -1,0 +1,231 @@
+"""Recording the running kernel: what is recorded, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from vmalloc.cli.record import command as record
+from vmalloc.lab import record_kernel as recorder
+from vmalloc.lab import tracefs as module
+from vmalloc.lab.record_kernel import RecordError, record_kernel, snapshot_path
+from vmalloc.lab.trace import read_events, read_vmallocinfo
+from vmalloc.lab.tracefs import KPTR_RESTRICT, PREFIX, Tracefs, remove_stale
+
+RECORD = [sys.executable, "-c", "from vmalloc.cli.record import command; command()", "--kernel"]
+PATIENCE_S = 10
+
+# Each new task takes a stack from vmalloc; this many at once empty the kernel's small cache of stacks.
+CROWD = "for i in $(seq 60); do sleep 0.1 & done; wait"
+
+
+@pytest.fixture
+def tracefs() -> Iterator[Tracefs]:
+    if os.geteuid() != 0:
+        pytest.skip("recording the kernel needs root")
+    try:
+        opened = Tracefs()
+    except RecordError as error:
+        pytest.skip(str(error))
+    yield opened
+    opened.close()
+
+
+def has_instance(tracefs: Tracefs, pid: int) -> bool:
+    return (tracefs.path / "instances" / f"{PREFIX}{pid}").exists()
+
+
+def switches(tracefs: Tracefs) -> list[str]:
+    """The state of tracing that others use."""
+    names = (
+        "tracing_on",
+        "set_event",
+        "current_tracer",
+        "trace_clock",
+        "buffer_size_kb",
+        "events/vmalloc/enable",
+    )
+    return [(tracefs.path / name).read_text() for name in names]
+
+
+def wait_for(condition: object) -> bool:
+    end = time.monotonic() + PATIENCE_S
+    while time.monotonic() < end:
+        if condition():  # type: ignore[operator]
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.fixture
+def running(tracefs, tmp_path) -> Iterator[subprocess.Popen[bytes]]:
+    """A recorder without a limit, that has started to record."""
+    process = subprocess.Popen([*RECORD, "-o", str(tmp_path / "run.trace.gz")], stderr=subprocess.DEVNULL)
+    try:
+        assert wait_for(lambda: snapshot_path(tmp_path / "run.trace.gz", "before").exists())
+        assert has_instance(tracefs, process.pid)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        assert wait_for(lambda: not has_instance(tracefs, process.pid))
+
+
+def test_a_command_is_recorded_between_two_snapshots(tracefs, tmp_path):
+    others = switches(tracefs)
+    done = record_kernel(tmp_path / "a.trace.gz", command=["sh", "-c", CROWD + "; exit 3"])
+    events = list(read_events(done.trace))
+    assert done.status == 3
+    assert [e.text for e in events if e.kind == "mark"] == [
+        "SNAP_BEFORE",
+        "SNAP_BEFORE_END",
+        "SNAP_AFTER",
+        "SNAP_AFTER_END",
+    ]
+    assert sum(event.kind == "alloc" for event in events) >= 30
+    assert done.nr_lost == 0
+    assert done.before is not None
+    assert len(read_vmallocinfo(done.before)) > 100
+    assert not has_instance(tracefs, os.getpid())
+    assert switches(tracefs) == others
+
+
+def test_real_addresses_are_shown_and_the_restriction_is_set_back(tracefs, tmp_path):
+    restriction = KPTR_RESTRICT.read_text()
+    done = record_kernel(tmp_path / "a.trace", seconds=0.05, real_addresses=True)
+    assert done.addresses == "real"
+    assert KPTR_RESTRICT.read_text() == restriction
+    assert done.before is not None
+    assert done.after is not None
+    before, after = (
+        {area.start for area in read_vmallocinfo(path).busy() if not area.caller.startswith("pcpu")}
+        for path in (done.before, done.after)
+    )
+    touched = {event.addr for event in read_events(done.trace) if event.kind in ("alloc", "free")}
+    assert before ^ after <= touched  # but for per-CPU areas, they come and go only with an event
+
+
+def test_the_watcher_sets_the_restriction_back_when_the_recorder_dies_in_between(
+    tracefs, tmp_path, monkeypatch
+):
+    restriction = tmp_path / "kptr_restrict"
+    restriction.write_text("1")
+    monkeypatch.setattr(module, "KPTR_RESTRICT", restriction)
+    watcher = module._Watcher(tracefs, tmp_path / "no-instance")
+    watcher.restore_kptr("2")
+    watcher.dismiss()  # closes the pipe, as death does
+    assert restriction.read_text() == "2\n"
+
+
+def test_a_recording_can_be_written_as_columns(tracefs, tmp_path):
+    pytest.importorskip("pyarrow")
+    from vmalloc.lab.columnar import read_metadata
+
+    done = record_kernel(tmp_path / "a.parquet", seconds=0.05, snapshots=False)
+    assert read_metadata(done.trace)["release"] == os.uname().release
+    assert list(read_events(done.trace)) is not None
+    assert [path.name for path in tmp_path.iterdir()] == ["a.parquet"]
+
+
+def test_events_that_the_ring_cannot_keep_are_counted(tracefs, tmp_path, monkeypatch):
+    monkeypatch.setattr(recorder._Reader, "_run", lambda self: None)  # a reader that is too slow by far
+    storm = ";".join([CROWD] * 5)
+    done = record_kernel(tmp_path / "a.trace", command=["sh", "-c", storm], buffer_kb=4, snapshots=False)
+    assert done.nr_lost > 0
+    assert "take a larger --buffer-kb" in done.notes[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_recording_and_keeps_it(tracefs, running, tmp_path, number):
+    running.send_signal(number)
+    assert running.wait(PATIENCE_S) == 0
+    assert not has_instance(tracefs, running.pid)
+    marks = [event.text for event in read_events(tmp_path / "run.trace.gz") if event.kind == "mark"]
+    assert marks[-1] == "SNAP_AFTER_END"
+
+
+def test_a_recorder_that_is_killed_leaves_tracing_as_it_was(tracefs, running):
+    others = switches(tracefs)
+    running.kill()
+    assert running.wait(PATIENCE_S) == -signal.SIGKILL
+    assert wait_for(lambda: not has_instance(tracefs, running.pid))
+    assert switches(tracefs) == others
+
+
+def test_a_command_that_is_interrupted_is_ended_and_the_status_says_so(tracefs, tmp_path):
+    process = subprocess.Popen(
+        [
+            *RECORD,
+            "-o",
+            str(tmp_path / "run.trace"),
+            "--json",
+            str(tmp_path / "run.json"),
+            "--",
+            "sleep",
+            "60",
+        ],
+        stderr=subprocess.DEVNULL,
+    )
+    assert wait_for(lambda: snapshot_path(tmp_path / "run.trace", "before").exists())
+    time.sleep(0.1)
+    process.terminate()
+    assert process.wait(PATIENCE_S) == 128 + signal.SIGTERM
+    assert json.loads((tmp_path / "run.json").read_text())["interrupted"] == signal.SIGTERM
+
+
+def test_instances_of_dead_recorders_are_removed_and_those_of_living_ones_stay(tracefs, running):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (tracefs.path / "instances" / f"{PREFIX}{dead.pid}").mkdir()
+    assert f"{PREFIX}{dead.pid}" in remove_stale(tracefs)
+    assert not has_instance(tracefs, dead.pid)
+    assert has_instance(tracefs, running.pid)
+
+
+def test_two_recorders_do_not_disturb_each_other(tracefs, running, tmp_path):
+    done = record_kernel(tmp_path / "second.trace", seconds=0.05, snapshots=False)
+    assert done.trace.exists()
+    assert has_instance(tracefs, running.pid)
+
+
+def test_a_command_that_is_not_there_is_one_line_and_leaves_nothing(tracefs, tmp_path):
+    with pytest.raises(RecordError, match="cannot run /no/such/program: No such file"):
+        record_kernel(tmp_path / "a.trace", command=["/no/such/program"])
+    assert not has_instance(tracefs, os.getpid())
+
+
+def test_a_full_disk_ends_the_recording_at_once_in_one_line(tracefs, tmp_path, monkeypatch):
+    def full(self: object) -> int:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(recorder._Reader, "_move", full)
+    with pytest.raises(RecordError, match="cannot be written: No space left on device"):
+        record_kernel(tmp_path / "a.trace", seconds=60)
+    assert not has_instance(tracefs, os.getpid())
+
+
+def test_without_root_one_line_says_what_is_needed(monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    done = CliRunner().invoke(record, ["--kernel", "--seconds", "1"])
+    assert done.exit_code == 1
+    assert done.output == "Error: recording the kernel needs root, because tracefs does: run it with sudo\n"
+
+
+def test_what_to_record_has_to_be_said():
+    done = CliRunner().invoke(record, [])
+    assert done.exit_code == 2
+    assert "say what to record: --kernel" in done.output
+
+
+def test_snapshots_are_named_after_the_trace():
+    assert snapshot_path(Path("d/run.trace.gz"), "before") == Path("d/run.before.vmallocinfo.gz")
+    assert snapshot_path(Path("run.parquet"), "after") == Path("run.after.vmallocinfo.gz")

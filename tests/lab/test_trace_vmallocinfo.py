@@ -1,0 +1,73 @@
+"""/proc/vmallocinfo: typed areas, and what its addresses are worth."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from tests.lab.trace_samples import ALLOC, SAMPLES, shared
+
+from vmalloc.lab.trace import Area, TraceError, read_events, read_vmallocinfo
+
+
+def test_every_line_of_a_snapshot_is_an_area_with_a_kind():
+    info = read_vmallocinfo(SAMPLES / "vmallocinfo.real.xz")
+    assert info.addresses == "real"
+    assert info.problems == []
+    kinds = {"vmalloc": 558, "vmap": 4, "ioremap": 29, "vm_map_ram": 2, "unpurged": 28}
+    assert Counter(area.kind for area in info) == kinds
+    assert all(area.end - area.start == area.size for area in info)
+
+
+def test_an_area_has_its_caller_pages_flags_and_nodes(tmp_path):
+    lines = [
+        "0xffffc9000000c000-0xffffc90000011000   20480 kernel_clone+0x94/0x3e0 pages=4 vmalloc N0=3 N1=1",
+        "0xffffc90000081000-0xffffc90000083000    8192 vp_map+0x12d/0x1c0 [virtio] phys=0x4000180000 ioremap",
+        "0xffffc90000090000-0xffffc90000092000    8192 big+0x1/0x2 pages=1 vmalloc vpages N0=1",
+    ]
+    (tmp_path / "info").write_text("\n".join(lines) + "\n")
+    clone, ioremap, pages = read_vmallocinfo(tmp_path / "info")
+    start = 0xFFFFC9000000C000
+    caller = "kernel_clone+0x94/0x3e0"
+    assert clone == Area(
+        start, start + 20480, 20480, "vmalloc", caller, pages=4, node_pages={0: 3, 1: 1}, line=1
+    )
+    assert (ioremap.kind, ioremap.phys, ioremap.caller) == (
+        "ioremap",
+        0x4000180000,
+        "vp_map+0x12d/0x1c0 [virtio]",
+    )
+    assert pages.flags == {"vpages"}
+
+
+@pytest.mark.parametrize(("name", "worth"), [("hashed", "hashed"), ("hidden", "hidden")])
+def test_addresses_that_are_no_addresses_are_told_and_sizes_stay(name, worth):
+    info = read_vmallocinfo(SAMPLES / f"vmallocinfo.{name}.xz")
+    real = read_vmallocinfo(SAMPLES / "vmallocinfo.real.xz")
+    assert info.addresses == worth
+    assert str(info.problems[0]).startswith(f"line 1: addresses are {worth}")
+    assert Counter(area.size for area in info) == Counter(area.size for area in real)
+
+
+def test_damaged_lines_are_skipped_and_told(tmp_path):
+    (tmp_path / "info").write_text("0xffffc90000000000-0xffffc90000005000   20480 vm_map_ram\n0xffffc9")
+    info = read_vmallocinfo(tmp_path / "info")
+    assert [area.kind for area in info] == ["vm_map_ram"]
+    assert str(info.problems[0]) == "line 2: not a line of /proc/vmallocinfo, skipped: '0xffffc9'"
+
+
+def test_another_file_is_refused(tmp_path):
+    (tmp_path / "info").write_bytes(ALLOC)
+    with pytest.raises(TraceError, match="not /proc/vmallocinfo"):
+        read_vmallocinfo(tmp_path / "info")
+
+
+def test_a_snapshot_and_the_events_after_it_give_the_next_snapshot():
+    busy = {area.start for area in read_vmallocinfo(shared("live/l8_snap_before.real.xz")).busy()}
+    for event in read_events(shared("live/l8_consist.trace.xz")):
+        if event.kind == "alloc" and not event.failed:
+            busy.add(event.addr)
+        elif event.kind == "free":
+            busy.discard(event.addr)
+    after = read_vmallocinfo(shared("live/l8_snap_after.real.xz")).busy()
+    assert busy == {area.start for area in after}
