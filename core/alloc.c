@@ -51,7 +51,11 @@ static int try_stations(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t 
         count(&t->slot->nr_lazy_hit);
         return 0;
     }
-    int rc = vm__space_take(r, t, nr_pages, align_pages, flags, out);
+    int rc = -ENOSPC;
+    if (nr_pages <= t->fast_pages && align_pages == 1)
+        rc = vm__magazine_stock(r, t, nr_pages, flags & VM_NO_WAIT, out);
+    if (rc)
+        rc = vm__space_take(r, t, nr_pages, align_pages, flags, out);
     if (rc == 0)
         count(&t->slot->nr_space_hit);
     return rc;
@@ -129,7 +133,7 @@ int vm_alloc(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned fla
     VM_PUT(&m->header, VM_MAGAZINE_TAKING);
     __atomic_signal_fence(__ATOMIC_SEQ_CST); /* the drainer's membarrier is the other half */
     uint64_t page = VM_PEEK(vm__magazine_top(m, header));
-    if (vm_unlikely(VM_LOOK(&t->slot->drain) || page >= r->nr_pages || vm__serial_is_spent(serial)))
+    if (vm_unlikely(VM_LOOK(&t->slot->drain) || page + nr_pages > r->nr_pages || vm__serial_is_spent(serial)))
         goto missed;
     vm_head *head = &r->heads[page];
     vm_word cached = t->cached | nr_pages << VM_WORD_LEN_SHIFT;

@@ -34,8 +34,14 @@ static int free_slow(vm_region *r, vm_thread *t, uint64_t page, uint64_t id, vm_
         return -ESTALE;
     if (w & VM_WORD_SHARED)
         return vm__drop_shared(r, t, page, id);
+    bool is_ours = ((w ^ t->busy) & ~(VM_WORD_LEN_MASK | VM_WORD_DIRTY)) == 0;
+    if (!is_ours && t->fast_pages && len <= VM_POOL_PAGES_MAX) {
+        int rc = vm__magazine_put_foreign(r, t, page, w);
+        if (rc != -EAGAIN)
+            return rc;
+    }
     vm_word moving = t->moving | len << VM_WORD_LEN_SHIFT;
-    if (((w ^ t->busy) & ~(VM_WORD_LEN_MASK | VM_WORD_DIRTY)) == 0)
+    if (is_ours)
         VM_STORE(&r->heads[page].word, moving);
     else if (!VM_CAS(&r->heads[page].word, w, moving))
         return -ENOENT; /* another free won */

@@ -90,6 +90,7 @@ struct vm_thread {
     uint64_t cap_pages;  /* by how many pages all caps together grew                              */
     uint32_t nr_purges_left; /* to others who were at it */
     bool common;         /* uses the process's slot under common_mutex                            */
+    uint8_t stock[VM_POOL_PAGES_MAX + 1]; /* log2 of how many ranges the next miss takes from space */
     uint8_t cap[VM_POOL_PAGES_MAX + 1]; /* ranges each magazine may hold now; grows on demand     */
 };
 
@@ -121,6 +122,7 @@ void vm__free_process(vm_region *r, uint32_t process); /* its slot, under the ne
 bool vm__process_is_dead(vm_region *r, uint32_t process);
 bool vm__incarnation_is_dead(vm_region *r, uint32_t process, uint32_t incarnation);
 bool vm__owner_is_dead(vm_region *r, vm_token token);
+void vm__give_up_slot(vm_region *r, vm_thread *t);
 int vm__thread_error(vm_region *r); /* why vm__thread() gave NULL */
 void vm__register(vm_region *r);
 void vm__unregister(vm_region *r);
@@ -156,6 +158,9 @@ int vm__space_lock(vm_region *r, vm_thread *t, unsigned flags); /* repaired if i
 void vm__space_unlock(vm_region *r, vm_thread *t);
 int vm__space_take(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags,
                    vm_range *out);
+uint32_t vm__space_take_many(vm_region *r, vm_thread *t, uint64_t nr_pages, uint32_t max, unsigned flags,
+                             uint64_t *pages);
+void vm__space_grant(vm_region *r, uint64_t used, uint64_t most); /* [space_lock] */
 void vm__space_put(vm_region *r, vm_thread *t, uint64_t page, uint64_t nr_pages, bool dirty); /* [space_lock] */
 int vm__space_rebuild(vm_region *r, vm_thread *t);                                            /* [space_lock] */
 void vm__space_carve(vm_region *r, vm_thread *t, uint64_t page, uint64_t nr_pages, vm_range *out); /* [space_lock] */
@@ -191,6 +196,8 @@ uint32_t vm__node_here(const vm_region *r);
 int vm__magazine_refill(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out);
 bool vm__magazine_take(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out);
 bool vm__magazine_put_slow(vm_region *r, vm_thread *t, uint64_t page, uint64_t nr_pages);
+int vm__magazine_put_foreign(vm_region *r, vm_thread *t, uint64_t page, vm_word w);
+int vm__magazine_stock(vm_region *r, vm_thread *t, uint64_t nr_pages, unsigned flags, vm_range *out);
 bool vm__magazine_flush_all(vm_region *r, vm_thread *t, vm_slot *slot);
 void vm__magazine_init(vm_thread *t);
 int vm__magazine_drain(vm_region *r, vm_thread *t, uint32_t slot);
@@ -240,7 +247,7 @@ void vm__retire_threads(vm_region *r, uint32_t process, const vm_thread *but);
 int vm__pages_create(const char *name, uint64_t bytes, int *fd);
 int vm__pages_map(int fd, uint64_t bytes, void **base);
 int vm__pages_discard(vm_region *r, uint64_t page, uint64_t nr_pages);
-uint64_t vm__pages_headroom(const vm_region *r);
+uint64_t vm__pages_most(const vm_region *r);
 uint64_t vm__pages_resident_bytes(const vm_region *r);
 
 /* ---- check.c ---- */

@@ -3,8 +3,8 @@
  * Locks between processes that may be killed while they hold one.
  *
  * The lock word names its owner (thread slot and incarnation). A waiter spins about 2 us, then
- * sleeps on the word as a futex, in slices: a missed wake-up costs one slice, so unlocking needs no
- * locked instruction. When a slice ends without the lock, the waiter asks whether the owner is dead;
+ * sleeps on the word as a futex, in slices that grow, lest many waiters wake just to look. Unlocking is
+ * one exchange, so that no wake-up is missed. When a slice ends without the lock, the waiter asks whether the owner is dead;
  * if so it steals the lock and marks it needs_repair. Whoever holds a lock with that mark rebuilds
  * what it protects before using it (space.c, pool.c). A live owner is never robbed: after
  * lock_timeout the waiter gives up with EBUSY.
@@ -21,6 +21,7 @@
 
 #define SPIN_ROUNDS 60
 #define SLICE_NS 250000
+#define SLICE_MAX_NS 4000000
 #define INTERRUPT_NS 20000000ull
 #define BRIEF_NS 5000000ull
 
@@ -95,7 +96,7 @@ int vm__wait_slice(vm_region *r, uint64_t started_ns, vm_token owner)
 
 static int wait_for(vm_region *r, vm_thread *t, vm_lock *lock, unsigned flags, uint64_t started)
 {
-    for (;;) {
+    for (long slice = SLICE_NS;; slice = slice < SLICE_MAX_NS ? slice * 2 : SLICE_MAX_NS) {
         vm_token seen = VM_PEEK(&lock->owner);
         if (seen == 0) {
             if (try_with(t, lock, VM_TOKEN_WAITERS))
@@ -107,7 +108,7 @@ static int wait_for(vm_region *r, vm_thread *t, vm_lock *lock, unsigned flags, u
                 continue;
             seen |= VM_TOKEN_WAITERS;
         }
-        futex_wait(&lock->owner, seen, SLICE_NS);
+        futex_wait(&lock->owner, seen, slice);
         if (VM_PEEK(&lock->owner) != seen)
             continue;
         if (vm__owner_is_dead(r, seen & VM_TOKEN_MASK)) {
@@ -197,9 +198,7 @@ void vm__unlock(vm_region *r, vm_thread *t, vm_lock *lock)
         pthread_mutex_unlock(&lock->mutex);
         return;
     }
-    vm_token was = VM_PEEK(&lock->owner);
-    VM_STORE(&lock->owner, 0);
-    if (was & VM_TOKEN_WAITERS)
+    if (VM_SWAP(&lock->owner, 0) & VM_TOKEN_WAITERS)
         futex_wake_one(&lock->owner);
 }
 

@@ -20,8 +20,9 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define REFILL_MAX 8
+#define REFILL_MAX 16
 #define DRAIN_ROUNDS 200
+#define STOCK_PAGES 256
 
 /* Caps start at one range and double when a magazine overflows, as long as the growth of all caps stays
  * within the thread's budget: what a thread may hoard is bounded, and the hot path need not count it. */
@@ -31,15 +32,16 @@ void vm__magazine_init(vm_thread *t)
     t->cap_pages = 0;
 }
 
-static void grow_cap(vm_region *r, vm_thread *t, uint64_t nr_pages)
+static bool grow_cap(vm_region *r, vm_thread *t, uint64_t nr_pages)
 {
     uint8_t *cap = &t->cap[nr_pages];
     uint32_t wanted = *cap * 2 > VM_MAGAZINE_CAP ? VM_MAGAZINE_CAP : *cap * 2u;
     uint64_t more = (wanted - *cap) * nr_pages;
     if (t->cap_pages + more > r->budget_pages)
-        return;
+        return false;
     t->cap_pages += more;
     *cap = (uint8_t)wanted;
+    return true;
 }
 
 static bool entry_is_ours(const vm_region *r, const vm_thread *t, uint64_t page, uint64_t nr_pages)
@@ -103,21 +105,6 @@ bool vm__magazine_take(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t a
     return is_found;
 }
 
-/* Hand out a range and put a few more of its size into the magazine. Called after a miss. */
-int vm__magazine_refill(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out)
-{
-    uint64_t pages[REFILL_MAX];
-    uint32_t room = t->cap[nr_pages] / 2 + 1, want = room < REFILL_MAX ? room : REFILL_MAX;
-    uint32_t got = vm__pool_take(r, t, nr_pages, align_pages, want, pages);
-    if (!got)
-        return -ENOSPC;
-    vm__hand_out(r, t, pages[0], nr_pages, false, out);
-    for (uint32_t i = 1; i < got; i++)
-        if (!vm__magazine_put_slow(r, t, pages[i], nr_pages))
-            vm__pool_give(r, t, nr_pages, 1, &pages[i]);
-    return 0;
-}
-
 /* Move the older `nr` entries of a magazine to the pools. */
 static void flush_oldest(vm_region *r, vm_thread *t, uint64_t nr_pages, uint32_t nr)
 {
@@ -137,25 +124,109 @@ static void flush_oldest(vm_region *r, vm_thread *t, uint64_t nr_pages, uint32_t
     vm__pool_give(r, t, nr_pages, moved, pages);
 }
 
+/* Between enter and leave: room for one more; returns how many there are. */
+static uint32_t make_room(vm_region *r, vm_thread *t, vm_magazine *m, uint64_t nr_pages)
+{
+    uint32_t count = vm__magazine_count(VM_PEEK(&m->header));
+    if (count < t->cap[nr_pages])
+        return count;
+    grow_cap(r, t, nr_pages);
+    uint32_t cap = t->cap[nr_pages];
+    if (count < cap)
+        return count;
+    flush_oldest(r, t, nr_pages, (cap + 1) / 2);
+    return vm__magazine_count(VM_PEEK(&m->header));
+}
+
 /* Keep a range whose word is MOVING(t), making room if needed. False: the slot is being drained. */
 bool vm__magazine_put_slow(vm_region *r, vm_thread *t, uint64_t page, uint64_t nr_pages)
 {
     if (!enter_magazines(r, t))
         return false;
     vm_magazine *m = &t->slot->magazine[nr_pages];
-    uint32_t count = vm__magazine_count(VM_PEEK(&m->header));
-    if (count >= t->cap[nr_pages])
-        grow_cap(r, t, nr_pages);
-    uint32_t cap = t->cap[nr_pages];
-    if (count >= cap) {
-        flush_oldest(r, t, nr_pages, (cap + 1) / 2);
-        count = vm__magazine_count(VM_PEEK(&m->header));
-    }
+    uint32_t count = make_room(r, t, m, nr_pages);
     VM_STORE(&r->heads[page].word, t->cached | nr_pages << VM_WORD_LEN_SHIFT);
     VM_PUT(&m->page[count], (uint32_t)page);
     set_count(r, m, count + 1);
     leave_magazines(t);
     return true;
+}
+
+/* Keep a range another process holds, with the one CAS by which a free of it wins. ENOENT: another
+ * free did. EAGAIN: the slot is being drained. */
+int vm__magazine_put_foreign(vm_region *r, vm_thread *t, uint64_t page, vm_word w)
+{
+    uint64_t nr_pages = vm__len(w);
+    if (!enter_magazines(r, t))
+        return -EAGAIN;
+    vm_magazine *m = &t->slot->magazine[nr_pages];
+    uint32_t count = make_room(r, t, m, nr_pages);
+    bool is_ours = VM_CAS(&r->heads[page].word, w, t->cached | nr_pages << VM_WORD_LEN_SHIFT);
+    if (is_ours) {
+        VM_PUT(&m->page[count], (uint32_t)page);
+        set_count(r, m, count + 1);
+    }
+    leave_magazines(t);
+    return is_ours ? 0 : -ENOENT;
+}
+
+/* Put ranges, MOVING(t), as far as there is room without overflow. Returns how many. */
+static uint32_t put_many(vm_region *r, vm_thread *t, uint64_t nr_pages, uint32_t nr, const uint64_t *pages)
+{
+    uint32_t put = 0;
+    if (!nr || !enter_magazines(r, t))
+        return 0;
+    vm_magazine *m = &t->slot->magazine[nr_pages];
+    uint32_t count = vm__magazine_count(VM_PEEK(&m->header));
+    for (; put < nr && count < t->cap[nr_pages]; put++, count++) {
+        VM_STORE(&r->heads[pages[put]].word, t->cached | nr_pages << VM_WORD_LEN_SHIFT);
+        VM_PUT(&m->page[count], (uint32_t)pages[put]);
+    }
+    set_count(r, m, count);
+    leave_magazines(t);
+    return put;
+}
+
+/* Keep what was taken beyond the one to hand out: in the magazine as far as it goes, then in a pool. */
+static void keep(vm_region *r, vm_thread *t, uint64_t nr_pages, uint32_t nr, const uint64_t *pages)
+{
+    uint32_t put = put_many(r, t, nr_pages, nr, pages);
+    if (put < nr)
+        vm__pool_give(r, t, nr_pages, nr - put, pages + put);
+}
+
+/* Hand out a range and put a few more of its size into the magazine. Called after a miss. Who misses
+ * again and again, because others free what it takes, gets larger batches. */
+int vm__magazine_refill(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out)
+{
+    uint64_t pages[REFILL_MAX];
+    uint32_t room = t->cap[nr_pages] / 2 + 1, want = room < REFILL_MAX ? room : REFILL_MAX;
+    uint32_t got = vm__pool_take(r, t, nr_pages, align_pages, want, pages);
+    if (!got)
+        return -ENOSPC;
+    if (got == want)
+        grow_cap(r, t, nr_pages);
+    vm__hand_out(r, t, pages[0], nr_pages, false, out);
+    keep(r, t, nr_pages, got - 1, pages + 1);
+    return 0;
+}
+
+/* Hand out a range from space and stock up: who keeps asking for a size gets twice as many at a time,
+ * up to STOCK_PAGES, for one turn at the space lock. ENOSPC: not that many; ask for one. */
+int vm__magazine_stock(vm_region *r, vm_thread *t, uint64_t nr_pages, unsigned flags, vm_range *out)
+{
+    uint64_t pages[STOCK_PAGES];
+    uint32_t want = 1u << t->stock[nr_pages];
+    if (nr_pages << (t->stock[nr_pages] + 1) <= STOCK_PAGES)
+        t->stock[nr_pages]++;
+    uint32_t got = want > 1 ? vm__space_take_many(r, t, nr_pages, want, flags, pages) : 0;
+    if (!got)
+        return -ENOSPC;
+    vm__hand_out(r, t, pages[0], nr_pages, false, out);
+    while (t->cap[nr_pages] < VM_MAGAZINE_CAP && t->cap[nr_pages] < got && grow_cap(r, t, nr_pages))
+        ;
+    keep(r, t, nr_pages, got - 1, pages + 1);
+    return 0;
 }
 
 /* Everything back to the pools; `slot` is t's own. False: somebody drains it. */

@@ -136,13 +136,16 @@ static uint64_t cgroups_left(void)
     return least;
 }
 
-/* Pages the region may grow by without bringing the machine or the cgroup to its limit. */
-uint64_t vm__pages_headroom(const vm_region *r)
+/* Pages that may be outside space at once without bringing the machine or the cgroup to its limit: the
+ * resident ones and what is left. What was handed out and never touched still wants its pages. */
+uint64_t vm__pages_most(const vm_region *r)
 {
     char text[2048];
     uint64_t bytes = UINT64_MAX;
     if (read_text("/proc/meminfo", text, sizeof text) && strstr(text, "MemAvailable:"))
         bytes = number_after(text, "MemAvailable:") << 10;
     uint64_t cgroup = cgroups_left();
-    return (cgroup < bytes ? cgroup : bytes) >> r->page_shift;
+    bytes = cgroup < bytes ? cgroup : bytes;
+    uint64_t resident = vm__pages_resident_bytes(r);
+    return (bytes > UINT64_MAX - resident ? UINT64_MAX : bytes + resident) >> r->page_shift;
 }

@@ -39,6 +39,8 @@ static int by_page(const void *a, const void *b)
 static void merge_neighbours(vm_batch *b)
 {
     size_t out = 0;
+    if (b->nr == 0)
+        return;
     qsort(b->piece, b->nr, sizeof *b->piece, by_page);
     for (size_t i = 1; i < b->nr; i++) {
         vm_piece *last = &b->piece[out];
@@ -47,7 +49,7 @@ static void merge_neighbours(vm_batch *b)
         else
             b->piece[++out] = b->piece[i];
     }
-    b->nr = b->nr ? out + 1 : 0;
+    b->nr = out + 1;
 }
 
 /* Put pieces back on the lazy lists, range by range as their words say (`merged`: a piece may hold
@@ -152,11 +154,12 @@ static int scan_and_collect(vm_region *r, vm_thread *t, unsigned flags, bool dec
 /* The recent peak of use sets the threshold; it sinks to the present by a quarter a purge. */
 static void sink_peak(vm_region *r, vm_thread *t)
 {
+    uint64_t most = r->flags & VM_FLAG_NO_DATA ? UINT64_MAX : vm__pages_most(r);
     if (vm__space_lock(r, t, 0) != 0)
         return;
     uint64_t used = r->nr_pages - r->h->free_pages, peak = r->h->used_peak;
     VM_PUT(&r->h->used_peak, peak > used ? peak - (peak - used) / 4 : used);
-    VM_PUT(&r->h->granted_pages, used);
+    vm__space_grant(r, used, most);
     vm__space_unlock(r, t);
 }
 

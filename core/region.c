@@ -20,7 +20,10 @@
 #define DEFAULT_THREADS 1024
 #define DEFAULT_LOCK_TIMEOUT_NS 10000000000ull
 #define DATA_ALIGN (2ull << 20)
+/* By how much one thread's magazine caps may grow: the larger of the two. It bounds a hoard that only
+ * demand fills and that a neighbour in need may drain. */
 #define BUDGET_BYTES (64ull << 20)
+#define BUDGET_SHARE 16 /* of the region */
 
 static uint64_t align_up(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 
@@ -127,6 +130,8 @@ static void point(vm_region *r, uint8_t *base, const vm_header *h)
     r->data_offset = h->off_data;
     r->page_shift = (uint32_t)__builtin_ctzll(h->granule_bytes);
     r->budget_pages = BUDGET_BYTES >> r->page_shift;
+    if (r->budget_pages < h->nr_pages / BUDGET_SHARE)
+        r->budget_pages = h->nr_pages / BUDGET_SHARE;
     if (r->budget_pages < VM_POOL_PAGES_MAX)
         r->budget_pages = VM_POOL_PAGES_MAX;
     uint64_t nr = align_up(h->nr_pages, VM_LEAF_PAGES) / VM_LEAF_PAGES;
@@ -299,12 +304,11 @@ int vm_detach(vm_region *r)
     vm_thread *t = vm__thread(r);
     if (t && !VM_LOAD(&r->h->corrupt)) {
         uint64_t state = VM_LOAD(&r->processes[r->process].state);
+        vm__give_up_slot(r, t);
         vm__enter(t);
         vm__retire_threads(r, r->process, t);
         VM_STORE(&r->processes[r->process].state, state >> 32 << 32 | VM_PROCESS_DYING);
         vm__purge_scan(r, t, 0, release_own_slot, NULL);
-        vm__magazine_flush_all(r, t, t->slot);
-        VM_STORE(&t->slot->state, ((VM_LOAD(&t->slot->state) >> 32) + 1) << 32);
         vm__leave(t);
     }
     vm__unregister(r);

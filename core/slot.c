@@ -219,6 +219,15 @@ static void leave_region(vm_thread *t)
         VM_PUT(&r->h->purge_needs_scan, 1);
 }
 
+/* Give this thread's slot back and go on in the process's: that one ends with the process slot, so a
+ * detach that dies right after freeing the process slot leaves no thread slot without a process. */
+void vm__give_up_slot(vm_region *r, vm_thread *t)
+{
+    leave_region(t);
+    t->fast_serial = UINT64_MAX;
+    fill_thread(r, t, r->process, VM_LOAD(&r->slots[r->process].state));
+}
+
 static void thread_exits(void *unused)
 {
     (void)unused;

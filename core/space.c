@@ -107,6 +107,13 @@ static uint64_t find_aligned(const vm_region *r, uint64_t nr_pages, uint64_t ali
     return found;
 }
 
+/* Let `used` pages and some more leave space without asking the system again. [space_lock] */
+void vm__space_grant(vm_region *r, uint64_t used, uint64_t most)
+{
+    uint64_t slack = GRANT_BYTES >> r->page_shift;
+    VM_PUT(&r->h->granted_pages, used + slack < most ? used + slack : most);
+}
+
 /* May nr_pages more leave space, by the limit and by what the machine has left? */
 int vm__space_fits(vm_region *r, uint64_t nr_pages)
 {
@@ -116,13 +123,16 @@ int vm__space_fits(vm_region *r, uint64_t nr_pages)
         return -ENOSPC;
     if (r->flags & VM_FLAG_NO_DATA || used + nr_pages <= h->granted_pages)
         return 0;
-    /* what was handed out but never touched still wants its pages */
-    uint64_t most = (vm__pages_resident_bytes(r) >> r->page_shift) + vm__pages_headroom(r);
-    uint64_t slack = GRANT_BYTES >> r->page_shift, wanted = used + nr_pages;
-    if (wanted > most)
-        return -ENOSPC;
-    VM_PUT(&h->granted_pages, wanted + slack < most ? wanted + slack : most);
-    return 0;
+    vm__space_grant(r, used + nr_pages, vm__pages_most(r));
+    return used + nr_pages <= h->granted_pages ? 0 : -ENOSPC;
+}
+
+static void count_taken(vm_region *r, uint64_t nr_pages)
+{
+    VM_PUT(&r->h->free_pages, r->h->free_pages - nr_pages);
+    uint64_t used = r->nr_pages - r->h->free_pages;
+    if (used > r->h->used_peak)
+        VM_PUT(&r->h->used_peak, used);
 }
 
 /* Cut [page, page + nr_pages) out of the free range around it: BUSY, ours, with a new id. */
@@ -142,10 +152,7 @@ void vm__space_carve(vm_region *r, vm_thread *t, uint64_t page, uint64_t nr_page
     if (start != page)
         VM_STORE(&r->heads[start].word, vm__word(VM_FREE, dirty, page - start, 0, 0));
     vm__index_set(r, page, nr_pages, true);
-    VM_PUT(&r->h->free_pages, r->h->free_pages - nr_pages);
-    uint64_t used = r->nr_pages - r->h->free_pages;
-    if (used > r->h->used_peak)
-        VM_PUT(&r->h->used_peak, used);
+    count_taken(r, nr_pages);
     *out = (vm_range){page, nr_pages, id, !dirty && !(r->flags & VM_FLAG_NO_DATA)};
 }
 
@@ -180,6 +187,43 @@ int vm__space_take(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t align
         rc = -ENOSPC;
     vm__space_unlock(r, t);
     return rc;
+}
+
+/* Cut nr ranges side by side, MOVING(t), from `page` on, where a free range starts. The first one's
+ * head is written last: it makes the others visible. [space_lock] */
+static void carve_many(vm_region *r, vm_thread *t, uint64_t page, uint64_t nr_pages, uint32_t nr, uint64_t *pages)
+{
+    VM_ASSERT_HELD(t, &r->h->space_lock);
+    vm_word w = VM_LOAD(&r->heads[page].word);
+    uint64_t end = page + nr * nr_pages, rest = page + vm__len(w) - end;
+    if (rest) {
+        VM_STORE(&r->heads[end].word, vm__word(VM_FREE, w & VM_WORD_DIRTY, rest, 0, 0));
+        VM_PUT(&r->h->nr_splits, r->h->nr_splits + 1);
+    }
+    for (uint32_t i = nr; i-- > 0;) {
+        pages[i] = page + i * nr_pages;
+        VM_STORE(&r->heads[pages[i]].word, t->moving | nr_pages << VM_WORD_LEN_SHIFT);
+    }
+    vm__index_set(r, page, nr * nr_pages, true);
+    count_taken(r, nr * nr_pages);
+}
+
+/* Up to `max` ranges side by side at the lowest place where one fits: what as many single requests
+ * would get, for one turn at the lock. Their words are MOVING(t). Returns how many; 0: take one. */
+uint32_t vm__space_take_many(vm_region *r, vm_thread *t, uint64_t nr_pages, uint32_t max, unsigned flags,
+                             uint64_t *pages)
+{
+    uint32_t got = 0;
+    if (vm__space_lock(r, t, flags) != 0)
+        return 0;
+    uint64_t page = vm__space_fits(r, nr_pages * max) == 0 ? find_aligned(r, nr_pages, 1) : VM_NONE;
+    if (page != VM_NONE && vm__space_words_agree(r, page, nr_pages) && vm__index_run_start(r, page) == page) {
+        uint64_t room = vm__len(VM_LOAD(&r->heads[page].word)) / nr_pages;
+        got = room < max ? (uint32_t)room : max;
+        carve_many(r, t, page, nr_pages, got, pages);
+    }
+    vm__space_unlock(r, t);
+    return got;
 }
 
 /* Give a range back: its word is ours (PURGING or MOVING). Merges with both neighbours. */
