@@ -63,6 +63,14 @@ static int need_references(vm_region *r)
     return 0;
 }
 
+/* This process is the range's only holder. */
+static void hold_alone(vm_region *r, uint64_t page)
+{
+    for (uint32_t i = 0; i < VM_PROCESSES / 64; i++)
+        VM_PUT(&r->sharings[page].holders[i], i == r->process / 64 ? holder_bit(r->process) : 0);
+    VM_PUT(&r->sharings[page].nr_leases, 0);
+}
+
 static int share(vm_region *r, vm_thread *t, uint64_t page, uint64_t id)
 {
     vm_word *word = &r->heads[page].word, w = VM_LOAD(word);
@@ -77,14 +85,12 @@ static int share(vm_region *r, vm_thread *t, uint64_t page, uint64_t id)
     int rc = need_references(r);
     if (rc)
         return rc;
-    /* Our bit before the flag, or a recovery would find the range unheld. All others after it: a stray
-     * bit of a stale adopter who died is then seen by that recovery or cleared here. */
-    VM_OR(holder_word(r, page, r->process), holder_bit(r->process));
+    /* Our bit before the flag, or a recovery would find the range unheld. The others' twice: what a stale
+     * adopter who died left here long ago, and what one left while the range was not marked yet. */
+    hold_alone(r, page);
     if (!VM_CAS(word, w, w | VM_WORD_SHARED))
         return -ENOENT;
-    for (uint32_t i = 0; i < VM_PROCESSES / 64; i++)
-        VM_PUT(&r->sharings[page].holders[i], i == r->process / 64 ? holder_bit(r->process) : 0);
-    VM_PUT(&r->sharings[page].nr_leases, 0);
+    hold_alone(r, page);
     r->references[page] = 1;
     return 0;
 }
@@ -113,7 +119,7 @@ static int settled_word(vm_region *r, vm_thread *t, uint64_t page, vm_word *out)
 {
     uint64_t started = vm__now_ns();
     for (;;) {
-        *out = VM_LOAD(&r->heads[page].word);
+        *out = __atomic_load_n(&r->heads[page].word, __ATOMIC_SEQ_CST);
         if (vm__state(*out) != VM_FREEING)
             return 0;
         if (vm__incarnation_is_dead(r, vm__owner(*out), vm__inc(*out)))

@@ -70,6 +70,7 @@ static uint64_t shelf_pages(uint64_t entry) { return (uint32_t)entry; }
 static uint32_t best_on_shelf(const vm_region *r, uint64_t nr_pages, uint64_t align_pages, uint64_t *entry)
 {
     uint32_t best = VM_SHELF;
+    *entry = 0;
     for (uint32_t i = 0; i < VM_SHELF; i++) {
         uint64_t e = VM_LOAD(&r->h->shelf[i]), len = shelf_pages(e);
         if (len < nr_pages || len - nr_pages > nr_pages >> CLOSE_FIT_SHIFT || shelf_page(e) & (align_pages - 1)
@@ -100,11 +101,12 @@ static bool claim_shelved(vm_region *r, uint32_t i, uint64_t entry, vm_word mine
     return true;
 }
 
-/* A warm large range of nearly that size; out->nr_pages may be up to 1/8 more than asked. */
-int vm__lazy_take(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out)
+/* [purge_lock] */
+static int take_shelved(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out)
 {
+    VM_ASSERT_HELD(t, &r->h->purge_lock);
     for (uint32_t tries = 0; tries < VM_SHELF; tries++) {
-        uint64_t entry = 0;
+        uint64_t entry;
         uint32_t i = best_on_shelf(r, nr_pages, align_pages, &entry);
         if (i == VM_SHELF)
             break;
@@ -114,6 +116,19 @@ int vm__lazy_take(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t align_
         }
     }
     return -ENOSPC;
+}
+
+/* A warm large range of nearly that size; out->nr_pages may be up to 1/8 more than asked. Under
+ * purge_lock, since between the cell and the word a recovery's scan could shelve the range again; while
+ * somebody purges, a miss. */
+int vm__lazy_take(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out)
+{
+    uint64_t entry;
+    if (best_on_shelf(r, nr_pages, align_pages, &entry) == VM_SHELF || !vm__trylock(r, t, &r->h->purge_lock))
+        return -ENOSPC;
+    int rc = take_shelved(r, t, nr_pages, align_pages, out);
+    vm__unlock(r, t, &r->h->purge_lock);
+    return rc;
 }
 
 /* Make a listed range ours. What a recovery's scan collected before is ours already: 0. */

@@ -67,11 +67,9 @@ static void drop_holder_bits(vm_region *r, uint64_t page, const uint64_t dying[V
 /* A shared range whose holders may be dead. True: it was taken, its word is PURGING(t). */
 static bool scan_shared(vm_region *r, vm_thread *t, uint64_t page, vm_word w, const uint64_t *dying)
 {
-    if (vm__state(w) == VM_FREEING) {
-        if (!is_dead_process(r, w) || !VM_CAS(&r->heads[page].word, w, (w & ~VM_WORD_STATE_MASK) | VM_BUSY))
-            return false;
-    }
-    drop_holder_bits(r, page, dying);
+    drop_holder_bits(r, page, dying); /* also while a live one is FREEING: it looks once more */
+    if (vm__state(w) == VM_FREEING && is_dead_process(r, w))
+        VM_CAS(&r->heads[page].word, w, (w & ~VM_WORD_STATE_MASK) | VM_BUSY);
     return vm__take_if_unheld(r, t, page, t->purging);
 }
 

@@ -12,10 +12,12 @@ are loaded on first use.
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import os
 
+TYPE_CHECKING = False  # typing itself would be half of the import
 if TYPE_CHECKING:
+    from typing import Any
+
     from vmalloc._core import Block
     from vmalloc.address_space import AddressSpace
     from vmalloc.errors import (
@@ -91,4 +93,4 @@ def __dir__() -> list[str]:
 
 def get_include() -> str:
     """The folder with vmalloc.h; libvmalloc.so and its pkg-config file are in `../lib` beside it."""
-    return str(Path(__file__).parent / "_capi" / "include")
+    return os.path.join(os.path.dirname(__file__), "_capi", "include")

@@ -99,6 +99,8 @@ cdef class CoreRegion:
     cdef object __weakref__
     cdef int open_check(self) except -1
     cdef int pages_check(self) except -1
+    cdef int remember(self) except -1
+    cdef str out_of_pages(self, object nr_pages)
     cdef int take(self, uint64_t nbytes, uint64_t align, vm_range *out) except -1
     cdef int take_slowly(self, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out) except -1
     cdef vm_range *take_bulk(self, uint64_t nr_pages, uint64_t align_pages, size_t n) except NULL

@@ -22,6 +22,9 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free as c_free, malloc as c_malloc
 from libc.string cimport memset
 
+from vmalloc.lab.replay_core cimport (
+    vm_replay_board, vm_replay_board_bytes, vm_replay_request, vm_replay_result, vm_replay_work,
+)
 from vmalloc.suite.loops cimport (
     VM_SUITE_LONG_BUSY, VM_SUITE_TESTS, vm_suite_board, vm_suite_board_bytes, vm_suite_job, vm_suite_open,
     vm_suite_result, vm_suite_work,
@@ -91,18 +94,23 @@ cdef Kind new_kind(object given):
 
 cdef Py_ssize_t bytes_of(object shape, Kind kind) except -1:
     """What an array of that shape (an int or a tuple) takes."""
-    cdef Py_ssize_t total = kind.itemsize, n
+    cdef Py_ssize_t total = kind.itemsize
     try:
-        for one in (shape if type(shape) is tuple else (shape,)):
-            n = one
-            if n < 0:
-                raise ValueError(f"negative dimension in shape {shape}")
-            if n and total > LARGEST // n:
-                raise OverflowError
-            total *= n
+        if type(shape) is not tuple:
+            return times(total, shape)
+        for n in <tuple>shape:
+            total = times(total, n)
+        return total
     except OverflowError:
         raise errors.OutOfPages(f"shape {shape} of {kind.dtype} is larger than any region") from None
-    return total
+
+
+cdef inline Py_ssize_t times(Py_ssize_t total, Py_ssize_t n) except -1:
+    if n < 0:
+        raise ValueError(f"negative dimension {n} in the shape")
+    if n and total > LARGEST // n:
+        raise OverflowError
+    return total * n
 
 
 cdef object plain_shape(object shape):
@@ -165,7 +173,7 @@ cdef class CoreRegion:
         if rc:
             self.closed = True
             raise _creation_error(rc, f"cannot create a region of {nr_pages} pages")
-        self._remember()
+        self.remember()
 
     def _attach(self, int fd):
         cdef int rc
@@ -174,15 +182,16 @@ cdef class CoreRegion:
         if rc:
             self.closed = True
             raise errors.RegionUnavailable(-rc, _attach_reason(rc, fd))
-        self._remember()
+        self.remember()
 
-    def _remember(self):
+    cdef int remember(self) except -1:
         cdef vm_info info
         vm_describe(self.r, &info)
         self.granule = info.granule_bytes
         self.nr_pages_ = info.nr_pages
         self.has_pages = vm_pointer(self.r, 0) != NULL
         vm_set_lock_timeout(self.r, self.timeout_s)
+        return 0
 
     def __dealloc__(self):
         if self.r != NULL:
@@ -209,7 +218,7 @@ cdef class CoreRegion:
     cdef object fail(self, int rc, object nr_pages=0, str what="request"):
         """The error that belongs to a core result."""
         if rc == -ENOSPC:
-            return errors.OutOfPages(self._out_of_pages(nr_pages))
+            return errors.OutOfPages(self.out_of_pages(nr_pages))
         if rc == -ENOENT:
             return errors.NotAllocated(f"{what}: no live range starts there; it was freed already or never allocated")
         if rc == -ESTALE:
@@ -233,7 +242,7 @@ cdef class CoreRegion:
             return errors.OutOfPages(f"{what}: the process itself is out of memory, or of address space (ulimit -v)")
         return errors.RegionUnavailable(-rc, f"{what}: {os.strerror(-rc)}")
 
-    def _out_of_pages(self, nr_pages):
+    cdef str out_of_pages(self, object nr_pages):
         cdef vm_stats s
         text = f"{nr_pages} pages requested ({_size_text(nr_pages * self.granule)})"
         if vm_get_stats(self.r, &s) == 0:
@@ -366,7 +375,7 @@ cdef class CoreRegion:
 
     # ---- arrays ----
 
-    def empty(self, shape, dtype=float, order="C"):
+    def empty(self, shape, dtype="f8", order="C"):
         """Allocate an uninitialised array that other processes can attach to.
 
         Takes ceil(bytes / page_size) whole pages, at least one; the array starts on a page boundary and its
@@ -375,7 +384,7 @@ cdef class CoreRegion:
         """
         return self.new_array(shape, dtype, order, False)
 
-    def zeros(self, shape, dtype=float, order="C"):
+    def zeros(self, shape, dtype="f8", order="C"):
         """Like empty(), filled with zeros; never-touched or discarded pages are not written for it."""
         return self.new_array(shape, dtype, order, True)
 
@@ -538,7 +547,7 @@ cdef class CoreRegion:
         finally:
             c_free(got)
 
-    def _free_page(self, uint64_t page):
+    def _free_page(self, uint64_t page, what):
         cdef vm_range got
         cdef int rc
         self.open_check()
@@ -547,15 +556,15 @@ cdef class CoreRegion:
             with nogil:
                 rc = vm_free(self.r, page, got.id, 0)
         if rc:
-            raise self.fail(rc, 0, f"free of granule {page}")
+            raise self.fail(rc, 0, f"free({what})")
 
-    def _lookup(self, uint64_t page):
+    def _lookup(self, uint64_t page, what):
         """(nr_pages, id) of the live range that starts at `page`; NotAllocated."""
         cdef vm_range got
         self.open_check()
         cdef int rc = vm_lookup(self.r, page, &got)
         if rc:
-            raise self.fail(rc, 0, f"page {page}")
+            raise self.fail(rc, 0, f"{what}")
         return got.nr_pages, got.id
 
     # ---- upkeep ----
@@ -1042,3 +1051,53 @@ def suite_work(CoreRegion region, board, uint32_t worker, bytes order, *, uint64
     finally:
         PyBuffer_Release(&view)
     return rc
+
+
+# ---- vmalloc replay --on core: the loop of lab/replay_core.c ----
+
+def replay_board_bytes(size_t nr_slots):
+    """What the threads of a replay share: a page-aligned buffer of zeros with a slot for each allocation."""
+    return vm_replay_board_bytes(nr_slots)
+
+
+def replay_stop(board):
+    """Tell the threads to end soon, those at the gate too."""
+    cdef Py_buffer view
+    PyObject_GetBuffer(board, &view, PyBUF_WRITABLE)
+    if <size_t>view.len >= vm_replay_board_bytes(0):
+        (<vm_replay_board *>view.buf).stop = 1
+    PyBuffer_Release(&view)
+
+
+def replay_work(CoreRegion region, board, uint32_t nr_threads, requests):
+    """One thread of `nr_threads`: wait for the others, then serve its requests in order.
+
+    requests: a buffer of (slot, nr_pages or 0 to free, align_pages), three uint32 each. Returns (started_ns,
+    ended_ns, cpu_ns, wait_ns, nr_waits, nr_failed, error, rc).
+    """
+    cdef Py_buffer shared, own
+    cdef vm_replay_board *b
+    cdef const vm_replay_request *request
+    cdef vm_replay_result out
+    cdef size_t i, n
+    cdef int rc
+    region.open_check()
+    memset(&out, 0, sizeof(out))
+    PyObject_GetBuffer(board, &shared, PyBUF_WRITABLE)
+    try:
+        PyObject_GetBuffer(requests, &own, 0)
+        try:
+            b = <vm_replay_board *>shared.buf
+            request = <const vm_replay_request *>own.buf
+            n = own.len // sizeof(vm_replay_request)
+            for i in range(n):
+                if vm_replay_board_bytes(<size_t>request[i].slot + 1) > <size_t>shared.len:
+                    raise ValueError(f"request {i} names slot {request[i].slot}; the board has fewer")
+            b.nr_threads = nr_threads
+            with nogil:
+                rc = vm_replay_work(region.r, b, request, n, &out)
+        finally:
+            PyBuffer_Release(&own)
+    finally:
+        PyBuffer_Release(&shared)
+    return (out.started_ns, out.ended_ns, out.cpu_ns, out.wait_ns, out.nr_waits, out.nr_failed, out.error, rc)

@@ -83,7 +83,7 @@ class AddressSpace(RegionBase):
 
     def free(self, start: int) -> None:
         """Give back the range that starts there. NotAllocated for any other number."""
-        self._free_page(self._page(start))
+        self._free_page(self._page(start), start)
 
     def free_bulk(self, starts: Iterable[int]) -> None:  # type: ignore[override]
         """Give back every range of an iterable; NotAllocated at the first that is none."""
@@ -92,7 +92,7 @@ class AddressSpace(RegionBase):
 
     def size_of(self, start: int) -> int:
         """Size of the live range that starts there, whole granules."""
-        return int(self._lookup(self._page(start))[0]) * self.granule_size
+        return int(self._lookup(self._page(start), start)[0]) * self.granule_size
 
     def _granules(self, size: int, align: int) -> tuple[int, int]:
         size, align = index(size), index(align)

@@ -36,7 +36,7 @@ class ArrayFunctions(CoreRegion):
     """
 
     def full(
-        self, shape: int | tuple[int, ...], fill_value: Any, dtype: DTypeLike = None, order: str = "C"
+        self, shape: int | tuple[int, ...], fill_value: Any, dtype: DTypeLike | None = None, order: str = "C"
     ) -> NDArray[Any]:
         """Like empty(), filled with `fill_value`, whose dtype is the default."""
         import numpy as np
@@ -45,7 +45,7 @@ class ArrayFunctions(CoreRegion):
         np.copyto(a, fill_value, casting="unsafe")
         return a
 
-    def array(self, obj: ArrayLike, dtype: DTypeLike = None) -> NDArray[Any]:
+    def array(self, obj: ArrayLike, dtype: DTypeLike | None = None) -> NDArray[Any]:
         """Copy an array-like into the region once; C order."""
         import numpy as np
 
@@ -54,7 +54,7 @@ class ArrayFunctions(CoreRegion):
         np.copyto(a, source)
         return a
 
-    def empty_like(self, prototype: np.ndarray[Any, Any], dtype: DTypeLike = None) -> NDArray[Any]:
+    def empty_like(self, prototype: np.ndarray[Any, Any], dtype: DTypeLike | None = None) -> NDArray[Any]:
         """An uninitialised array of the prototype's shape, dtype and (C or Fortran) order."""
         import numpy as np
 

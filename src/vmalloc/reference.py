@@ -31,7 +31,13 @@ class Ref:
 
     def __reduce__(self) -> tuple[Any, ...]:
         where = (self._region.id, os.getpid(), self._region.fileno())
-        return load_ref, (where, self._page, self._id, self._holding.nbytes, describe(self._value, self._holding))
+        return load_ref, (
+            where,
+            self._page,
+            self._id,
+            self._holding.nbytes,
+            describe(self._value, self._holding),
+        )
 
     def __repr__(self) -> str:
         return f"<vmalloc.Ref to {self._value!r}>"

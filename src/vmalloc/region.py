@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
-from vmalloc._core import STATES, Block, CoreRegion, Holding
+from vmalloc._core import STATES, CoreRegion, Holding
 from vmalloc.array import ArrayFunctions, holding_of
 from vmalloc.errors import RegionCorrupt, RegionUnavailable, StaleReference
 from vmalloc.stats import Range, Stats
@@ -170,7 +170,9 @@ class RegionBase(CoreRegion):
                 region._attach(fd)
                 region._opened()
         if not isinstance(region, cls):
-            raise RegionUnavailable(errno.EINVAL, f"descriptor {fd} is {region!r}; attach it by its own class")
+            raise RegionUnavailable(
+                errno.EINVAL, f"descriptor {fd} is {region!r}; attach it by its own class"
+            )
         if expected_id is not None and region.id != expected_id:
             raise RegionUnavailable(errno.ESTALE, f"descriptor {fd} is region {region.id}, not {expected_id}")
         return region
@@ -182,7 +184,9 @@ class RegionBase(CoreRegion):
             known = _attached.get(bytes.fromhex(id))
             path = f"/proc/{pid:d}/fd/{fd:d}"
         except (TypeError, ValueError):
-            raise RegionUnavailable(errno.EINVAL, f"no region has the id {id!r}, pid {pid!r}, fd {fd!r}") from None
+            raise RegionUnavailable(
+                errno.EINVAL, f"no region has the id {id!r}, pid {pid!r}, fd {fd!r}"
+            ) from None
         if isinstance(known, cls) and not known.closed:
             return known
         return cls.attach(path, expected_id=id)
@@ -247,6 +251,7 @@ class Region(RegionBase, ArrayFunctions):
             max_threads=max_threads,
             locks=locks,
         )
+
     # ---- named references ----
 
     def __setitem__(self, name: str, value: Any) -> None:
@@ -289,7 +294,8 @@ class Region(RegionBase, ArrayFunctions):
         if self.closed:
             return "<vmalloc.Region closed>"
         info = self._info()
-        return f"<vmalloc.Region {info['id'].hex()[:8]} {info['nr_pages'] * info['page_size'] >> 20} MiB {info['pools']}>"
+        mib = info["nr_pages"] * info["page_size"] >> 20
+        return f"<vmalloc.Region {info['id'].hex()[:8]} {mib} MiB {info['pools']}>"
 
 
 def describe(value: Any, holding: Holding) -> dict[str, Any]:
@@ -309,7 +315,7 @@ def describe(value: Any, holding: Holding) -> dict[str, Any]:
     }
 
 
-def rebuild(owner: Holding, description: dict[str, Any]) -> Any:
+def rebuild(owner: Any, description: dict[str, Any]) -> Any:
     """The array (or memoryview of a block) that `describe` told of, on `owner`'s pages.
 
     Whatever does not lie within them raises StaleReference.
@@ -324,12 +330,16 @@ def rebuild(owner: Holding, description: dict[str, Any]) -> Any:
             raise TypeError(f"dtype {dtype} holds pointers")
         if strides is None or any(n < 0 for n in shape):
             raise ValueError(f"shape {shape}, strides {strides}")
-        a: np.ndarray[Any, Any] = np.ndarray(tuple(shape), dtype, owner, description["offset"], tuple(strides))
+        a: np.ndarray[Any, Any] = np.ndarray(
+            tuple(shape), dtype, owner, description["offset"], tuple(strides)
+        )
         if description["readonly"]:
             a.flags.writeable = False
         return a
     except (ArithmeticError, LookupError, TypeError, ValueError) as e:
-        raise StaleReference(f"the reference tells of no array within its {owner.nbytes} bytes: {e}") from None
+        raise StaleReference(
+            f"the reference tells of no array within its {owner.nbytes} bytes: {e}"
+        ) from None
 
 
 def _dtype_text(dtype: Any) -> Any:

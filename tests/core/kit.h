@@ -13,6 +13,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -105,6 +106,7 @@ UNUSED static uint64_t random_pages(uint64_t *seed, uint64_t max)
         (pid) = fork();                                                                                     \
         CHECK((pid) >= 0);                                                                                  \
         if ((pid) == 0) {                                                                                   \
+            prctl(PR_SET_PDEATHSIG, SIGKILL); /* a test that ends leaves nobody behind */                  \
             __VA_ARGS__;                                                                                    \
             fflush(NULL);                                                                                   \
             _exit(0);                                                                                       \

@@ -24,9 +24,9 @@ static void a_magazines_cap_grows_on_demand_up_to_its_size(void)
     vm_region *r = make(2000);
     CHECK_EQ(cap_of(r, 2), 1);
     take_and_give_back(r, 2, 2);
-    CHECK_EQ(cap_of(r, 2), 2);
-    CHECK_EQ(nr_in_magazine(r, 2), 2);
-    CHECK_EQ(stats_of(r).cached_pages, 4);
+    CHECK(cap_of(r, 2) >= 2);
+    CHECK(nr_in_magazine(r, 2) >= 2);
+    CHECK_EQ(stats_of(r).cached_pages, nr_in_magazine(r, 2) * 2);
     take_and_give_back(r, 2, 200);
     CHECK_EQ(cap_of(r, 2), VM_MAGAZINE_CAP);
     CHECK(nr_in_magazine(r, 2) <= VM_MAGAZINE_CAP);
@@ -39,7 +39,7 @@ static void what_overflows_goes_to_the_pools(void)
     take_and_give_back(r, 1, 200);
     vm_stats s = stats_of(r);
     CHECK_EQ(s.cached_pages, nr_in_magazine(r, 1));
-    CHECK_EQ(s.pooled_pages, 200 - s.cached_pages);
+    CHECK(s.pooled_pages >= 200 - s.cached_pages); /* and what was stocked up */
     CHECK_EQ(s.lazy_pages, 0);
     FINISH(r);
 }

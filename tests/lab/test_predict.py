@@ -193,6 +193,27 @@ def test_the_head_of_another_cpus_pool_is_a_migration():
     assert p.misses == {"migration between choice and event": 1}
 
 
+def pooled_recording(*events: Event) -> Recording:
+    """Four ranges of 2 pages in CPU 0's pool, nothing else free below page 8; the head is page 6."""
+    recording = by_hand(*events)
+    assert recording.start is not None
+    recording.start.pools[0, 2] = [Area(BASE + page * PAGE, 2 * PAGE, 0) for page in (6, 4, 2, 0)]
+    recording.start.free = [(BASE + 8 * PAGE, BASE + (1 << 29))]
+    return recording
+
+
+def test_a_shrinker_run_is_inferred_when_several_allocations_show_it():
+    upwards = [alloc(time, 0, 2 * time) for time in range(4)]  # pools go downwards, an emptied space upwards
+    p = predict(pooled_recording(*upwards), PRESETS["linux-6.9"]).prediction
+    assert (p.shrinks_inferred, p.all.exact) == (1, 4)
+
+
+def test_one_odd_address_is_not_enough_for_a_shrinker_run():
+    p = predict(pooled_recording(alloc(0, 0, 0)), PRESETS["linux-6.9"]).prediction
+    assert (p.shrinks_inferred, p.all.exact) == (0, 0)
+    assert p.misses == {"model wrong": 1}
+
+
 # ---------------------------------------------------------------------- the model on its own
 
 

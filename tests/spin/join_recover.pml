@@ -1,49 +1,64 @@
 /*
  * Processes that join, die and recover each other, and a lock that is stolen from the dead.
  *
- * Mirrors core/region.c (attach, detach), core/recover.c (who recovers whom) and core/lock.c
- * (tokens, stealing). A process's life is the OFD lock on its slot's byte, which the kernel gives back
- * at death; who recovers a slot takes that byte first, and so does who joins.
+ * Mirrors core/slot.c: vm__join(), take_process(), vm__finish_join(), vm__owner_is_dead() (process);
+ * core/recover.c: claim_dead(), vm__retire_threads(), mark_dying(), vm__recover_scan(),
+ * drop_holder_bits(), release_dead() (recover_others, scan); core/region.c: vm_detach(); core/lock.c:
+ * tokens, vm__lock_steal() (acquire). `lock` stands for purge_lock and space_lock, which a scan holds
+ * both. A process's life is the OFD lock on its slot's byte, which the kernel gives back at death;
+ * who recovers a slot takes that byte first, and so does who joins.
  *
  * Rules found here:
  *   - take the byte, THEN read the slot's state: what was seen before is history;
- *   - a joiner that finds a dead predecessor in its slot takes a new incarnation before it recovers,
- *     and recovers every word of this slot with another incarnation. With the dead one's name it
- *     would find locks held by itself: it waits for ever, or steals what another thief steals as well;
- *   - the state says LIVE until the recovery is complete: the next one starts again from the words;
- *   - while a byte is held for recovery its dead owner looks alive to all others: the recoverer must
- *     count it as dead (its locks are stolen first) or it waits for itself;
+ *   - who recovers retires the dead's thread slot first and marks the process DYING: from then on all
+ *     of it is dead by incarnation, its locks too, to everybody, though the byte looks alive again;
+ *   - a joiner on a dead slot takes a new incarnation before it scans (or it waits for a lock held by
+ *     itself), stays DYING during its scan and is LIVE after it: holder bits have no incarnation;
+ *   - the slot is unused only after the scan: until then the next one starts again from the words;
+ *   - a scan drops the holder bits of what is DYING, once read: so a process leaves DYING only under
+ *     space_lock. Else the next owner of the slot adopts a range and loses its bit to the scan of a
+ *     third one that is still walking (BUG_RELEASE_UNLOCKED);
  *   - OFD locks do not exclude threads of one process (nor does F_OFD_GETLK show one's own): inside a
- *     process a mutex must, and bytes that this process holds are not dead. Here a process has one thread.
+ *     process recover_mutex must. Here a process has one thread.
  *
- * Bounds: 2 slots, ATTACHES processes, each: join, allocate, take the lock, free, detach; DEATHS
- * deaths before any write; 3 ranges; incarnations 1..6; anybody waiting for the lock, and everybody before
- * detaching, recovers what is dead. Sequentially consistent memory.
+ * Bounds: 2 slots, 3 processes, each: join, take a
+ * reference to a range that a name keeps, scan or not, allocate, free, recover the dead, drop, detach; deaths before any write.
+ * Sequentially consistent memory.
  */
-#ifndef DEATHS
-#define DEATHS 2
-#endif
-#ifndef ATTACHES
-#define ATTACHES 3
-#endif
-#define R 2
-#define S 2        /* slots */
+#define BUG_DEAD_NAME (bug == 1)          /* a joiner scans under the dead one's incarnation */
+#define BUG_STEAL_LIVE (bug == 2)
+#define BUG_RECOVER_WITHOUT_BYTE (bug == 3)
+#define BUG_UNUSED_FIRST (bug == 4)       /* the slot is free before the scan */
+#define BUG_JOIN_UNRECOVERED (bug == 5)   /* a joiner on a dead slot does not scan */
+#define BUG_JOIN_LIVE (bug == 6)          /* and is LIVE at once */
+#define BUG_RELEASE_UNLOCKED (bug == 7)   /* DYING ends without space_lock */
+#define BUG_NOT_RETIRED (bug == 8)        /* the dead's thread slot keeps its incarnation */
+
+#define P 3 /* processes, and a checker */
+#define S 2 /* slots */
+
+#define UNUSED 0
+#define LIVE 1
+#define DYING 2
 
 /* name = slot + 1 and incarnation: what words and tokens carry */
-#define NAME(slot, inc) ((inc) * 4 + (slot) + 1)
+#define NAME(slot) (thread_inc[slot] * 4 + (slot) + 1)
 #define SLOT(name) (((name) & 3) - 1)
 #define INC(name) ((name) >> 2)
 
-byte word[R];      /* 0 free, else BUSY or MOVING by that name */
-byte inc[S];
-bool live[S];      /* inc and live are one word */
-byte byte_of[S];   /* OFD lock: process + 1 */
-byte lock;         /* token */
-bool hints_torn;   /* what the lock protects is half written */
-byte critical;     /* how many are inside */
-byte names[ATTACHES + 1]; /* the living processes' names */
-bool gone[ATTACHES + 1];
-byte deaths = DEATHS;
+hidden byte bug, size;
+byte word;            /* 0 free, else BUSY by that name */
+bool bits[S];         /* holder bits of a range that a name keeps */
+byte state[S];        /* of the process; its incarnation is the thread's here */
+byte thread_inc[S];
+bool used[S];         /* thread slot */
+byte byte_of[S];      /* OFD lock: process + 1 */
+byte lock;            /* token */
+bool hints_torn;      /* what the lock protects is half written */
+byte critical;        /* how many are inside */
+byte names[P + 1];    /* the living processes' names */
+bool gone[P + 1];
+byte deaths;
 
 #define W(x) if :: atomic { deaths > 0 -> deaths--; \
                      if :: byte_of[0] == me + 1 -> byte_of[0] = 0 :: else fi; \
@@ -52,15 +67,9 @@ byte deaths = DEATHS;
                      names[me] = 0; gone[me] = true; goto died } \
                 :: atomic { x } fi
 
-/* Whose byte I hold is dead, though to all others it looks alive until I am done. */
-#define RECOVERED_BY_ME(s) (byte_of[s] == me + 1 && s != slot)
-#define DEAD(name) (name != 0 && (inc[SLOT(name)] != INC(name) || !live[SLOT(name)] || byte_of[SLOT(name)] == 0 || RECOVERED_BY_ME(SLOT(name))))
-
-#ifdef BUG_DEAD_NAME
-#define NOT_MINE(w) true
-#else
-#define NOT_MINE(w) (w != name)
-#endif
+/* vm__owner_is_dead(): by incarnation, or by the byte (F_OFD_GETLK does not show my own). */
+#define DEAD(name) (name != 0 && (!used[SLOT(name)] || thread_inc[SLOT(name)] != INC(name) || \
+                    byte_of[SLOT(name)] == 0 || (byte_of[SLOT(name)] == me + 1 && SLOT(name) != slot)))
 
 /* Two loads: the token, then its life. The CAS expects the token. */
 inline acquire()
@@ -69,123 +78,113 @@ inline acquire()
     :: atomic { lock == 0 -> lock = name; inside = true; critical++ } break
     :: atomic { lock != 0 -> token = lock }
        if
-#ifdef BUG_STEAL_LIVE
-       :: token != 0 -> skip
-#else
-       :: DEAD(token) -> skip
-#endif
+       :: DEAD(token) || BUG_STEAL_LIVE ->
           W(if :: lock == token -> lock = name; inside = true; critical++ :: else fi);
           if :: inside -> assert(critical == 1); W(hints_torn = false); break :: else fi
        :: lock != token
        fi
     od;
     token = 0;
-    assert(critical == 1 && !hints_torn);
+    assert(critical == 1 && !hints_torn)
 }
 
 inline release() { W(assert(lock == name); lock = 0; inside = false; critical--) }
 
-inline update_hints() { W(hints_torn = true); W(hints_torn = false) }
-
-/* byte_of[s] is mine. Words of s with an incarnation that is not mine. */
-inline recover_words(s)
+/* vm__recover_scan(): the word by incarnation, the bits of what was DYING when it began. */
+inline scan()
 {
     acquire();
-    w = 0;
-    do
-    :: w < R ->
-       seen = word[w];
-       if
-       :: seen != 0 && SLOT(seen) == s && NOT_MINE(seen) ->
-          W(if
-            :: word[w] == seen ->
-               for (q : 0 .. ATTACHES - 1) { assert(names[q] != seen) } /* robbed a living process */
-               word[w] = name
-            :: else fi);
-          update_hints();
-          W(if :: word[w] == name -> word[w] = 0 :: else fi)
-       :: else
-       fi;
-       seen = 0;
-       w++
-    :: else -> break
-    od;
-    w = 0;
+    atomic { dying = (state[0] == DYING) + 2 * (state[1] == DYING) };
+    seen = word;
+    if
+    :: seen != 0 && seen != name && (!used[SLOT(seen)] || thread_inc[SLOT(seen)] != INC(seen)) ->
+       W(if
+         :: word == seen ->
+            for (q : 0 .. P - 1) { assert(names[q] != seen) } /* robbed a living process */
+            word = name
+         :: else fi);
+       W(hints_torn = true);
+       W(hints_torn = false);
+       W(if :: word == name -> word = 0 :: else fi)
+    :: else
+    fi;
+    seen = 0;
+    if :: dying & 1 -> W(bits[0] = false) :: else fi;
+    if :: dying & 2 -> W(bits[1] = false) :: else fi;
+    dying = 0;
     release()
 }
 
+inline set_state(s, x) /* DYING ends: under space_lock */
+{
+    if
+    :: BUG_RELEASE_UNLOCKED -> W(state[s] = x)
+    :: !BUG_RELEASE_UNLOCKED -> acquire(); W(state[s] = x); release()
+    fi
+}
+
+inline retire(s) { if :: !BUG_NOT_RETIRED -> W(used[s] = false; thread_inc[s]++) :: else fi; W(state[s] = DYING) }
+
 inline recover_others()
 {
-    s = 0;
-    do
-    :: s < S ->
-#ifdef BUG_RECOVER_WITHOUT_BYTE
+    s = 1 - slot;
+    if
+    :: BUG_RECOVER_WITHOUT_BYTE -> mine = (state[s] != UNUSED && byte_of[s] == 0)
+    :: atomic { !BUG_RECOVER_WITHOUT_BYTE && state[s] != UNUSED && byte_of[s] == 0 -> mine = true; byte_of[s] = me + 1 }
+    :: atomic { !BUG_RECOVER_WITHOUT_BYTE && !(state[s] != UNUSED && byte_of[s] == 0) -> skip }
+    fi;
+    if
+    :: mine && (state[s] != UNUSED || BUG_RECOVER_WITHOUT_BYTE) ->
+       retire(s);
        if
-       :: live[s] && byte_of[s] == 0 ->
-          recover_words(s);
-          W(live[s] = false)
-       :: else
-       fi;
-#else
-       mine = false;
-       if :: atomic { live[s] && byte_of[s] == 0 -> mine = true; byte_of[s] = me + 1 }
-          :: atomic { !(live[s] && byte_of[s] == 0) -> skip } fi;
-       if
-       :: mine && live[s] ->
-#ifdef BUG_UNUSED_FIRST
-          W(live[s] = false);
-          recover_words(s);
-#else
-          recover_words(s);
-          W(live[s] = false);
-#endif
-          W(byte_of[s] = 0)
-       :: mine && !live[s] -> W(byte_of[s] = 0)
-       :: else
-       fi;
-       mine = false;
-#endif
-       s++
-    :: else -> break
-    od;
-    s = 0
+       :: BUG_UNUSED_FIRST -> set_state(s, UNUSED); scan()
+       :: !BUG_UNUSED_FIRST -> scan(); set_state(s, UNUSED)
+       fi
+    :: else
+    fi;
+    if :: mine && !BUG_RECOVER_WITHOUT_BYTE -> W(byte_of[s] = 0) :: else fi;
+    mine = false; s = 0
+}
+
+inline join() /* byte_of[slot] is mine */
+{
+    mine = (state[slot] != UNUSED); /* a dead predecessor */
+    if
+    :: BUG_DEAD_NAME && mine -> name = NAME(slot); scan()
+    :: else
+    fi;
+    W(thread_inc[slot]++; used[slot] = true; name = NAME(slot); names[me] = name);
+    W(state[slot] = (mine && !BUG_JOIN_LIVE -> DYING : LIVE));
+    if
+    :: mine && !BUG_JOIN_UNRECOVERED && !BUG_DEAD_NAME -> scan()
+    :: else
+    fi;
+    if :: mine && !BUG_JOIN_LIVE -> set_state(slot, LIVE) :: else fi;
+    mine = false
 }
 
 proctype process(byte me)
 {
-    byte name, token, s, slot, w, q, seen; bool inside, mine;
-    /* join */
+    byte name, token, s, slot, q, seen, dying; bool inside, mine, holds;
     if
     :: atomic { byte_of[0] == 0 -> byte_of[0] = me + 1; slot = 0 }
     :: atomic { byte_of[1] == 0 -> byte_of[1] = me + 1; slot = 1 }
     fi;
-    mine = live[slot]; /* a dead predecessor */
-#ifdef BUG_DEAD_NAME
-    if
-    :: mine -> name = NAME(slot, inc[slot]); recover_words(slot); W(inc[slot] = inc[slot] + 1)
-    :: else -> W(inc[slot] = inc[slot] + 1; live[slot] = true)
-    fi;
-    name = NAME(slot, inc[slot]); names[me] = name;
-#else
-    W(inc[slot] = inc[slot] + 1; live[slot] = true; name = NAME(slot, inc[slot]); names[me] = name);
-#ifndef BUG_JOIN_UNRECOVERED
-    if :: mine -> recover_words(slot) :: else fi;
-#endif
-#endif
-    mine = false;
-    /* allocate */
+    join();
+    W(bits[slot] = true); /* adopt: needs no lock */
+    if :: scan() :: skip fi; /* a purge that found purge_needs_scan, or not */
     acquire();
-    W(if :: word[0] == 0 -> word[0] = name; w = 1 :: word[0] != 0 && word[1] == 0 -> word[1] = name; w = 2 :: else fi);
-    update_hints();
+    W(if :: word == 0 -> word = name; holds = true :: else fi);
+    W(hints_torn = true);
+    W(hints_torn = false);
     release();
-    if
-    :: w != 0 -> W(assert(word[w - 1] == name); word[w - 1] = 0); w = 0
-    :: else
-    fi;
+    if :: holds -> W(assert(word == name); word = 0); holds = false :: else fi;
     recover_others();
-    /* detach */
-    W(live[slot] = false);
-    names[me] = 0;
+    assert(bits[slot]);   /* in use: nobody else may clear it */
+    W(bits[slot] = false);
+    /* vm_detach(), without its scan: it holds nothing */
+    W(used[slot] = false; thread_inc[slot]++; names[me] = 0);
+    W(state[slot] = UNUSED);
     W(byte_of[slot] = 0);
     gone[me] = true;
 died:
@@ -195,17 +194,15 @@ died:
 /* The last one alive. */
 proctype checker(byte me)
 {
-    byte name, token, s, slot, w, q, seen; bool inside, mine;
+    byte name, token, s, slot, q, seen, dying; bool inside, mine;
     atomic {
         gone[0] && gone[1] && gone[2] -> deaths = 0;
         assert(byte_of[0] == 0 && byte_of[1] == 0);
         byte_of[0] = me + 1
     }
-    mine = live[0];
-    inc[0]++; live[0] = true; name = NAME(0, inc[0]);
-    if :: mine -> recover_words(0) :: else fi;
+    join();
     recover_others();
-    assert(word[0] == 0 && word[1] == 0 && !live[1]);
+    assert(word == 0 && state[1] == UNUSED && !bits[0] && !bits[1]);
     acquire();
     release();
 died:
@@ -215,6 +212,7 @@ died:
 init
 {
     atomic {
+        c_code { bug = atoi(getenv("BUG")); size = atoi(getenv("SIZE")); now.deaths = atoi(getenv("DEATHS")); };
         run process(0); run process(1); run process(2); run checker(3)
     }
 }

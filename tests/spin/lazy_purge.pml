@@ -1,31 +1,34 @@
 /*
- * Lazy list, purge, and the recovery of what a death left in them.
+ * The lazy list, the shelf, purge, and the scan that finds what a death left in them.
  *
- * Mirrors core/lazy.c (push), core/purge.c (detach, scan, return to space), core/recover.c (the
- * words of a dead process). A push is four writes: word := MOVING(me), link := head, CAS head,
- * CAS word MOVING(me) -> LAZY. A purge owns purge_lock, detaches the list and claims each member
- * by CAS. Ranges keep their boundaries here (split_merge.pml has those).
+ * Mirrors core/lazy.c: vm__lazy_put(), vm__list_push(), put_on_shelf() (push), claim_shelved(),
+ * vm__lazy_take() (take_shelved), vm__lazy_collect(), vm__chain_take(), claim() (walk); core/purge.c:
+ * lock_purge(), scan_and_collect(), keep_lazy(), vm__purge() (purge); core/recover.c: claim_dead(),
+ * vm__recover_scan(), is_lost(), release_dead() (recover, scan).
  *
  * The rule that everything rests on: A LINKED RANGE LEAVES ITS LIST ONLY THROUGH WHO DETACHED THE
- * LIST. Its link is then always a link, and a walk needs no guard. Hence
- *   - a scan for strays first closes the list; a pusher that meets CLOSED leaves its range LAZY and
- *     unlinked and sets needs_scan (after the word, so that a scan that cleared it earlier is repeated);
- *   - MOVING(dead) may be linked: recovery leaves it and sets needs_scan, the scan takes it after the
- *     closed list was walked;
- *   - a scan that met MOVING(live) keeps needs_scan set.
+ * LIST. Its link is then always a link, and a walk needs no guard. The scan keeps it in this order:
+ * words first (what it takes is PURGING(me) and stays linked: nobody but us detaches), then the
+ * lists and the shelf are detached and walked (PURGING(me) is passed over, its link followed), and
+ * only then is anything given away. Every LAZY word the scan took was linked or shelved before it
+ * became LAZY, so it is in what we detach, or in no list at all.
+ *   - MOVING(live) may be linking itself into a chain that a dead purger detached: needs_scan stays.
+ *   - Who clears the shelf's cell has the range unlisted and LAZY for a moment. A scan must not come in
+ *     between, or it lists the range again: the taker of a shelved range holds purge_lock (a try).
  *
- * Bounds: 2 workers (push, purge, allocate, push), 2 recoverers, 3 ranges, 1 node, DEATHS deaths,
- * each before any write, recoverers and thieves included. Sequentially consistent memory.
+ * Bounds: worker 0 frees 1, purges, allocates, frees; worker 1 takes the shelved 3 and frees it; 2
+ * recoverers; 3 ranges, 1 node, 1 cell; deaths before any write. Sequentially consistent memory.
  */
-#ifndef DEATHS
-#define DEATHS 2
-#endif
-#ifndef ROUNDS
-#define ROUNDS 1      /* purges of worker 0; worker 1 does one less */
-#endif
-#define R 3           /* ranges 1..R; link 0 ends a list */
-#define CLOSED 9
-#define ID 20         /* what `aux` holds while BUSY: following it as a link is an error */
+#define BUG_DETACH_FIRST (bug == 1)     /* the lists, then the words */
+#define BUG_RELINK_EARLY (bug == 2)     /* give back what was scanned before the lists are walked */
+#define BUG_LIST_LEFT (bug == 3)        /* scan, then leave the list attached: collect() when decay fails */
+#define BUG_SHELF_UNLOCKED (bug == 4)   /* take from the shelf without purge_lock */
+#define BUG_LINK_BEFORE_MARK (bug == 5) /* the link, then the word */
+#define BUG_FORGET_MOVING (bug == 6)
+#define BUG_TRUST_LISTS (bug == 7)      /* no scan after a death */
+
+#define R 3   /* ranges 1..R, 3 is large; link 0 ends a list */
+#define ID 20 /* what `aux` holds while BUSY: following it as a link is an error */
 #define CHECKER 4
 
 #define FREE 0
@@ -36,187 +39,208 @@
 #define STATE(w) ((w) & 56)
 #define OWNER(w) ((w) & 7)
 
-byte word[R + 1], aux[R + 1], head;
+hidden byte bug, size;
+byte word[R + 1], aux[R + 1], head, shelf;
 byte purge_lock; /* token: process + 1 */
 bool needs_scan;
-bool alive[5], finished[5], recovered[5];
-byte recoverer[5]; /* the OFD lock on a dead process's byte: recoverer + 1 */
-byte deaths = DEATHS;
-
-#ifdef BUG_TRUST_LISTS
-#define NEEDS_SCAN skip
-#else
-#define NEEDS_SCAN needs_scan = true
-#endif
+bool alive[5], retired[5], finished[5], recovered[5];
+byte byte_of[5]; /* the OFD lock on a dead process's byte: recoverer + 1 */
+byte deaths;
 
 /* One shared write, or death before it. */
 #define W(x) if :: atomic { deaths > 0 && me != CHECKER -> deaths--; alive[me] = false; goto died } \
                 :: atomic { x } fi
 
-inline push(r)
+inline push(r) /* vm__lazy_put(): word[r] is MOVING(me) */
 {
+    ok = false;
+    if
+    :: r == 3 && shelf == 0 -> W(if :: shelf == 0 -> shelf = r; ok = true :: else fi)
+    :: else
+    fi;
     do
-    :: atomic { old = head }
-#ifndef BUG_SCAN_OPEN
+    :: ok -> break
+    :: else ->
+       atomic { old = head };
+       W(aux[r] = old);
+       W(if :: head == old -> head = r; ok = true :: else fi)
+    od;
+    if :: BUG_LINK_BEFORE_MARK && STATE(word[r]) == BUSY(0) -> W(word[r] = MOVING(me)) :: else fi;
+    W(if :: word[r] == MOVING(me) -> word[r] = LAZY :: else fi);
+    ok = false; old = 0
+}
+
+inline take_shelved() /* mine := 3 or 0 */
+{
+    if
+    :: BUG_SHELF_UNLOCKED -> ok = true
+    :: !BUG_SHELF_UNLOCKED ->
+       W(if :: purge_lock == 0 -> purge_lock = me + 1; ok = true :: else fi)
+    fi;
+    if
+    :: ok ->
+       c = shelf; ok = false;
+       if :: c != 0 -> W(if :: shelf == c -> shelf = 0; ok = true :: else fi) :: else fi;
        if
-       :: old == CLOSED ->
-          W(if :: word[r] == MOVING(me) -> word[r] = LAZY :: else fi);
-          W(needs_scan = true);
-          break
+       :: ok ->
+          W(if :: word[c] == LAZY || STATE(word[c]) == MOVING(0) -> word[c] = MOVING(me)
+               :: else -> assert(BUG_SHELF_UNLOCKED && STATE(word[c]) == PURGING(0)); ok = false
+            fi);
+          if
+          :: ok ->
+             W(assert(word[c] == MOVING(me)); aux[c] = ID);
+             W(assert(word[c] == MOVING(me)); word[c] = BUSY(me)); /* a plain store */
+             mine = c
+          :: else
+          fi
        :: else
        fi;
-#endif
-#ifdef BUG_LINK_BEFORE_MARK
-       aux[r] = old;
-       W(if :: head == old -> head = r; ok = true :: else -> ok = false fi);
-       if :: ok -> W(word[r] = MOVING(me)); W(if :: word[r] == MOVING(me) -> word[r] = LAZY :: else fi); break
-          :: else fi
-#else
-       W(aux[r] = old);
-       W(if :: head == old -> head = r; ok = true :: else -> ok = false fi);
-       if
-       :: ok -> W(if :: word[r] == MOVING(me) -> word[r] = LAZY :: else fi); break
-       :: else
-       fi
-#endif
-    od;
-    ok = false; old = 0
+       if :: !BUG_SHELF_UNLOCKED -> W(purge_lock = 0) :: else fi
+    :: else
+    fi;
+    ok = false; c = 0
 }
 
 inline lock_purge()
 {
     if
     :: atomic { purge_lock == 0 -> purge_lock = me + 1 }
-    :: atomic { purge_lock != 0 && !alive[purge_lock - 1] -> purge_lock = me + 1 }
-       W(NEEDS_SCAN)
+    :: atomic { purge_lock != 0 && (!alive[purge_lock - 1] || retired[purge_lock - 1]) -> purge_lock = me + 1 }
+       if :: !BUG_TRUST_LISTS -> W(needs_scan = true) :: else fi /* needs_repair: stays until this is done */
     fi
 }
 
-inline purge()
+inline scan() /* vm__recover_scan() */
 {
-    lock_purge();
-    scan = needs_scan;
-    if
-    :: scan -> W(needs_scan = false)
-    :: else
-    fi;
-#ifdef BUG_SCAN_OPEN
-    W(c = head; head = 0);
-#else
-    W(c = head; head = (scan -> CLOSED : 0); if :: c == CLOSED -> c = 0 :: else fi);
-#endif
-    do
-    :: c != 0 ->
-       W(assert(c <= R);                       /* an id was followed as a link */
-         assert(STATE(word[c]) == LAZY || STATE(word[c]) == MOVING(0));
-         word[c] = PURGING(me));
-       c = aux[c]
-    :: else -> break
-    od;
-    if
-    :: scan ->
-       c = 1;
-       do
-       :: c <= R ->
-          seen = word[c]; /* one load; the CAS below expects it */
-          if
-          :: seen == LAZY || ((STATE(seen) == PURGING(0) || STATE(seen) == MOVING(0)) && !alive[OWNER(seen)]) ->
-             W(if :: word[c] == seen -> word[c] = PURGING(me) :: else fi)
-          :: STATE(seen) == MOVING(0) && alive[OWNER(seen)] -> again = true
-          :: else
-          fi;
-          c++
-       :: else -> break
-       od;
-#ifndef BUG_SCAN_OPEN
-       W(head = 0);
-#endif
-#ifndef BUG_FORGET_MOVING
-       if :: again -> W(needs_scan = true) :: else fi;
-#endif
-       again = false
-    :: else
-    fi;
     c = 1;
     do
     :: c <= R ->
-       if :: word[c] == PURGING(me) -> W(word[c] = FREE) :: else fi; /* space_lock: split_merge.pml */
+       seen = word[c]; /* one load; the CAS below expects it */
+       if
+       :: seen == LAZY || (STATE(seen) == PURGING(0) && seen != PURGING(me)) ||
+          ((STATE(seen) == MOVING(0) || STATE(seen) == BUSY(0)) && retired[OWNER(seen)]) ->
+          W(if :: word[c] == seen -> word[c] = PURGING(me) :: else fi)
+       :: STATE(seen) == MOVING(0) && !retired[OWNER(seen)] && !BUG_FORGET_MOVING -> W(needs_scan = true)
+       :: else
+       fi;
        c++
     :: else -> break
     od;
-    c = 0; scan = false; seen = 0;
+    c = 0; seen = 0
+}
+
+inline collect() /* vm__lazy_collect(), vm__lazy_collect_shelf() */
+{
+    W(c = head; head = 0);
+    do
+    :: c != 0 ->
+       n++;
+       assert(c <= R && n <= R); /* else an id was followed as a link, or the list is a ring */
+       seen = aux[c];
+       W(if
+         :: word[c] == PURGING(me) -> assert(scanned)
+         :: word[c] == LAZY || STATE(word[c]) == MOVING(0) -> word[c] = PURGING(me)
+         :: else -> assert(false)
+         fi);
+       c = seen
+    :: else -> break
+    od;
+    c = shelf; seen = 0;
+    if :: c != 0 -> W(if :: shelf == c -> shelf = 0 :: else -> c = 0 fi) :: else fi;
+    if
+    :: c != 0 ->
+       W(if
+         :: word[c] == LAZY || STATE(word[c]) == MOVING(0) -> word[c] = PURGING(me)
+         :: else -> assert(word[c] == PURGING(me) && scanned) /* else the cell was stale */
+         fi)
+    :: else
+    fi;
+    c = 0; n = 0
+}
+
+inline give_back(keep) /* keep_lazy() or return_to_space() */
+{
+    c = 1;
+    do
+    :: c <= R ->
+       if
+       :: word[c] == PURGING(me) && keep -> W(word[c] = MOVING(me)); push(c)
+       :: word[c] == PURGING(me) && !keep -> W(word[c] = FREE) /* space_lock: split_merge.pml */
+       :: else
+       fi;
+       c++
+    :: else -> break
+    od;
+    c = 0
+}
+
+inline purge(keep) /* keep: VM_PURGE_SCAN */
+{
+    lock_purge();
+    if
+    :: needs_scan || keep ->
+       W(needs_scan = false);
+       if :: BUG_DETACH_FIRST -> collect() :: else fi;
+       scan();
+       scanned = true;
+       if :: BUG_RELINK_EARLY -> give_back(keep) :: else fi;
+       if :: !BUG_DETACH_FIRST && !BUG_LIST_LEFT -> collect() :: else fi
+    :: else -> collect()
+    fi;
+    give_back(keep);
+    scanned = false;
     W(assert(purge_lock == me + 1); purge_lock = 0)
+}
+
+inline release() /* free_slow() */
+{
+    if :: !BUG_LINK_BEFORE_MARK -> W(assert(word[mine] == BUSY(me)); word[mine] = MOVING(me)) :: else fi;
+    push(mine);
+    mine = 0
 }
 
 proctype worker(byte me; byte mine)
 {
-    byte old, c, seen, rounds; bool ok, scan, again;
-    do
-    :: mine != 0 ->
-#ifndef BUG_LINK_BEFORE_MARK
-       W(assert(word[mine] == BUSY(me)); word[mine] = MOVING(me));
-#endif
-       push(mine);
-       mine = 0
-    :: else ->
-       if :: rounds == ROUNDS - me -> break :: else fi;
-       rounds++;
-       purge();
+    byte old, c, n, seen; bool ok, scanned;
+    if
+    :: me == 0 ->
+       release();
+       purge(false);
        if
+       :: atomic { size > 0 && word[2] == FREE -> word[2] = BUSY(me); mine = 2 }
        :: atomic { word[1] == FREE -> word[1] = BUSY(me); mine = 1 }
-       :: atomic { word[1] != FREE && word[2] == FREE -> word[2] = BUSY(me); mine = 2 }
-       :: else -> break
+       :: else
        fi;
-       W(assert(word[mine] == BUSY(me)); aux[mine] = ID)
-    od;
+       if :: mine != 0 -> W(assert(word[mine] == BUSY(me)); aux[mine] = ID) :: else fi
+    :: else -> take_shelved()
+    fi;
+    if :: mine != 0 -> release() :: else fi;
     finished[me] = true;
 died:
     skip
 }
 
 #define GONE(p) (!alive[p] && !recovered[p])
-#define CLAIMABLE(p) (GONE(p) && (recoverer[p] == 0 || !alive[recoverer[p] - 1]))
-#define QUIET (!(GONE(0) || GONE(1) || GONE(2) || GONE(3)) && (finished[0] || recovered[0]) && (finished[1] || recovered[1]))
+#define CLAIMABLE(p) (GONE(p) && (byte_of[p] == 0 || !alive[byte_of[p] - 1]))
+#define OVER(p) (finished[p] || recovered[p])
+#define QUIET (OVER(0) && OVER(1) && !GONE(2) && !GONE(3))
 
 inline recover(p)
 {
-    if
-    :: purge_lock == p + 1 ->
-       W(if :: purge_lock == p + 1 -> purge_lock = me + 1; ok = true :: else -> ok = false fi);
-       if :: ok -> W(NEEDS_SCAN); W(purge_lock = 0) :: else fi
-    :: else
-    fi;
-    r = 1;
-    do
-    :: r <= R ->
-       if
-       :: word[r] == BUSY(p) -> W(word[r] = MOVING(me)); push(r)
-#ifdef BUG_RECOVER_RELINKS
-       :: word[r] == MOVING(p) || word[r] == PURGING(p) ->
-          seen = word[r];
-          W(if :: word[r] == seen -> word[r] = MOVING(me); ok = true :: else -> ok = false fi);
-          if :: ok -> push(r) :: else fi;
-          seen = 0
-#endif
-       :: else
-       fi;
-       r++
-    :: else -> break
-    od;
-    r = 0;
-    W(NEEDS_SCAN);
-    W(recovered[p] = true);
-    if :: me == 2 -> purge() :: else fi
+    if :: !BUG_TRUST_LISTS -> W(needs_scan = true) :: else fi;
+    W(retired[p] = true);
+    if :: !BUG_TRUST_LISTS -> purge(true) :: else fi;
+    W(recovered[p] = true)
 }
 
 proctype recovering(byte me)
 {
-    byte old, r, p, c, seen; bool ok, scan, again;
+    byte old, p, c, n, seen; bool ok, scanned;
     do
-    :: atomic { CLAIMABLE(0) -> p = 0; recoverer[p] = me + 1 } recover(p)
-    :: atomic { CLAIMABLE(1) -> p = 1; recoverer[p] = me + 1 } recover(p)
-    :: atomic { CLAIMABLE(5 - me) -> p = 5 - me; recoverer[p] = me + 1 } recover(p)
-    :: QUIET && (me == 2 || finished[2] || recovered[2]) -> break /* only the first of them purges */
+    :: atomic { CLAIMABLE(0) -> p = 0; byte_of[0] = me + 1 } recover(p)
+    :: atomic { CLAIMABLE(1) -> p = 1; byte_of[1] = me + 1 } recover(p)
+    :: atomic { CLAIMABLE(5 - me) -> p = 5 - me; byte_of[5 - me] = me + 1 } recover(p)
+    :: QUIET -> break
     od;
     finished[me] = true;
 died:
@@ -226,9 +250,9 @@ died:
 /* When all is quiet one purge finds every range that is not busy, and the lists are whole. */
 proctype checker(byte me)
 {
-    byte old, c, seen; bool ok, scan, again;
-    (finished[2] || recovered[2]) && (finished[3] || recovered[3]) && QUIET;
-    purge();
+    byte old, c, n, seen; bool ok, scanned;
+    OVER(2) && OVER(3) && QUIET;
+    purge(false);
     d_step {
         c = 1;
         do
@@ -237,7 +261,7 @@ proctype checker(byte me)
            c++
         :: else -> break
         od;
-        assert(!needs_scan && head == 0 && purge_lock == 0)
+        assert(!needs_scan && head == 0 && shelf == 0 && purge_lock == 0)
     }
 died:
     skip
@@ -247,10 +271,11 @@ init
 {
     atomic {
         byte i;
+        c_code { bug = atoi(getenv("BUG")); size = atoi(getenv("SIZE")); now.deaths = atoi(getenv("DEATHS")); };
         for (i : 0 .. 4) { alive[i] = true }
         word[1] = BUSY(0); aux[1] = ID;
-        word[2] = BUSY(1); aux[2] = ID;
-        word[3] = LAZY; head = 3;
-        run worker(0, 1); run worker(1, 2); run recovering(2); run recovering(3); run checker(CHECKER)
+        word[2] = LAZY; head = 2;
+        word[3] = LAZY; shelf = 3;
+        run worker(0, 1); run worker(1, 0); run recovering(2); run recovering(3); run checker(CHECKER)
     }
 }

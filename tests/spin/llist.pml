@@ -1,33 +1,33 @@
 /*
- * The lock-free pool: single pushes, a taker that detaches everything, and its rebuilding.
+ * The lock-free pool: single pushes, a taker that detaches everything, and the scan after a death.
  *
- * Mirrors core/pool_llist.c (push, take, rebuild) and what core/recover.c does with a dead taker's
- * in_use flag and a dead pusher's MOVING word. One pool of one size; the lazy list behind it is
- * only noted as `in_lazy` (lazy_purge.pml has it): a range linked there must not be linked here.
+ * Mirrors core/pool_llist.c: give() with vm__list_push() (push), enter_pool(), take(), claim(),
+ * put_back(), leave_pool() (take), before_scan(), after_scan() with vm__chain_take() (purge); and of
+ * core/purge.c and core/recover.c scan_and_collect(), vm__recover_scan(), claim_dead() (purge, recover).
+ * One pool of one size. What a scan collects is LAZY afterwards, and in no list here (lazy_purge.pml
+ * has that list); a worker may take it from there as if it came through space.
  *
- *   push     word := MOVING(me); link := head; CAS head; CAS word MOVING(me) -> POOLED. CLOSED: lazy
- *   take     CAS in_use 0 -> me; xchg head -> 0; CAS first's word -> BUSY; the rest back in front
- *   rebuild  with in_use of a dead taker: xchg head -> CLOSED; chain and POOLED words -> MOVING(me);
- *            link them; POOLED; head := chain; in_use := 0
+ *   push   word := MOVING(me); link := head; CAS head; CAS word MOVING(me) -> POOLED
+ *   take   CAS in_use 0 -> me; xchg head -> 0; CAS first's word -> MOVING(me); the rest back in front,
+ *          its end known from the last put-back; in_use := 0; id; word := BUSY
+ *   scan   needs_scan := 0; in_use of every pool, a dead taker's is stolen, takers fall through, pushers
+ *          go on; the words; xchg head -> 0 and walk; in_use := 0; what was taken becomes LAZY
  *
- * Rules found here:
- *   - the thief of in_use does NOT take MOVING(dead): that range may be linked in the lazy list or in
- *     another pool. Only recovery does, while it holds the lists closed that it may be in;
- *   - a thief that met MOVING(live) releases in_use as REBUILD, not 0: that pusher may have linked
- *     into the chain that the dead taker took, and will soon mark a range POOLED that is in no list.
- *     The next taker rebuilds again (or falls through; a purge rebuilds).
+ * Nobody mends one pool: a taker that meets a dead one's in_use sets needs_scan and falls through. A
+ * pusher that lives may have linked into the chain that a dead taker took, so MOVING(live) leaves
+ * needs_scan set. MOVING(dead) may be linked anywhere; only the scan takes it, which then walks all lists.
  *
- * Bounds: 2 workers (push, take; push and more by ROUNDS), 2 recoverers, 3 ranges, DEATHS deaths before any write.
+ * Bounds: worker 0 pushes and takes (SIZE 1: twice), worker 1 pushes (SIZE 1: and takes), 2 recoverers, 3
+ * ranges, deaths before any write. Sequentially consistent memory.
  */
-#ifndef DEATHS
-#define DEATHS 2
-#endif
-#ifndef ROUNDS
-#define ROUNDS 0 /* 1: worker 1 takes, too; 2: worker 0 pushes and takes once more */
-#endif
+#define BUG_POOL_OPEN (bug == 1)        /* a pool's in_use is not taken before the scan */
+#define BUG_DETACH_FIRST (bug == 2)     /* the list, then the words */
+#define BUG_RELINK_EARLY (bug == 3)     /* what was scanned is given away before the list is walked */
+#define BUG_LINK_BEFORE_MARK (bug == 4) /* the link, then the word */
+#define BUG_FORGET_MOVING (bug == 5)
+#define BUG_TAKER_STEALS (bug == 6)     /* a taker takes over a dead one's in_use without a scan */
+
 #define R 3
-#define CLOSED 9
-#define REBUILD 15 /* an in_use token of nobody alive */
 #define ID 20
 #define CHECKER 4
 
@@ -35,153 +35,182 @@
 #define LAZY 8
 #define BUSY(p) (16 + p)
 #define MOVING(p) (24 + p)
+#define PURGING(p) (32 + p)
 #define STATE(w) ((w) & 56)
 #define OWNER(w) ((w) & 7)
 
-byte word[R + 1], aux[R + 1], head;
-byte in_use; /* token: process + 1 */
-bool in_lazy[R + 1];
-bool alive[5], finished[5], recovered[5];
-byte recoverer[5];
-byte deaths = DEATHS;
+hidden byte bug, size;
+byte word[R + 1], aux[R + 1], head, tail;
+byte in_use, purge_lock; /* tokens: process + 1 */
+bool needs_scan;
+bool alive[5], retired[5], finished[5], recovered[5];
+byte byte_of[5];
+byte deaths;
 
 #define W(x) if :: atomic { deaths > 0 && me != CHECKER -> deaths--; alive[me] = false; goto died } \
                 :: atomic { x } fi
-#define DEAD_TOKEN(t) (t == REBUILD || (t != 0 && !alive[t - 1]))
-
-inline push_lazy(r) /* word[r] is MOVING(me) */
-{
-    W(assert(!in_lazy[r]); in_lazy[r] = true);
-    W(if :: word[r] == MOVING(me) -> word[r] = LAZY :: else fi)
-}
+#define DEAD(t) (t != 0 && (!alive[t - 1] || retired[t - 1]))
 
 inline push(r)
 {
-#ifndef BUG_LINK_BEFORE_MARK
-    W(assert(word[r] == BUSY(me)); word[r] = MOVING(me));
-#endif
+    if :: !BUG_LINK_BEFORE_MARK -> W(assert(word[r] == BUSY(me)); word[r] = MOVING(me)) :: else fi;
     do
     :: atomic { old = head };
-       if
-       :: old == CLOSED ->
-#ifdef BUG_LINK_BEFORE_MARK
-          W(word[r] = MOVING(me));
-#endif
-          push_lazy(r); break
-       :: else
-       fi;
        W(aux[r] = old);
-       W(if :: head == old -> head = r; ok = true :: else -> ok = false fi);
-       if
-       :: ok ->
-#ifdef BUG_LINK_BEFORE_MARK
-          W(word[r] = MOVING(me));
-#endif
-          W(if :: word[r] == MOVING(me) -> word[r] = POOLED :: else fi); break
-       :: else
-       fi
+       W(if :: head == old -> head = r; ok = true :: else fi);
+       if :: ok -> break :: else fi
     od;
+    if :: BUG_LINK_BEFORE_MARK -> W(word[r] = MOVING(me)) :: else fi;
+    W(if :: word[r] == MOVING(me) -> word[r] = POOLED :: else fi);
     old = 0; ok = false
-}
-
-/* in_use is mine; it was a dead process's, or REBUILD. `lists_held`: by recovery, lazy closed too. */
-inline rebuild(lists_held)
-{
-#ifdef BUG_OPEN_REBUILD
-    W(c = head; head = 0);
-#else
-    W(c = head; head = CLOSED; if :: c == CLOSED -> c = 0 :: else fi);
-#endif
-    do
-    :: c != 0 ->
-       W(assert(c <= R); assert(word[c] == POOLED || STATE(word[c]) == MOVING(0)); word[c] = MOVING(me));
-       c = aux[c]
-    :: else -> break
-    od;
-    c = 1;
-    do
-    :: c <= R ->
-       if
-       :: word[c] == POOLED -> W(if :: word[c] == POOLED -> word[c] = MOVING(me) :: else fi)
-       :: STATE(word[c]) == MOVING(0) && word[c] != MOVING(me) ->
-          if
-#ifdef BUG_THIEF_TAKES_DEAD
-          :: !alive[OWNER(word[c])] -> W(assert(!in_lazy[c]); word[c] = MOVING(me))
-#endif
-          :: lists_held && !alive[OWNER(word[c])] -> /* in no pool; the closed lazy list tells the rest */
-             W(word[c] = (in_lazy[c] -> LAZY : MOVING(me)))
-          :: alive[OWNER(word[c])] -> again = true
-          :: else
-          fi
-       :: else
-       fi;
-       c++
-    :: else -> break
-    od;
-    c = 1; n = 0;
-    do
-    :: c <= R -> if :: word[c] == MOVING(me) -> W(aux[c] = n); n = c :: else fi; c++
-    :: else -> break
-    od;
-    c = 1;
-    do
-    :: c <= R -> if :: word[c] == MOVING(me) -> W(word[c] = POOLED) :: else fi; c++
-    :: else -> break
-    od;
-    W(head = n);
-    c = 0; n = 0;
-#ifdef BUG_SCAN_ONCE
-    again = false;
-#endif
-    W(in_use = (again -> REBUILD : 0));
-    again = false
 }
 
 inline take() /* mine := a range or 0 */
 {
     if
-    :: atomic { in_use == 0 -> in_use = me + 1 } -> ok = true
-    :: atomic { DEAD_TOKEN(in_use) -> in_use = me + 1 } -> rebuild(false); ok = false
-    :: in_use != 0 && !DEAD_TOKEN(in_use) -> ok = false /* busy: fall through */
+    :: atomic { in_use == 0 || (BUG_TAKER_STEALS && DEAD(in_use)) -> in_use = me + 1; ok = true }
+    :: atomic { in_use != 0 && !(BUG_TAKER_STEALS && DEAD(in_use)) -> ok = false }
+       if :: !needs_scan && DEAD(in_use) -> W(needs_scan = true) :: else fi
     fi;
     if
     :: ok ->
+       ok = false;
        W(mine = head; head = 0);
-       assert(mine != CLOSED);
+       c = tail;
        if
        :: mine != 0 ->
+          assert(mine <= R);
           n = aux[mine];
-          W(assert(mine <= R); assert(word[mine] == POOLED || STATE(word[mine]) == MOVING(0)); word[mine] = BUSY(me));
-          W(aux[mine] = ID);
+          W(if :: word[mine] == POOLED || STATE(word[mine]) == MOVING(0) -> word[mine] = MOVING(me)
+               :: else -> assert(false)
+            fi);
           if
           :: n != 0 ->
-             c = n;
-             do
-             :: aux[c] != 0 -> c = aux[c]; assert(c <= R)
-             :: else -> break
-             od;
+             if
+             :: c == 0 ->
+                c = n;
+                do
+                :: aux[c] != 0 -> c = aux[c]; assert(c <= R)
+                :: else -> break
+                od
+             :: else
+             fi;
              do
              :: atomic { old = head };
-                W(aux[c] = old);
-                W(if :: head == old -> head = n; ok = true :: else -> ok = false fi);
+                W(assert(STATE(word[c]) != BUSY(0)); aux[c] = old); /* would overwrite an id */
+                W(if :: head == old -> head = n; ok = true :: else fi);
                 if :: ok -> break :: else fi
-             od
-          :: else
+             od;
+             if
+             :: old != 0 ->
+                c = old;
+                do
+                :: aux[c] != 0 -> c = aux[c]; assert(c <= R)
+                :: else -> break
+                od
+             :: else
+             fi;
+             W(tail = c)
+          :: else -> W(tail = 0)
           fi
        :: else
        fi;
        c = 0; n = 0; old = 0; ok = false;
-       W(assert(in_use == me + 1); in_use = 0)
+       W(assert(in_use == me + 1 || BUG_POOL_OPEN); in_use = 0);
+       if
+       :: mine != 0 ->
+          W(assert(word[mine] == MOVING(me)); aux[mine] = ID);
+          W(assert(word[mine] == MOVING(me)); word[mine] = BUSY(me)) /* plain stores */
+       :: else
+       fi
     :: else
     fi
 }
 
+inline scan()
+{
+    c = 1;
+    do
+    :: c <= R ->
+       n = word[c]; /* one load; the CAS below expects it */
+       if
+       :: n == POOLED || n == LAZY || (STATE(n) == PURGING(0) && n != PURGING(me)) ||
+          ((STATE(n) == MOVING(0) || STATE(n) == BUSY(0)) && retired[OWNER(n)]) ->
+          W(if :: word[c] == n -> word[c] = PURGING(me) :: else fi)
+       :: STATE(n) == MOVING(0) && !retired[OWNER(n)] && !BUG_FORGET_MOVING -> W(needs_scan = true)
+       :: else
+       fi;
+       c++
+    :: else -> break
+    od;
+    c = 0; n = 0
+}
+
+inline detach() /* after_scan() */
+{
+    W(c = head; head = 0);
+    do
+    :: c != 0 ->
+       n = aux[c];
+       steps++;
+       assert(c <= R && steps <= R);
+       W(if
+         :: word[c] == PURGING(me)
+         :: word[c] == POOLED || STATE(word[c]) == MOVING(0) -> word[c] = PURGING(me)
+         :: else -> assert(false)
+         fi);
+       c = n
+    :: else -> break
+    od;
+    c = 0; n = 0; steps = 0;
+    W(tail = 0)
+}
+
+inline give_back()
+{
+    c = 1;
+    do
+    :: c <= R -> if :: word[c] == PURGING(me) -> W(word[c] = LAZY) :: else fi; c++
+    :: else -> break
+    od;
+    c = 0
+}
+
+inline purge() /* scan_and_collect() */
+{
+    if
+    :: atomic { purge_lock == 0 -> purge_lock = me + 1 }
+    :: atomic { DEAD(purge_lock) -> purge_lock = me + 1 }
+    fi;
+    W(needs_scan = false);
+    if
+    :: atomic { !BUG_POOL_OPEN && (in_use == 0 || DEAD(in_use)) -> in_use = me + 1 } /* before_scan() */
+    :: BUG_POOL_OPEN
+    fi;
+    if :: BUG_DETACH_FIRST -> detach() :: else fi;
+    scan();
+    if :: BUG_RELINK_EARLY -> give_back() :: else fi;
+    if :: !BUG_DETACH_FIRST -> detach() :: else fi;
+    if :: !BUG_POOL_OPEN || in_use == me + 1 || DEAD(in_use) -> W(in_use = 0) :: else fi;
+    give_back();
+    W(assert(purge_lock == me + 1); purge_lock = 0)
+}
+
 proctype worker(byte me; byte mine)
 {
-    byte old, c, n; bool ok, again;
+    byte old, c, n; bool ok;
     push(mine); mine = 0;
-    if :: me == 0 || ROUNDS > 0 -> take() :: else fi;
-    if :: mine != 0 && me == 0 && ROUNDS == 2 -> push(mine); mine = 0; take() :: else fi;
+    if :: me == 0 || size > 0 -> take() :: else fi;
+    if
+    :: me == 0 && mine == 0 ->
+       if
+       :: atomic { word[1] == LAZY -> word[1] = MOVING(me) }
+          W(aux[1] = ID); W(word[1] = BUSY(me)); mine = 1
+       :: else
+       fi
+    :: else
+    fi;
+    if :: mine != 0 && me == 0 && size > 0 -> push(mine); mine = 0; take() :: else fi;
     if :: mine != 0 -> assert(word[mine] == BUSY(me) && aux[mine] == ID) :: else fi;
     finished[me] = true;
 died:
@@ -189,38 +218,25 @@ died:
 }
 
 #define GONE(p) (!alive[p] && !recovered[p])
-#define CLAIMABLE(p) (GONE(p) && (recoverer[p] == 0 || !alive[recoverer[p] - 1]))
+#define CLAIMABLE(p) (GONE(p) && (byte_of[p] == 0 || !alive[byte_of[p] - 1]))
 #define OVER(p) (finished[p] || recovered[p])
 #define QUIET (OVER(0) && OVER(1) && !GONE(2) && !GONE(3))
 
-inline lock_pool()
-{
-    if
-    :: atomic { in_use == 0 -> in_use = me + 1 }
-    :: atomic { DEAD_TOKEN(in_use) -> in_use = me + 1 }
-    fi
-}
-
 inline recover(p)
 {
-    lock_pool(); /* a dead taker's too */
-    rebuild(true); /* MOVING(dead) is in no pool now */
-    r = 1;
-    do
-    :: r <= R -> if :: word[r] == BUSY(p) -> W(word[r] = MOVING(me)); push_lazy(r) :: else fi; r++
-    :: else -> break
-    od;
-    r = 0;
+    W(needs_scan = true);
+    W(retired[p] = true);
+    purge();
     W(recovered[p] = true)
 }
 
 proctype recovering(byte me)
 {
-    byte p, r, c, n, old; bool ok, again;
+    byte p, c, n, steps;
     do
-    :: atomic { CLAIMABLE(0) -> p = 0; recoverer[p] = me + 1 } recover(p)
-    :: atomic { CLAIMABLE(1) -> p = 1; recoverer[p] = me + 1 } recover(p)
-    :: atomic { CLAIMABLE(5 - me) -> p = 5 - me; recoverer[p] = me + 1 } recover(p)
+    :: atomic { CLAIMABLE(0) -> p = 0; byte_of[0] = me + 1 } recover(p)
+    :: atomic { CLAIMABLE(1) -> p = 1; byte_of[1] = me + 1 } recover(p)
+    :: atomic { CLAIMABLE(5 - me) -> p = 5 - me; byte_of[5 - me] = me + 1 } recover(p)
     :: QUIET -> break
     od;
     finished[me] = true;
@@ -228,14 +244,15 @@ died:
     skip
 }
 
+/* When all is quiet, and after the scan that is still owed: no range is lost. */
 proctype checker(byte me)
 {
-    byte c, n; bool again;
+    byte c, n, steps;
     bool listed[R + 1];
     QUIET && OVER(2) && OVER(3);
-    if :: in_use != 0 -> lock_pool(); rebuild(true) :: else fi;
+    if :: needs_scan || in_use != 0 -> assert(needs_scan); purge() :: else fi;
     d_step {
-        assert(in_use == 0 && head <= R);
+        assert(in_use == 0 && head <= R && !needs_scan && purge_lock == 0);
         c = head;
         do
         :: c != 0 -> assert(c <= R && !listed[c] && word[c] == POOLED); listed[c] = true; c = aux[c]
@@ -244,7 +261,7 @@ proctype checker(byte me)
         c = 1;
         do
         :: c <= R ->
-           assert(listed[c] || (word[c] == LAZY && in_lazy[c]) || (STATE(word[c]) == BUSY(0) && alive[OWNER(word[c])]));
+           assert(listed[c] || word[c] == LAZY || (STATE(word[c]) == BUSY(0) && alive[OWNER(word[c])]));
            c++
         :: else -> break
         od
@@ -257,10 +274,11 @@ init
 {
     atomic {
         byte i;
+        c_code { bug = atoi(getenv("BUG")); size = atoi(getenv("SIZE")); now.deaths = atoi(getenv("DEATHS")); };
         for (i : 0 .. 4) { alive[i] = true }
         word[1] = BUSY(0); aux[1] = ID;
         word[2] = BUSY(1); aux[2] = ID;
-        word[3] = POOLED; head = 3;
+        word[3] = POOLED; head = 3; tail = 3;
         run worker(0, 1); run worker(1, 2); run recovering(2); run recovering(3); run checker(CHECKER)
     }
 }

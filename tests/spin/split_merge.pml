@@ -1,27 +1,29 @@
 /*
  * Space: split and merge by one store each, and the repair of the hints by who steals space_lock.
  *
- * Mirrors core/space.c (take a range out of a free one, put one back, rebuild) and the space_lock part
- * of core/recover.c. The words of all pages; `aux` is the id of a busy range and, on the last page
- * of a free range, its head (the hint by which a range that comes back finds its left neighbour;
- * the summaries are rebuilt with it and are not modelled).
+ * Mirrors core/space.c: vm__space_carve() (take), vm__space_put() (put_locked), vm__space_rebuild(),
+ * vm__space_lock(); vm__index_run_start(), vm__index_is_free() and vm__index_set() of core/index.c
+ * (bits; the summaries are made from them and are not modelled); and of core/recover.c what returns a
+ * dead owner's ranges. The words of all pages, `aux` with a busy range's id, one bit a page: taken.
  *
- *   split    remainder's head; the new head, BUSY with its id; then the old head shrinks (commit).
- *            At the old head: remainder's head, id, then one store (commit)
- *   merge    one store: the left neighbour's head grows over us and a free right neighbour, or ours does
+ *   split    the remainder's head; id; the new head, BUSY; then the old head shrinks (commit). At the
+ *            old head the new head is the commit
+ *   merge    our head grows over a free right neighbour; then a free left neighbour grows over us
  *   thief    of space_lock: joins adjacent free ranges, rewrites every hint, before using either
  *
  * After every write the heads must parse: ranges tile the N pages.
  *
- * Bounds: N pages, 2 workers (take 1 or 2 pages at offset 0 or 1 of a free range, put back, once),
- * 2 recoverers, DEATHS deaths before any write, thieves and recoverers included.
+ * Bounds: 4 pages (SIZE 1: 5), 2 workers (take 1 or 2 pages at offset 0 or 1 of a free range, put back, once),
+ * 2 recoverers, deaths before any write, thieves and recoverers included.
  */
-#ifndef DEATHS
-#define DEATHS 2
-#endif
-#ifndef N
-#define N 4
-#endif
+#define BUG_STEAL_LIVE (bug == 1)
+#define BUG_NO_REBUILD (bug == 2)
+#define BUG_SPLIT_ORDER (bug == 3)       /* our head before the remainder's */
+#define BUG_MERGE_TWO_STORES (bug == 4)  /* the right neighbour's head goes before ours grows */
+
+hidden byte bug, size_;
+#define N (4 + size_)
+#define N_MAX 5
 #define ID 50
 #define CHECKER 4
 
@@ -30,12 +32,13 @@
 #define PURGING(p) (16 + p)
 #define OWNER(w) ((w) & 7)
 
-byte state[N], size[N]; /* together one word: written in one step */
-byte aux[N];
+byte state[N_MAX], size[N_MAX]; /* together one word: written in one step */
+byte aux[N_MAX];
+bool taken[N_MAX];
 byte space_lock;
 bool alive[5], finished[5], recovered[5];
 byte recoverer[5];
-byte deaths = DEATHS;
+byte deaths;
 
 inline parses()
 {
@@ -54,69 +57,67 @@ inline parses()
                    :: atomic { stmt; parses() } fi
 #define SET(page, s, l) state[page] = s; size[page] = l
 
+/* The bits of one range: vm__index_write_bits(), one word of bits after another. */
+inline set_bits(page, l, is_taken)
+{
+    x = 0;
+    do
+    :: x < l -> if :: taken[page + x] != is_taken -> W(taken[page + x] = is_taken) :: else fi; x++
+    :: else -> break
+    od;
+    x = 0
+}
+
 inline rebuild() /* space_lock held: hints from words */
 {
     h = 0;
     do
     :: h < N ->
+       l = size[h];
        do
-       :: state[h] == FREE && h + size[h] < N && state[h + size[h]] == FREE -> W(size[h] = size[h] + size[h + size[h]])
+       :: state[h] == FREE && h + l < N && state[h + l] == FREE -> l = l + size[h + l]
        :: else -> break
        od;
-       if :: state[h] == FREE -> W(aux[h + size[h] - 1] = h) :: else fi;
+       if :: l != size[h] -> W(size[h] = l) :: else fi;
+       set_bits(h, size[h], state[h] != FREE);
        h = h + size[h]
     :: else -> break
     od;
-    h = 0
+    h = 0; l = 0
 }
 
 inline lock()
 {
     if
     :: atomic { space_lock == 0 -> space_lock = me + 1 }
-#ifdef BUG_STEAL_LIVE
-    :: atomic { space_lock != 0 -> space_lock = me + 1 }
-#else
-    :: atomic { space_lock != 0 && !alive[space_lock - 1] -> space_lock = me + 1 }
-#endif
-#ifndef BUG_NO_REBUILD
-       rebuild()
-#endif
+    :: atomic { space_lock != 0 && (BUG_STEAL_LIVE || !alive[space_lock - 1]) -> space_lock = me + 1 }
+       if :: !BUG_NO_REBUILD -> rebuild() :: else fi
     fi
 }
 
 inline unlock() { W(assert(space_lock == me + 1); space_lock = 0) }
 
-inline take(n, o) /* mine := page + 1, or 0 */
+inline take(want, o) /* mine := page + 1, or 0 */
 {
     lock();
     h = 0;
     do
-    :: h < N && !(state[h] == FREE && size[h] >= n + o) -> h = h + size[h]
+    :: h < N && !(state[h] == FREE && size[h] >= want + o) -> h = h + size[h]
     :: else -> break
     od;
     if
     :: h < N ->
        l = size[h];
-#ifdef BUG_SPLIT_ORDER
-       if :: l > n && o == 0 -> W(aux[h] = ID + me); W(SET(h, BUSY(me), n)); W(SET(h + n, FREE, l - n)); W(aux[h + l - 1] = h + n)
-          :: else -> skip
-       fi;
-       if :: l > n && o == 0 -> skip
-          :: else ->
-#else
-       if :: true ->
-#endif
-       if :: l > n + o -> W(SET(h + o + n, FREE, l - n - o)); W(aux[h + l - 1] = h + o + n) :: else fi;
-       W(aux[h + o] = ID + me);
        if
-       :: o == 0 -> W(SET(h, BUSY(me), n))
+       :: BUG_SPLIT_ORDER && l > want && o == 0 ->
+          W(aux[h] = ID + me); W(SET(h, BUSY(me), want)); W(SET(h + want, FREE, l - want))
        :: else ->
-          W(SET(h + o, BUSY(me), n));
-          W(size[h] = o);
-          W(aux[h + o - 1] = h)
-       fi
+          if :: l > want + o -> W(SET(h + o + want, FREE, l - want - o)) :: else fi;
+          W(aux[h + o] = ID + me);
+          W(SET(h + o, BUSY(me), want));
+          if :: o > 0 -> W(size[h] = o) :: else fi
        fi;
+       set_bits(h + o, want, true);
        mine = h + o + 1
     :: else
     fi;
@@ -127,32 +128,36 @@ inline take(n, o) /* mine := page + 1, or 0 */
 inline put_locked(page) /* word is PURGING(me) */
 {
     l = size[page];
+    n = l;
     if
-    :: page + l < N && state[page + l] == FREE -> l = l + size[page + l]
+    :: page + l < N && !taken[page + l] && state[page + l] == FREE -> l = l + size[page + l]
     :: else
     fi;
-    h = N;
-    if :: page > 0 -> h = aux[page - 1] :: else fi;
     if
-    :: h < page && state[h] == FREE && h + size[h] == page ->
-       W(size[h] = size[h] + l; l = size[h])
-    :: else ->
-       h = page;
-#ifdef BUG_MERGE_TWO_STORES
+    :: BUG_MERGE_TWO_STORES ->
        W(state[page] = FREE);
        if :: l > size[page] -> W(size[page + size[page]] = 0) :: else fi;
        W(size[page] = l)
-#else
-       W(SET(page, FREE, l))
-#endif
+    :: else -> W(SET(page, FREE, l))
     fi;
-    W(aux[h + l - 1] = h);
-    h = 0; l = 0
+    h = page;
+    do
+    :: h > 0 && !taken[h - 1] -> h-- /* vm__index_run_start() */
+    :: else -> break
+    od;
+    if
+    :: h < page ->
+       assert(state[h] == FREE && h + size[h] == page); /* the index agrees */
+       W(size[h] = size[h] + l)
+    :: else
+    fi;
+    set_bits(page, n, false);
+    h = 0; l = 0; n = 0
 }
 
 proctype worker(byte me)
 {
-    byte mine, h, l, x;
+    byte mine, h, l, n, x;
     if
     :: take(1, 0)
     :: take(2, 0)
@@ -200,7 +205,7 @@ inline recover(p)
 
 proctype recovering(byte me)
 {
-    byte p, r, h, l, x;
+    byte p, r, h, l, n, x;
     do
     :: atomic { CLAIMABLE(0) -> p = 0; recoverer[p] = me + 1 } recover(p)
     :: atomic { CLAIMABLE(1) -> p = 1; recoverer[p] = me + 1 } recover(p)
@@ -218,7 +223,7 @@ proctype checker(byte me)
     QUIET && OVER(2) && OVER(3);
     lock();
     unlock();
-    assert(state[0] == FREE && size[0] == N && aux[N - 1] == 0);
+    assert(state[0] == FREE && size[0] == N && !taken[0] && !taken[N - 1]);
 died:
     skip
 }
@@ -227,8 +232,9 @@ init
 {
     atomic {
         byte i;
+        c_code { bug = atoi(getenv("BUG")); size_ = atoi(getenv("SIZE")); now.deaths = atoi(getenv("DEATHS")); };
         for (i : 0 .. 4) { alive[i] = true }
-        size[0] = N; aux[N - 1] = 0;
+        size[0] = N;
         run worker(0); run worker(1); run recovering(2); run recovering(3); run checker(CHECKER)
     }
 }

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from vmalloc.errors import VmallocError
 from vmalloc.lab import replay
 from vmalloc.lab.events import TraceError
 from vmalloc.lab.state import StateError
@@ -27,7 +28,18 @@ DESIGNS = (*PRESETS, "all")
     "--predict", "predicting", is_flag=True, help="Forecast every address and compare it with the kernel's."
 )
 @click.option("--on", "target", type=click.Choice(["model", "core"]), help="Serve the requests instead.")
-@click.option("--pools", multiple=True, help="With --on core: the pool designs to time.")
+@click.option(
+    "--pools",
+    multiple=True,
+    help="With --on core: the pool designs to time, by commas; by default off,locked,llist,magazine.",
+)
+@click.option(
+    "--repeat",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="With --on core: runs of each design, in turn.",
+)
 @click.option(
     "--design",
     type=click.Choice(DESIGNS),
@@ -47,6 +59,7 @@ def command(
     predicting: bool,
     target: str | None,
     pools: tuple[str, ...],
+    repeat: int,
     design: str,
     state: Path | None,
     vmallocinfo: Path | None,
@@ -58,6 +71,10 @@ def command(
 
     With --predict each request goes to the model and each address is compared with the kernel's. Without a
     start state the model learns it from the events and says how much it assumed.
+
+    With --on model the requests for the vmalloc window are served by a design's model from an empty window.
+    With --on core they are served by the real allocator, as fast as it can: one thread for each recorded
+    CPU, a free of another CPU's range waiting for its allocation. Requests for other windows are left out.
     """
     if predicting == (target is not None):
         raise click.UsageError("say either --predict or --on model|core")
@@ -67,22 +84,58 @@ def command(
     try:
         recording = replay.load(trace, state, vmallocinfo, cpus)
         if target == "core":
-            result = _on_core(trace, pools)
+            result = _on_core(console, recording, pools, repeat)
         elif target == "model":
             result = _on_model(console, recording, design)
         elif design == "all":
             result = _rank(console, recording)
         else:
             result = _predict(console, recording, design, end_state)
-    except (TraceError, StateError, ValueError) as error:
+    except (TraceError, StateError, VmallocError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def _on_core(trace: Path, pools: tuple[str, ...]) -> dict[str, Any]:
+def _on_core(
+    console: Console, recording: replay.Recording, pools: tuple[str, ...], repeats: int
+) -> dict[str, Any]:
     """Serve the requests with the real allocator."""
-    raise click.ClickException(f"{trace}: --on core is not wired up yet; --on model works")
+    from vmalloc.lab import replay_on_core as on_core  # it needs the compiled core, the rest does not
+
+    designs = [name for text in pools for name in text.split(",")] or list(on_core.DESIGNS)
+    load = on_core.load_of(recording)
+    with _progress(console) as bar:
+        task = bar.add_task("runs", total=len(set(designs)) * repeats)
+        results = on_core.run_on_core(load, designs, repeats, lambda done: bar.update(task, completed=done))
+    told = on_core.summary(load, results)
+    levels = ("magazine", "pool", "lazy", "space")
+    table = Table(
+        "pools", "wall, ms", "ns/request", "CPU ns/request", *levels, "failed", "waits", "lock wait, ms", "purges",
+        title=f"{load.allocations:,} allocations, {load.frees:,} frees by {told['threads']} threads "
+        f"on {told['machine_cpus']} CPUs; medians of {repeats}",
+    )  # fmt: skip
+    for row in told["designs"]:
+        table.add_row(
+            row["pools"],
+            f"{row['wall_s'] * 1e3:,.1f}",
+            f"{row['ns_per_request']:,.0f}",
+            f"{row['cpu_ns_per_request']:,.0f}",
+            *(f"{row['hit_share'][level]:.1%}" for level in levels),
+            f"{row['failed']:,}",
+            f"{row['waits']:,.0f}",
+            f"{row['lock_wait_s'] * 1e3:,.1f}",
+            f"{row['purges']:,.0f}",
+        )
+    console.print(table)
+    console.print(
+        "ns/request is wall time over requests. CPU time leaves out waiting for other threads' allocations. "
+        "Pool hits include magazine hits off the fast path."
+    )
+    for what, count in told["left_out"].items():
+        if count:
+            console.print(f"left out: {count:,} {what}")
+    return told
 
 
 def _predict(

@@ -18,6 +18,8 @@ Discipline = Literal["list", "llist"]
 PutBack = Literal["kept", "reversed"]
 Rounding = Literal["down", "down, but 1 to 3 are emptied", "up"]
 End = Literal["hot", "cold"]
+Station = Literal["lazy", "pool", "magazine"]
+Rescue = Literal["ordinary", "full"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +43,22 @@ class Design:
     pool_discipline: Discipline = "list"
     """"list": only the head is tried, a misaligned head goes to the tail. "llist": the whole chain is
     detached, one is taken, the rest is put back as a batch."""
+    pool_rotates: bool = True
+    """Whether the misaligned head of a list moves to its tail, or stays."""
     pool_put_back: PutBack = "kept"
     """Order of an llist's batch: "reversed" if the taker reverses the chain to find its last entry."""
-    pool_ranges_max: int | None = None
-    """Cap of one pool; above it freed ranges go to lazy. The kernel has none."""
+    pool_cap_pages: int | None = None
+    """Pages one pool keeps; above them freed ranges go to lazy. The kernel has no cap."""
+    pool_cap_ranges_min: int = 0
+    """... but so many ranges in any case."""
     pool_neighbours: int = 0
     """How many following nodes are asked when the own pool is empty."""
     stamp_from_space: bool = True
     """Areas from the global space are stamped with the CPU's node too ("a cache miss fills later")."""
+    freed_to: Station = "lazy"
+    """Where a freed range of a pooled size goes first."""
+    purge_fills_pools: bool = True
+    """A purge puts lazy areas into pools; else all of them go to the space."""
     skip_populate_when_full: bool = True
     """A full purge puts nothing into pools."""
 
@@ -66,23 +76,35 @@ class Design:
     """The threshold is at least this share of the recent live peak."""
     lazy_merges: bool = False
     """Lazily freed neighbours are merged at once (one global lazy tree); purges then count merged ranges."""
-    lazy_reuse: bool = False
-    """A lazily freed range may be handed out again before the purge."""
-    lazy_fit_slack_shift: int = 2
-    """Reuse takes a lazy range of at most size + (size >> this)."""
+    shelf_ranges: int = 0
+    """So many lazily freed ranges above pool_pages_max stand on a shelf, where a request finds them warm."""
+    shelf_slack_shift: int = 0
+    """A request takes a shelf range, whole, of at most size + (size >> this)."""
     purge_pushes_ascending: bool = True
     """A purge fills pools in address order, so the head is the highest address just added."""
-    purge_on_failure: bool = True
+    rescue: tuple[Rescue, ...] = ("full",)
+    """The purges a failing request runs, one after the other, until there is room. Ours recovers the dead
+    before the last one, of which a model has none."""
+    rescue_asks_all: bool = False
+    """After each of them every level is asked again, not only the space."""
     shrink_rotates: bool = False
     """Shrinking starts at a rotating node."""
+    shrink_purges: bool = False
+    """Shrinking is a full purge, lazy ranges included; else only pools are emptied."""
+
+    # space
+    fit_is_exact: bool = False
+    """An alignment above a page takes the lowest place that fits; else one in a range of size + align - 1."""
 
     # ours: a magazine per thread in front of the pools
     magazine_ranges_max: int = 0
-    """Ranges of one size in a thread's magazine; 0 means no magazines."""
-    magazine_pages_max: int = 0
-    """Pages of one size in a thread's magazine: large sizes hold fewer ranges."""
-    magazine_batch: int = 0
-    """Ranges moved between magazine and pool at a time."""
+    """Most ranges of one size in a thread's magazine. Its cap starts at one and doubles at an overflow."""
+    magazine_budget_pages: int = 0
+    """By so many pages all caps of one thread may grow."""
+    magazine_refill_max: int = 0
+    """Most ranges a miss takes from a pool; half the cap plus one, if that is less."""
+    magazine_stock_pages: int = 0
+    """A miss that comes to the space takes twice as many ranges as the last of its size did, up to this."""
 
     # vmalloc-level
     guard_pages: int = 1
@@ -91,10 +113,16 @@ class Design:
         """How many nodes a machine with so many possible CPUs has."""
         return max(1, min(cpus, self.nodes_max))
 
-    def lazy_pages_max(self, cpus: int, live_peak_pages: int = 0) -> int:
+    def lazy_pages_max(self, cpus: int, peak_pages: int = 0) -> int:
         """The lazy backlog above which a free asks for a purge."""
         fixed = cpus.bit_length() * self.lazy_bytes_per_log2_cpu // PAGE
-        return max(fixed, int(live_peak_pages * self.lazy_live_share))
+        return max(fixed, int(peak_pages * self.lazy_live_share))
+
+    def pool_capacity(self, pages: int) -> int | None:
+        """How many ranges of so many pages one pool keeps; None: any number."""
+        if self.pool_cap_pages is None:
+            return None
+        return max(self.pool_cap_pages // pages, self.pool_cap_ranges_min)
 
     def decay_quota(self, length: int) -> int:
         """How many of a pool's entries an ordinary purge gives back."""
@@ -104,12 +132,6 @@ class Design:
         if quota == 0 and self.decay_rounding != "down":
             return length
         return quota
-
-    def magazine_capacity(self, pages: int) -> int:
-        """How many ranges of so many pages one thread may keep."""
-        if self.magazine_ranges_max == 0 or pages > self.pool_pages_max:
-            return 0
-        return max(1, min(self.magazine_ranges_max, self.magazine_pages_max // pages))
 
 
 _LINUX_68 = Design(
@@ -135,16 +157,27 @@ _VMALLOC = Design(
     "vmalloc",
     "vmalloc",
     lookup_descending=True,
-    pool_ranges_max=1024,
-    pool_neighbours=1,
+    pool_rotates=False,
+    pool_cap_pages=8192,
+    pool_cap_ranges_min=16,
+    pool_neighbours=127,
+    stamp_from_space=False,
+    freed_to="magazine",
+    purge_fills_pools=False,
     decay_rounding="up",
     decay_end="cold",
     lazy_live_share=0.25,
-    lazy_reuse=True,
+    shelf_ranges=64,
+    shelf_slack_shift=3,
+    rescue=("ordinary", "full", "full"),
+    rescue_asks_all=True,
     shrink_rotates=True,
-    magazine_ranges_max=32,
-    magazine_pages_max=1024,
-    magazine_batch=16,
+    shrink_purges=True,
+    fit_is_exact=True,
+    magazine_ranges_max=30,
+    magazine_budget_pages=(64 << 20) // PAGE,
+    magazine_refill_max=16,
+    magazine_stock_pages=256,
     guard_pages=0,
 )
 

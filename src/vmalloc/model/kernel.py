@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Kernel: the way of a request through the stations. This file is the policy; the stations are the mechanism.
 
-    alloc   (magazine) -> pool of this CPU's node -> (lazy) -> space -> purge everything, space once more
+    alloc   (magazine) -> pool of this CPU's node -> (shelf) -> space -> purge everything, space once more
     free    busy -> (magazine -> pool) -> lazy of the stamped node; above the threshold ask for a purge
     purge   decay pools, take the lazy sets, fill pools, the rest to space
-    shrink  all pools to space
+    shrink  all pools (ours: and all that is lazy) to space
 
 Stations in brackets exist in our own design only. There are no locks and no bytes here, only decisions; time
 is the order of the calls. One call is one critical section of the kernel: nothing else happens within it,
@@ -25,6 +25,7 @@ from typing import Literal
 from vmalloc.model.area import NO_NODE, PAGE, Area
 from vmalloc.model.busy import Busy
 from vmalloc.model.design import Design
+from vmalloc.model.lazy import Shelf
 from vmalloc.model.magazine import Magazines
 from vmalloc.model.node import Node
 from vmalloc.model.pool import Pool
@@ -50,15 +51,17 @@ class Kernel:
         "design",
         "lazy_pages",
         "live_pages",
-        "live_peak_pages",
         "magazines",
         "nodes",
         "nr_nodes",
         "nr_purged",
         "nr_purges",
         "served",
+        "shelf",
         "shrink_next",
         "space",
+        "used_pages",
+        "used_peak_pages",
         "window",
     )
 
@@ -79,7 +82,9 @@ class Kernel:
         self._lazy_pages_fixed = design.lazy_pages_max(cpus)
         self.lazy_pages = 0
         self.live_pages = 0
-        self.live_peak_pages = 0
+        self.used_pages = 0
+        self.used_peak_pages = 0
+        self.shelf = Shelf(design)
         self.magazines: dict[int, Magazines] = {}
         self.served: dict[Level, int] = {"magazine": 0, "pool": 0, "lazy": 0, "space": 0, "none": 0}
         self.nr_purges = 0
@@ -95,6 +100,7 @@ class Kernel:
         other.space = self.space.copy()
         other.busy = self.busy.copy()
         other.magazines = {thread: kept.copy() for thread, kept in self.magazines.items()}
+        other.shelf = self.shelf.copy()
         other.served = self.served.copy()
         return other
 
@@ -112,14 +118,21 @@ class Kernel:
     ) -> Area | None:
         """Allocate `size` bytes (a page multiple, guard included); None if even a full purge did not help.
 
+        Ours may return up to an eighth more, if the range is a warm one.
         `vstart` and `vend` bound the search; 0 and 0 mean the vmalloc window. `thread` names the owner of the
         magazines, by default the CPU.
         """
         area, _ = self.attempt(size, align, cpu, vstart, vend, flags, thread)
-        if area is None and self.design.purge_on_failure:
-            self.drain_magazines()
-            self.purge(full=True)
-            area = self.attempt_space(size, align, cpu, vstart, vend, flags)
+        for purge in self.design.rescue:
+            if area is not None:
+                break
+            if purge == "full":
+                self.drain_magazines()
+            self.purge(full=purge == "full")
+            if self.design.rescue_asks_all:
+                area, _ = self.attempt(size, align, cpu, vstart, vend, flags, thread)
+            else:
+                area = self.attempt_space(size, align, cpu, vstart, vend, flags)
         return area
 
     def attempt(
@@ -136,6 +149,8 @@ class Kernel:
         window = self.window
         if (vend == 0 or vend == window[1]) and (vstart == window[0] or vstart == 0):
             area, level = self._from_caches(size, align, cpu, thread)
+            if area is None and self.design.magazine_stock_pages and align <= PAGE:
+                area, level = self._stock_up(size, cpu, thread), "space"
             if area is not None:
                 if area.flags != flags:
                     area = area._replace(flags=flags)
@@ -153,10 +168,16 @@ class Kernel:
         if start is None:
             self.served["none"] += 1
             return None
-        self.space.take(start, size)
+        self._take_space(start, size)
         area = Area(start, size, self.stamp(cpu, vstart, vend), flags)
         self._now_busy(area, "space")
         return area
+
+    def _take_space(self, start: int, size: int) -> None:
+        self.space.take(start, size)
+        self.used_pages += size // PAGE
+        if self.used_pages > self.used_peak_pages:
+            self.used_peak_pages = self.used_pages
 
     def peek(
         self, size: int, align: int = 1, cpu: int = 0, vstart: int = 0, vend: int = 0
@@ -173,7 +194,8 @@ class Kernel:
 
     def find_space(self, size: int, align: int, vstart: int, vend: int) -> int | None:
         """Lowest-address first fit; the window's end is checked on the one range found."""
-        start = self.space.find(size, align, vstart, search_length(size, align, vstart, vend))
+        length = size if self.design.fit_is_exact else search_length(size, align, vstart, vend)
+        start = self.space.find(size, align, vstart, length)
         return None if start is None or start + size > vend else start
 
     def stamp(self, cpu: int, vstart: int, vend: int) -> int:
@@ -183,46 +205,40 @@ class Kernel:
         return NO_NODE
 
     def _from_caches(self, size: int, align: int, cpu: int, thread: int | None) -> tuple[Area | None, Level]:
-        """Magazine, pool, neighbours' pools, lazy: whatever the design has in front of the space."""
+        """Magazine, pool, neighbours' pools, shelf: whatever the design has in front of the space."""
         design, pages = self.design, size // PAGE
-        if design.magazine_ranges_max:
-            kept = self.magazines.get(cpu if thread is None else thread)
-            area = kept.take(pages, align) if kept is not None else None
+        if pages > design.pool_pages_max:
+            area = self.shelf.take(size, align, design.shelf_slack_shift) if design.shelf_ranges else None
             if area is not None:
-                return area, "magazine"
-        if self.nr_nodes > 1 or design.magazine_ranges_max:
-            for offset in range(design.pool_neighbours + 1):
+                self.lazy_pages -= area.pages
+            return area, "lazy"
+        kept = self._magazines(cpu, thread) if design.freed_to == "magazine" else None
+        area = kept.take(pages, align) if kept is not None else None
+        if area is not None:
+            return area, "magazine"
+        if self.nr_nodes > 1 or design.freed_to != "lazy":
+            for offset in range(min(design.pool_neighbours + 1, self.nr_nodes)):
                 pool = self.nodes[(cpu + offset) % self.nr_nodes].pools.get(pages)
                 if pool is not None and pool.areas:
                     area = pool.take(align, design)
                     if area is not None:
-                        if design.magazine_ranges_max:
-                            self._refill(pool, pages, cpu if thread is None else thread)
+                        if kept is not None:
+                            self._refill(kept, pool, pages, align, cpu)
                         return area, "pool"
-        if design.lazy_reuse and pages > design.pool_pages_max:
-            return self._from_lazy(size, align, cpu), "lazy"
         return None, "none"
 
-    def _from_lazy(self, size: int, align: int, cpu: int) -> Area | None:
-        """The closest warm fit in this node's lazy set; the rest of it stays lazy."""
-        lazy = self.nodes[cpu % self.nr_nodes].lazy
-        most = size + (size >> self.design.lazy_fit_slack_shift)
-        fits = [a for a in lazy.areas.values() if size <= a.size <= most and not a.start & (align - 1)]
-        if not fits:
-            return None
-        area = min(fits, key=lambda a: (a.size, a.start))
-        lazy.remove(area.start)
-        self.lazy_pages -= size // PAGE
-        if area.size > size:
-            lazy.add(Area(area.start + size, area.size - size, area.node))
-        return area._replace(size=size)
+    def _magazines(self, cpu: int, thread: int | None) -> Magazines:
+        """The magazines of a thread, by default of the CPU's."""
+        owner = cpu if thread is None else thread
+        kept = self.magazines.get(owner)
+        if kept is None:
+            kept = self.magazines[owner] = Magazines(self.design)
+        return kept
 
     def _now_busy(self, area: Area, level: Level) -> None:
         self.busy.insert(area)
         self.served[level] += 1
         self.live_pages += area.size // PAGE
-        if self.live_pages > self.live_peak_pages:
-            self.live_peak_pages = self.live_pages
 
     # ------------------------------------------------------------------ free
 
@@ -235,16 +251,21 @@ class Kernel:
         if area is None:
             return None
         self.live_pages -= area.size // PAGE
-        if self.design.magazine_ranges_max and area.pages <= self.design.pool_pages_max:
-            self._to_magazine(area, cpu, cpu if thread is None else thread)
-        else:
+        freed_to = self.design.freed_to
+        if freed_to == "lazy" or area.pages > self.design.pool_pages_max:
             self.to_lazy(area)
+        elif freed_to == "magazine":
+            self._to_pool(self._magazines(cpu, thread).put(area), cpu)
+        else:
+            self._to_pool([area], cpu)
         return area
 
     def to_lazy(self, area: Area) -> None:
-        """Park an area in the lazy set of its stamped node, or of its address's node."""
-        node = area.node if area.node != NO_NODE else self.busy.node_of(area.start)
+        """Park an area: a large one on the shelf, others in the lazy set of the stamped or address's node."""
         self.lazy_pages += area.size // PAGE
+        if area.pages > self.design.pool_pages_max and self.shelf.put(area):
+            return
+        node = area.node if area.node != NO_NODE else self.busy.node_of(area.start)
         self.nodes[node].lazy.add(area)
 
     @property
@@ -256,34 +277,56 @@ class Kernel:
     def lazy_pages_max(self) -> int:
         """The threshold now."""
         if self.design.lazy_live_share:
-            return self.design.lazy_pages_max(self.cpus, self.live_peak_pages)
+            return self.design.lazy_pages_max(self.cpus, self.used_peak_pages)
         return self._lazy_pages_fixed
 
-    def _to_magazine(self, area: Area, cpu: int, thread: int) -> None:
-        """Keep a freed range with its thread; the overflow goes to the pool in a batch, then to lazy."""
-        design = self.design
-        kept = self.magazines.setdefault(thread, Magazines())
-        if kept.put(area) <= design.magazine_capacity(area.pages):
-            return
+    def _to_pool(self, areas: Iterable[Area], cpu: int) -> None:
+        """Give areas to the pool of this CPU's node; above its cap they become lazy."""
         n = cpu % self.nr_nodes
-        for cold in kept.coldest(area.pages, design.magazine_batch):
-            moved = cold._replace(node=n)
-            if self.pool_has_room(n, moved.pages):
-                self.nodes[n].pool(moved.pages).push(moved)
+        for area in areas:
+            if self.pool_has_room(n, area.pages):
+                self.nodes[n].pool(area.pages).push(area)
             else:
-                self.to_lazy(moved)
+                self.to_lazy(area)
 
-    def _refill(self, pool: Pool, pages: int, thread: int) -> None:
-        """After a pool hit move the rest of a batch into the thread's magazine, hottest last."""
-        kept = self.magazines.setdefault(thread, Magazines())
-        count = min(self.design.magazine_batch, self.design.magazine_capacity(pages)) - 1
-        for area in reversed(pool.cut(min(count, len(pool.areas)), hot=True)):
-            kept.put(area)
+    def _refill(self, kept: Magazines, pool: Pool, pages: int, align: int, cpu: int) -> None:
+        """After a pool hit move the rest of a batch into the thread's magazine, the pool's head first."""
+        batch: list[Area] = []
+        want = kept.refill(pages) - 1
+        while len(batch) < want:
+            area = pool.take(align, self.design)
+            if area is None:
+                break
+            batch.append(area)
+        if len(batch) == want:
+            kept.grow(pages)
+        self._to_pool(kept.fill(batch), cpu)
 
-    def drain_magazines(self) -> None:
-        """Give every magazine's ranges back to the space."""
-        for kept in self.magazines.values():
-            self.reclaim(kept.drain())
+    def _stock_up(self, size: int, cpu: int, thread: int | None) -> Area | None:
+        """Ranges side by side from the space: one for the request, the others for the thread's magazine."""
+        pages = size // PAGE
+        if pages > self.design.pool_pages_max or self.design.freed_to != "magazine":
+            return None
+        kept = self._magazines(cpu, thread)
+        want = kept.stock(pages)
+        start = self.find_space(size, PAGE, *self.window) if want > 1 else None
+        free = self.space.covering(start) if start is not None else None
+        if start is None or free is None:
+            return None
+        count = min(want, (free[1] - start) // size)
+        self._take_space(start, count * size)
+        node = self.stamp(cpu, *self.window)
+        areas = [Area(start + at * size, size, node) for at in range(count)]
+        kept.grow_for(pages, count)
+        self._to_pool(kept.fill(areas[1:]), cpu)
+        return areas[0]
+
+    def drain_magazines(self) -> int:
+        """Give every magazine's ranges back to the space; returns how many. The core's go there by way of
+        the pools, and come to the same place in the full purge that always follows."""
+        drained = [area for kept in self.magazines.values() for area in kept.drain()]
+        self.reclaim(drained)
+        return len(drained)
 
     # ------------------------------------------------------------------ purge and shrink
 
@@ -295,22 +338,24 @@ class Kernel:
         return purge
 
     def count(self, purge: Purge) -> None:
-        """Add a finished purge to the counters."""
+        """Add a finished purge to the counters; the recent peak of use sinks by a quarter to the present."""
         self.nr_purges += 1
         self.nr_purged += purge.nr_purged
+        self.used_peak_pages -= (self.used_peak_pages - self.used_pages) // 4
 
     def pool_has_room(self, n: int, pages: int) -> bool:
         """Whether the node's pool may take one more entry of this size."""
-        most = self.design.pool_ranges_max
+        most = self.design.pool_capacity(pages)
         return most is None or len(self.nodes[n].pool(pages)) < most
 
     def reclaim(self, areas: Iterable[Area]) -> None:
         """Put areas back into the global space, merged with what they touch."""
-        add = self.space.add
+        add, given = self.space.add, 0
         for area in areas:
             add(area.start, area.size)
+            given += area.size
+        self.used_pages -= given // PAGE
 
     def shrink(self) -> int:
-        """Give all pools back to the space, as under memory pressure; returns the areas moved."""
-        self.drain_magazines()
-        return shrink_scan(self)
+        """Give everything ready back to the space, as under memory pressure; returns the areas moved."""
+        return self.drain_magazines() + shrink_scan(self)

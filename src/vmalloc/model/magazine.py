@@ -2,11 +2,19 @@
 """Magazine: ready ranges of one size owned by one thread. Ours only; no kernel has it.
 
 It keeps the hot path free of anything shared: a free puts the range here, an alloc of the same size takes
-the one put last. Overflow and refill move `magazine_batch` ranges to or from the pool of the thread's node at
-once, so the pool is touched once per batch. An overflow gives away the coldest ranges, a refill takes the
-hottest of the pool.
+the one put last (the newest that is aligned, for an alignment above a page).
 
-After: Bonwick and Adams, "Magazines and Vmem", 2001.
+* A magazine's cap starts at one range. An overflow doubles it, up to `magazine_ranges_max`, as long as the
+  growth of all caps of the thread stays within `magazine_budget_pages`. A cap never shrinks.
+* An overflow that may not grow the cap gives the older half of it to the pool of the thread's node, oldest
+  first, so that the pool's head is the hottest of them.
+* A miss takes a batch from the head of a pool: the first for the request, the others into the magazine as far
+  as they go there, the rest back. If the pool had the whole batch, the cap doubles as well.
+* A miss that the pools cannot serve either takes neighbouring ranges from the lowest place of the space where
+  one fits: one the first time, twice as many each time after, up to `magazine_stock_pages`. The cap doubles
+  until they find room in the magazine; what does not goes to the pool.
+
+After: Bonwick and Adams, "Magazines and Vmem", 2001. The core's are in core/magazine.c.
 """
 
 from __future__ import annotations
@@ -14,41 +22,95 @@ from __future__ import annotations
 from collections import deque
 
 from vmalloc.model.area import Area
+from vmalloc.model.design import Design
 
 
 class Magazines:
     """One thread's magazines, by page count; the right end is the hot end."""
 
-    __slots__ = ("sizes",)
+    __slots__ = ("caps", "design", "grown_pages", "sizes", "stocks")
 
-    def __init__(self) -> None:
+    def __init__(self, design: Design) -> None:
+        self.design = design
         self.sizes: dict[int, deque[Area]] = {}
+        self.caps: dict[int, int] = {}
+        self.grown_pages = 0
+        self.stocks: dict[int, int] = {}
 
     def copy(self) -> Magazines:
-        other = Magazines()
+        other = Magazines(self.design)
         other.sizes = {pages: ranges.copy() for pages, ranges in self.sizes.items()}
+        other.caps = self.caps.copy()
+        other.grown_pages = self.grown_pages
+        other.stocks = self.stocks.copy()
         return other
 
     def take(self, pages: int, align: int) -> Area | None:
-        """The range freed last, if there is one and it is aligned."""
+        """The newest range that is aligned, if there is one."""
         ranges = self.sizes.get(pages)
-        if not ranges or ranges[-1].start & (align - 1):
+        if not ranges:
             return None
-        return ranges.pop()
+        if not ranges[-1].start & (align - 1):
+            return ranges.pop()
+        found = next((area for area in reversed(ranges) if not area.start & (align - 1)), None)
+        if found is not None:
+            ranges.remove(found)
+        return found
 
-    def put(self, area: Area) -> int:
-        """Keep a freed range; returns how many of its size are kept now."""
-        ranges = self.sizes.setdefault(area.pages, deque())
+    def put(self, area: Area) -> list[Area]:
+        """Keep a range; returns what had to leave for it, oldest first."""
+        pages = area.pages
+        ranges = self.sizes.setdefault(pages, deque())
+        left: list[Area] = []
+        if len(ranges) >= self.cap(pages):
+            self.grow(pages)
+        if len(ranges) >= self.cap(pages):
+            left = [ranges.popleft() for _ in range((self.cap(pages) + 1) // 2)]
         ranges.append(area)
-        return len(ranges)
+        return left
 
-    def coldest(self, pages: int, count: int) -> list[Area]:
-        """Remove and return up to `count` ranges from the cold end."""
-        ranges = self.sizes.get(pages, deque())
-        return [ranges.popleft() for _ in range(min(count, len(ranges)))]
+    def fill(self, areas: list[Area]) -> list[Area]:
+        """Keep areas of one size as far as there is room; returns the others."""
+        if not areas:
+            return areas
+        ranges = self.sizes.setdefault(areas[0].pages, deque())
+        room = max(self.cap(areas[0].pages) - len(ranges), 0)
+        ranges.extend(areas[:room])
+        return areas[room:]
+
+    def cap(self, pages: int) -> int:
+        """How many ranges of so many pages are kept."""
+        return self.caps.get(pages, 1)
+
+    def refill(self, pages: int) -> int:
+        """How many ranges a miss takes from a pool."""
+        return min(self.cap(pages) // 2 + 1, self.design.magazine_refill_max)
+
+    def stock(self, pages: int) -> int:
+        """How many ranges this miss takes from the space; the next one takes twice as many."""
+        count = self.stocks.get(pages, 1)
+        if 2 * count * pages <= self.design.magazine_stock_pages:
+            self.stocks[pages] = 2 * count
+        return count
 
     def drain(self) -> list[Area]:
-        """Remove and return everything."""
+        """Remove and return everything; the caps stay."""
         areas = [area for ranges in self.sizes.values() for area in ranges]
         self.sizes = {}
         return areas
+
+    def grow(self, pages: int) -> bool:
+        """Double a cap; whether the budget allows it."""
+        cap = self.cap(pages)
+        wanted = min(2 * cap, self.design.magazine_ranges_max)
+        more = (wanted - cap) * pages
+        if self.grown_pages + more > self.design.magazine_budget_pages:
+            return False
+        self.grown_pages += more
+        self.caps[pages] = wanted
+        return True
+
+    def grow_for(self, pages: int, count: int) -> None:
+        """Double a cap until so many ranges find room."""
+        while self.cap(pages) < min(count, self.design.magazine_ranges_max) and self.grow(pages):
+            pass

@@ -4,8 +4,8 @@
 Filled only by purges (and, in our own design, by magazines), so everything in it may be handed out at once.
 The head is the entry added last. Two disciplines:
 
-* list: look at the head only. If its start is not aligned as asked, move it to the tail and report a miss;
-  one candidate is examined per attempt, never more.
+* list: look at the head only. If its start is not aligned as asked, move it to the tail (ours: leave it) and
+  report a miss; one candidate is examined per attempt, never more.
 * llist: a lock-free list cannot give up one entry safely to several takers, so the taker detaches the whole
   chain, takes the newest, and puts the rest back as a batch, in its old order or reversed.
 
@@ -45,7 +45,7 @@ class Pool:
         self.areas.append(area)
 
     def take(self, align: int, design: Design) -> Area | None:
-        """The head, if it is aligned; a misaligned head of a list moves to the tail."""
+        """The head, if it is aligned; a misaligned head of a list moves to the tail, or stays."""
         areas = self.areas
         if not areas:
             return None
@@ -56,7 +56,7 @@ class Pool:
         if design.pool_discipline == "llist":
             if design.pool_put_back == "reversed":
                 areas.reverse()
-        elif not taken:
+        elif not taken and design.pool_rotates:
             areas.rotate(1)
         return area if taken else None
 

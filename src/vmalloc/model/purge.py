@@ -15,7 +15,8 @@ runs all of them. The steps, n = each node in ascending order:
                 settle    the lazy page counter falls by the whole list, and what was set aside enters the
                           global space in one go.
 
-A full purge (an allocation failed, or per-CPU areas found no room) empties all pools and fills none.
+A full purge (an allocation failed, or per-CPU areas found no room) empties all pools and fills none. Ours
+fills none in any purge: its pools hold what the magazines let go, and a purge returns pages to the machine.
 
 From a backlog of twice the threshold on, helpers on other CPUs take the first nodes of part 3. Then part 3
 has several lanes, one for each helped node and one for all others; steps of different lanes may interleave.
@@ -84,7 +85,7 @@ class NodePurge:
         """Hand out the rest of the list: `fill_one` until the end, with nobody looking in between."""
         design, pools = kernel.design, kernel.nodes[self.node].pools
         largest = design.pool_pages_max * PAGE if populate else 0
-        unbounded = design.pool_ranges_max is None
+        unbounded = design.pool_cap_pages is None
         for area in self.areas[self.at :]:
             size = area.size
             if (
@@ -172,7 +173,8 @@ class Purge:
             lane.clear()
 
     def _populates(self, kernel: Kernel) -> bool:
-        return not (self.full and kernel.design.skip_populate_when_full)
+        design = kernel.design
+        return design.purge_fills_pools and not (self.full and design.skip_populate_when_full)
 
     def drop(self, kernel: Kernel, start: int) -> bool:
         """Forget the area that starts here if this purge has it under way (a replay puts itself right)."""
@@ -202,13 +204,13 @@ class Purge:
             kernel.reclaim(self._decayed)
             self._decayed = []
         else:
-            self._detach(kernel, n)
+            self._detach(n, kernel.nodes[n].lazy.take_all())
         if not self._collect:
+            self._detach(n, kernel.shelf.take_all())
             self._share(kernel)
         return Step(op, n)
 
-    def _detach(self, kernel: Kernel, n: int) -> None:
-        areas = kernel.nodes[n].lazy.take_all()
+    def _detach(self, n: int, areas: list[Area]) -> None:
         if areas:
             self.start = min(self.start, areas[0].start)
             self.end = max(self.end, areas[-1].end)

@@ -2,8 +2,9 @@
 """Shrink: under memory pressure every pool goes back to the global space.
 
 The kernel walks the nodes in index order and ignores how much was asked for; ours starts at a rotating node,
-so that low-numbered nodes are not always hit first. There is no trace event for it. Like decay it must
-exclude purges, since only then nobody refills a pool that is being emptied.
+so that low-numbered nodes are not always hit first, and takes the lazy ranges too: it is a full purge. There
+is no trace event for it. Like decay it must exclude purges, since only then nobody refills a pool that is
+being emptied.
 
 After: Linux mm/vmalloc.c, vmap_node_shrink_count() and vmap_node_shrink_scan().
 """
@@ -25,12 +26,12 @@ def shrink_count(kernel: Kernel) -> int:
 
 def shrink_scan(kernel: Kernel) -> int:
     """Empty all pools of all nodes into the global space; returns the areas moved."""
-    moved = 0
+    moved = shrink_count(kernel)
+    if kernel.design.shrink_purges:
+        return moved + kernel.purge(full=True).nr_purged
     first = kernel.shrink_next if kernel.design.shrink_rotates else 0
     for offset in range(kernel.nr_nodes):
         node = kernel.nodes[(first + offset) % kernel.nr_nodes]
-        areas = decay_pools(node, kernel.design, full=True)
-        kernel.reclaim(areas)
-        moved += len(areas)
+        kernel.reclaim(decay_pools(node, kernel.design, full=True))
     kernel.shrink_next = (first + 1) % kernel.nr_nodes
     return moved

@@ -26,8 +26,8 @@ from collections.abc import Iterable, Iterator
 
 from vmalloc.model.area import PAGE
 
-LEAF = 32
-FAN = 16
+LEAF = 128
+FAN = 32
 
 
 def search_length(size: int, align: int, vstart: int, vend: int) -> int:

@@ -2,7 +2,7 @@
 
 A round is every enabled test once in every worker, in an order of the worker's own. Each of the
 test_repeat_count rounds goes through all designs before the next one starts, so that whatever else the
-machine does meets all of them; with several workers, a round of one worker precedes it. Every design
+machine does meets all of them; with several workers, rounds of one worker precede it. Every design
 keeps its region from round to round, as the kernel keeps its vmalloc area.
 
 After: Linux lib/test_vmalloc.c, do_concurrent_test() and shuffle_array().
@@ -37,6 +37,7 @@ DESIGNS = {
     "off-mutex": {"pools": "off", "locks": "pthread"},
 }
 LONG_BUSY = _core.SUITE_LONG_BUSY
+SINGLE_ROUNDS = 3  # they are short, and one alone would mostly tell what else the machine did
 PROCESSES_MAX = 250  # a region has 255 process slots
 LOCK_TIMEOUT_S = 600.0  # a worker of 64 on 2 CPUs may wait long for a lock that nobody holds for long
 POLL_S = 0.02
@@ -109,26 +110,25 @@ def run(plan: Plan, progress: Progress | None = None) -> Run:
     found = Run(
         plan.parameters, plan.designs, plan.workers, plan.nr_pages * _PAGE, plan.nr_fit, plan.nr_fit_kernel
     )
-    counts = [plan.parameters.nr_threads]
-    if plan.single and plan.parameters.nr_threads > 1:
-        counts.insert(0, 1)
+    beside = SINGLE_ROUNDS if plan.single and plan.parameters.nr_threads > 1 else 0
     with ExitStack() as regions:
-        meter = _Meter(progress, plan, counts)
-        series = [
-            _Series(plan, design, count, regions.enter_context(_region_of(plan, design, count)))
-            for count in counts
-            for design in plan.designs
-        ]
-        for repeat in range(plan.parameters.test_repeat_count):
-            for one in series:
-                one.round(repeat, meter)
-        for one in series:
-            lines = one.results()
-            if one.nr_workers == plan.parameters.nr_threads:
-                found.results += lines
-                found.workers[one.design] = one.workers
-            else:
-                found.single += lines
+
+        def series(nr_workers: int) -> list[_Series]:
+            return [
+                _Series(plan, design, nr_workers, regions.enter_context(_region_of(plan, design, nr_workers)))
+                for design in plan.designs
+            ]
+
+        alone, together = series(1) if beside else [], series(plan.parameters.nr_threads)
+        rounds = (alone * beside + together) * plan.parameters.test_repeat_count
+        meter = _Meter(progress, len(plan.parameters.tests) * sum(one.nr_workers for one in rounds))
+        for one in rounds:
+            one.round(meter)
+        for one in alone:
+            found.single += one.results()
+        for one in together:
+            found.results += one.results()
+            found.workers[one.design] = one.workers
     return found
 
 
@@ -146,10 +146,9 @@ def _region_of(plan: Plan, design: str, nr_workers: int) -> Region:
 class _Meter:
     """Counts finished tests over all series for the progress bar."""
 
-    def __init__(self, progress: Progress | None, plan: Plan, counts: Sequence[int]) -> None:
-        tests = len(plan.parameters.tests) * plan.parameters.test_repeat_count
+    def __init__(self, progress: Progress | None, total: int) -> None:
         self._progress = progress
-        self._total = tests * len(plan.designs) * sum(counts)
+        self._total = total
         self._before = 0
 
     def show(self, nr_done: int, *, is_end: bool = False) -> None:
@@ -166,16 +165,15 @@ class _Series:
         self.plan, self.design, self.nr_workers, self.region = plan, design, nr_workers, region
         self.workers = [WorkerTally() for _ in range(nr_workers)]
         self.wall_ns = 0
+        self.nr_rounds = 0
 
     def results(self) -> list[Result]:
-        parameters = self.plan.parameters
-        return results_of(
-            self.design, parameters.tests, self.workers, parameters.test_repeat_count, self.wall_ns
-        )
+        tests = self.plan.parameters.tests
+        return results_of(self.design, tests, self.workers, self.nr_rounds, self.wall_ns)
 
-    def round(self, repeat: int, meter: _Meter) -> None:
+    def round(self, meter: _Meter) -> None:
         board = Board.create(self.nr_workers, self.region.nr_pages)
-        crew = [_Worker(self, board, worker, repeat) for worker in range(self.nr_workers)]
+        crew = [_Worker(self, board, worker) for worker in range(self.nr_workers)]
         try:
             for worker in crew:
                 worker.start()
@@ -189,6 +187,7 @@ class _Series:
             for worker in crew:
                 worker.join()
         self._collect(board)
+        self.nr_rounds += 1
         meter.show(self.nr_workers * len(self.plan.parameters.tests), is_end=True)
         board.close()
         if self.plan.workers == "processes":
@@ -218,10 +217,10 @@ def shuffled(numbers: Sequence[int], chance: random.Random) -> list[int]:
 class _Worker:
     """A thread or a process that calls the loops once."""
 
-    def __init__(self, series: _Series, board: Board, worker: int, repeat: int) -> None:
+    def __init__(self, series: _Series, board: Board, worker: int) -> None:
         plan = series.plan
         numbers = [test.number for test in plan.parameters.tests]
-        chance = random.Random(f"{plan.seed} {repeat} {worker}")
+        chance = random.Random(f"{plan.seed} {series.nr_rounds} {worker}")
         order = numbers if plan.parameters.sequential_test_order else shuffled(numbers, chance)
         self.error: BaseException | None = None
         job = (series.region, board, worker, bytes(order), plan.parameters, plan.nr_fit, plan.touch)

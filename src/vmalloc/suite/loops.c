@@ -31,7 +31,7 @@ typedef struct worker {
     const vm_suite_job *job;
     uint64_t random;
     uint64_t page_bytes;
-    uint32_t stamp;
+    vm_suite_stamp stamp;
 } worker;
 
 static uint64_t now_ns(void)
@@ -68,22 +68,29 @@ static bool should_stop(const worker *w, uint64_t i) { return i % STOP_EVERY == 
 
 /* ---- stamps ---------------------------------------------------------------------------------- */
 
-typedef uint32_t four __attribute__((vector_size(16), aligned(4), may_alias));
+typedef vm_suite_stamp lanes __attribute__((vector_size(16), aligned(sizeof(vm_suite_stamp)), may_alias));
+typedef uint64_t halves __attribute__((vector_size(16)));
+enum { LANES = sizeof(lanes) / sizeof(vm_suite_stamp) };
 
-/* Were all of them `from`? They are `to` afterwards. */
-static bool restamp(uint32_t *stamp, uint64_t nr, uint32_t from, uint32_t to)
+/* Were all of them `from`? They are `to` afterwards. Vectors, because for a range of 100 pages this would
+ * otherwise cost more than the magazine does. */
+static bool restamp(vm_suite_stamp *stamp, uint64_t nr, vm_suite_stamp from, vm_suite_stamp to)
 {
-    uint32_t wrong = 0;
-    four wrongs = {0}, froms = {from, from, from, from}, tos = {to, to, to, to};
-    for (; nr >= 4; nr -= 4, stamp += 4) {
-        wrongs |= *(four *)stamp ^ froms;
-        *(four *)stamp = tos;
+    vm_suite_stamp wrong = 0;
+    if (nr >= LANES) {
+        lanes froms = (lanes){0} + from, tos = (lanes){0} + to, wrongs = {0};
+        for (; nr >= LANES; nr -= LANES, stamp += LANES) {
+            wrongs |= *(lanes *)stamp ^ froms;
+            *(lanes *)stamp = tos;
+        }
+        halves both = (halves)wrongs;
+        wrong = (both[0] | both[1]) != 0;
     }
     for (; nr; nr--, stamp++) {
         wrong |= *stamp ^ from;
         *stamp = to;
     }
-    return !(wrong | wrongs[0] | wrongs[1] | wrongs[2] | wrongs[3]);
+    return wrong == 0;
 }
 static int stamp_range(const worker *w, const vm_range *v)
 {
@@ -339,7 +346,7 @@ static int pcpu_alloc(worker *w)
     return either(rc, give_many(w, held, nr_held, 1));
 }
 
-static int unstamp_batch(const worker *w, const vm_range *range, uint64_t count, uint32_t stamp)
+static int unstamp_batch(const worker *w, const vm_range *range, uint64_t count, vm_suite_stamp stamp)
 {
     int rc = 0;
     for (uint64_t i = 0; i < count; i++)
@@ -348,7 +355,7 @@ static int unstamp_batch(const worker *w, const vm_range *range, uint64_t count,
     return rc;
 }
 
-static int free_batch(const worker *w, const vm_range *range, uint64_t count, uint32_t stamp)
+static int free_batch(const worker *w, const vm_range *range, uint64_t count, vm_suite_stamp stamp)
 {
     int rc = unstamp_batch(w, range, count, stamp);
     return rc ? rc : vm_free_bulk(w->r, count, range);
@@ -374,13 +381,14 @@ static int kvfree_rcu_1_arg_vmalloc(worker *w)
 }
 
 /* Leave our batch, take the one that lay there. False: somebody is at it. */
-static bool exchange_batch(vm_suite_exchange *e, vm_range *batch, uint64_t *count, uint32_t *stamp)
+static bool exchange_batch(vm_suite_exchange *e, vm_range *batch, uint64_t *count, vm_suite_stamp *stamp)
 {
     uint32_t expected = 0;
     if (!__atomic_compare_exchange_n(&e->is_taken, &expected, 1, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED))
         return false;
     vm_range got[VM_SUITE_BATCH];
-    uint32_t got_count = e->count, got_stamp = e->stamp;
+    uint32_t got_count = e->count;
+    vm_suite_stamp got_stamp = e->stamp;
     memcpy(got, e->range, got_count * sizeof *got);
     memcpy(e->range, batch, *count * sizeof *batch);
     e->count = (uint32_t)*count;
@@ -399,7 +407,7 @@ static int kvfree_rcu_2_arg_vmalloc(worker *w)
     vm_suite_exchange *e = &w->job->exchange[w->job->worker % VM_SUITE_EXCHANGES];
     vm_range batch[VM_SUITE_BATCH];
     uint64_t count = 0;
-    uint32_t stamp = w->stamp;
+    vm_suite_stamp stamp = w->stamp;
     int rc = 0;
     for (uint64_t i = 0; rc == 0 && i < w->job->nr_loops; i++) {
         rc = should_stop(w, i) ? VM_SUITE_STOPPED : take(w, 1, 1, 0, &batch[count]);
@@ -530,7 +538,7 @@ int vm_suite_run(vm_region *r, uint32_t test, const vm_suite_job *job, vm_suite_
         return -EINVAL;
     vm_describe(r, &info);
     worker w = {.r = r, .job = job, .random = job->seed + test, .page_bytes = info.granule_bytes,
-                .stamp = job->worker + 1};
+                .stamp = (vm_suite_stamp)(job->worker + 1)};
     uint64_t waited = vm_lock_wait_ns(r), started = now_ns();
     int rc = tests[test].run(&w);
     out->ns += now_ns() - started;
@@ -546,10 +554,10 @@ int vm_suite_run(vm_region *r, uint32_t test, const vm_suite_job *job, vm_suite_
 
 size_t vm_suite_board_bytes(uint32_t nr_workers, uint64_t nr_pages)
 {
-    return sizeof(vm_suite_board) + nr_workers * sizeof(vm_suite_worker) + nr_pages * sizeof(uint32_t);
+    return sizeof(vm_suite_board) + nr_workers * sizeof(vm_suite_worker) + nr_pages * sizeof(vm_suite_stamp);
 }
 
-uint32_t *vm_suite_stamps(vm_suite_board *board) { return (uint32_t *)&board->worker[board->nr_workers]; }
+vm_suite_stamp *vm_suite_stamps(vm_suite_board *board) { return (vm_suite_stamp *)&board->worker[board->nr_workers]; }
 
 void vm_suite_open(vm_suite_board *board)
 {

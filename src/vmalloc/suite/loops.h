@@ -26,6 +26,8 @@ enum {
 /* What a test can end with besides 0 and a negative errno. */
 enum { VM_SUITE_OVERLAP = 1, VM_SUITE_CONTENTS = 2, VM_SUITE_STOPPED = 3 };
 
+typedef uint16_t vm_suite_stamp; /* the owner's worker number + 1; 0: nobody's */
+
 typedef struct vm_suite_result { /* of one worker and test; added up over rounds */
     uint64_t passed, failed, xfailed;
     uint64_t ns, lock_wait_ns;
@@ -35,7 +37,8 @@ typedef struct vm_suite_result { /* of one worker and test; added up over rounds
 /* kvfree_rcu_2: a batch of ranges on its way to another worker, who frees it. */
 typedef struct vm_suite_exchange {
     _Alignas(64) uint32_t is_taken;
-    uint32_t count, stamp;
+    uint32_t count;
+    vm_suite_stamp stamp;
     vm_range range[VM_SUITE_BATCH];
 } vm_suite_exchange;
 
@@ -53,7 +56,7 @@ typedef struct vm_suite_board {
     uint32_t nr_done;  /* tests ended, for a progress bar                       */
     uint64_t opened_ns;
     vm_suite_exchange exchange[VM_SUITE_EXCHANGES];
-    vm_suite_worker worker[]; /* nr_workers of them, then the stamps: a uint32_t per page */
+    vm_suite_worker worker[]; /* nr_workers of them, then the stamps, one a page */
 } vm_suite_board;
 
 typedef struct vm_suite_job {
@@ -64,7 +67,7 @@ typedef struct vm_suite_job {
     uint64_t nr_objects; /* of pcpu_alloc                             */
     uint64_t nr_fit;     /* L: holes full_fit_alloc makes             */
     uint64_t seed;
-    uint32_t *stamps;
+    vm_suite_stamp *stamps;
     vm_suite_exchange *exchange;
     const volatile int *stop;
     vm_range *held; /* room for vm_suite_held_max() ranges */
@@ -75,7 +78,7 @@ uint64_t vm_suite_held_max(const vm_suite_job *job, uint64_t page_bytes);
 int vm_suite_run(vm_region *r, uint32_t test, const vm_suite_job *job, vm_suite_result *out);
 
 size_t vm_suite_board_bytes(uint32_t nr_workers, uint64_t nr_pages);
-uint32_t *vm_suite_stamps(vm_suite_board *board);
+vm_suite_stamp *vm_suite_stamps(vm_suite_board *board);
 void vm_suite_open(vm_suite_board *board); /* let the waiting workers start */
 /* A whole worker: wait at the gate, then the tests in this order. `job` lacks only what the board has. */
 int vm_suite_work(vm_region *r, vm_suite_board *board, vm_suite_job *job, const uint8_t *order, size_t nr_tests);

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from rich import box
 from rich.table import Table
 
 from vmalloc.suite.results import Result, Run, Tally
@@ -28,7 +29,7 @@ def _times(ratio: float | None) -> str:
 
 
 def _outcome(result: Result) -> str:
-    parts = [f"{result.passed} passed"] if result.passed or not result.xfailed else []
+    parts = [f"{result.passed} ok"] if result.passed or not result.xfailed else []
     if result.xfailed:
         parts.append(f"{result.xfailed} xfailed")
     if result.failed:
@@ -42,13 +43,15 @@ def _time(usec: float) -> str:
 
 def table(run: Run) -> Table:
     """Per test and design: mean time of a worker, how often faster than `off`, lock wait."""
-    shown = Table(title=headline(run), title_justify="left", show_edge=False)
-    shown.add_column("test")
-    shown.add_column("pools")
-    shown.add_column("time", justify="right")
+    shown = Table(
+        title=headline(run), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1)
+    )
+    shown.add_column("test", no_wrap=True)
+    shown.add_column("pools", no_wrap=True)
+    shown.add_column("time", justify="right", no_wrap=True)
     shown.add_column("off / this", justify="right")
     if run.single:
-        shown.add_column("at 1 worker", justify="right")
+        shown.add_column("same at 1 worker", justify="right")
     shown.add_column("lock wait", justify="right")
     shown.add_column("outcome")
     for name in dict.fromkeys(r.test for r in run.results):
