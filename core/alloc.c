@@ -61,26 +61,18 @@ static int try_stations(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t 
     return rc;
 }
 
-/* What may still bring pages back, cheapest first; each is tried once. */
+#define ROOM_ATTEMPTS 6
+
+/* What may still bring pages back, cheapest first. The last step is repeated, since neighbours who run
+ * fill their magazines again, and one in the middle of an operation is not drained. */
 static int make_room(vm_region *r, vm_thread *t, int attempt, unsigned flags)
 {
     uint64_t pages = 0;
-    int rc;
-    switch (attempt) {
-    case 0:
-        rc = vm__purge(r, t, flags, &pages);
-        break;
-    case 1:
-        vm__drain_all(r, t);
-        rc = vm__purge(r, t, flags | VM_PURGE_FULL, &pages);
-        break;
-    default:
-        rc = vm__recover_dead(r, t, flags, &pages);
-        if (rc == 0)
-            rc = vm__purge(r, t, flags | VM_PURGE_FULL, &pages);
-        break;
-    }
-    return rc;
+    if (attempt == 0)
+        return vm__purge(r, t, flags, &pages);
+    vm__drain_all(r, t);
+    int rc = attempt == 1 ? 0 : vm__recover_dead(r, t, flags, &pages);
+    return rc ? rc : vm__purge(r, t, flags | VM_PURGE_FULL, &pages);
 }
 
 int vm__alloc_slow(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out)
@@ -90,7 +82,7 @@ int vm__alloc_slow(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t align
     vm__enter(t);
     count(&t->slot->nr_alloc);
     int rc = try_stations(r, t, nr_pages, align_pages, flags, out);
-    for (int attempt = 0; rc == -ENOSPC && attempt < 3 && !(flags & VM_NO_PURGE); attempt++) {
+    for (int attempt = 0; rc == -ENOSPC && attempt < ROOM_ATTEMPTS && !(flags & VM_NO_PURGE); attempt++) {
         rc = make_room(r, t, attempt, flags);
         if (rc == 0)
             rc = try_stations(r, t, nr_pages, align_pages, flags, out);
@@ -230,7 +222,7 @@ int vm_alloc_congruent(vm_region *r, size_t n, const uint64_t *offsets, const ui
         return rc;
     vm__enter(t);
     rc = try_congruent(r, t, n, offsets, nr_pages, align_pages, total, out);
-    for (int attempt = 0; rc == -ENOSPC && attempt < 3; attempt++) {
+    for (int attempt = 0; rc == -ENOSPC && attempt < ROOM_ATTEMPTS; attempt++) {
         rc = make_room(r, t, attempt, 0);
         if (rc == 0)
             rc = try_congruent(r, t, n, offsets, nr_pages, align_pages, total, out);

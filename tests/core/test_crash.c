@@ -951,8 +951,9 @@ static void deaths_beside_a_neighbour(stage *s, size_t most, uint64_t *seed)
     neighbour_pauses(pid);
     for (size_t o = 0; o < LENGTH(operations); o++) {
         const operation *op = &operations[o];
-        if (op->flags & (ALONE | PTHREAD) || !(op->flags & 1u << s->d))
-            continue;
+        if (op->flags & (ALONE | PTHREAD) || !(op->flags & 1u << s->d) || op->run == ask_for_too_much
+            || op->setup == hold_thirtyfive_big)
+            continue; /* it wants nearly all of the region for itself */
         size_t nr = 0;
         for (size_t i = 0; i <= most; i++) {
             moment k = i && nr ? chosen[random_below(seed, nr)] : NOT_ARMED;

@@ -28,7 +28,11 @@ pytestmark = [
 #: (deaths, size) where (1, 0) is not enough for the mistake to show.
 NEEDED = {
     "BUG_TAKER_STEALS": (2, 0),
+    "BUG_CHECK_BEFORE_MARK": (1, 1),
     "BUG_TRUST_ENTRY": (1, 1),
+    "BUG_REISSUE_CLEARS_DRAIN": (1, 1),
+    "BUG_DRAIN_NO_WAIT": (1, 1),
+    "BUG_FOREIGN_STORE": (1, 1),
     "BUG_LEASE_UNCHECKED": (1, 1),
     "BUG_LEASE_NO_EPOCH": (1, 1),
     "BUG_EXPIRE_FRESH": (1, 1),

@@ -12,7 +12,9 @@ from vmalloc.find import attach_by_pid_or_name
 
 @click.command("check")
 @click.argument("which")
-@click.option("--at-rest", is_flag=True, help="Nobody else works: compare lists and counters with the words too.")
+@click.option(
+    "--at-rest", is_flag=True, help="Nobody else works: compare lists and counters with the words too."
+)
 @click.option("--repair", is_flag=True, help="Rebuild every hint from the words first.")
 @click.option("--json", "as_json", is_flag=True, help="An object with the findings and the statistics.")
 def command(which: str, at_rest: bool, repair: bool, as_json: bool) -> None:

@@ -1,0 +1,230 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * One side of bench_alloc.py: allocate, store one byte, free, on request.
+ *
+ * Compiled twice: with USE_VM against libvmalloc, without it against malloc, which LD_PRELOAD then
+ * replaces. Each line on stdin is one round, `hot BYTES N`, `random MAX_PAGES N` (256 live) or
+ * `remote BYTES N`; the answer is `NS_PER_PAIR RESIDENT_BYTES`. Rounds are short, so that the driver can
+ * let all allocators take turns. Times are CPU time, for `remote` that of both sides.
+ *
+ * Remote: the other side frees, a thread for malloc and a forked process for vmalloc; what was
+ * allocated goes in batches through a ring in shared memory, as pointer or {page, id}.
+ */
+#include <sched.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <time.h>
+#include <unistd.h>
+
+#define NR_LIVE 256
+#define NR_BATCHES 4
+#define BATCH 128
+#define PAGE 4096u
+
+/* ---- the two sides ---- */
+#ifdef USE_VM
+#include <vmalloc.h>
+typedef struct handle {
+    uint64_t page, id;
+} handle;
+static vm_region *region;
+static uint8_t *base;
+
+static void setup(void)
+{
+    vm_options options = {.nr_pages = 1 << 21, .pools = VM_POOLS_MAGAZINE};
+    const char *pools = getenv("ALLOC_LOOP_POOLS"); /* 0..3: another design */
+    if (pools)
+        options.pools = (vm_pools)atoi(pools);
+    if (vm_create(&options, &region) != 0)
+        exit(2);
+    base = vm_pointer(region, 0);
+}
+static inline handle take(size_t bytes)
+{
+    vm_range range;
+    if (vm_alloc(region, (bytes + PAGE - 1) / PAGE, 1, 0, &range) != 0)
+        exit(3);
+    *(volatile uint8_t *)(base + range.page * PAGE) = 1;
+    return (handle){range.page, range.id};
+}
+static inline void give_back(handle h)
+{
+    if (vm_free(region, h.page, h.id, 0) != 0)
+        exit(4);
+}
+static inline int is_set(handle h) { return h.id != 0; }
+#else
+#include <pthread.h>
+typedef struct handle {
+    void *p;
+} handle;
+static void setup(void) {}
+static inline handle take(size_t bytes)
+{
+    handle h = {malloc(bytes)};
+    if (!h.p)
+        exit(3);
+    *(volatile uint8_t *)h.p = 1;
+    return h;
+}
+static inline void give_back(handle h) { free(h.p); }
+static inline int is_set(handle h) { return h.p != NULL; }
+#endif
+
+/* ---- rounds ---- */
+static double now_ns(clockid_t clock)
+{
+    struct timespec t;
+    clock_gettime(clock, &t);
+    return (double)t.tv_sec * 1e9 + (double)t.tv_nsec;
+}
+
+static double hot(volatile size_t *bytes, long n)
+{
+    double start = now_ns(CLOCK_PROCESS_CPUTIME_ID);
+    for (long i = 0; i < n; i++)
+        give_back(take(*bytes));
+    return (now_ns(CLOCK_PROCESS_CPUTIME_ID) - start) / (double)n;
+}
+
+static double random_sizes(size_t max_pages, long n)
+{
+    static handle live[NR_LIVE];
+    static uint32_t x = 2463534242u;
+    double start = now_ns(CLOCK_PROCESS_CPUTIME_ID);
+    for (long i = 0; i < n; i++) {
+        x ^= x << 13, x ^= x >> 17, x ^= x << 5;
+        handle *h = &live[x % NR_LIVE];
+        if (is_set(*h))
+            give_back(*h);
+        *h = take((1 + (x >> 8) % max_pages) * PAGE);
+    }
+    return (now_ns(CLOCK_PROCESS_CPUTIME_ID) - start) / (double)n;
+}
+
+/* Batches go round; each side counts the CPU time of its work on a batch and not of its waiting, so
+ * that a machine with other work to do still gives figures. */
+typedef struct batch {
+    _Alignas(128) uint64_t is_full;
+    _Alignas(128) handle what[BATCH];
+} batch;
+typedef struct shared {
+    batch batch[NR_BATCHES];
+    double freed_ns;
+} shared;
+static shared *ring;
+static int begin[2], end[2]; /* pipes: the other side sleeps between rounds */
+
+static void wait_until(uint64_t *is_full, uint64_t wanted)
+{
+    for (long spins = 0; __atomic_load_n(is_full, __ATOMIC_ACQUIRE) != wanted; spins++)
+        if (spins % 256 == 255)
+            sched_yield();
+}
+
+static void stay_on(int cpu) /* so that the ranges do travel; one CPU is no error */
+{
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(cpu, &set);
+    sched_setaffinity(0, sizeof set, &set);
+}
+
+static void *free_what_comes(void *unused)
+{
+    uint64_t at = 0;
+    stay_on(1);
+    for (long n; read(begin[0], &n, sizeof n) == sizeof n;) {
+        double ns = 0;
+        for (; n > 0; n--, at++) {
+            batch *b = &ring->batch[at % NR_BATCHES];
+            wait_until(&b->is_full, 1);
+            double start = now_ns(CLOCK_THREAD_CPUTIME_ID);
+            for (int i = 0; i < BATCH; i++)
+                give_back(b->what[i]);
+            ns += now_ns(CLOCK_THREAD_CPUTIME_ID) - start;
+            __atomic_store_n(&b->is_full, 0, __ATOMIC_RELEASE);
+        }
+        ring->freed_ns = ns;
+        if (write(end[1], &n, sizeof n) != sizeof n)
+            break;
+    }
+    return unused;
+}
+
+static void start_other_side(void)
+{
+    ring = mmap(NULL, sizeof *ring, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (ring == MAP_FAILED || pipe(begin) || pipe(end))
+        exit(5);
+#ifdef USE_VM
+    if (fork() == 0) {
+        prctl(PR_SET_PDEATHSIG, 9);
+        free_what_comes(NULL);
+        _exit(0);
+    }
+#else
+    pthread_t thread;
+    pthread_create(&thread, NULL, free_what_comes, NULL);
+#endif
+}
+
+static double remote(size_t bytes, long n)
+{
+    static uint64_t at;
+    double ns = 0;
+    if (!ring) {
+        start_other_side();
+        stay_on(0);
+    }
+    n /= BATCH;
+    if (write(begin[1], &n, sizeof n) != sizeof n)
+        exit(5);
+    for (long k = 0; k < n; k++, at++) {
+        batch *b = &ring->batch[at % NR_BATCHES];
+        wait_until(&b->is_full, 0);
+        double start = now_ns(CLOCK_THREAD_CPUTIME_ID);
+        for (int i = 0; i < BATCH; i++)
+            b->what[i] = take(bytes);
+        ns += now_ns(CLOCK_THREAD_CPUTIME_ID) - start;
+        __atomic_store_n(&b->is_full, 1, __ATOMIC_RELEASE);
+    }
+    long left;
+    if (read(end[0], &left, sizeof left) != sizeof left)
+        exit(5);
+    return (ns + ring->freed_ns) / (double)(n * BATCH);
+}
+
+static size_t resident_bytes(void)
+{
+    size_t total, resident = 0;
+    FILE *f = fopen("/proc/self/statm", "r");
+    if (f && fscanf(f, "%zu %zu", &total, &resident) != 2)
+        resident = 0;
+    if (f)
+        fclose(f);
+    return resident * PAGE;
+}
+
+int main(void)
+{
+    char name[16];
+    static volatile size_t size;
+    size_t wanted;
+    long n;
+    setup();
+    while (scanf("%15s %zu %ld", name, &wanted, &n) == 3) {
+        size = wanted;
+        double ns = strcmp(name, "hot") == 0      ? hot(&size, n)
+                    : strcmp(name, "random") == 0 ? random_sizes(wanted, n)
+                                                  : remote(size, n);
+        printf("%.3f %zu\n", ns, resident_bytes());
+        fflush(stdout);
+    }
+    return 0;
+}

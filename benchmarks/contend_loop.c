@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: MIT */
+/* One measurement of bench_contention.py: `contend_loop POOLS WORKERS MS` forks WORKERS processes that
+ * allocate and free for MS milliseconds, sizes random from 1..16 pages, 16 live each, and prints the
+ * pairs all of them did in a second, in millions. */
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+#include <vmalloc.h>
+
+#define NR_LIVE 16
+#define PAIRS_PER_LOOK 64
+enum { ALL_READY = 1, STOP = 2 };
+
+typedef struct shared {
+    uint32_t ready, state;
+    uint64_t pairs[64];
+} shared;
+
+static void work(vm_region *r, shared *s, int index)
+{
+    vm_range live[NR_LIVE] = {{0}};
+    uint32_t x = 2463534242u + (uint32_t)index * 7919u;
+    uint64_t pairs = 0;
+    __atomic_add_fetch(&s->ready, 1, __ATOMIC_SEQ_CST);
+    while (__atomic_load_n(&s->state, __ATOMIC_RELAXED) == 0)
+        usleep(100);
+    while (__atomic_load_n(&s->state, __ATOMIC_RELAXED) != STOP)
+        for (int i = 0; i < PAIRS_PER_LOOK; i++, pairs++) {
+            x ^= x << 13, x ^= x >> 17, x ^= x << 5;
+            vm_range *a = &live[x % NR_LIVE];
+            if ((a->nr_pages && vm_free(r, a->page, a->id, 0)) || vm_alloc(r, 1 + (x >> 8) % 16, 1, 0, a))
+                _exit(1);
+        }
+    s->pairs[index] = pairs;
+    _exit(0);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc != 4)
+        return 2;
+    vm_options options = {.nr_pages = 1 << 20, .pools = (vm_pools)atoi(argv[1])};
+    int workers = atoi(argv[2]), failed = 0, status;
+    struct timespec a, b, pause = {atol(argv[3]) / 1000, atol(argv[3]) % 1000 * 1000000};
+    vm_region *r;
+    shared *s = mmap(NULL, sizeof *s, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (workers < 1 || workers > 64 || vm_create(&options, &r) != 0)
+        return 2;
+    for (int i = 0; i < workers; i++)
+        if (fork() == 0)
+            work(r, s, i);
+    while (__atomic_load_n(&s->ready, __ATOMIC_RELAXED) < (uint32_t)workers)
+        usleep(100);
+    clock_gettime(CLOCK_MONOTONIC, &a);
+    __atomic_store_n(&s->state, ALL_READY, __ATOMIC_SEQ_CST);
+    nanosleep(&pause, NULL);
+    __atomic_store_n(&s->state, STOP, __ATOMIC_SEQ_CST);
+    while (wait(&status) > 0)
+        failed |= status;
+    clock_gettime(CLOCK_MONOTONIC, &b);
+    uint64_t pairs = 0;
+    for (int i = 0; i < workers; i++)
+        pairs += s->pairs[i];
+    printf("%.4f\n", (double)pairs / ((double)(b.tv_sec - a.tv_sec) * 1e6 + (double)(b.tv_nsec - a.tv_nsec) / 1e3));
+    return failed != 0;
+}

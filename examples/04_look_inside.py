@@ -1,0 +1,11 @@
+"""Where the pages are: busy, ready in a magazine, lazy, free."""
+
+import vmalloc
+
+region = vmalloc.Region("16M")
+keep = [region.zeros((n, 4096), "u1") for n in (3, 300, 20)]
+del keep[1]
+for r in region.ranges():
+    print(f"{r.start:5} {r.nr_pages:5} pages {r.state}")
+print("purged", region.purge() >> 10, "KiB")
+print(region.stats().free_pages, "of", region.nr_pages, "pages free")

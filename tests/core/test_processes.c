@@ -1,0 +1,246 @@
+/* SPDX-License-Identifier: MIT */
+/* Processes and slots: attach, fork, exit, out of slots, and locks whose owner is gone or stopped. */
+#include "kit.h"
+
+#include <fcntl.h>
+
+static vm_region *make(vm_pools d) { return MAKE(.nr_pages = 3000, .pools = d, SMALL); }
+
+static void a_child_has_a_slot_of_its_own(vm_pools d)
+{
+    vm_region *r = make(d);
+    vm_range a = take(r, 2);
+    uint32_t mine = r->process;
+    IN_CHILD({
+        CHECK(r->process != mine);
+        vm_range b = take(r, 2);
+        CHECK(b.page != a.page && b.id != a.id);
+        CHECK_EQ(stats_of(r).nr_processes, 2);
+        GIVE_BACK(r, b);
+    });
+    CHECK_EQ(r->process, mine);
+    CHECK_EQ(vm_recover(r, NULL), 0);
+    CHECK_EQ(stats_of(r).nr_processes, 1);
+    GIVE_BACK(r, a);
+    FINISH(r);
+}
+
+static void what_a_dead_process_held_comes_back(vm_pools d)
+{
+    vm_region *r = make(d);
+    vm_range mine = take(r, 3);
+    IN_CHILD({
+        take(r, 1);
+        take(r, 500);
+        vm_range b = take(r, 20);
+        GIVE_BACK(r, b);
+    });
+    uint64_t pages = 0;
+    CHECK_EQ(stats_of(r).busy_pages, 504);
+    CHECK_EQ(vm_recover(r, &pages), 0);
+    CHECK(pages >= 501);
+    CHECK_EQ(stats_of(r).busy_pages, 3);
+    CHECK_EQ(vm_recover(r, &pages), 0);
+    CHECK_EQ(pages, 0);
+    GIVE_BACK(r, mine);
+    FINISH(r);
+}
+
+static void a_request_that_would_fail_recovers_the_dead_first(vm_pools d)
+{
+    vm_region *r = make(d);
+    IN_CHILD(take(r, 2900));
+    vm_range a = take(r, 2900);
+    GIVE_BACK(r, a);
+    FINISH(r);
+}
+
+static void a_region_is_attached_by_its_descriptor(vm_pools d)
+{
+    vm_region *r = make(d), *same;
+    vm_range a = take(r, 2);
+    strcpy(vm_pointer(r, a.page), "seen by both");
+    CHECK_EQ(vm_attach(vm_fd(r), &same), 0);
+    CHECK(same->process != r->process);
+    CHECK(strcmp(vm_pointer(same, a.page), "seen by both") == 0);
+    vm_range b = take(same, 700);
+    CHECK_EQ(stats_of(r).busy_pages, 702);
+    CHECK_EQ(vm_free(same, a.page, a.id, 0), 0);
+    CHECK_EQ(vm_detach(same), 0); /* b was held only there */
+    CHECK(vm_free(r, b.page, b.id, 0) < 0);
+    CHECK_EQ(stats_of(r).busy_pages, 0);
+    FINISH(r);
+}
+
+static void a_process_attaches_through_proc(vm_pools d)
+{
+    vm_region *r = make(d);
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/fd/%d", getpid(), vm_fd(r));
+    vm_range a = take(r, 2);
+    IN_CHILD({
+        CHECK_EQ(vm_detach(r), 0); /* the inherited mapping */
+        int fd = open(path, O_RDWR | O_CLOEXEC);
+        vm_region *again;
+        CHECK(fd >= 0);
+        CHECK_EQ(vm_attach(fd, &again), 0);
+        close(fd);
+        CHECK_EQ(vm_free(again, a.page, a.id, 0), 0);
+        CHECK_EQ(vm_detach(again), 0);
+    });
+    CHECK_EQ(stats_of(r).busy_pages, 0);
+    CHECK_EQ(stats_of(r).nr_processes, 1);
+    FINISH(r);
+}
+
+static void a_file_that_is_no_region_is_refused(void)
+{
+    vm_region *r = MAKE(.nr_pages = 10, SMALL), *other = NULL;
+    int fd = open("/dev/null", O_RDWR), made = memfd_create("no region", MFD_ALLOW_SEALING);
+    CHECK_EQ(vm_attach(-1, &other), -EBADF);
+    CHECK_EQ(vm_attach(fd, &other), -ENOEXEC);
+    CHECK_EQ(vm_attach(made, &other), -ENOEXEC);
+    vm_header h = *r->h;
+    CHECK_EQ(write(made, &h, sizeof h), sizeof h);
+    CHECK_EQ(vm_attach(made, &other), -EUCLEAN); /* not sealed, and truncated */
+    close(fd);
+    close(made);
+    for (int i = 0; i < 7; i++) {
+        vm_header *broken = r->h;
+        *(i == 0   ? &broken->format
+          : i == 1 ? &broken->page_bytes
+          : i == 2 ? &broken->ready
+          : i == 3 ? &broken->nr_nodes
+          : i == 4 ? &broken->nr_threads
+          : i == 5 ? &broken->pools
+                   : &broken->nr_levels) ^= i == 2 ? 1 : 0x40000001;
+        int rc = vm_attach(vm_fd(r), &other);
+        CHECK_EQ(rc, i < 2 ? -EPROTO : -EUCLEAN);
+        *r->h = h;
+    }
+    r->h->off_heads += 4096;
+    CHECK_EQ(vm_attach(vm_fd(r), &other), -EUCLEAN);
+    *r->h = h;
+    CHECK(other == NULL);
+    FINISH(r);
+}
+
+static void out_of_process_slots_is_said(void)
+{
+    vm_region *r = MAKE(.nr_pages = 100, .nr_nodes = 1, .nr_threads = 4);
+    static vm_region *all[VM_PROCESSES];
+    int nr = 0, rc;
+    while ((rc = vm_attach(vm_fd(r), &all[nr])) == 0)
+        nr++;
+    CHECK_EQ(rc, -ENOLCK);
+    CHECK_EQ(nr, VM_PROCESS_NAMES - 1);
+    vm_range a = take(all[17], 3);
+    GIVE_BACK(r, a);
+    while (nr-- > 0)
+        CHECK_EQ(vm_detach(all[nr]), 0);
+    CHECK_EQ(vm_attach(vm_fd(r), &all[0]), 0);
+    CHECK_EQ(vm_detach(all[0]), 0);
+    FINISH(r);
+}
+
+/* ---- locks ---- */
+
+static void a_lock_of_a_dead_owner_is_stolen_and_mended(vm_pools d)
+{
+    vm_region *r = make(d);
+    vm_range a = take(r, 2);
+    IN_CHILD({
+        CHECK_EQ(vm__lock(r, vm__thread(r), &r->h->space_lock, 0), 0);
+        r->h->free_pages = 1; /* half-way through something */
+    });
+    double started = seconds();
+    vm_range b = take(r, 600);
+    CHECK(seconds() - started < 2);
+    CHECK_EQ(stats_of(r).free_pages, r->nr_pages - 602);
+    CHECK_EQ(vm_recover(r, NULL), 0);
+    GIVE_BACK(r, a);
+    GIVE_BACK(r, b);
+    FINISH(r);
+}
+
+static void a_stopped_owner_is_never_robbed(vm_pools d)
+{
+    vm_region *r = make(d);
+    volatile int *is_locked = shared_memory(4096);
+    vm_range a;
+    pid_t child;
+    CHILD(child, {
+        CHECK_EQ(vm__lock(r, vm__thread(r), &r->h->space_lock, 0), 0);
+        *is_locked = 1;
+        raise(SIGSTOP);
+        vm__unlock(r, vm__thread(r), &r->h->space_lock);
+    });
+    while (!*is_locked)
+        sched_yield();
+    waitpid(child, NULL, WUNTRACED);
+    vm_set_lock_timeout(r, 0.1);
+    CHECK_EQ(vm_alloc(r, 600, 1, 0, &a), -EBUSY);
+    CHECK_EQ(vm_busy_pid(r), child);
+    CHECK_EQ(vm_alloc(r, 600, 1, VM_NO_WAIT, &a), -EAGAIN);
+    vm_wait_in_slices(true);
+    CHECK_EQ(vm_alloc(r, 600, 1, 0, &a), -EINTR);
+    vm_wait_in_slices(false);
+    CHECK(vm_lock_wait_ns(r) >= 100000000);
+    vm_set_lock_timeout(r, 10);
+    kill(child, SIGCONT);
+    a = take(r, 600);
+    ended_well(child);
+    CHECK_EQ(vm_recover(r, NULL), 0);
+    GIVE_BACK(r, a);
+    FINISH(r);
+}
+
+/* ---- threads without a slot ---- */
+
+static void *take_and_free(void *arg)
+{
+    vm_region *r = arg;
+    uint64_t seed = (uint64_t)(uintptr_t)&seed | 1;
+    for (int i = 0; i < 2000 / SLOWER; i++) {
+        vm_range a = take(r, random_pages(&seed, 300)), b = take(r, 2);
+        GIVE_BACK(r, a);
+        GIVE_BACK(r, b);
+    }
+    return NULL;
+}
+
+static void threads_without_a_slot_take_turns(vm_pools d)
+{
+    vm_region *r = MAKE(.nr_pages = 20000, .pools = d, .nr_nodes = 2, .nr_threads = 1);
+    pthread_t threads[4];
+    for (int i = 0; i < 4; i++)
+        CHECK_EQ(pthread_create(&threads[i], NULL, take_and_free, r), 0);
+    take_and_free(r);
+    for (int i = 0; i < 4; i++)
+        pthread_join(threads[i], NULL);
+    CHECK(stats_of(r).nr_thread_slots <= 1);
+    CHECK_EQ(stats_of(r).busy_pages, 0);
+    FINISH(r);
+}
+
+static void (*const for_every_design[])(vm_pools) = {
+    a_child_has_a_slot_of_its_own,
+    what_a_dead_process_held_comes_back,
+    a_request_that_would_fail_recovers_the_dead_first,
+    a_region_is_attached_by_its_descriptor,
+    a_process_attaches_through_proc,
+    a_lock_of_a_dead_owner_is_stolen_and_mended,
+    a_stopped_owner_is_never_robbed,
+};
+
+int main(void)
+{
+    FOR_EACH_DESIGN (d)
+        for (size_t i = 0; i < LENGTH(for_every_design); i++)
+            for_every_design[i](d);
+    a_file_that_is_no_region_is_refused();
+    out_of_process_slots_is_said();
+    FOR_EACH_DESIGN (d) /* last: TSan does not fork after threads were there */
+        threads_without_a_slot_take_turns(d);
+    return 0;
+}

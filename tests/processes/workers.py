@@ -1,0 +1,97 @@
+"""What the children of these tests do, and how the tests wait for them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tests.conftest import PAGE
+
+import vmalloc
+
+WAIT_S = 60
+
+
+def wait_until(is_so: Callable[[], bool], what: str = "") -> None:
+    ends = time.monotonic() + WAIT_S
+    while not is_so():
+        assert time.monotonic() < ends, f"waited {WAIT_S} s: {what}"
+        time.sleep(0.005)
+
+
+def join(process: Any) -> None:
+    process.join(WAIT_S)
+    assert process.exitcode == 0
+
+
+@contextmanager
+def child(method: str, target: Callable[..., None], *args: Any) -> Iterator[Any]:
+    """A child that is killed, if it still runs, when the test leaves."""
+    process = multiprocessing.get_context(method).Process(target=target, args=args, daemon=True)
+    process.start()
+    try:
+        yield process
+    finally:
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGCONT)
+            process.kill()
+        process.join(WAIT_S)
+
+
+def python(code: str, *args: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """An unrelated interpreter."""
+    command = [sys.executable, "-c", code, *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, **options)
+
+
+def died(process: Any) -> None:
+    """Kill it and wait until the kernel has closed its files."""
+    os.kill(process.pid, signal.SIGKILL)
+    process.join(WAIT_S)
+
+
+# ---- targets ----
+
+
+def write_seven(region: vmalloc.Region) -> None:
+    a = region["a"]
+    assert a.sum() == 3 * a.size
+    a[:] = 7
+    region["b"] = region.full((100, 100), 5, "u2")
+
+
+def take_and_drop(ref: Any, answers: Any) -> None:
+    array = ref.get() if isinstance(ref, vmalloc.Ref) else ref
+    answers.put(int(array.sum()))
+
+
+def make_and_send(region: vmalloc.Region, answers: Any, let_go: Any) -> None:
+    ref = vmalloc.ref(region.full(10 * PAGE, 9, "u1"))
+    answers.put(ref)
+    let_go.wait(WAIT_S)
+
+
+def hold_blocks(region: vmalloc.Region, ready: Any, nr: int = 50) -> None:
+    blocks = [region.alloc((1 + i % 40) * PAGE) for i in range(nr)]
+    for block in blocks:
+        memoryview(block)[:] = b"\x66" * block.nbytes
+    region.free_bulk(blocks[::3])
+    del blocks[::3]
+    ready.set()
+    time.sleep(WAIT_S)
+
+
+def churn(region: vmalloc.Region, ready: Any) -> None:
+    """Busy inside the core most of the time, until killed."""
+    ready.set()
+    while True:
+        blocks = [region.alloc(n * PAGE) for n in (300, 1, 5, 400, 17)]
+        del blocks
+        region.purge()
