@@ -245,6 +245,7 @@ void vm__retire_threads(vm_region *r, uint32_t process, const vm_thread *but);
 
 /* ---- pages.c: the only file that asks the operating system for memory ---- */
 int vm__pages_create(const char *name, uint64_t bytes, int *fd);
+#define VM_MAP_ALIGN (2ull << 20) /* of the mapping and, in layout, of the data */
 int vm__pages_map(int fd, uint64_t bytes, void **base);
 int vm__pages_discard(vm_region *r, uint64_t page, uint64_t nr_pages);
 uint64_t vm__pages_most(const vm_region *r);

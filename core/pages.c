@@ -16,6 +16,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#define MARGIN_BYTES (16ull << 20)
+
 /* A memfd of that size, nothing of it touched; it can be neither shrunk nor grown by anybody. */
 int vm__pages_create(const char *name, uint64_t bytes, int *fd)
 {
@@ -39,13 +41,25 @@ int vm__pages_create(const char *name, uint64_t bytes, int *fd)
     return 0;
 }
 
+/* Mapped at a multiple of VM_MAP_ALIGN, so that up to there an aligned page is an aligned address. */
 int vm__pages_map(int fd, uint64_t bytes, void **base)
 {
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
-    if (p == MAP_FAILED)
+    uint64_t reserved = bytes + VM_MAP_ALIGN;
+    uint8_t *all = mmap(NULL, reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (all == MAP_FAILED)
         return -errno;
-    madvise(p, bytes, MADV_DONTDUMP);
-    *base = p;
+    uint8_t *at = all + (VM_MAP_ALIGN - (uintptr_t)all % VM_MAP_ALIGN) % VM_MAP_ALIGN;
+    if (mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, fd, 0) == MAP_FAILED) {
+        int rc = -errno;
+        munmap(all, reserved);
+        return rc;
+    }
+    uint64_t page_bytes = (uint64_t)sysconf(_SC_PAGESIZE), used = (bytes + page_bytes - 1) / page_bytes * page_bytes;
+    if (at != all)
+        munmap(all, (size_t)(at - all));
+    munmap(at + used, (size_t)(all + reserved - (at + used)));
+    madvise(at, bytes, MADV_DONTDUMP);
+    *base = at;
     return 0;
 }
 
@@ -94,7 +108,8 @@ static uint64_t read_number(const char *dir, const char *file)
     return strtoull(text, NULL, 10);
 }
 
-/* Bytes a memory cgroup directory still allows; reclaimable file cache counts as free. */
+/* Bytes a memory cgroup directory still allows; reclaimable file cache counts as free. A margin is left
+ * for our metadata and for what the processes themselves need meanwhile. */
 static uint64_t cgroup_left(const char *dir, const char *limit_file, const char *usage_file)
 {
     char path[512], text[4096];
@@ -105,7 +120,8 @@ static uint64_t cgroup_left(const char *dir, const char *limit_file, const char 
     if (read_text(path, text, sizeof text))
         cache = number_after(text, "\ninactive_file ");
     usage = usage > cache ? usage - cache : 0;
-    return limit > usage ? limit - usage : 0;
+    uint64_t margin = limit / 16 > MARGIN_BYTES ? limit / 16 : MARGIN_BYTES;
+    return limit > usage + margin ? limit - usage - margin : 0;
 }
 
 /* The least that this process's memory cgroup or one of its ancestors allows. */

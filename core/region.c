@@ -19,7 +19,6 @@
 
 #define DEFAULT_THREADS 1024
 #define DEFAULT_LOCK_TIMEOUT_NS 10000000000ull
-#define DATA_ALIGN (2ull << 20)
 /* By how much one thread's magazine caps may grow: the larger of the two. It bounds a hoard that only
  * demand fills and that a neighbour in need may drain. */
 #define BUDGET_BYTES (64ull << 20)
@@ -60,7 +59,7 @@ static void lay_out(vm_header *h)
     h->off_sharings = at;
     at = align_up(at + h->nr_pages * sizeof(vm_sharing), 4096);
     bool has_data = !(h->flags & VM_FLAG_NO_DATA);
-    h->off_data = has_data ? align_up(at, DATA_ALIGN) : at;
+    h->off_data = has_data ? align_up(at, VM_MAP_ALIGN) : at;
     h->total_bytes = h->off_data + (has_data ? h->nr_pages * h->granule_bytes : 0);
 }
 

@@ -290,7 +290,8 @@ cdef class CoreRegion:
         """Allocate a block of at least `nbytes` bytes.
 
         Takes ceil(nbytes / page_size) whole pages; the block's buffer is exactly `nbytes` long and starts
-        on a page, or on a multiple of `align` (bytes, a power of two). Contents are whatever the pages
+        on a page, or on a multiple of `align` (bytes, a power of two): of the address up to 2 MiB, of the
+        offset in the region beyond. Contents are whatever the pages
         held. Raises OutOfPages, ValueError, RegionClosed.
         """
         cdef vm_range got
@@ -1093,9 +1094,8 @@ def replay_work(CoreRegion region, board, uint32_t nr_threads, requests):
             for i in range(n):
                 if vm_replay_board_bytes(<size_t>request[i].slot + 1) > <size_t>shared.len:
                     raise ValueError(f"request {i} names slot {request[i].slot}; the board has fewer")
-            b.nr_threads = nr_threads
             with nogil:
-                rc = vm_replay_work(region.r, b, request, n, &out)
+                rc = vm_replay_work(region.r, b, nr_threads, request, n, &out)
         finally:
             PyBuffer_Release(&own)
     finally:

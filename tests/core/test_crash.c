@@ -729,7 +729,7 @@ static const operation operations[] = {
     {"pools in use by the dead", leave_pools_in_use, NULL, NULL, take_and_free_many, NULL, LLIST | ALONE},
     {"space locked by the dead", die_with_the_space_lock, NULL, NULL, take_and_free_many, NULL, DESIGNS | ALONE | PTHREAD},
     {"scan with a range in motion", set_in_motion, NULL, NULL, recover, come_to_rest, DESIGNS | ALONE},
-    {"drained by the dead", NULL, drain_myself, NULL, let_go, NULL, DESIGNS | ALONE},
+    {"drained by the dead", NULL, drain_myself, NULL, take_and_free_many, NULL, DESIGNS | ALONE},
     {"purge without memory", NULL, make_a_mess, NULL, purge_without_memory, NULL, DESIGNS | ALONE},
     {"drop while another adopts", share_gifts, adopt_gifts, drop_gifts_here, drop_gifts_while_adopted, take_over, DESIGNS | ALONE},
     {"create", NULL, NULL, NULL, create, NULL, MAGAZINE | ALONE},

@@ -140,7 +140,7 @@ static void of_racing_adopters_and_droppers_nobody_is_left_with_freed_pages(vm_p
         CHECK_EQ(vm_share(r, a.page, a.id), 0);
         __atomic_store_n(&offer[0].page, a.page, __ATOMIC_RELEASE);
         __atomic_store_n(&offer[0].id, a.id, __ATOMIC_RELEASE);
-        for (int spin = i % 50 ? i % 20 : 1000; spin; spin--)
+        for (int spin = i % 50 ? i % 3 : 50; spin; spin--) /* a turn may cost a time slice */
             sched_yield();
         GIVE_BACK(r, a);
     }

@@ -1,12 +1,16 @@
 """The plain-Python model's `vmalloc` preset and the C core decide alike, request by request.
 
-One thread, one node, purges by hand. After every step both have the same ranges in the same states, so the
-next step starts from the same place. Which level of the core served a request is seen from the state that
-the range it gave had before.
+One thread, one node. After every step both have the same ranges in the same states, so the next step starts
+from the same place. Which level of the core served a request is seen from the state that the range it gave
+had before.
+
+The core's numbers (caps, budget, batches, slack, thresholds) are in its C files, the model's in the preset;
+the directed tests go past each of them.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 from hypothesis import HealthCheck, settings
@@ -16,7 +20,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 import vmalloc
 from vmalloc.model import PAGE, PRESETS, Kernel, Level
 
-OURS = PRESETS["vmalloc"]
+CPUS = os.sysconf("SC_NPROCESSORS_ONLN")
+OURS = replace(PRESETS["vmalloc"], nodes_max=1)
 DESIGNS = {
     "magazine": OURS,
     "locked": replace(OURS, freed_to="pool"),
@@ -36,7 +41,7 @@ class Pair:
 
     def __init__(self, pools: str, nr_pages: int) -> None:
         self.core = vmalloc.AddressSpace(0, nr_pages * PAGE, granule=PAGE, pools=pools, nodes=1)
-        self.model = Kernel(DESIGNS[pools], 1, (BASE, BASE + nr_pages * PAGE))
+        self.model = Kernel(DESIGNS[pools], CPUS, (BASE, BASE + nr_pages * PAGE))
         self.live: list[int] = []
 
     def alloc(self, nr_pages: int, align: int = 1) -> tuple[Level, int | None]:
@@ -63,10 +68,12 @@ class Pair:
         return level, page
 
     def free(self, place: int) -> None:
-        page = self.live.pop(place)
+        page, purges = self.live.pop(place), self.core.stats().nr_purges
         self.core.free(page * PAGE)
         assert self.model.free(BASE + page * PAGE) is not None
-        assert not self.model.purge_is_due
+        assert self.core.stats().nr_purges - purges == self.model.purge_is_due
+        if self.model.purge_is_due:
+            self.model.purge()
 
     def purge(self) -> None:
         self.core.purge()
@@ -87,7 +94,7 @@ def counters(core: vmalloc.AddressSpace) -> list[int]:
 
 
 def allowed_counts(level: Level) -> list[list[int]]:
-    """[alloc, pool, lazy, space] of one request. A magazine's hit counts nothing, off the fast path as a pool's."""
+    """[alloc, pool, lazy, space] of one request. Off its fast path a magazine's hit counts as a pool's."""
     if level == "magazine":
         return [[0, 0, 0, 0], [1, 1, 0, 0]]
     return [[1, level == "pool", level == "lazy", level == "space"]]
@@ -154,6 +161,88 @@ class History(RuleBasedStateMachine):
             self.pair.assert_equal()
 
 
+def test_every_cap_and_threshold_is_the_cores():
+    pair = Pair("magazine", 120_000)
+    # caps of 30 for four sizes grow by 14,848 pages; 256 takes 768 more, 109 another 763, 3 the next 3 of 5
+    counts = {1: 300, 2: 200, 254: 80, 255: 80, 256: 80, 109: 40, 3: 40, 257: 66, 300: 70, 3000: 9}
+    for nr_pages, count in counts.items():
+        for _ in range(count):
+            pair.alloc(nr_pages)
+        for at in range(count):
+            pair.free(0)
+            if at % 5 == 0:
+                pair.assert_equal()
+    served = pair.model.served
+    for nr_pages in (1, 2, 253, 254, 256, 257, 266, 267, 300, 2667, 2666, 3001):
+        pair.alloc(nr_pages)
+    assert all(served[level] for level in LEVEL_OF_STATE.values())
+    pair.purge()
+    pair.assert_equal()
+    pair.shrink()
+    pair.assert_equal()
+    assert pair.model.used_pages == pair.core.stats().busy_pages
+
+
+def test_the_shelf_has_64_places_and_wastes_an_eighth():
+    pair = Pair("magazine", 130_000)
+    pair.alloc(100_000)  # a quarter of the peak of use may be lazy
+    for nr_pages in [257] * 66 + [300]:
+        pair.alloc(nr_pages)
+    pair.free(-1)
+    assert pair.alloc(266)[0] == "space"
+    assert pair.alloc(267)[0] == "lazy"
+    for _ in range(66):
+        pair.free(1)
+    assert [pair.alloc(257)[0] for _ in range(66)] == ["lazy"] * 64 + ["space"] * 2
+
+
+def test_the_threshold_is_a_quarter_of_the_recent_peak_of_use():
+    pair = Pair("magazine", 130_000)
+    for _ in range(260):
+        pair.alloc(500)
+    for _ in range(260):
+        pair.free(0)
+    assert pair.model.nr_purges > 0
+    pair.assert_equal()
+
+
+def test_a_misaligned_head_of_a_pool_stays_there():
+    pair = Pair("magazine", 2000)
+    for _ in range(100):
+        pair.alloc(1)
+    for _ in range(100):
+        pair.free(0)
+    for _ in range(3):
+        pair.alloc(1, align=128)
+    for _ in range(150):
+        pair.alloc(1)
+
+
+def test_a_failing_request_is_tried_seven_times():
+    pair = Pair("magazine", 600)
+    pair.alloc(600)
+    assert pair.alloc(2) == ("none", None)
+    pair.free(0)
+    pair.shrink()
+    pair.alloc(2)
+    pair.assert_equal()
+    assert pair.core.stats().free_pages == 600 - 256  # each time doubled what it would have taken
+
+
+def test_a_pool_keeps_8192_pages_and_what_is_more_becomes_lazy():
+    pair = Pair("magazine", 60_000)
+    for _ in range(8400):
+        pair.core.alloc(PAGE)
+        pair.model.alloc(PAGE)
+    pair.live = [(start - BASE) // PAGE for start in pair.model.busy.areas]
+    for start in [page * PAGE for page in pair.live]:
+        pair.core.free(start)
+        pair.model.free(BASE + start)
+    pair.assert_equal()
+    assert pair.core.stats().pooled_pages == 8192
+    assert pair.model.lazy_pages > 0
+
+
 class OffHistory(History):
     pools = "off"
 
@@ -170,7 +259,7 @@ TestMagazine = History.TestCase
 TestOff = OffHistory.TestCase
 TestLocked = LockedHistory.TestCase
 TestLlist = LlistHistory.TestCase
-for history, examples in ((History, 25), (OffHistory, 8), (LockedHistory, 8), (LlistHistory, 8)):
+for history, examples in ((History, 50), (OffHistory, 12), (LockedHistory, 12), (LlistHistory, 12)):
     history.TestCase.settings = settings(
         max_examples=examples, stateful_step_count=25, deadline=None, derandomize=True,
         suppress_health_check=list(HealthCheck),

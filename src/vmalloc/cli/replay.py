@@ -111,7 +111,8 @@ def _on_core(
     told = on_core.summary(load, results)
     levels = ("magazine", "pool", "lazy", "space")
     table = Table(
-        "pools", "wall, ms", "ns/request", "CPU ns/request", *levels, "failed", "waits", "lock wait, ms", "purges",
+        "pools", "wall, ms", "ns/request", "CPU ns/request", *levels, "failed", "waits", "lock wait, ms",
+        "purges",
         title=f"{load.allocations:,} allocations, {load.frees:,} frees by {told['threads']} threads "
         f"on {told['machine_cpus']} CPUs; medians of {repeats}",
     )  # fmt: skip

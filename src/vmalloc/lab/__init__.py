@@ -12,6 +12,8 @@
     vmallocinfo.py   /proc/vmallocinfo as typed areas
     trace.py         the public face of reading
     tracefs.py, record_kernel.py                   recording a running kernel
+    replay.py        a recording and the model: predict, rank, serve
+    replay_on_core.py                  the same requests on the real allocator
 
 Reading text needs only the standard library; columns need numpy, Parquet needs pyarrow (extra `lab`).
 """

@@ -110,6 +110,23 @@ def model_table(data: Path) -> str:
     return table(head, rows)
 
 
+def core_table(data: Path) -> str:
+    from vmalloc.lab.replay_on_core import load_of, run_on_core, summary
+
+    rows = []
+    for name in LIVE[1:]:
+        asked = load_of(load(data / "live" / f"{name}.trace.xz"))
+        told = summary(asked, run_on_core(asked, repeats=9))
+        for row in told["designs"]:
+            shares = [f"{row['hit_share'][level]:.1%}" for level in LEVELS]
+            rows.append((
+                name, row["pools"], f"{row['wall_s'] * 1e3:.1f}", f"{row['ns_per_request']:.0f}",
+                f"{row['cpu_ns_per_request']:.0f}", *shares, row["failed"], f"{row['purges']:.0f}",
+            ))  # fmt: skip
+    head = ("recording", "pools", "wall, ms", "ns/request", "CPU ns/request", *LEVELS, "failed", "purges")
+    return table(head, rows)
+
+
 def draw(data: Path, folder: Path) -> None:
     """The three pictures of one recording."""
     import matplotlib
@@ -175,6 +192,7 @@ def main(arguments: Sequence[str]) -> None:
         "live": lambda: live_table(data),
         "generations": lambda: generations_table(data),
         "model": lambda: model_table(data),
+        "core": lambda: core_table(data),
     }
     for name, make in makers.items():
         print(name, file=sys.stderr)

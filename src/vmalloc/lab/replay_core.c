@@ -21,10 +21,10 @@ static uint64_t clock_ns(clockid_t clock)
 
 static bool is_stopped(const vm_replay_board *board) { return __atomic_load_n(&board->stop, __ATOMIC_RELAXED) != 0; }
 
-static void wait_for_all(vm_replay_board *board)
+static void wait_for_all(vm_replay_board *board, uint32_t nr_threads)
 {
     __atomic_add_fetch(&board->nr_ready, 1, __ATOMIC_ACQ_REL);
-    while (__atomic_load_n(&board->nr_ready, __ATOMIC_ACQUIRE) < board->nr_threads && !is_stopped(board))
+    while (__atomic_load_n(&board->nr_ready, __ATOMIC_ACQUIRE) < nr_threads && !is_stopped(board))
         sched_yield();
 }
 
@@ -74,12 +74,12 @@ static int serve(vm_region *r, vm_replay_board *board, const vm_replay_request *
 
 size_t vm_replay_board_bytes(size_t nr_slots) { return sizeof(vm_replay_board) + nr_slots * sizeof(vm_replay_slot); }
 
-int vm_replay_work(vm_region *r, vm_replay_board *board, const vm_replay_request *request, size_t nr_requests,
-                   vm_replay_result *out)
+int vm_replay_work(vm_region *r, vm_replay_board *board, uint32_t nr_threads, const vm_replay_request *request,
+                   size_t nr_requests, vm_replay_result *out)
 {
     int rc = 0;
     vm_lock_wait_ns(r); /* this thread's slot, before the clock runs */
-    wait_for_all(board);
+    wait_for_all(board, nr_threads);
     uint64_t cpu = clock_ns(CLOCK_THREAD_CPUTIME_ID);
     out->started_ns = clock_ns(CLOCK_MONOTONIC);
     for (size_t i = 0; i < nr_requests && rc == 0; i++)

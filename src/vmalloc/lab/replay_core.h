@@ -27,8 +27,8 @@ typedef struct vm_replay_slot {
 
 enum vm_replay_state { VM_REPLAY_THERE = 1, VM_REPLAY_FAILED = 2 };
 
-typedef struct vm_replay_board { /* starts as zeros but for nr_threads */
-    uint32_t nr_threads, nr_ready;
+typedef struct vm_replay_board { /* starts as zeros */
+    uint32_t nr_ready;
     uint32_t stop; /* set from outside, and by a thread that cannot go on */
     _Alignas(64) vm_replay_slot slot[];
 } vm_replay_board;
@@ -42,8 +42,8 @@ typedef struct vm_replay_result {
 } vm_replay_result;
 
 size_t vm_replay_board_bytes(size_t nr_slots);
-/* 0, or -EINTR after `stop`, or what a free failed with: that is never expected. */
-int vm_replay_work(vm_region *r, vm_replay_board *board, const vm_replay_request *request, size_t nr_requests,
-                   vm_replay_result *out);
+/* One thread of nr_threads. 0, or -EINTR after `stop`, or what a free failed with: that is never expected. */
+int vm_replay_work(vm_region *r, vm_replay_board *board, uint32_t nr_threads, const vm_replay_request *request,
+                   size_t nr_requests, vm_replay_result *out);
 
 #endif

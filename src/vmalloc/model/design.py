@@ -19,7 +19,6 @@ PutBack = Literal["kept", "reversed"]
 Rounding = Literal["down", "down, but 1 to 3 are emptied", "up"]
 End = Literal["hot", "cold"]
 Station = Literal["lazy", "pool", "magazine"]
-Rescue = Literal["ordinary", "full"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +81,11 @@ class Design:
     """A request takes a shelf range, whole, of at most size + (size >> this)."""
     purge_pushes_ascending: bool = True
     """A purge fills pools in address order, so the head is the highest address just added."""
-    rescue: tuple[Rescue, ...] = ("full",)
-    """The purges a failing request runs, one after the other, until there is room. Ours recovers the dead
-    before the last one, of which a model has none."""
+    rescue_purges: int = 1
+    """Full purges a failing request runs, one after the other, until there is room. Ours repeats it, since
+    neighbours go on meanwhile."""
+    rescue_gently: bool = False
+    """An ordinary purge comes before the full ones."""
     rescue_asks_all: bool = False
     """After each of them every level is asked again, not only the space."""
     shrink_rotates: bool = False
@@ -169,7 +170,8 @@ _VMALLOC = Design(
     lazy_live_share=0.25,
     shelf_ranges=64,
     shelf_slack_shift=3,
-    rescue=("ordinary", "full", "full"),
+    rescue_purges=5,
+    rescue_gently=True,
     rescue_asks_all=True,
     shrink_rotates=True,
     shrink_purges=True,

@@ -123,13 +123,15 @@ class Kernel:
         magazines, by default the CPU.
         """
         area, _ = self.attempt(size, align, cpu, vstart, vend, flags, thread)
-        for purge in self.design.rescue:
+        design = self.design
+        for attempt in range(design.rescue_purges + design.rescue_gently):
             if area is not None:
                 break
-            if purge == "full":
+            full = attempt > 0 or not design.rescue_gently
+            if full:
                 self.drain_magazines()
-            self.purge(full=purge == "full")
-            if self.design.rescue_asks_all:
+            self.purge(full)
+            if design.rescue_asks_all:
                 area, _ = self.attempt(size, align, cpu, vstart, vend, flags, thread)
             else:
                 area = self.attempt_space(size, align, cpu, vstart, vend, flags)
