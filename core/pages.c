@@ -152,6 +152,14 @@ static uint64_t cgroups_left(void)
     return least;
 }
 
+/* What of the resident bytes may be metadata, at the most: counted as data it would be granted again and
+ * again. */
+static uint64_t metadata_bytes_most(const vm_region *r)
+{
+    return VM_PEEK(&r->h->high_pages) * (sizeof(vm_head) + sizeof(vm_sharing)) + r->nr_nodes * sizeof(vm_node)
+           + VM_PEEK(&r->h->high_slot) * sizeof(vm_slot);
+}
+
 /* Pages that may be outside space at once without bringing the machine or the cgroup to its limit: the
  * resident ones and what is left. What was handed out and never touched still wants its pages. */
 uint64_t vm__pages_most(const vm_region *r)
@@ -162,6 +170,7 @@ uint64_t vm__pages_most(const vm_region *r)
         bytes = number_after(text, "MemAvailable:") << 10;
     uint64_t cgroup = cgroups_left();
     bytes = cgroup < bytes ? cgroup : bytes;
-    uint64_t resident = vm__pages_resident_bytes(r);
+    uint64_t resident = vm__pages_resident_bytes(r), metadata = metadata_bytes_most(r);
+    resident = resident > metadata ? resident - metadata : 0;
     return (bytes > UINT64_MAX - resident ? UINT64_MAX : bytes + resident) >> r->page_shift;
 }
