@@ -4,7 +4,7 @@
  * Mirrors core/lazy.c: vm__lazy_put(), vm__list_push(), put_on_shelf() (push), claim_shelved(),
  * vm__lazy_take() (take_shelved), vm__lazy_collect(), vm__chain_take(), claim() (walk); core/purge.c:
  * lock_purge(), scan_and_collect(), keep_lazy(), vm__purge() (purge); core/recover.c: claim_dead(),
- * vm__recover_scan(), is_lost(), release_dead() (recover, scan).
+ * vm__recover_scan(), is_lost(), release_slots() (recover, scan).
  *
  * The rule that everything rests on: A LINKED RANGE LEAVES ITS LIST ONLY THROUGH WHO DETACHED THE
  * LIST. Its link is then always a link, and a walk needs no guard. The scan keeps it in this order:
@@ -174,7 +174,7 @@ inline give_back(keep) /* keep_lazy() or return_to_space() */
     c = 0
 }
 
-inline purge(keep) /* keep: VM_PURGE_SCAN */
+inline purge(keep) /* keep: vm__purge_scan() */
 {
     lock_purge();
     if
