@@ -218,6 +218,7 @@ enum {
     VM_PURGE_IF_IDLE = 1 << 9, /* leave it to whoever purges already                              */
 };
 int vm__purge(vm_region *r, vm_thread *t, unsigned flags, uint64_t *pages_returned);
+int vm__give_back(vm_region *r, unsigned flags, uint64_t *pages_returned);
 /* A purge in scan mode; `then` runs after a complete one, still under purge_lock. */
 int vm__purge_scan(vm_region *r, vm_thread *t, unsigned flags, void (*then)(vm_region *, const void *), const void *arg);
 void vm__batch_add(vm_region *r, vm_thread *t, vm_batch *b, uint64_t page, uint64_t nr_pages);

@@ -167,7 +167,7 @@ typedef struct vm_slot {
     uint32_t in_operation; /* 1 between entry and exit of what uses the magazines, but for the hits */
     vm_token drain;        /* who empties these magazines; the owner then bypasses them           */
     uint64_t lock_wait_ns;         /* counters: written by the owner only                        */
-    uint64_t nr_magazine_miss;
+    uint64_t reserved;
     uint64_t nr_pool_hit;
     uint64_t nr_lazy_hit;
     uint64_t nr_space_hit;

@@ -219,7 +219,8 @@ int vm__purge_scan(vm_region *r, vm_thread *t, unsigned flags, void (*then)(vm_r
     return rc;
 }
 
-int vm_purge(vm_region *r, uint64_t *pages_returned)
+/* A purge on request: of what is lazy and a quarter of the pools, or of everything (VM_PURGE_FULL). */
+int vm__give_back(vm_region *r, unsigned flags, uint64_t *pages_returned)
 {
     vm_thread *t = vm__thread(r);
     if (!t)
@@ -228,11 +229,15 @@ int vm_purge(vm_region *r, uint64_t *pages_returned)
         return -EUCLEAN;
     vm__enter(t);
     uint64_t pages = 0;
+    if (flags & VM_PURGE_FULL)
+        vm__drain_all(r, t);
     int rc = vm__recover_dead(r, t, 0, NULL);
     if (rc == 0)
-        rc = vm__purge(r, t, 0, &pages);
+        rc = vm__purge(r, t, flags, &pages);
     vm__leave(t);
     if (rc == 0 && pages_returned)
         *pages_returned = pages;
     return rc;
 }
+
+int vm_purge(vm_region *r, uint64_t *pages_returned) { return vm__give_back(r, 0, pages_returned); }

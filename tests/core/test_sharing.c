@@ -131,6 +131,7 @@ static void of_racing_adopters_and_droppers_nobody_is_left_with_freed_pages(vm_p
             CHECK_EQ(__atomic_load_n((uint64_t *)vm_pointer(r, page), __ATOMIC_RELAXED), id);
             CHECK_EQ(vm_free(r, page, id, 0), 0);
             nr_adopted++;
+            __atomic_store_n(&offer[2].id, nr_adopted, __ATOMIC_RELEASE);
         }
         CHECK(nr_adopted > 0);
     });
@@ -142,6 +143,8 @@ static void of_racing_adopters_and_droppers_nobody_is_left_with_freed_pages(vm_p
         __atomic_store_n(&offer[0].id, a.id, __ATOMIC_RELEASE);
         for (int spin = i % 50 ? i % 3 : 50; spin; spin--) /* a turn may cost a time slice */
             sched_yield();
+        while (i == 0 && !__atomic_load_n(&offer[2].id, __ATOMIC_ACQUIRE))
+            sched_yield(); /* the first is adopted for sure */
         GIVE_BACK(r, a);
     }
     __atomic_store_n(&offer[1].id, 1, __ATOMIC_RELEASE);

@@ -184,9 +184,11 @@ static void processes_come_and_go(vm_pools d)
                 /* what a process leaves busy would die with it: hand nothing over half-way */
                 for (int o = 0; o < OFFERS; o++) {
                     vm_range now;
-                    while (__atomic_load_n(&arena->offers[o].state, __ATOMIC_ACQUIRE) == 2)
-                        sched_yield();
-                    if (!claim_offer(&arena->offers[o], 1))
+                    uint64_t state;
+                    while ((state = __atomic_load_n(&arena->offers[o].state, __ATOMIC_ACQUIRE)) != 0
+                           && !claim_offer(&arena->offers[o], 1))
+                        sched_yield(); /* another one looks at it; it may still be ours */
+                    if (state == 0)
                         continue;
                     uint64_t seed = 7;
                     if (vm_lookup(r, arena->offers[o].range.page, &now) == 0
