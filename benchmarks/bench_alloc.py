@@ -67,7 +67,8 @@ class Worker:
         self.process.communicate()
 
     def round(self, command: str) -> float:
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin
+        assert self.process.stdout
         self.process.stdin.write(command + "\n")
         self.process.stdin.flush()
         ns, resident = self.process.stdout.readline().split()

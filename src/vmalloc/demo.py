@@ -6,6 +6,9 @@ from one process to another, through a region and through stock multiprocessing.
 and as one picture in demo.png.
 """
 
+# matplotlib leaves its **kwargs untyped, so strict mode would object to every call of it:
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 import argparse
@@ -53,10 +56,11 @@ class HandOver:
 def photographs() -> list[NDArray[Any]] | None:
     """The photographs that ship inside scikit-learn (427 x 640 pixels), or None without it."""
     try:
-        from sklearn.datasets import load_sample_images
+        # scikit-learn brings no types
+        from sklearn.datasets import load_sample_images  # pyright: ignore[reportMissingTypeStubs]
     except ImportError:
         return None
-    return list(load_sample_images().images)
+    return list(load_sample_images().images)  # pyright: ignore[reportUnknownArgumentType]
 
 
 def brightness(photo: NDArray[Any]) -> float:
@@ -109,7 +113,7 @@ def through_a_queue(region: vmalloc.Region, photos: list[NDArray[Any]], rounds: 
 
     receiver = Receiver()
     batch = np.stack([photos[i % len(photos)] for i in range(BATCH)])
-    lines = []
+    lines: list[HandOver] = []
     for what, photo, turns in (
         ("a photograph", photos[0], rounds),
         (f"{BATCH} in one array", batch, rounds // 5),
@@ -219,7 +223,9 @@ def draw(path: Path, found: Run, lines: Sequence[HandOver]) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m vmalloc.demo", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m vmalloc.demo", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--quick", action="store_true", help="a few seconds: 8 workers, 2,000 loops")
     parser.add_argument("--out", type=Path, default=Path("demo.png"), help="the picture (default: demo.png)")
     options = parser.parse_args(arguments)

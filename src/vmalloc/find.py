@@ -22,13 +22,13 @@ class Found:
     inode: int
     nbytes: int  #: of the memfd, metadata included
     resident_bytes: int
-    pids: list[int] = field(default_factory=list)
+    pids: list[int] = field(default_factory=list[int])
     path: str = ""  #: /proc/<pid>/fd/<n> of one of them
 
 
 def _region_fds(pid: int) -> list[tuple[str, str]]:
     """(path, name) of every region descriptor of a process; none if it is not ours to look at."""
-    found = []
+    found: list[tuple[str, str]] = []
     try:
         for entry in os.scandir(f"/proc/{pid}/fd"):
             target = os.readlink(entry.path)

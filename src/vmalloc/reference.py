@@ -63,7 +63,8 @@ def load_ref(
     where: tuple[str, int, int], page: int, id: int, nbytes: int, description: dict[str, Any]
 ) -> Any:
     """What Ref pickles to: attach if needed, take a reference, rebuild the array. StaleReference."""
-    region = Region._reattach(*where)
+    # not for users, but what unpickling a Region calls as well
+    region = Region._reattach(*where)  # pyright: ignore[reportPrivateUsage]
     return rebuild(region._adopt(page, id, nbytes), description)
 
 

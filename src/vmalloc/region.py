@@ -38,7 +38,8 @@ os.register_at_fork(after_in_child=_renew_locks_in_child)
 
 def parse_size(size: int | str) -> int:
     """Bytes of 4096, "64K", "1.5 GiB", "8G" (powers of 1024). ValueError otherwise."""
-    if isinstance(size, bool) or not isinstance(size, int | str):
+    # not every caller runs a type checker
+    if isinstance(size, bool) or not isinstance(size, int | str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"a size is bytes or text like '8G', not {size!r}")
     if isinstance(size, int):
         nbytes = size

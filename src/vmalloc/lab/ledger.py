@@ -9,6 +9,7 @@ has never been seen: on a machine whose start state is unknown that is most of t
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from sortedcontainers import SortedDict
 
@@ -22,7 +23,8 @@ class LedgerSpace(Space):
 
     def __init__(self, ranges: Iterable[tuple[int, int]] = (), out: Iterable[Area] = ()) -> None:
         super().__init__(ranges)
-        self.out: SortedDict[int, int] = SortedDict((area.start, area.size) for area in out)
+        # start -> size; Any, because sortedcontainers brings no types
+        self.out: Any = SortedDict((area.start, area.size) for area in out)
 
     def copy(self) -> LedgerSpace:
         other = LedgerSpace.__new__(LedgerSpace)
@@ -45,14 +47,14 @@ class LedgerSpace(Space):
         """The (start, size) of every area out of the space that shares a byte with this range."""
         out = self.out
         first = out.bisect_right(start) - 1
-        before = out.peekitem(first) if first >= 0 else (0, 0)
+        before: tuple[int, int] = out.peekitem(first) if first >= 0 else (0, 0)
         found = [before] if before[0] < start < before[0] + before[1] else []
         return found + [(at, out[at]) for at in out.irange(start, start + size, (True, False))]
 
     def next_known(self, start: int, limit: int) -> int:
         """The lowest address at or after `start` that is free or in the ledger; `limit` if there is none."""
         at = self.out.bisect_left(start)
-        taken = self.out.peekitem(at)[0] if at < len(self.out) else limit
+        taken: int = self.out.peekitem(at)[0] if at < len(self.out) else limit
         if self.overlapping(start, 1) or self.covering(start) is not None:
             return start
         return min(taken, self.next_free(start), limit)

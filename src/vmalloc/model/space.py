@@ -262,8 +262,9 @@ class Space:
         starts, sizes = self._starts[leaf], self._sizes[leaf]
         half = len(starts) // 2
         parts = slice(leaf, leaf + 1)
-        self._starts[parts] = [starts[:half], starts[half:]] if starts else []
-        self._sizes[parts] = [sizes[:half], sizes[half:]] if starts else []
+        halves = (slice(half), slice(half, None)) if starts else ()
+        self._starts[parts] = [starts[at] for at in halves]
+        self._sizes[parts] = [sizes[at] for at in halves]
         self._firsts[parts] = [starts[0], starts[half]] if starts else []
         self._levels[0][parts] = [max(sizes[:half]), max(sizes[half:])] if starts else []
         self._summarise(leaf)
