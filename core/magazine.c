@@ -212,14 +212,17 @@ int vm__magazine_refill(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t 
 }
 
 /* Hand out a range from space and stock up: who keeps asking for a size gets twice as many at a time,
- * up to STOCK_PAGES, for one turn at the space lock. ENOSPC: not that many; ask for one. */
+ * up to STOCK_PAGES, for one turn at the space lock, and half as many after a failure. ENOSPC: not that
+ * many; ask for one. */
 int vm__magazine_stock(vm_region *r, vm_thread *t, uint64_t nr_pages, unsigned flags, vm_range *out)
 {
     uint64_t pages[STOCK_PAGES];
     uint32_t want = 1u << t->stock[nr_pages];
-    if (nr_pages << (t->stock[nr_pages] + 1) <= STOCK_PAGES)
-        t->stock[nr_pages]++;
     uint32_t got = want > 1 ? vm__space_take_many(r, t, nr_pages, want, flags, pages) : 0;
+    if (want > 1 && !got)
+        t->stock[nr_pages]--;
+    else if (nr_pages << (t->stock[nr_pages] + 1) <= STOCK_PAGES)
+        t->stock[nr_pages]++;
     if (!got)
         return -ENOSPC;
     vm__hand_out(r, t, pages[0], nr_pages, false, out);

@@ -226,7 +226,7 @@ def test_a_failing_request_is_tried_seven_times():
     pair.shrink()
     pair.alloc(2)
     pair.assert_equal()
-    assert pair.core.stats().free_pages == 600 - 256  # each time doubled what it would have taken
+    assert pair.core.stats().free_pages == 600 - 2 * 2  # one, two in vain, one, ... and in the end two
 
 
 def test_a_pool_keeps_8192_pages_and_what_is_more_becomes_lazy():

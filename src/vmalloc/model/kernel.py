@@ -313,6 +313,7 @@ class Kernel:
         want = kept.stock(pages)
         start = self.find_space(size, PAGE, *self.window) if want > 1 else None
         free = self.space.covering(start) if start is not None else None
+        kept.stocked(pages, start is not None)
         if start is None or free is None:
             return None
         count = min(want, (free[1] - start) // size)

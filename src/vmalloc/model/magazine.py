@@ -11,7 +11,8 @@ the one put last (the newest that is aligned, for an alignment above a page).
 * A miss takes a batch from the head of a pool: the first for the request, the others into the magazine as far
   as they go there, the rest back. If the pool had the whole batch, the cap doubles as well.
 * A miss that the pools cannot serve either takes neighbouring ranges from the lowest place of the space where
-  one fits: one the first time, twice as many each time after, up to `magazine_stock_pages`. The cap doubles
+  one fits: one the first time, twice as many each time after, up to `magazine_stock_pages`, and half
+  as many after a failure. The cap doubles
   until they find room in the magazine; what does not goes to the pool.
 
 After: Bonwick and Adams, "Magazines and Vmem", 2001. The core's are in core/magazine.c.
@@ -87,11 +88,16 @@ class Magazines:
         return min(self.cap(pages) // 2 + 1, self.design.magazine_refill_max)
 
     def stock(self, pages: int) -> int:
-        """How many ranges this miss takes from the space; the next one takes twice as many."""
+        """How many ranges this miss takes from the space."""
+        return self.stocks.get(pages, 1)
+
+    def stocked(self, pages: int, found: bool) -> None:
+        """The next miss takes twice as many, or half as many if there were not that many."""
         count = self.stocks.get(pages, 1)
-        if 2 * count * pages <= self.design.magazine_stock_pages:
+        if not found and count > 1:
+            self.stocks[pages] = count // 2
+        elif 2 * count * pages <= self.design.magazine_stock_pages:
             self.stocks[pages] = 2 * count
-        return count
 
     def drain(self) -> list[Area]:
         """Remove and return everything; the caps stay."""
