@@ -223,6 +223,16 @@ def test_the_model_replays_a_hundred_thousand_events_a_second():
     assert best >= 100_000
 
 
+def test_the_model_tells_how_long_its_searches_were():
+    # one free range: the summary and the range are 2 steps. The aligned request leaves a hole of 2 pages in
+    # front of it; the last request looks at that too: 3 steps
+    events = [alloc(1, 0, 0), alloc(2, 0, 4)._replace(align=4 * PAGE), alloc(3, 0, 6, pages=4)]
+    told = run_on_model(Recording(events, WINDOW, 1), PRESETS["linux-6.9"]).as_dict()
+    assert [sample["search_length_max"] for sample in told["samples"]] == [2, 2, 3]
+    assert (told["searches"], told["search_length_max"]) == (3, 3)
+    assert told["search_length_mean"] == pytest.approx(7 / 3)
+
+
 def test_our_design_serves_from_magazines_and_needs_less_room():
     recording, _ = guest("random_size_1t")
     ours, kernels = (run_on_model(recording, PRESETS[name]).as_dict() for name in ("vmalloc", "linux-6.16"))

@@ -96,6 +96,21 @@ def test_discard_removes_what_is_free_and_says_how_much():
     assert list(space) == [(0, 2 * PAGE), (7 * PAGE, 8 * PAGE)]
 
 
+def test_a_search_counts_the_lengths_it_looks_at():
+    space = Space([(0, PAGE), (2 * PAGE, 3 * PAGE), (4 * PAGE, 8 * PAGE)])
+    assert space.find(4 * PAGE) == 4 * PAGE
+    assert (space.searches, space.steps, space.steps_max) == (1, 4, 4)  # the summary, then three ranges
+    assert space.find(5 * PAGE) is None
+    assert (space.searches, space.steps, space.steps_max) == (2, 5, 4)  # the summary alone says no
+
+
+def test_a_search_skips_leaves_by_their_summary():
+    # 64 ranges a leaf when new: three leaves of single pages, then one whose only range is long
+    space = Space([(2 * PAGE * at, 2 * PAGE * at + PAGE) for at in range(192)] + [(1 << 30, 1 << 31)])
+    assert space.find(2 * PAGE) == 1 << 30
+    assert space.steps == 5  # four summary entries, one range
+
+
 @pytest.mark.soak
 def test_a_million_ranges_are_searched_in_microseconds():
     holes = 500_000

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -182,8 +183,13 @@ def _on_model(console: Console, recording: replay.Recording, design: str) -> dic
     table = Table(
         "design", "magazine", "pool", "lazy", "space", "purges", "footprint, pages", "events/s", "bare loop/s"
     )
+    searches = Table(
+        "design", "overall", "1st", "2nd", "3rd", "4th",
+        title="steps of a search of the space, mean/max, by quarter",
+    )  # fmt: skip
     for name in names:
-        result = replay.run_on_model(recording, PRESETS[name]).as_dict()
+        course = replay.run_on_model(recording, PRESETS[name])
+        result = course.as_dict()
         results.append(result)
         hits = result["hit_share"]
         table.add_row(
@@ -194,7 +200,14 @@ def _on_model(console: Console, recording: replay.Recording, design: str) -> dic
             f"{result['events_per_s']:,.0f}",
             f"{result['bare_loop_events_per_s']:,.0f}",
         )
+        ends = [len(course.samples) * quarter // 4 for quarter in range(5)]
+        parts = [course.samples, *(course.samples[a:b] for a, b in pairwise(ends))]
+        searches.add_row(
+            name,
+            *(f"{replay.search_length_mean(p):.1f}/{replay.search_length_max(p)}" for p in parts),
+        )
     console.print(table)
+    console.print(searches)
     return results[0] if design != "all" else {"designs": results}
 
 

@@ -201,7 +201,7 @@ def rank(recording: Recording, progress: Callable[[int], object] | None = None) 
 
 @dataclass(frozen=True)
 class Sample:
-    """The model at one event."""
+    """The model at one event; the searches of space are those since the sample before."""
 
     event: int
     live_pages: int
@@ -210,6 +210,9 @@ class Sample:
     free_ranges: int
     longest_free: int
     footprint_pages: int
+    searches: int
+    search_steps: int
+    search_length_max: int
 
 
 @dataclass
@@ -238,11 +241,28 @@ class Course:
             "purges": self.purges,
             "purged": self.purged,
             "footprint_pages_max": max((s.footprint_pages for s in self.samples), default=0),
-            "samples": [vars_of(sample) for sample in self.samples],
+            "searches": sum(s.searches for s in self.samples),
+            "search_length_mean": search_length_mean(self.samples),
+            "search_length_max": search_length_max(self.samples),
+            "samples": [
+                vars_of(sample) | {"search_length_mean": search_length_mean([sample])}
+                for sample in self.samples
+            ],
         }
 
 
-def vars_of(sample: Sample) -> dict[str, int]:
+def search_length_mean(samples: Sequence[Sample]) -> float:
+    """Steps of a search of space, on average; 0 if there was none. What a step is: model/space.py."""
+    searches = sum(sample.searches for sample in samples)
+    return sum(sample.search_steps for sample in samples) / searches if searches else 0.0
+
+
+def search_length_max(samples: Sequence[Sample]) -> int:
+    """Steps of the longest search of space."""
+    return max((sample.search_length_max for sample in samples), default=0)
+
+
+def vars_of(sample: Sample) -> dict[str, Any]:
     return {name: getattr(sample, name) for name in Sample.__dataclass_fields__}
 
 
@@ -297,9 +317,13 @@ def _serve(kernel: Kernel, events: Sequence[Event], places: dict[int, int]) -> N
 
 
 def _sample(kernel: Kernel, event: int) -> Sample:
+    """The model now. Search counts begin anew, so that each sample has its own maximum."""
     pooled = sum(len(pool) * pages for node in kernel.nodes for pages, pool in node.pools.items())
     top = kernel.space.covering((kernel.window[1] & -PAGE) - 1)
     highest = top[0] if top is not None else kernel.window[1]
+    space = kernel.space
+    searched = space.searches, space.steps, space.steps_max
+    space.searches = space.steps = space.steps_max = 0
     return Sample(
         event,
         kernel.live_pages,
@@ -308,6 +332,7 @@ def _sample(kernel: Kernel, event: int) -> Sample:
         len(kernel.space),
         kernel.space.longest // PAGE,
         (highest - kernel.window[0]) // PAGE,
+        *searched,
     )
 
 

@@ -11,6 +11,8 @@ What it promises:
    The window's end takes no part in the search; the caller checks it on the one range found.
 3. Both cost O(log n): ranges live in leaves of at most LEAF entries; above them are levels of summaries,
    each entry the longest range of FAN entries below.
+4. `find` counts one search, and one step for each length, of a range or of a summary entry, that it looks
+   at. Finding the place of `vstart` by bisection is not counted.
 
 The kernel keeps a red-black tree with the same summary. For alignments up to a page both give the same
 answer. For larger ones the kernel searches for size + align - 1 but also accepts a smaller range that it
@@ -40,7 +42,7 @@ def search_length(size: int, align: int, vstart: int, vend: int) -> int:
 class Space:
     """Disjoint, never adjacent free ranges `[start, end)` in bytes."""
 
-    __slots__ = ("_firsts", "_levels", "_sizes", "_starts")
+    __slots__ = ("_firsts", "_levels", "_sizes", "_starts", "searches", "steps", "steps_max")
 
     def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
         ordered = sorted(ranges)
@@ -51,6 +53,7 @@ class Space:
         self._firsts = [starts[0] if starts else 0 for starts in self._starts]
         self._levels = [[max(sizes, default=0) for sizes in self._sizes]]
         self._summarise(0)
+        self.searches = self.steps = self.steps_max = 0  # steps_max: of one search
 
     def copy(self) -> Space:
         """An independent copy."""
@@ -64,6 +67,7 @@ class Space:
         other._sizes = [leaf[:] for leaf in self._sizes]
         other._firsts = self._firsts[:]
         other._levels = [level[:] for level in self._levels]
+        other.searches, other.steps, other.steps_max = self.searches, self.steps, self.steps_max
 
     def __len__(self) -> int:
         return sum(map(len, self._starts))
@@ -83,18 +87,22 @@ class Space:
     def find(self, size: int, align: int = 1, vstart: int = 0, length: int | None = None) -> int | None:
         """The lowest aligned start >= vstart with `size` free bytes in a range of `length` or more."""
         want = size if length is None else length
+        before = self.steps
         leaf, index = self._at_or_after(vstart)
         mask = align - 1
-        while True:
-            found = self._next(leaf, index, want)
-            if found is None:
-                return None
+        fit = None
+        while (found := self._next(leaf, index, want)) is not None:
             leaf, index = found
             start = self._starts[leaf][index]
             fit = (max(start, vstart) + mask) & ~mask
             if fit + size <= start + self._sizes[leaf][index]:
-                return fit
+                break
+            fit = None
             index += 1
+        self.searches += 1
+        if self.steps - before > self.steps_max:
+            self.steps_max = self.steps - before
+        return fit
 
     def bounds(self, size: int, align: int, vstart: int, vend: int) -> tuple[int | None, int | None]:
         """The lowest and the highest answer a tree of any shape can give for this request."""
@@ -125,16 +133,20 @@ class Space:
 
     def _next(self, leaf: int, index: int, want: int) -> tuple[int, int] | None:
         """The place of the first range of at least `want` bytes, at or after (leaf, index)."""
+        self.steps += 1
         if self._levels[0][leaf] >= want:
             sizes = self._sizes[leaf]
             for place in range(index, len(sizes)):
                 if sizes[place] >= want:
+                    self.steps += place - index + 1
                     return leaf, place
+            self.steps += len(sizes) - index
         following = self._next_leaf(leaf + 1, want)
         if following is None:
             return None
         for place, size in enumerate(self._sizes[following]):
             if size >= want:
+                self.steps += place + 1
                 return following, place
         raise AssertionError("a summary promised a longer range than its leaf holds")
 
@@ -146,7 +158,9 @@ class Space:
             stop = len(level) if depth == top else min(len(level), -(-at // FAN) * FAN)
             for found in range(at, stop):
                 if level[found] >= want:
+                    self.steps += found - at + 1
                     return self._down(depth, found, want)
+            self.steps += max(stop - at, 0)
             at = -(-at // FAN)
         return None
 
@@ -155,9 +169,10 @@ class Space:
         while depth:
             depth -= 1
             level = self._levels[depth]
-            at *= FAN
+            first = at = at * FAN
             while level[at] < want:
                 at += 1
+            self.steps += at - first + 1
         return at
 
     # ------------------------------------------------------------------ changes
