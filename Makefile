@@ -61,7 +61,7 @@ bench: $(VENV)/.release ## every benchmarks/bench_*.py; results in build/bench
 		$(PY) $$bench --json $(BUILD)/bench/$$(basename $$bench .py).json || exit 1; \
 	done
 
-lint: $(VENV)/.tools-lint ## ruff, mypy --strict, pyright
+lint: $(VENV)/.tools-lint $(VENV)/.tools-test ## ruff, mypy --strict, pyright
 	@failed=; for tool in "ruff check" "ruff format --check" mypy pyright; do \
 		echo "== $$tool"; \
 		if [ "$$tool" = pyright ] && ! pyright --version >/dev/null 2>&1; then \
