@@ -57,7 +57,7 @@ def photographs() -> list[NDArray[Any]] | None:
     """The photographs that ship inside scikit-learn (427 x 640 pixels), or None without it."""
     try:
         # scikit-learn brings no types
-        from sklearn.datasets import load_sample_images  # pyright: ignore[reportMissingTypeStubs]
+        from sklearn.datasets import load_sample_images  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType, reportMissingImports]
     except ImportError:
         return None
     return list(load_sample_images().images)  # pyright: ignore[reportUnknownArgumentType]
