@@ -2,7 +2,7 @@
 /*
  * The region, byte by byte: what every attached process agrees on.
  *
- * One memfd, one mapping: header | process slots | thread slots | nodes | names | leaf bits |
+ * One memfd, one mapping: header | process slots | nodes | names | thread slots | leaf bits |
  * summaries | heads | sharings | data. Only offsets and page numbers are stored, never pointers.
  * All of it starts as zeros and zero always means "nothing yet", so a region of 1 TiB costs the few
  * pages that were written. docs/region-format.md tells the same in prose and states which changes
@@ -167,7 +167,7 @@ typedef struct vm_slot {
     uint32_t in_operation; /* 1 between entry and exit of what uses the magazines, but for the hits */
     vm_token drain;        /* who empties these magazines; the owner then bypasses them           */
     uint64_t lock_wait_ns;         /* counters: written by the owner only                        */
-    uint64_t reserved;
+    uint64_t reserved;     /* 0; keeps the magazines where the format has them                   */
     uint64_t nr_pool_hit;
     uint64_t nr_lazy_hit;
     uint64_t nr_space_hit;

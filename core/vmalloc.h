@@ -70,7 +70,7 @@ VM_API void vm_describe(const vm_region *r, vm_info *out);
 
 /* ---- ranges ---- */
 enum {
-    VM_NO_WAIT = 1,  /* EAGAIN instead of waiting for a lock */
+    VM_NO_WAIT = 1,  /* EAGAIN instead of waiting for a lock; a pool's may still take some milliseconds */
     VM_NO_PURGE = 2, /* ENOSPC instead of purging (the kernel's GFP_NOWAIT) */
     VM_HIT_ONLY = 4, /* EAGAIN unless this thread's magazine serves it: takes no lock, calls nothing */
 };

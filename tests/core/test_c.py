@@ -33,6 +33,9 @@ ENVIRONMENT = {
     "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1",
 }
 # What TSan says when address randomisation put a mapping where it wanted its shadow.
+#: The enumerator's victims have threads of their own and die anywhere, which TSan itself does not survive.
+LEFT_OUT = {"test_crash": ("tsan",)}
+
 TSAN_WANTS_FIXED_ADDRESSES = ("unexpected memory mapping", "unable to mmap", "CHECK failed: tsan_platform")
 
 
@@ -114,7 +117,7 @@ def run_program(flavour: str, program: Path) -> None:
 
 def case(name: str) -> Callable[[str], None]:
     @pytest.mark.timeout(1200)  # the first case of a flavour compiles everything
-    @pytest.mark.parametrize("flavour", FLAVOURS)
+    @pytest.mark.parametrize("flavour", [f for f in FLAVOURS if f not in LEFT_OUT.get(name, ())])
     def test(flavour: str) -> None:
         run_program(flavour, build_program(build_of(flavour), name))
 
