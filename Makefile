@@ -11,6 +11,8 @@ BUILD  ?= build
 TESTS  ?=
 JOBS   ?=
 PYTHONS ?= 3.12 3.13
+CPYTHONS ?= 3.11 3.12 3.13
+SUITES ?=
 TEST_EXTRAS ?= numpy lab test
 
 PY   := $(VENV)/bin/python
@@ -38,7 +40,7 @@ export REQUIREMENTS
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test soak bench lint format pythons dist clean
+.PHONY: help demo test soak bench lint format pythons cpython cpython-suites dist clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s%s\n", $$1, $$2 }' Makefile
@@ -74,8 +76,9 @@ format: $(VENV)/.tools-lint ## let ruff put the files in order
 	ruff check --fix .
 	ruff format .
 
-pythons: ## the api tests on every other Python found
-	@failed=; for version in $(PYTHONS); do \
+# $(call ON_PYTHONS,VERSIONS,ARGUMENTS OF MAKE): with each Python found, in a build directory of its own.
+define ON_PYTHONS
+	@failed=; for version in $(1); do \
 		python=; \
 		for candidate in python$$version ~/.pyenv/versions/$$version.*/bin/python; do \
 			if $$candidate -c "import sys, venv; sys.exit('%d.%d' % sys.version_info[:2] != '$$version')" \
@@ -83,11 +86,20 @@ pythons: ## the api tests on every other Python found
 		done; \
 		if [ -z "$$python" ]; then echo "== Python $$version: not found, skipped"; continue; fi; \
 		echo "== Python $$version"; \
-		$(MAKE) --no-print-directory test PYTHON=$$python VENV=$(BUILD)/python$$version/venv \
-			BUILD=$(BUILD)/python$$version TEST_EXTRAS="numpy test" TESTS="$(or $(TESTS),tests/api)" \
-			|| failed="$$failed $$version"; \
+		$(MAKE) --no-print-directory $(2) PYTHON=$$python VENV=$(BUILD)/python$$version/venv \
+			BUILD=$(BUILD)/python$$version TEST_EXTRAS="numpy test" || failed="$$failed $$version"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "failed on:$$failed"; exit 1; fi
+endef
+
+pythons: ## the api tests on every other Python found
+	$(call ON_PYTHONS,$(PYTHONS),test TESTS="$(or $(TESTS),tests/api)")
+
+cpython: ## CPython's own multiprocessing tests, with us installed as without; an hour for each Python
+	$(call ON_PYTHONS,$(CPYTHONS),cpython-suites)
+
+cpython-suites: $(SITE)/.installed
+	$(WITH_SITE) $(PY) tests/cpython/compare.py --logs $(BUILD)/cpython $(SUITES)
 
 dist: $(VENV)/.tools-dist ## sdist and manylinux wheel in dist/, from what is committed
 	rm -rf dist $(BUILD)/dist

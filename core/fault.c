@@ -26,6 +26,14 @@ void vm__fault(vm_site *site)
     }
 }
 
+bool vm__asserts = true;
+VM_API void vm_fault_assertions(bool on) { vm__asserts = on; }
+__attribute__((constructor)) static void read_environment(void)
+{
+    const char *wanted = getenv("VMALLOC_ASSERTIONS");
+    vm__asserts = !wanted || strcmp(wanted, "0") != 0;
+}
+
 /* Die before the (n+1)-th shared write from now on; n < 0 disarms. */
 VM_API void vm_fault_arm(int64_t n) { __atomic_store_n(&writes_left, n, __ATOMIC_RELAXED); }
 VM_API uint64_t vm_fault_nr_writes(void) { return __atomic_load_n(&nr_writes, __ATOMIC_RELAXED); }

@@ -28,6 +28,8 @@ void vm__fault(vm_site *site);
 
 /* For tests; all of it is per process. */
 void vm_fault_arm(int64_t n); /* die before the (n+1)-th shared write from now on; n < 0 disarms */
+void vm_fault_assertions(bool on); /* VM_ASSERT; off also by VMALLOC_ASSERTIONS=0 in the environment */
+extern bool vm__asserts;
 uint64_t vm_fault_nr_writes(void);
 size_t vm_fault_nr_sites(void);
 uint64_t vm_fault_site(size_t i, const char **file, int *line); /* how often it was passed */

@@ -10,9 +10,14 @@
  */
 #include "internal.h"
 
-/* Where a range goes that nobody references any more; its word is MOVING(t). */
+/* Where a range goes that nobody references any more; its word is MOVING(t). The length is from a word that a
+ * neighbour may have scribbled over: what is no range is left to the words, which do not parse then. */
 void vm__release(vm_region *r, vm_thread *t, uint64_t page, uint64_t nr_pages)
 {
+    if (vm_unlikely(!vm__is_within(r, page, nr_pages))) {
+        VM_CORRUPT(r);
+        return;
+    }
     if (nr_pages > VM_POOL_PAGES_MAX || r->pools == VM_POOLS_OFF) {
         vm__lazy_put(r, t, page, nr_pages);
         return;
@@ -22,18 +27,25 @@ void vm__release(vm_region *r, vm_thread *t, uint64_t page, uint64_t nr_pages)
     vm__pool_give(r, t, nr_pages, 1, &page);
 }
 
-static int free_slow(vm_region *r, vm_thread *t, uint64_t page, uint64_t id, vm_word w)
+static int free_slow(vm_region *r, vm_thread *t, uint64_t page, uint64_t id, vm_word w, unsigned flags)
 {
-    vm_state state = vm__state(w);
-    uint64_t len = vm__len(w);
     if (VM_LOAD(&r->h->corrupt))
         return -EUCLEAN;
+    if (vm__state(w) == VM_FREEING && !(w & VM_WORD_SHARED)) { /* a fork shares it just now */
+        int rc = vm__settled_word(r, t, page, &w);
+        if (rc)
+            return rc;
+    }
+    vm_state state = vm__state(w);
+    uint64_t len = vm__len(w);
     if ((state != VM_BUSY && state != VM_FREEING) || len == 0 || len > r->nr_pages - page)
         return -ENOENT;
     if (VM_LOAD(&r->heads[page].aux) != id)
         return -ESTALE;
     if (w & VM_WORD_SHARED)
-        return vm__drop_shared(r, t, page, id);
+        return vm__drop_shared(r, t, page, id, flags);
+    if (flags & VM_INHERITED)
+        return -ENOENT; /* it could not be shared for us: it is our parent's */
     bool is_ours = ((w ^ t->busy) & ~(VM_WORD_LEN_MASK | VM_WORD_DIRTY)) == 0;
     if (!is_ours && t->fast_pages && len <= VM_POOL_PAGES_MAX) {
         int rc = vm__magazine_put_foreign(r, t, page, w);
@@ -41,13 +53,13 @@ static int free_slow(vm_region *r, vm_thread *t, uint64_t page, uint64_t id, vm_
             return rc;
     }
     vm_word moving = t->moving | len << VM_WORD_LEN_SHIFT;
-    if (is_ours)
-        VM_STORE(&r->heads[page].word, moving);
-    else if (!VM_CAS(&r->heads[page].word, w, moving))
-        return -ENOENT; /* another free won */
+    if (!VM_CAS(&r->heads[page].word, w, moving))
+        return is_ours ? -EAGAIN : -ENOENT; /* a fork shares it just now; or another free won */
     vm__release(r, t, page, len);
     return 0;
 }
+
+#define FREE_ATTEMPTS 8 /* another thread of ours would have to fork in the middle of each */
 
 /* Over the threshold the freeing thread purges, unless somebody does already. */
 static void purge_if_due(vm_region *r, vm_thread *t)
@@ -69,7 +81,9 @@ static __attribute__((noinline, cold)) int free_checked(vm_region *r, uint64_t p
     if (page >= r->nr_pages)
         return -ENOENT;
     vm__enter(t);
-    int rc = free_slow(r, t, page, id, VM_LOAD(&r->heads[page].word));
+    int rc = -EAGAIN;
+    for (int i = 0; rc == -EAGAIN && i < FREE_ATTEMPTS; i++)
+        rc = free_slow(r, t, page, id, VM_LOAD(&r->heads[page].word), flags);
     if (rc == 0)
         purge_if_due(r, t);
     vm__leave(t);
@@ -139,8 +153,8 @@ static int move_to_larger(vm_region *r, vm_range *range, const vm_range *now, ui
     int rc = vm_alloc(r, nr_pages, 1, 0, &grown);
     if (rc)
         return rc;
-    if (r->data)
-        memcpy(vm_pointer(r, grown.page), vm_pointer(r, range->page), now->nr_pages << r->page_shift);
+    if (r->data) /* memmove: a neighbour that forges words can make them overlap */
+        memmove(vm_pointer(r, grown.page), vm_pointer(r, range->page), now->nr_pages << r->page_shift);
     rc = vm_free(r, range->page, range->id, 0);
     if (rc) {
         vm_free(r, grown.page, grown.id, 0);

@@ -8,12 +8,19 @@
  *   last drop  clear my bit, move the word BUSY -> FREEING, read the holders again; if any, undo and
  *              look once more, because a drop in between left it to us;
  *   adopt      set my bit, then look whether the range is still BUSY under that id; else clear it.
- * Both sides write before they read, with full fences, so at least one sees the other.
+ * Both sides write before they read, with full fences, so at least one sees the other. Whoever adds a
+ * reference, a bit or a lease, waits while the word is FREEING before another one is given up: a freer
+ * reads the holders one after the other and might else see neither.
+ *
+ * First sharing: FREEING, not yet S, while the holders are written; so what stale adopters left here is
+ * gone before anybody can trust it, and a scan that meets it knows that only its owner had it.
  */
 #include "internal.h"
 
 #include <sched.h>
 #include <sys/mman.h>
+
+#define LOOK_FOR_DEATHS_NS 10000000ull
 
 static uint64_t *holder_word(vm_region *r, uint64_t page, uint32_t process)
 {
@@ -21,6 +28,7 @@ static uint64_t *holder_word(vm_region *r, uint64_t page, uint32_t process)
 }
 static uint64_t holder_bit(uint32_t process) { return 1ull << process % 64; }
 
+/* Leases last: one that was given for a bit cannot be missed then. */
 static bool is_held(vm_region *r, uint64_t page)
 {
     vm_sharing *s = &r->sharings[page];
@@ -49,7 +57,15 @@ bool vm__take_if_unheld(vm_region *r, vm_thread *t, uint64_t page, vm_word taken
     return false;
 }
 
-/* Per-page counts of this process; wiped in a forked child, which starts with none. [holder_mutex] */
+void vm__release_if_unheld(vm_region *r, vm_thread *t, uint64_t page)
+{
+    if (vm__take_if_unheld(r, t, page, t->moving))
+        vm__release(r, t, page, vm__len(VM_LOAD(&r->heads[page].word)));
+}
+
+/* ---- this process's own counts [holder_mutex] ---- */
+
+/* Wiped in a forked child; fork.c writes there what it inherits. */
 static int need_references(vm_region *r)
 {
     if (r->references)
@@ -63,40 +79,73 @@ static int need_references(vm_region *r)
     return 0;
 }
 
-/* This process is the range's only holder. */
-static void hold_alone(vm_region *r, uint64_t page)
+/* Does this process hold the range `id` there? What it counted of an earlier one does not matter. */
+bool vm__holds(const vm_region *r, uint64_t page, uint64_t id)
 {
-    for (uint32_t i = 0; i < VM_PROCESSES / 64; i++)
-        VM_PUT(&r->sharings[page].holders[i], i == r->process / 64 ? holder_bit(r->process) : 0);
+    return r->references && r->references[page].count && r->references[page].id == id;
+}
+
+static void count_one(vm_region *r, uint64_t page, uint64_t id)
+{
+    vm_reference *own = &r->references[page];
+    if (own->id != id)
+        *own = (vm_reference){.id = id};
+    own->count++;
+}
+
+/* ---- share ---- */
+
+/* This process, and its child-to-be, are the range's only holders. */
+static void write_holders(vm_region *r, uint64_t page, uint32_t heir)
+{
+    for (uint32_t i = 0; i < VM_PROCESSES / 64; i++) {
+        uint64_t bits = i == r->process / 64 ? holder_bit(r->process) : 0;
+        if (heir / 64 == i)
+            bits |= holder_bit(heir);
+        VM_PUT(&r->sharings[page].holders[i], bits);
+    }
     VM_PUT(&r->sharings[page].nr_leases, 0);
 }
 
-static int share(vm_region *r, vm_thread *t, uint64_t page, uint64_t id)
+/* Share what only this process has; `heir`: with whom at once, VM_PROCESSES for nobody. */
+int vm__share_for(vm_region *r, vm_thread *t, uint64_t page, uint64_t id, uint32_t heir)
 {
     vm_word *word = &r->heads[page].word, w = VM_LOAD(word);
-    if (vm__state(w) != VM_BUSY || vm__len(w) == 0)
-        return -ENOENT;
-    if (VM_LOAD(&r->heads[page].aux) != id)
-        return -ESTALE;
-    if (w & VM_WORD_SHARED)
-        return r->references && r->references[page] ? 0 : -ENOENT;
     if (((w ^ t->busy) & ~(VM_WORD_LEN_MASK | VM_WORD_DIRTY)) != 0)
         return -ENOENT; /* another process's, and it did not share it */
     int rc = need_references(r);
     if (rc)
         return rc;
-    /* Our bit before the flag, or a recovery would find the range unheld. The others' twice: what a stale
-     * adopter who died left here long ago, and what one left while the range was not marked yet. */
-    hold_alone(r, page);
-    if (!VM_CAS(word, w, w | VM_WORD_SHARED))
+    vm_word sharing = vm__word(VM_FREEING, w & VM_WORD_DIRTY, vm__len(w), r->process, r->process_inc);
+    if (!VM_CAS(word, w, sharing))
         return -ENOENT;
-    hold_alone(r, page);
-    r->references[page] = 1;
+    if (VM_LOAD(&r->heads[page].aux) != id) { /* freed and taken again, by another thread of ours */
+        VM_CAS(word, sharing, w);
+        return -ESTALE;
+    }
+    write_holders(r, page, heir);
+    if (!VM_CAS(word, sharing, w | VM_WORD_SHARED))
+        return -ENOENT; /* freed meanwhile, by a mistake of this process */
+    r->references[page] = (vm_reference){.id = id, .count = 1};
     return 0;
+}
+
+static int share(vm_region *r, vm_thread *t, uint64_t page, uint64_t id)
+{
+    vm_word w = VM_LOAD(&r->heads[page].word);
+    if ((vm__state(w) != VM_BUSY && vm__state(w) != VM_FREEING) || vm__len(w) == 0)
+        return -ENOENT;
+    if (VM_LOAD(&r->heads[page].aux) != id)
+        return -ESTALE;
+    if (w & VM_WORD_SHARED)
+        return vm__holds(r, page, id) ? 0 : -ENOENT;
+    return vm__share_for(r, t, page, id, VM_PROCESSES);
 }
 
 int vm__share(vm_region *r, vm_thread *t, uint64_t page, uint64_t id)
 {
+    if (r->flags & VM_FLAG_KEEP)
+        return -EINVAL; /* its ranges belong to no process */
     pthread_mutex_lock(&r->holder_mutex);
     int rc = page < r->nr_pages ? share(r, t, page, id) : -ENOENT;
     pthread_mutex_unlock(&r->holder_mutex);
@@ -114,15 +163,21 @@ int vm_share(vm_region *r, uint64_t page, uint64_t id)
     return rc;
 }
 
-/* The word once nobody is in the middle of freeing it; a dead freer is recovered. */
-static int settled_word(vm_region *r, vm_thread *t, uint64_t page, vm_word *out)
+/* ---- adopt ---- */
+
+/* The word once nobody is in the middle of freeing it; a dead freer is recovered. One that died before
+ * the range was shared is left to the scan, which must find it as it was. */
+int vm__settled_word(vm_region *r, vm_thread *t, uint64_t page, vm_word *out)
 {
     uint64_t started = vm__now_ns();
     for (;;) {
         *out = __atomic_load_n(&r->heads[page].word, __ATOMIC_SEQ_CST);
         if (vm__state(*out) != VM_FREEING)
             return 0;
-        if (vm__incarnation_is_dead(r, vm__owner(*out), vm__inc(*out)))
+        bool is_dead = vm__incarnation_is_dead(r, vm__owner(*out), vm__inc(*out));
+        if (is_dead && !(*out & VM_WORD_SHARED))
+            return 0;
+        if (is_dead)
             VM_CAS(&r->heads[page].word, *out, (*out & ~VM_WORD_STATE_MASK) | VM_BUSY);
         int rc = vm__wait_slice(r, started, t->token);
         if (rc)
@@ -144,18 +199,17 @@ static int adopt(vm_region *r, vm_thread *t, uint64_t page, uint64_t id, vm_rang
     int rc = need_references(r);
     if (rc)
         return rc;
-    if (!r->references[page])
-        VM_OR(holder_word(r, page, r->process), holder_bit(r->process));
-    rc = settled_word(r, t, page, &w);
-    uint64_t len = vm__len(w);
+    VM_OR(holder_word(r, page, r->process), holder_bit(r->process));
+    rc = vm__settled_word(r, t, page, &w);
+    uint64_t len = vm__len(w), there = VM_LOAD(&r->heads[page].aux);
     bool is_it = rc == 0 && vm__state(w) == VM_BUSY && w & VM_WORD_SHARED && len && len <= r->nr_pages - page
-                 && VM_LOAD(&r->heads[page].aux) == id;
+                 && there == id;
     if (!is_it) {
         /* whoever freed it meanwhile may have seen our bit and left the rest to us */
-        *is_last = !r->references[page] && clear_bit(r, t, page);
+        *is_last = !vm__holds(r, page, there) && clear_bit(r, t, page);
         return rc ? rc : -ESTALE;
     }
-    r->references[page]++;
+    count_one(r, page, id);
     *out = (vm_range){page, len, id, false};
     return 0;
 }
@@ -185,17 +239,107 @@ int vm_adopt(vm_region *r, uint64_t page, uint64_t id, vm_range *out)
     return rc;
 }
 
-int vm__drop_shared(vm_region *r, vm_thread *t, uint64_t page, uint64_t id)
+/* ---- drop ---- */
+
+/* One reference less. What came with fork is counted apart, for vm_drop_inherited(). */
+static bool uncount_one(vm_reference *own, unsigned flags)
+{
+    if (flags & VM_INHERITED) {
+        if (own->inherited == 0)
+            return false; /* let go of already */
+        own->inherited--;
+    }
+    own->count--;
+    if (own->inherited > own->count)
+        own->inherited = own->count;
+    return true;
+}
+
+/* Do only the dead hold it still? Asked now and then, or what they held would stay until pages are short. */
+static bool is_left_to_the_dead(vm_region *r, uint64_t page)
+{
+    uint64_t now = vm__now_ns();
+    if (now - r->looked_for_deaths_ns < LOOK_FOR_DEATHS_NS)
+        return false;
+    r->looked_for_deaths_ns = now;
+    for (uint32_t p = 0; p < VM_PROCESS_NAMES; p++)
+        if (VM_LOAD(holder_word(r, page, p)) & holder_bit(p) && vm__process_is_dead(r, p))
+            return true;
+    return false;
+}
+
+int vm__drop_shared(vm_region *r, vm_thread *t, uint64_t page, uint64_t id, unsigned flags)
 {
     int rc = -ENOENT;
-    bool is_last = false;
+    bool is_last = false, asks = false;
     pthread_mutex_lock(&r->holder_mutex);
-    if (r->references && r->references[page] && VM_LOAD(&r->heads[page].aux) == id) {
+    if (vm__holds(r, page, id) && VM_LOAD(&r->heads[page].aux) == id && uncount_one(&r->references[page], flags)) {
         rc = 0;
-        is_last = --r->references[page] == 0 && clear_bit(r, t, page);
+        is_last = r->references[page].count == 0 && clear_bit(r, t, page);
+        asks = !is_last && r->references[page].count == 0 && is_left_to_the_dead(r, page);
     }
     pthread_mutex_unlock(&r->holder_mutex);
     if (is_last)
         vm__release(r, t, page, vm__len(VM_LOAD(&r->heads[page].word)));
+    if (asks)
+        vm__recover_dead(r, t, VM_NO_WAIT, NULL);
     return rc;
+}
+
+/* ---- what a child inherits (fork.c) ---- */
+
+/* A child-to-be holds what we hold. Our own bit stays set meanwhile. */
+int vm__hold_for(vm_region *r, vm_thread *t, uint64_t page, uint64_t id, uint32_t heir, bool may_wait)
+{
+    vm_word w;
+    if (!vm__holds(r, page, id))
+        return -ENOENT;
+    if (heir >= VM_PROCESSES)
+        return 0;
+    VM_OR(holder_word(r, page, heir), holder_bit(heir));
+    if (!may_wait)
+        return vm__state(__atomic_load_n(&r->heads[page].word, __ATOMIC_SEQ_CST)) == VM_FREEING ? -EBUSY : 0;
+    return vm__settled_word(r, t, page, &w);
+}
+
+/* In the child: count what the parent set our bit for. */
+int vm__inherit(vm_region *r, const vm_inherited *range)
+{
+    int rc = need_references(r);
+    if (rc == 0)
+        r->references[range->page] =
+            (vm_reference){.id = range->id, .count = range->count, .inherited = range->count};
+    return rc;
+}
+
+static bool drop_inherited(vm_region *r, vm_thread *t, const vm_inherited *range, bool *is_last)
+{
+    vm_reference *own = r->references ? &r->references[range->page] : NULL;
+    if (!own || own->id != range->id || own->inherited == 0)
+        return false;
+    own->count -= own->inherited;
+    own->inherited = 0;
+    *is_last = own->count == 0 && VM_LOAD(&r->heads[range->page].aux) == range->id && clear_bit(r, t, range->page);
+    return true;
+}
+
+int vm_drop_inherited(vm_region *r, uint64_t *nr_ranges)
+{
+    vm_thread *t = vm__thread(r);
+    uint64_t nr = 0;
+    if (!t)
+        return vm__thread_error(r);
+    vm__enter(t);
+    for (size_t i = 0; i < r->inheritance.nr; i++) {
+        const vm_inherited *range = &r->inheritance.range[i];
+        bool is_last = false;
+        pthread_mutex_lock(&r->holder_mutex);
+        nr += drop_inherited(r, t, range, &is_last);
+        pthread_mutex_unlock(&r->holder_mutex);
+        if (is_last)
+            vm__release(r, t, range->page, vm__len(VM_LOAD(&r->heads[range->page].word)));
+    }
+    vm__leave(t);
+    *nr_ranges = nr;
+    return 0;
 }

@@ -41,15 +41,15 @@ static bool write_runs(vm_region *r, uint32_t level, uint64_t i, runs v)
     uint32_t pages = (uint32_t)level_pages(level);
     uint32_t start = pages - (uint32_t)v.start, max = pages - (uint32_t)v.max, end = pages - (uint32_t)v.end;
     bool changed = false;
-    if (s->start_missing != start) {
+    if (VM_PEEK(&s->start_missing) != start) {
         VM_PUT(&s->start_missing, start);
         changed = true;
     }
-    if (s->max_missing != max) {
+    if (VM_PEEK(&s->max_missing) != max) {
         VM_PUT(&s->max_missing, max);
         changed = true;
     }
-    if (s->end_missing != end) {
+    if (VM_PEEK(&s->end_missing) != end) {
         VM_PUT(&s->end_missing, end);
         changed = true;
     }
@@ -81,7 +81,7 @@ static runs leaf_runs(const vm_region *r, uint64_t leaf)
     uint64_t current = 0;
     bool at_start = true;
     for (int i = 0; i < WORDS_PER_LEAF; i++) {
-        uint64_t free = ~bits[i];
+        uint64_t free = ~VM_PEEK(&bits[i]);
         if (free == ~0ull) {
             current += 64;
             continue;
@@ -155,7 +155,7 @@ void vm__index_write_bits(vm_region *r, uint64_t page, uint64_t nr_pages, bool t
     while (page < end) {
         uint64_t bit = page % 64, n = 64 - bit < end - page ? 64 - bit : end - page;
         uint64_t mask = (n == 64 ? ~0ull : (1ull << n) - 1) << bit;
-        uint64_t *word = &r->bits[page / 64], old = *word, new = taken ? old | mask : old & ~mask;
+        uint64_t *word = &r->bits[page / 64], old = VM_PEEK(word), new = taken ? old | mask : old & ~mask;
         if (new != old)
             VM_PUT(word, new);
         page += n;
@@ -166,7 +166,7 @@ void vm__index_set(vm_region *r, uint64_t page, uint64_t nr_pages, bool taken)
 {
     uint64_t first = page / VM_LEAF_PAGES, last = (page + nr_pages - 1) / VM_LEAF_PAGES;
     bool changed = false;
-    if (taken && page + nr_pages > r->h->high_pages)
+    if (taken && page + nr_pages > VM_PEEK(&r->h->high_pages))
         VM_PUT(&r->h->high_pages, page + nr_pages);
     vm__index_write_bits(r, page, nr_pages, taken);
     for (uint64_t leaf = first; leaf <= last; leaf++) {
@@ -189,12 +189,33 @@ void vm__index_init(vm_region *r)
 
 void vm__index_summarise_all(vm_region *r)
 {
-    uint64_t high = r->h->high_pages < r->nr_pages ? r->h->high_pages : r->nr_pages;
+    uint64_t high = VM_PEEK(&r->h->high_pages);
+    if (high > r->nr_pages)
+        high = r->nr_pages;
     uint64_t last = high ? (high - 1) / VM_LEAF_PAGES : 0;
     for (uint64_t leaf = 0; leaf <= last; leaf++)
         write_runs(r, 0, leaf, leaf_runs(r, leaf));
     update_above(r, 0, last, true, true);
     vm__index_init(r);
+}
+
+/* How many summaries differ from what lies below them; where the first one is. Only what was ever touched is
+ * looked at: up to high_pages, and the right edge. [space_lock] */
+uint64_t vm__index_nr_wrong(const vm_region *r, uint32_t *first_level, uint64_t *first_entry)
+{
+    uint64_t high = VM_PEEK(&r->h->high_pages), nr = 0;
+    if (high > r->nr_pages)
+        high = r->nr_pages;
+    uint64_t last = high ? (high - 1) / VM_LEAF_PAGES : 0;
+    for (uint32_t level = 0; level < r->nr_levels; level++, last /= VM_FANOUT)
+        for (uint64_t i = 0, edge = r->level_nr[level] - 1; i <= edge; i = i == last && i < edge ? edge : i + 1) {
+            runs is = read_runs(r, level, i), should = level ? inner_runs(r, level, i) : leaf_runs(r, i);
+            if (is.start == should.start && is.max == should.max && is.end == should.end)
+                continue;
+            if (nr++ == 0)
+                *first_level = level, *first_entry = i;
+        }
+    return nr;
 }
 
 bool vm__index_is_free(const vm_region *r, uint64_t page)
@@ -290,13 +311,14 @@ uint64_t vm__index_find(const vm_region *r, uint64_t from, uint64_t nr_pages)
 uint64_t vm__index_run_start(const vm_region *r, uint64_t page)
 {
     uint64_t leaf = page / VM_LEAF_PAGES;
-    while (page % VM_LEAF_PAGES && vm__index_is_free(r, page - 1)) {
-        uint64_t below = page % 64 ? r->bits[page / 64] << (64 - page % 64) : r->bits[page / 64 - 1];
-        uint64_t n = below ? (uint64_t)__builtin_clzll(below) : page % 64 ? page % 64 : 64;
+    while (page % VM_LEAF_PAGES) {
+        uint64_t most = page % 64 ? page % 64 : 64;
+        uint64_t below = VM_PEEK(&r->bits[(page - 1) / 64]) << (64 - most); /* the page below is the top bit */
+        uint64_t n = below ? (uint64_t)__builtin_clzll(below) : most;
         page -= n;
+        if (n < most)
+            return page;
     }
-    if (page % VM_LEAF_PAGES)
-        return page;
     for (uint32_t level = 0; page && level < r->nr_levels;) {
         uint64_t pages = level_pages(level), end = read_runs(r, level, leaf - 1).end;
         if (end < pages)

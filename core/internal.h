@@ -2,8 +2,9 @@
 /*
  * What the stations of core/ share: the process's own state, lock order, cross-file functions.
  *
- * Lock order: common_mutex, recover_mutex (both private to the process), purge_lock, names_lock, one
- * node's pool_lock, space_lock; holder_mutex (private) is a leaf. Never two nodes at once. A range's
+ * Lock order: common_mutex, recover_mutex (both private to the process), purge_lock, names_lock,
+ * lease_lock, one node's pool_lock, space_lock; holder_mutex (private) is a leaf, but for fork.c. Never
+ * two nodes at once. A range's
  * boundaries change only under space_lock, so a scan of the words under it is stable.
  */
 #ifndef VM_INTERNAL_H
@@ -24,9 +25,13 @@
 #define vm_likely(x) __builtin_expect(!!(x), 1)
 #define vm_unlikely(x) __builtin_expect(!!(x), 0)
 
+/* For what only a mistake of ours can make false, in builds with hooks. What a neighbour could write is compared
+ * in every build and answered with an error. Where the two cannot be told apart (is the lock word ours?) the
+ * tests that scribble turn assertions off. */
 #ifdef VM_HOOKS
 #define VM_ASSERT(x)                                                                                        \
-    ((x) ? (void)0 : (void)(fprintf(stderr, "%s:%d: assertion failed: %s\n", __FILE__, __LINE__, #x), abort()))
+    ((x) || !vm__asserts ? (void)0                                                                          \
+                         : (void)(fprintf(stderr, "%s:%d: assertion failed: %s\n", __FILE__, __LINE__, #x), abort()))
 #include <stdio.h>
 #else
 #define VM_ASSERT(x) ((void)0)
@@ -34,6 +39,26 @@
 #define VM_ASSERT_HELD(t, lock) VM_ASSERT(vm__lock_is_held(t, lock))
 
 typedef struct vm_thread vm_thread;
+
+/* How often this process holds a shared range. `id`: of which one, for the page may be another's by now. */
+typedef struct vm_reference {
+    uint64_t id;
+    uint32_t count;
+    uint32_t inherited; /* of these, what came with fork */
+} vm_reference;
+
+typedef struct vm_inherited { /* what a child has from its parent */
+    uint64_t page, id;
+    uint32_t count;
+} vm_inherited;
+
+/* What a parent prepares for the child it is about to have (fork.c). */
+typedef struct vm_heir {
+    int lock_fd; /* its own description, which holds the OFD lock of its process slot; -1: no slot */
+    uint32_t process, process_inc;
+    vm_inherited *range;
+    size_t nr, room;
+} vm_heir;
 
 /* What one process knows of a region it attached. */
 struct vm_region {
@@ -52,6 +77,7 @@ struct vm_region {
     vm_slot *slots;
     vm_node *nodes;
     vm_name *names;
+    vm_lease_entry *leases;
     uint64_t *bits;
     vm_summary *summaries;
     vm_sharing *sharings;
@@ -60,13 +86,17 @@ struct vm_region {
     uint64_t level_offset[VM_LEVELS_MAX];
 
     int fd, lock_fd;
+    bool is_leaving; /* vm_detach() is at it [registry] */
     uint32_t process, process_inc; /* our slot; VM_PROCESSES: none (a fork that found none free) */
     uint64_t mapped_bytes, data_offset;
     uint64_t lock_timeout_ns;
     uint64_t budget_pages; /* by how many pages one thread's magazine caps may grow */
     bool can_drain;        /* membarrier across processes works here */
+    bool readonly;         /* mapped to look only: no slot, every change is EROFS */
 
-    uint32_t *references;  /* per page, of shared ranges: how often this process holds it [holder_mutex] */
+    vm_reference *references; /* per page, of shared ranges [holder_mutex] */
+    vm_heir heir, inheritance; /* for the next child; from our parent [holder_mutex] */
+    uint64_t looked_for_deaths_ns; /* [holder_mutex] */
     pthread_mutex_t holder_mutex, recover_mutex, common_mutex;
     struct vm_region *next; /* all regions of the process [slot.c: registry] */
 };
@@ -122,14 +152,24 @@ void vm__free_process(vm_region *r, uint32_t process); /* its slot, under the ne
 bool vm__process_is_dead(vm_region *r, uint32_t process);
 bool vm__incarnation_is_dead(vm_region *r, uint32_t process, uint32_t incarnation);
 bool vm__owner_is_dead(vm_region *r, vm_token token);
+bool vm__take_process(vm_region *r, bool clean, int lock_fd, uint32_t *process, uint32_t *incarnation);
 void vm__give_up_slot(vm_region *r, vm_thread *t);
 int vm__thread_error(vm_region *r); /* why vm__thread() gave NULL */
-void vm__register(vm_region *r);
+vm_thread *vm__thread_find(vm_region *r, bool may_forget);
+void vm__forget_threads(void);
+void vm__registry_lock(void);
+vm_region *vm__registry(void); /* the first of all regions of the process */
+void vm__registry_unlock(void);
+int vm__register(vm_region *r); /* as vm__join() */
+void vm__start_leaving(vm_region *r, const vm_thread *t);
 void vm__unregister(vm_region *r);
-int vm__claim_process(vm_region *r, uint32_t process); /* its OFD lock; 0 when ours now */
-void vm__unclaim_process(vm_region *r, uint32_t process);
-int vm__reopen_for_locks(vm_region *r);
+int vm__claim_process(int lock_fd, uint32_t process); /* its OFD lock; 0 when ours now */
+void vm__unclaim_process(int lock_fd, uint32_t process);
+int vm__open_for_locks(const vm_region *r); /* a descriptor, or -errno */
 uint64_t vm__new_serial(void);
+
+/* ---- fork.c ---- */
+void vm__register_fork(void);
 
 /* ---- lock.c ---- */
 enum { VM_LOCK_BRIEF = 1 << 11 }; /* EAGAIN after some milliseconds: the caller has another way */
@@ -152,6 +192,7 @@ uint64_t vm__index_run_start(const vm_region *r, uint64_t page);
 void vm__index_write_bits(vm_region *r, uint64_t page, uint64_t nr_pages, bool taken);
 void vm__index_summarise_all(vm_region *r);
 uint64_t vm__index_largest(const vm_region *r);
+uint64_t vm__index_nr_wrong(const vm_region *r, uint32_t *first_level, uint64_t *first_entry);
 
 /* ---- space.c ---- */
 int vm__space_lock(vm_region *r, vm_thread *t, unsigned flags); /* repaired if it was stolen */
@@ -163,7 +204,7 @@ uint32_t vm__space_take_many(vm_region *r, vm_thread *t, uint64_t nr_pages, uint
 void vm__space_grant(vm_region *r, uint64_t used, uint64_t most); /* [space_lock] */
 void vm__space_put(vm_region *r, vm_thread *t, uint64_t page, uint64_t nr_pages, bool dirty); /* [space_lock] */
 int vm__space_rebuild(vm_region *r, vm_thread *t);                                            /* [space_lock] */
-void vm__space_carve(vm_region *r, vm_thread *t, uint64_t page, uint64_t nr_pages, vm_range *out); /* [space_lock] */
+bool vm__space_carve(vm_region *r, vm_thread *t, uint64_t page, uint64_t nr_pages, vm_range *out); /* [space_lock] */
 bool vm__space_words_agree(const vm_region *r, uint64_t page, uint64_t nr_pages);                  /* [space_lock] */
 int vm__space_fits(vm_region *r, uint64_t nr_pages);                                               /* [space_lock] */
 
@@ -202,6 +243,7 @@ bool vm__magazine_flush_all(vm_region *r, vm_thread *t, vm_slot *slot);
 void vm__magazine_init(vm_thread *t);
 int vm__magazine_drain(vm_region *r, vm_thread *t, uint32_t slot);
 void vm__drain_all(vm_region *r, vm_thread *t);
+uint64_t vm__magazines_reclaim(vm_region *r, vm_thread *t);
 
 /* ---- lazy.c ---- */
 void vm__lazy_put(vm_region *r, vm_thread *t, uint64_t page, uint64_t nr_pages); /* word is MOVING(t) */
@@ -231,11 +273,27 @@ void vm__hand_out(vm_region *r, vm_thread *t, uint64_t page, uint64_t nr_pages, 
 /* ---- holder.c ---- */
 int vm__share(vm_region *r, vm_thread *t, uint64_t page, uint64_t id);
 int vm__adopt(vm_region *r, vm_thread *t, uint64_t page, uint64_t id, vm_range *out);
-int vm__drop_shared(vm_region *r, vm_thread *t, uint64_t page, uint64_t id);
+int vm__drop_shared(vm_region *r, vm_thread *t, uint64_t page, uint64_t id, unsigned flags);
 bool vm__take_if_unheld(vm_region *r, vm_thread *t, uint64_t page, vm_word taken);
+bool vm__holds(const vm_region *r, uint64_t page, uint64_t id); /* [holder_mutex] */
+int vm__settled_word(vm_region *r, vm_thread *t, uint64_t page, vm_word *out);
+void vm__release_if_unheld(vm_region *r, vm_thread *t, uint64_t page);
+int vm__share_for(vm_region *r, vm_thread *t, uint64_t page, uint64_t id, uint32_t heir); /* [holder_mutex] */
+int vm__hold_for(vm_region *r, vm_thread *t, uint64_t page, uint64_t id, uint32_t heir, bool may_wait); /* [holder_mutex] */
+int vm__inherit(vm_region *r, const vm_inherited *range);                                 /* [holder_mutex] */
+
+/* ---- lease.c ---- */
+int vm__lease(vm_region *r, vm_thread *t, uint64_t page, uint64_t id, uint64_t *lease);
+int vm__lease_lock(vm_region *r, vm_thread *t, unsigned flags); /* mended if it was stolen */
+int vm__lease_deaths(vm_region *r, vm_thread *t, unsigned flags);
+int vm__expire_leases(vm_region *r, vm_thread *t, unsigned flags, uint64_t older_than_ns, uint64_t *nr);
 
 /* ---- names.c ---- */
 int vm__names_lock(vm_region *r, vm_thread *t); /* mended if it was stolen */
+bool vm__is_named(const vm_region *r, uint64_t page, uint64_t id);
+bool vm__names_hold(const vm_region *r, uint64_t page); /* of a shared range, as all of these */
+void vm__hold_for_name(vm_region *r, uint64_t page);
+bool vm__unhold_unnamed(vm_region *r, uint64_t page); /* [names_lock] */
 
 /* ---- recover.c ---- */
 
@@ -243,14 +301,20 @@ int vm__recover_dead(vm_region *r, vm_thread *t, unsigned flags, uint64_t *pages
 int vm__recover_scan(vm_region *r, vm_thread *t, unsigned flags, vm_batch *out); /* [purge_lock] */
 int vm__settle_lazy_pages(vm_region *r, vm_thread *t, unsigned flags);          /* [purge_lock] */
 void vm__retire_threads(vm_region *r, uint32_t process, const vm_thread *but);
+bool vm__is_retired_process(const vm_region *r, uint32_t process, uint32_t incarnation);
 
 /* ---- pages.c: the only file that asks the operating system for memory ---- */
 int vm__pages_create(const char *name, uint64_t bytes, int *fd);
 #define VM_MAP_ALIGN (2ull << 20) /* of the mapping and, in layout, of the data */
-int vm__pages_map(int fd, uint64_t bytes, void **base);
+int vm__pages_map(int fd, uint64_t bytes, bool readonly, void **base);
 int vm__pages_discard(vm_region *r, uint64_t page, uint64_t nr_pages);
 uint64_t vm__pages_most(const vm_region *r);
 uint64_t vm__pages_resident_bytes(const vm_region *r);
+
+/* ---- stats.c ---- */
+/* Walk the words under space_lock. Without it in a read-only attachment (`t` is NULL): again and again, until
+ * `walk` returns 0 and nothing moved meanwhile, or for about 0.1 s; then what the last one gave. */
+int vm__look(vm_region *r, vm_thread *t, int (*walk)(vm_region *r, void *arg), void *arg);
 
 /* ---- check.c ---- */
 int vm__corrupt(vm_region *r, int line); /* marks the region; -EUCLEAN */

@@ -2,14 +2,14 @@
 /*
  * The region, byte by byte: what every attached process agrees on.
  *
- * One memfd, one mapping: header | process slots | nodes | names | thread slots | leaf bits |
+ * One memfd, one mapping: header | process slots | nodes | names | leases | thread slots | leaf bits |
  * summaries | heads | sharings | data. Only offsets and page numbers are stored, never pointers.
  * All of it starts as zeros and zero always means "nothing yet", so a region of 1 TiB costs the few
  * pages that were written. docs/region-format.md tells the same in prose and states which changes
  * need a new VM_FORMAT.
  *
- * Truth: the heads (one word a range) and the sharings. Everything else is a hint that recover.c can
- * rebuild from them. docs/decisions/0001 says why the word looks as it does.
+ * Truth: the heads (one word a range), the sharings' holders, names and leases. Everything else is a hint
+ * that can be rebuilt from them. docs/decisions/0001 says why the word looks as it does.
  */
 #ifndef VM_LAYOUT_H
 #define VM_LAYOUT_H
@@ -20,7 +20,7 @@
 #include <stdint.h>
 
 #define VM_MAGIC 0x31636f6c6c616d76ull /* "vmalloc1" in memory order */
-#define VM_FORMAT 1u
+#define VM_FORMAT 2u
 
 /* Every limit of the format. */
 enum {
@@ -37,6 +37,7 @@ enum {
     VM_NAMES = 1024,           /* named references                                              */
     VM_NAME_BYTES = 64,
     VM_NAME_META_BYTES = 416,
+    VM_LEASES = 1 << 16,       /* references inside messages at one time                        */
 };
 #define VM_NONE UINT64_MAX /* "no page" as a result; in lists page + 1 is stored and 0 is the end */
 #define VM_PAGES_MAX ((1ull << 30) - 1)
@@ -53,7 +54,8 @@ typedef enum {
     VM_LAZY = 4,    /* freed, backed, waiting for a purge;   owner = node                         */
     VM_MOVING = 5,  /* between two of the above;             owner = thread slot                  */
     VM_PURGING = 6, /* being discarded and returned;         owner = thread slot                  */
-    VM_FREEING = 7, /* last holder looks whether it is last; owner = process slot                 */
+    VM_FREEING = 7, /* last holder looks whether it is last, or, not S yet, the owner shares it first;
+                     * owner = process slot                                                        */
 } vm_state;
 
 /*   63        50 49      38 37                     8 7  6 5 4 3   0
@@ -96,14 +98,14 @@ typedef struct vm_head {
     vm_word word;
     uint64_t aux;
 } vm_head;
-_Static_assert(sizeof(vm_head) == 16, "region format 1");
+_Static_assert(sizeof(vm_head) == 16, "region format");
 
 /* Who references a range; written from its first sharing on. Indexed by the range's first page. */
 typedef struct vm_sharing {
     uint64_t holders[VM_PROCESSES / 64]; /* one bit a process slot; set and clear are idempotent */
-    uint64_t nr_leases;                  /* references inside messages; at least the true number */
+    uint64_t nr_leases;                  /* never fewer than `leases` name it                 [lease_lock] */
 } vm_sharing;
-_Static_assert(sizeof(vm_sharing) == 40, "region format 1");
+_Static_assert(sizeof(vm_sharing) == 40, "region format");
 
 /* ---- locks ----------------------------------------------------------------------------------- */
 
@@ -135,7 +137,7 @@ typedef struct vm_process {
 } vm_process;
 #define VM_PROCESS_LIVE 1u
 #define VM_PROCESS_DYING 2u /* its threads' slots are retired, its ranges not yet reclaimed */
-_Static_assert(sizeof(vm_process) == 64, "region format 1");
+_Static_assert(sizeof(vm_process) == 64, "region format");
 
 /* Ready ranges of one size, the one freed last on top. The owner writes `header` whole: the number of
  * entries in the low byte, above it the serial of the next id; VM_MAGAZINE_TAKING while it takes one.
@@ -178,7 +180,7 @@ typedef struct vm_slot {
     _Alignas(64) uint8_t unaliased[64];
     vm_magazine magazine[VM_POOL_PAGES_MAX + 1]; /* by size; [0] stays empty */
 } vm_slot;
-_Static_assert(offsetof(vm_slot, magazine) % 128 == 64 && sizeof(vm_slot) % 4096 == 0, "region format 1");
+_Static_assert(offsetof(vm_slot, magazine) % 128 == 64 && sizeof(vm_slot) % 4096 == 0, "region format");
 
 /* ---- nodes ----------------------------------------------------------------------------------- */
 
@@ -188,7 +190,7 @@ typedef struct vm_pool {
     uint32_t tail;    /* llist: last of the chain that was put back, page + 1    [in_use]            */
     vm_token in_use;  /* llist: the one taker                                                        */
 } vm_pool;
-_Static_assert(sizeof(vm_pool) == 16, "region format 1");
+_Static_assert(sizeof(vm_pool) == 16, "region format");
 
 typedef struct vm_node {
     vm_lock pool_lock;
@@ -196,7 +198,7 @@ typedef struct vm_node {
     uint32_t pad;
     _Alignas(64) vm_pool pool[VM_POOL_PAGES_MAX];
 } vm_node;
-_Static_assert(sizeof(vm_node) == 128 + VM_POOL_PAGES_MAX * 16, "region format 1");
+_Static_assert(sizeof(vm_node) == 128 + VM_POOL_PAGES_MAX * 16, "region format");
 
 /* ---- free index ------------------------------------------------------------------------------ */
 
@@ -207,7 +209,7 @@ typedef struct vm_summary {
     uint32_t max_missing;   /* pages - longest free run                       */
     uint32_t end_missing;   /* pages - length of the free run at the high end */
 } vm_summary;
-_Static_assert(sizeof(vm_summary) == 12, "region format 1");
+_Static_assert(sizeof(vm_summary) == 12, "region format");
 
 typedef struct vm_name {
     uint64_t state;     /* 0 unused, else the range's id: the commit word           */
@@ -217,7 +219,25 @@ typedef struct vm_name {
     uint32_t pad;
     char meta[VM_NAME_META_BYTES];
 } vm_name;
-_Static_assert(sizeof(vm_name) == 504, "region format 1");
+_Static_assert(sizeof(vm_name) == 504, "region format");
+
+/* A reference inside a message, held by nobody yet: it keeps the range until it is claimed, dropped, or
+ * its owner has been dead for a while. */
+typedef struct vm_lease_entry {
+    uint64_t id;          /* serial << VM_LEASE_BITS | index: the commit word; 0 unused */
+    uint64_t page, range_id;
+    uint64_t made_ns;     /* CLOCK_MONOTONIC */
+    uint64_t deadline_ns; /* the same clock; set when its owner is found dead; 0: none */
+    uint32_t owner;       /* process slot and incarnation: who made it, or is claiming it */
+    uint32_t next;        /* of an unused one: index + 1 of the next unused one */
+} vm_lease_entry;
+_Static_assert(sizeof(vm_lease_entry) == 48, "region format");
+#define VM_LEASE_BITS 16
+_Static_assert(VM_LEASES == 1 << VM_LEASE_BITS, "a lease's id holds its index");
+static inline uint32_t vm__lease_owner(uint32_t process, uint32_t incarnation)
+{
+    return process | (incarnation & VM_INC_MASK) << 16;
+}
 
 /* ---- header ---------------------------------------------------------------------------------- */
 
@@ -242,7 +262,7 @@ typedef struct vm_header {
     uint32_t nr_threads;     /* thread slots, VM_PROCESSES of them the processes' own */
     uint32_t nr_levels;      /* summary levels, the leaves' included */
     uint32_t ready;          /* 1 once the creator is done: attach waits for nothing, it refuses */
-    uint64_t off_processes, off_threads, off_nodes, off_names, off_bits, off_summaries, off_heads,
+    uint64_t off_processes, off_threads, off_nodes, off_names, off_leases, off_bits, off_summaries, off_heads,
         off_sharings, off_data;
     uint64_t level_offset[VM_LEVELS_MAX + 1]; /* index of each level's first summary */
     uint64_t base;           /* AddressSpace: value of page 0 */
@@ -252,6 +272,7 @@ typedef struct vm_header {
     uint64_t next_id;                  /* serials of ids are handed to threads in blocks */
     uint64_t lazy_pages_fixed;         /* threshold set by the user; 0: automatic       */
     uint64_t high_slot;                /* thread slots from here up were never used     */
+    uint64_t lease_ttl_ns;             /* how long an unclaimed lease outlives its owner */
 
     _Alignas(64) uint64_t lazy_pages;  /* atomic; at rest the sum of all LAZY lengths   */
     uint64_t shelf[VM_SHELF];          /* hint: page << 32 | pages of large LAZY ranges */
@@ -259,6 +280,7 @@ typedef struct vm_header {
     vm_lock purge_lock;
     vm_lock space_lock;
     vm_lock names_lock;
+    vm_lock lease_lock;
     /* [space_lock] */
     uint64_t free_pages;
     uint64_t used_peak;                /* recent; drops to the present at every purge by a quarter */
@@ -269,6 +291,12 @@ typedef struct vm_header {
     uint64_t purge_start_node;
     uint64_t nr_purges, nr_purged_pages, nr_discards;
     uint64_t nr_recovered;
+    /* [lease_lock] */
+    uint64_t nr_leases;    /* entries in use                                                */
+    uint64_t lease_serial; /* of the newest                                                 */
+    uint64_t lease_due_ns; /* no deadline is earlier; 0: there is none                      */
+    uint32_t lease_unused; /* index + 1 of the first of a chain of unused entries           */
+    uint32_t lease_high;   /* entries from here up were never used                          */
 } vm_header;
 
 /* An id is a serial, never used twice, and below it the size asked for if a magazine may keep it (else

@@ -25,23 +25,50 @@ void vm__list_push(vm_region *r, uint32_t *head, uint64_t page)
     } while (!VM_CAS(head, old, (uint32_t)page + 1));
 }
 
+#define WARM_SHARE 32 /* of the machine's memory */
+#define WARM_BYTES_MAX (1ull << 30)
+
 static uint32_t bits_of(uint64_t n) { return n ? 64 - (uint32_t)__builtin_clzll(n) : 0; }
 
-/* Pages that may be lazy before the freeing thread purges. */
-uint64_t vm__lazy_pages_max(const vm_region *r)
+static uint32_t online_cpus(void)
 {
-    if (r->h->lazy_pages_fixed)
-        return r->h->lazy_pages_fixed;
-    static uint32_t cpus; /* as the kernel's: fls(online CPUs) * 32 MiB */
+    static uint32_t cpus;
     uint32_t n = __atomic_load_n(&cpus, __ATOMIC_RELAXED);
     if (!n) {
         long online = sysconf(_SC_NPROCESSORS_ONLN);
         n = online < 1 ? 1 : (uint32_t)online;
         __atomic_store_n(&cpus, n, __ATOMIC_RELAXED);
     }
+    return n;
+}
+
+/* What may stay warm of a recent peak however small the machine's number of CPUs is. */
+static uint64_t warm_bytes(void)
+{
+    static uint64_t bytes;
+    uint64_t n = __atomic_load_n(&bytes, __ATOMIC_RELAXED);
+    if (!n) {
+        n = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE) / WARM_SHARE;
+        n = n < WARM_BYTES_MAX ? n : WARM_BYTES_MAX;
+        __atomic_store_n(&bytes, n, __ATOMIC_RELAXED);
+    }
+    return n;
+}
+
+/* Pages that may be lazy before the freeing thread purges: as the kernel's, fls(online CPUs) * 32 MiB, but
+ * also, because our lazy ranges hold memory that is dear to fault in again (docs/decisions/0013), a quarter of
+ * the recent peak, and all of a small peak. */
+uint64_t vm__lazy_pages_max(const vm_region *r)
+{
+    uint64_t chosen = VM_PEEK(&r->h->lazy_pages_fixed);
+    if (chosen)
+        return chosen;
     uint32_t shift = r->flags & VM_FLAG_NO_DATA ? 12 : r->page_shift; /* granules count as pages */
-    uint64_t fixed = bits_of(n) * (32ull << 20 >> shift), peak = VM_PEEK(&r->h->used_peak) / 4;
-    return peak > fixed ? peak : fixed;
+    uint64_t fixed = bits_of(online_cpus()) * (32ull << 20 >> shift), peak = VM_PEEK(&r->h->used_peak);
+    uint64_t warm = r->flags & VM_FLAG_NO_DATA ? 0 : warm_bytes() >> shift;
+    warm = warm < peak ? warm : peak;
+    uint64_t most = warm > peak / 4 ? warm : peak / 4;
+    return most > fixed ? most : fixed;
 }
 
 static bool put_on_shelf(vm_region *r, uint64_t page, uint64_t nr_pages)

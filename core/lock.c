@@ -94,30 +94,30 @@ int vm__wait_slice(vm_region *r, uint64_t started_ns, vm_token owner)
     return waited > r->lock_timeout_ns ? -EBUSY : -EINTR;
 }
 
+/* Sleep one slice, or less; true if the lock was ours to take from a dead owner. */
+static bool sleep_or_steal(vm_region *r, vm_thread *t, vm_lock *lock, vm_token seen, long slice)
+{
+    if (!(seen & VM_TOKEN_WAITERS)) {
+        if (!VM_CAS(&lock->owner, seen, seen | VM_TOKEN_WAITERS))
+            return false;
+        seen |= VM_TOKEN_WAITERS;
+    }
+    futex_wait(&lock->owner, seen, slice);
+    if (VM_PEEK(&lock->owner) != seen || !vm__owner_is_dead(r, seen & VM_TOKEN_MASK))
+        return false;
+    vm__lock_steal(r, t, lock, seen);
+    return vm__lock_is_held(t, lock);
+}
+
+/* The time is looked at in every round: the owner that a round sees need not be the same. */
 static int wait_for(vm_region *r, vm_thread *t, vm_lock *lock, unsigned flags, uint64_t started)
 {
     for (long slice = SLICE_NS;; slice = slice < SLICE_MAX_NS ? slice * 2 : SLICE_MAX_NS) {
         vm_token seen = VM_PEEK(&lock->owner);
-        if (seen == 0) {
-            if (try_with(t, lock, VM_TOKEN_WAITERS))
-                return 0;
-            continue;
-        }
-        if (!(seen & VM_TOKEN_WAITERS)) {
-            if (!VM_CAS(&lock->owner, seen, seen | VM_TOKEN_WAITERS))
-                continue;
-            seen |= VM_TOKEN_WAITERS;
-        }
-        futex_wait(&lock->owner, seen, slice);
-        if (VM_PEEK(&lock->owner) != seen)
-            continue;
-        if (vm__owner_is_dead(r, seen & VM_TOKEN_MASK)) {
-            vm__lock_steal(r, t, lock, seen);
-            if (vm__lock_is_held(t, lock))
-                return 0;
-            continue;
-        }
-        if (flags & VM_LOCK_BRIEF && vm__now_ns() - started > BRIEF_NS)
+        if (seen == 0 ? try_with(t, lock, VM_TOKEN_WAITERS) : sleep_or_steal(r, t, lock, seen, slice))
+            return 0;
+        bool is_stuck = seen && ((VM_PEEK(&lock->owner) ^ seen) & VM_TOKEN_MASK) == 0;
+        if (flags & VM_LOCK_BRIEF && is_stuck && vm__now_ns() - started > BRIEF_NS)
             return -EAGAIN; /* alive but not running: the caller has another way */
         int rc = vm__wait_slice(r, started, seen & VM_TOKEN_MASK);
         if (rc)
@@ -149,7 +149,7 @@ static int pthread_lock(vm_region *r, vm_thread *t, vm_lock *lock, unsigned flag
                     return stop;
             }
         } while (rc == ETIMEDOUT);
-        VM_PUT(&t->slot->lock_wait_ns, t->slot->lock_wait_ns + (vm__now_ns() - started));
+        VM_PUT(&t->slot->lock_wait_ns, VM_PEEK(&t->slot->lock_wait_ns) + (vm__now_ns() - started));
     }
     if (rc == EOWNERDEAD) {
         pthread_mutex_consistent(&lock->mutex);
@@ -185,7 +185,7 @@ int vm__lock(vm_region *r, vm_thread *t, vm_lock *lock, unsigned flags)
     }
     if (rc && !(flags & VM_NO_WAIT))
         rc = wait_for(r, t, lock, flags, started);
-    VM_PUT(&t->slot->lock_wait_ns, t->slot->lock_wait_ns + (vm__now_ns() - started));
+    VM_PUT(&t->slot->lock_wait_ns, VM_PEEK(&t->slot->lock_wait_ns) + (vm__now_ns() - started));
     return rc;
 }
 

@@ -46,7 +46,8 @@ static bool grow_cap(vm_region *r, vm_thread *t, uint64_t nr_pages)
 
 static bool entry_is_ours(const vm_region *r, const vm_thread *t, uint64_t page, uint64_t nr_pages)
 {
-    return page < r->nr_pages && VM_PEEK(&r->heads[page].word) == (t->cached | nr_pages << VM_WORD_LEN_SHIFT);
+    return vm__is_within(r, page, nr_pages)
+           && VM_PEEK(&r->heads[page].word) == (t->cached | nr_pages << VM_WORD_LEN_SHIFT);
 }
 
 static void leave_magazines(vm_thread *t)
@@ -97,7 +98,7 @@ bool vm__magazine_take(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t a
             is_found = true;
             count--;
             for (; i < count; i++)
-                VM_PUT(&m->page[i], m->page[i + 1]);
+                VM_PUT(&m->page[i], VM_PEEK(&m->page[i + 1]));
         }
     }
     set_count(r, m, count);
@@ -105,23 +106,26 @@ bool vm__magazine_take(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t a
     return is_found;
 }
 
-/* Move the older `nr` entries of a magazine to the pools. */
-static void flush_oldest(vm_region *r, vm_thread *t, uint64_t nr_pages, uint32_t nr)
+/* Move the older `nr` entries of a magazine to the pools. Returns how many stay. */
+static uint32_t flush_oldest(vm_region *r, vm_thread *t, uint64_t nr_pages, uint32_t nr)
 {
     vm_magazine *m = &t->slot->magazine[nr_pages];
     uint32_t count = vm__magazine_count(VM_PEEK(&m->header)), moved = 0;
     uint64_t pages[VM_MAGAZINE_CAP];
     if (nr > count)
         nr = count;
-    for (uint32_t i = 0; i < nr; i++)
-        if (entry_is_ours(r, t, m->page[i], nr_pages)) {
-            pages[moved] = m->page[i];
-            VM_STORE(&r->heads[pages[moved++]].word, t->moving | nr_pages << VM_WORD_LEN_SHIFT);
+    for (uint32_t i = 0; i < nr; i++) {
+        uint64_t page = VM_PEEK(&m->page[i]);
+        if (entry_is_ours(r, t, page, nr_pages)) {
+            VM_STORE(&r->heads[page].word, t->moving | nr_pages << VM_WORD_LEN_SHIFT);
+            pages[moved++] = page;
         }
+    }
     for (uint32_t i = nr; i < count; i++)
-        VM_PUT(&m->page[i - nr], m->page[i]);
+        VM_PUT(&m->page[i - nr], VM_PEEK(&m->page[i]));
     set_count(r, m, count - nr);
     vm__pool_give(r, t, nr_pages, moved, pages);
+    return count - nr;
 }
 
 /* Between enter and leave: room for one more; returns how many there are. */
@@ -134,8 +138,7 @@ static uint32_t make_room(vm_region *r, vm_thread *t, vm_magazine *m, uint64_t n
     uint32_t cap = t->cap[nr_pages];
     if (count < cap)
         return count;
-    flush_oldest(r, t, nr_pages, (cap + 1) / 2);
-    return vm__magazine_count(VM_PEEK(&m->header));
+    return flush_oldest(r, t, nr_pages, count - cap / 2);
 }
 
 /* Keep a range whose word is MOVING(t), making room if needed. False: the slot is being drained. */
@@ -266,13 +269,31 @@ static void take_all(vm_region *r, vm_thread *t, const vm_magazine *m, uint64_t 
     uint32_t count = vm__magazine_count(VM_LOAD(&m->header));
     for (uint32_t k = 0; k < count; k++) {
         uint64_t page = VM_PEEK(&m->page[k]), len = nr_pages << VM_WORD_LEN_SHIFT;
-        if (page < r->nr_pages && VM_CAS(&r->heads[page].word, cached | len, t->moving | len))
+        if (vm__is_within(r, page, nr_pages) && VM_CAS(&r->heads[page].word, cached | len, t->moving | len))
             vm__lazy_put(r, t, page, nr_pages);
     }
 }
 
-/* Empty a live neighbour's magazines into the lazy list. EAGAIN: it is in the middle of something. */
-int vm__magazine_drain(vm_region *r, vm_thread *t, uint32_t index)
+/* What the words say is CACHED by a slot whose owner takes nothing now, wherever it is. Returns the pages. */
+static uint64_t take_by_words(vm_region *r, vm_thread *t, vm_word cached)
+{
+    uint64_t page = 0, pages = 0;
+    if (vm__space_lock(r, t, 0) != 0)
+        return 0;
+    for (vm_word w; (w = vm__scan(r, page)); page += vm__len(w)) {
+        vm_word len = w & VM_WORD_LEN_MASK;
+        if (w == (cached | len) && VM_CAS(&r->heads[page].word, w, t->moving | len)) {
+            vm__lazy_put(r, t, page, vm__len(w));
+            pages += vm__len(w);
+        }
+    }
+    vm__space_unlock(r, t);
+    return pages;
+}
+
+/* Empty a live neighbour's magazines into the lazy list; `lost`: and count here what is CACHED by it but in
+ * none of them. EAGAIN: it is in the middle of something. */
+static int drain(vm_region *r, vm_thread *t, uint32_t index, uint64_t *lost)
 {
     vm_slot *slot = &r->slots[index];
     uint64_t state = VM_LOAD(&slot->state);
@@ -292,9 +313,13 @@ int vm__magazine_drain(vm_region *r, vm_thread *t, uint32_t index)
         else
             rc = -EAGAIN;
     }
+    if (rc == 0 && lost)
+        *lost += take_by_words(r, t, cached);
     VM_CAS(&slot->drain, t->token, 0);
     return rc;
 }
+
+int vm__magazine_drain(vm_region *r, vm_thread *t, uint32_t index) { return drain(r, t, index, NULL); }
 
 /* Every slot's magazines, our own included. Without membarrier only our own. */
 void vm__drain_all(vm_region *r, vm_thread *t)
@@ -305,4 +330,19 @@ void vm__drain_all(vm_region *r, vm_thread *t)
     for (uint32_t i = VM_PROCESSES; i < r->nr_threads; i++)
         if (i != t->index && vm__slot_was_used(r, i))
             vm__magazine_drain(r, t, i);
+}
+
+/* Take back what is CACHED by a live slot but in no magazine, as scribbling over one leaves it. Returns the
+ * pages; a slot that is in the middle of something keeps its own. */
+uint64_t vm__magazines_reclaim(vm_region *r, vm_thread *t)
+{
+    uint64_t lost = 0;
+    if (r->pools != VM_POOLS_MAGAZINE)
+        return 0;
+    if (t->fast_pages && vm__magazine_flush_all(r, t, t->slot))
+        lost += take_by_words(r, t, t->cached);
+    for (uint32_t i = VM_PROCESSES; r->can_drain && i < r->nr_threads; i++)
+        if (i != t->index && vm__slot_was_used(r, i))
+            drain(r, t, i, &lost);
+    return lost;
 }

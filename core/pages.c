@@ -18,7 +18,8 @@
 
 #define MARGIN_BYTES (16ull << 20)
 
-/* A memfd of that size, nothing of it touched; it can be neither shrunk nor grown by anybody. */
+/* A memfd of that size, nothing of it touched; it can be neither shrunk nor grown by anybody, and opened anew
+ * through /proc only by its owner. */
 int vm__pages_create(const char *name, uint64_t bytes, int *fd)
 {
     struct rlimit file_size;
@@ -31,7 +32,7 @@ int vm__pages_create(const char *name, uint64_t bytes, int *fd)
     int made = memfd_create(full, MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (made < 0)
         return -errno;
-    if (ftruncate(made, (off_t)bytes) < 0
+    if (fchmod(made, S_IRUSR | S_IWUSR) < 0 || ftruncate(made, (off_t)bytes) < 0
         || fcntl(made, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0) {
         int rc = -errno;
         close(made);
@@ -42,14 +43,15 @@ int vm__pages_create(const char *name, uint64_t bytes, int *fd)
 }
 
 /* Mapped at a multiple of VM_MAP_ALIGN, so that up to there an aligned page is an aligned address. */
-int vm__pages_map(int fd, uint64_t bytes, void **base)
+int vm__pages_map(int fd, uint64_t bytes, bool readonly, void **base)
 {
     uint64_t reserved = bytes + VM_MAP_ALIGN;
     uint8_t *all = mmap(NULL, reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (all == MAP_FAILED)
         return -errno;
     uint8_t *at = all + (VM_MAP_ALIGN - (uintptr_t)all % VM_MAP_ALIGN) % VM_MAP_ALIGN;
-    if (mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, fd, 0) == MAP_FAILED) {
+    int access = readonly ? PROT_READ : PROT_READ | PROT_WRITE;
+    if (mmap(at, bytes, access, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, fd, 0) == MAP_FAILED) {
         int rc = -errno;
         munmap(all, reserved);
         return rc;

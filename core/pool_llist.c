@@ -14,9 +14,17 @@
  */
 #include "internal.h"
 
+#include <sched.h>
+
 static vm_pool *pool_of(vm_node *n, uint64_t nr_pages) { return &n->pool[vm__pool_index(nr_pages)]; }
 
-static uint32_t link_at(const vm_region *r, uint64_t page) { return (uint32_t)VM_PEEK(&r->heads[page].aux); }
+/* The link behind `link`, or 0 at the end of the list or where a hint is wrong. */
+static uint32_t link_after(const vm_region *r, uint32_t link)
+{
+    uint64_t next = VM_PEEK(&r->heads[link - 1].aux);
+    return next <= r->nr_pages ? (uint32_t)next : 0;
+}
+static bool is_link(const vm_region *r, uint32_t link) { return link && link <= r->nr_pages; }
 
 static bool enter_pool(vm_region *r, vm_thread *t, vm_pool *p)
 {
@@ -32,12 +40,9 @@ static void leave_pool(vm_pool *p) { VM_STORE(&p->in_use, 0); }
 /* Last link of a chain, at most the whole region long. */
 static uint32_t last_of(const vm_region *r, uint32_t link)
 {
-    for (uint64_t steps = 0; steps < r->nr_pages; steps++) {
-        uint32_t next = link_at(r, link - 1);
-        if (next == 0 || next > r->nr_pages)
-            break;
+    uint32_t next;
+    for (uint64_t steps = 0; steps < r->nr_pages && (next = link_after(r, link)); steps++)
         link = next;
-    }
     return link;
 }
 
@@ -49,7 +54,7 @@ static void put_back(vm_region *r, vm_pool *p, uint32_t first, uint32_t last)
         head = VM_LOAD(&p->head);
         VM_PUT(&r->heads[last - 1].aux, head);
     } while (!VM_CAS(&p->head, head, first));
-    VM_PUT(&p->tail, head ? last_of(r, head) : last);
+    VM_PUT(&p->tail, is_link(r, head) ? last_of(r, head) : last);
 }
 
 /* A listed range's word, if it may be taken: POOLED, or MOVING while its pusher finishes. */
@@ -73,16 +78,16 @@ static uint32_t take(vm_region *r, vm_thread *t, vm_node *n, uint64_t nr_pages, 
     if (!enter_pool(r, t, p))
         return 0;
     uint32_t got = 0, first = VM_SWAP(&p->head, 0), tail = VM_PEEK(&p->tail);
-    if (first && first <= r->nr_pages) {
-        uint32_t rest = link_at(r, first - 1);
+    if (is_link(r, first)) {
+        uint32_t rest = link_after(r, first);
         if (!((first - 1) & (align_pages - 1)) && claim(r, first - 1, nr_pages, t->moving)) {
             pages[got++] = first - 1;
             VM_ADD(&p->nr_ranges, UINT32_MAX);
         } else {
             rest = first; /* a miss, as in the kernel: only the first is looked at */
         }
-        if (rest && rest <= r->nr_pages)
-            put_back(r, p, rest, tail ? tail : last_of(r, rest));
+        if (rest)
+            put_back(r, p, rest, is_link(r, tail) ? tail : last_of(r, rest));
         else
             VM_PUT(&p->tail, 0);
     }
@@ -110,17 +115,17 @@ static void decay_one(vm_region *r, vm_thread *t, vm_node *n, uint64_t nr_pages,
     vm_pool *p = pool_of(n, nr_pages);
     if (!enter_pool(r, t, p))
         return;
-    uint32_t first = VM_SWAP(&p->head, 0), len = 0, last_kept = 0;
-    for (uint32_t at = first; at && at <= r->nr_pages && len < r->nr_pages; at = link_at(r, at - 1))
+    uint32_t head = VM_SWAP(&p->head, 0), first = is_link(r, head) ? head : 0, len = 0, last_kept = 0;
+    for (uint32_t at = first; at && len < r->nr_pages; at = link_after(r, at))
         len++;
     uint32_t keep = full ? 0 : len - (len + 3) / 4, at = first;
-    for (uint32_t i = 0; i < keep; i++) {
+    for (uint32_t i = 0; i < keep && at; i++) {
         last_kept = at;
-        at = link_at(r, at - 1);
+        at = link_after(r, at);
     }
     uint32_t taken = 0;
-    while (at && at <= r->nr_pages && taken < len) {
-        uint32_t next = link_at(r, at - 1);
+    while (at && taken < len) {
+        uint32_t next = link_after(r, at);
         if (claim(r, at - 1, nr_pages, t->purging))
             vm__batch_add(r, t, out, at - 1, nr_pages);
         taken++;
@@ -155,8 +160,10 @@ static int before_scan(vm_region *r, vm_thread *t, vm_node *n, unsigned flags)
             if (owner == t->token || ((!owner || vm__owner_is_dead(r, owner)) && VM_CAS(&p->in_use, owner, t->token)))
                 break;
             int rc = flags & VM_NO_WAIT ? -EAGAIN : vm__wait_slice(r, started, owner);
-            if (rc == 0)
+            if (rc == 0) {
+                sched_yield();
                 continue;
+            }
             while (i-- > 0)
                 VM_CAS(&n->pool[i].in_use, t->token, 0);
             return rc;

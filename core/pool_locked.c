@@ -32,7 +32,7 @@ static void push(vm_region *r, vm_node *n, uint64_t page, uint64_t nr_pages)
     VM_PUT(&r->heads[page].aux, VM_PEEK(&p->head));
     VM_STORE(&r->heads[page].word, pooled(node_index(r, n), nr_pages));
     VM_PUT(&p->head, (uint32_t)page + 1);
-    VM_PUT(&p->nr_ranges, p->nr_ranges + 1);
+    VM_PUT(&p->nr_ranges, VM_PEEK(&p->nr_ranges) + 1);
 }
 
 /* Lists of this node from the words. [pool_lock] */
@@ -73,7 +73,8 @@ static void pop(vm_region *r, vm_thread *t, vm_pool *p, uint64_t page, uint64_t 
     uint64_t next = VM_PEEK(&r->heads[page].aux);
     VM_STORE(&r->heads[page].word, t->moving | nr_pages << VM_WORD_LEN_SHIFT);
     VM_PUT(&p->head, (uint32_t)next);
-    VM_PUT(&p->nr_ranges, p->nr_ranges ? p->nr_ranges - 1 : 0);
+    uint32_t nr = VM_PEEK(&p->nr_ranges);
+    VM_PUT(&p->nr_ranges, nr ? nr - 1 : 0);
 }
 
 /* As in the kernel only the head is looked at; a misaligned one is a miss. A lock somebody holds for
@@ -102,23 +103,26 @@ static uint32_t give(vm_region *r, vm_thread *t, vm_node *n, uint64_t nr_pages, 
     vm_pool *p = &n->pool[vm__pool_index(nr_pages)];
     if (VM_PEEK(&p->nr_ranges) >= cap || lock_node(r, t, n, VM_LOCK_BRIEF) != 0)
         return 0;
-    for (; kept < count && p->nr_ranges < cap; kept++)
+    for (; kept < count && VM_PEEK(&p->nr_ranges) < cap; kept++)
         push(r, n, pages[kept], nr_pages);
     vm__unlock(r, t, &n->pool_lock);
     return kept;
 }
 
-/* The list is hot first: keep its front, take the rest. [pool_lock] */
+/* The list is hot first: keep its front, take the rest. Counter and links are hints: no list is longer than
+ * the region has room for, whatever they say. [pool_lock] */
 static void decay_one(vm_region *r, vm_thread *t, vm_node *n, uint64_t nr_pages, bool full, vm_batch *out)
 {
     vm_pool *p = &n->pool[vm__pool_index(nr_pages)];
-    uint32_t node = node_index(r, n), len = VM_PEEK(&p->nr_ranges), keep = full ? 0 : len - (len + 3) / 4;
+    uint64_t most = r->nr_pages / nr_pages;
+    uint32_t node = node_index(r, n), counted = VM_PEEK(&p->nr_ranges);
+    uint32_t len = counted < most ? counted : (uint32_t)most, keep = full ? 0 : len - (len + 3) / 4;
     uint64_t last = VM_NONE, page = entry_of(r, VM_PEEK(&p->head), nr_pages, node);
     for (uint32_t i = 0; i < keep && page != VM_NONE; i++) {
         last = page;
         page = entry_of(r, VM_PEEK(&r->heads[page].aux), nr_pages, node);
     }
-    while (page != VM_NONE) {
+    for (uint64_t steps = 0; page != VM_NONE && steps < most; steps++) {
         uint64_t next = VM_PEEK(&r->heads[page].aux);
         VM_STORE(&r->heads[page].word, t->purging | nr_pages << VM_WORD_LEN_SHIFT);
         vm__batch_add(r, t, out, page, nr_pages);

@@ -10,7 +10,7 @@
  *
  * Death: collected ranges are PURGING(owner). Whoever gets purge_lock from a dead owner scans the
  * words for them; discarding twice is harmless.
- * Locks: purge_lock -> a node's pool_lock -> space_lock. After: Linux mm/vmalloc.c,
+ * Locks: purge_lock -> lease_lock -> a node's pool_lock -> space_lock. After: Linux mm/vmalloc.c,
  * __purge_vmap_area_lazy(); start bias: Chinner's complaint of 12 January 2024.
  */
 #include "internal.h"
@@ -143,6 +143,8 @@ static int scan_and_collect(vm_region *r, vm_thread *t, unsigned flags, bool dec
         entered++;
     if (rc == 0)
         rc = vm__recover_scan(r, t, flags, b);
+    if (rc == 0)
+        rc = vm__lease_deaths(r, t, flags);
     int collected = collect(r, t, flags, decays, b);
     while (entered-- > 0)
         design->after_scan(r, t, &r->nodes[entered], b);
@@ -190,6 +192,7 @@ int vm__purge(vm_region *r, vm_thread *t, unsigned flags, uint64_t *pages_return
     int rc = lock_purge(r, t, flags);
     if (rc)
         return rc;
+    vm__expire_leases(r, t, VM_NO_WAIT, 0, NULL); /* somebody has the lock: the next purge, then */
     rc = VM_LOAD(&r->h->purge_needs_scan) ? scan_and_collect(r, t, flags, true, &b) : collect(r, t, flags, true, &b);
     int returned = return_to_space(r, t, &b, flags);
     sink_peak(r, t);
@@ -229,9 +232,10 @@ int vm__give_back(vm_region *r, unsigned flags, uint64_t *pages_returned)
         return -EUCLEAN;
     vm__enter(t);
     uint64_t pages = 0;
+    int rc = vm__recover_dead(r, t, 0, NULL);
+    vm__expire_leases(r, t, VM_NO_WAIT, 0, NULL); /* what it frees may go into our magazines */
     if (flags & VM_PURGE_FULL)
         vm__drain_all(r, t);
-    int rc = vm__recover_dead(r, t, 0, NULL);
     if (rc == 0)
         rc = vm__purge(r, t, flags, &pages);
     vm__leave(t);

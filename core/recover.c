@@ -11,7 +11,8 @@
  *   3. a purge in scan mode (purge.c): steal and mend locks, then walk the words, collecting what the
  *      dead owned, what lists may have lost, and dropping the dead's holder bits; then the lists.
  *      Everything found becomes lazy, still warm;
- *   4. the process slot is free again, under the next incarnation.
+ *   4. leases of the dead get a deadline (lease.c);
+ *   5. the process slot is free again, under the next incarnation.
  * docs/recovery.md ties this to the model in tests/spin.
  */
 #include "internal.h"
@@ -39,13 +40,17 @@ static bool is_retired(const vm_region *r, vm_word w)
     return !(state & 1) || (state >> 32 & VM_INC_MASK) != vm__inc(w);
 }
 
+bool vm__is_retired_process(const vm_region *r, uint32_t process, uint32_t incarnation)
+{
+    if (process >= VM_PROCESSES)
+        return true;
+    uint64_t state = VM_LOAD(&r->processes[process].state);
+    return !(state & VM_PROCESS_LIVE) || (state >> 32 & VM_INC_MASK) != incarnation;
+}
+
 static bool is_dead_process(const vm_region *r, vm_word w)
 {
-    uint32_t p = vm__owner(w);
-    if (p >= VM_PROCESSES)
-        return true;
-    uint64_t state = VM_LOAD(&r->processes[p].state);
-    return !(state & VM_PROCESS_LIVE) || (state >> 32 & VM_INC_MASK) != vm__inc(w);
+    return vm__is_retired_process(r, vm__owner(w), vm__inc(w));
 }
 
 static void mark_dying(const vm_region *r, uint64_t dying[VM_PROCESSES / 64])
@@ -64,7 +69,8 @@ static void drop_holder_bits(vm_region *r, uint64_t page, const uint64_t dying[V
             VM_AND(&r->sharings[page].holders[i], ~dying[i]);
 }
 
-/* A shared range whose holders may be dead. True: it was taken, its word is PURGING(t). */
+/* A shared range whose holders may be dead, or one that a live owner shares just now, with a bit that a dead
+ * adopter left; by the end of this it may be shared, and dropped. True: it was taken, its word is PURGING(t). */
 static bool scan_shared(vm_region *r, vm_thread *t, uint64_t page, vm_word w, const uint64_t *dying)
 {
     drop_holder_bits(r, page, dying); /* also while a live one is FREEING: it looks once more */
@@ -86,6 +92,7 @@ static bool is_lost(const vm_region *r, const vm_thread *t, vm_word w)
     case VM_MOVING:
         return is_retired(r, w);
     case VM_BUSY:
+    case VM_FREEING: /* not S yet: its owner was about to share it, and nobody else had it */
         return !(w & VM_WORD_SHARED) && !(r->flags & VM_FLAG_KEEP) && is_dead_process(r, w);
     default:
         return false;
@@ -105,10 +112,10 @@ int vm__recover_scan(vm_region *r, vm_thread *t, unsigned flags, vm_batch *out)
         bool taken = false;
         if (vm__state(w) == VM_MOVING && !is_retired(r, w))
             VM_PUT(&r->h->purge_needs_scan, 1); /* a live pusher may be linking it into a lost chain */
-        if (w & VM_WORD_SHARED && (vm__state(w) == VM_BUSY || vm__state(w) == VM_FREEING))
-            taken = scan_shared(r, t, page, w, dying);
-        else if (is_lost(r, t, w))
+        if (is_lost(r, t, w))
             taken = VM_CAS(&r->heads[page].word, w, t->purging | (w & VM_WORD_LEN_MASK));
+        else if (vm__state(w) == VM_FREEING || (vm__state(w) == VM_BUSY && w & VM_WORD_SHARED))
+            taken = scan_shared(r, t, page, w, dying);
         if (taken) {
             lazy += vm__state(w) == VM_LAZY ? vm__len(w) : 0;
             reclaimed += vm__state(w) == VM_LAZY || vm__state(w) == VM_POOLED ? 0 : vm__len(w);
@@ -138,13 +145,19 @@ int vm__settle_lazy_pages(vm_region *r, vm_thread *t, unsigned flags)
     return 0;
 }
 
-static void mend_names_lock(vm_region *r, vm_thread *t)
+static bool is_damaged(vm_region *r, const vm_lock *lock)
 {
-    vm_lock *lock = &r->h->names_lock;
     vm_token owner = VM_LOAD(&lock->owner) & VM_TOKEN_MASK;
-    bool is_damaged = VM_PEEK(&lock->needs_repair) || (owner && vm__owner_is_dead(r, owner));
-    if (is_damaged && vm__names_lock(r, t) == 0)
-        vm__unlock(r, t, lock);
+    return VM_PEEK(&lock->needs_repair) || (owner && vm__owner_is_dead(r, owner));
+}
+
+/* What names and leases keep is only right once their locks are mended. */
+static void mend_tables(vm_region *r, vm_thread *t)
+{
+    if (is_damaged(r, &r->h->names_lock) && vm__names_lock(r, t) == 0)
+        vm__unlock(r, t, &r->h->names_lock);
+    if (is_damaged(r, &r->h->lease_lock) && vm__lease_lock(r, t, 0) == 0)
+        vm__unlock(r, t, &r->h->lease_lock);
 }
 
 /* Steps 1 and 2 for every dead process we can claim. Returns how many. */
@@ -153,11 +166,11 @@ static uint32_t claim_dead(vm_region *r, bool claimed[VM_PROCESSES])
     uint32_t nr = 0;
     for (uint32_t p = 0; p < VM_PROCESS_NAMES; p++) {
         claimed[p] = false;
-        if (p == r->process || (uint32_t)VM_LOAD(&r->processes[p].state) == 0 || vm__claim_process(r, p) != 0)
+        if (p == r->process || (uint32_t)VM_LOAD(&r->processes[p].state) == 0 || vm__claim_process(r->lock_fd, p) != 0)
             continue;
         uint64_t state = VM_LOAD(&r->processes[p].state);
         if ((uint32_t)state == 0) { /* recovered by another, just now */
-            vm__unclaim_process(r, p);
+            vm__unclaim_process(r->lock_fd, p);
             continue;
         }
         VM_PUT(&r->h->purge_needs_scan, 1);
@@ -169,7 +182,7 @@ static uint32_t claim_dead(vm_region *r, bool claimed[VM_PROCESSES])
     return nr;
 }
 
-/* Step 4, under purge_lock: while a process is DYING every scan takes its holder bits for a dead one's. */
+/* Step 5, under purge_lock: while a process is DYING every scan takes its holder bits for a dead one's. */
 static void release_slots(vm_region *r, const void *arg)
 {
     const bool *claimed = arg;
@@ -182,7 +195,7 @@ static void unclaim_dead(vm_region *r, const bool claimed[VM_PROCESSES])
 {
     for (uint32_t p = 0; p < VM_PROCESS_NAMES; p++)
         if (claimed[p])
-            vm__unclaim_process(r, p);
+            vm__unclaim_process(r->lock_fd, p);
 }
 
 /* Recover every dead process. 0 also when there was none. */
@@ -195,7 +208,7 @@ int vm__recover_dead(vm_region *r, vm_thread *t, unsigned flags, uint64_t *pages
         return flags & VM_NO_WAIT ? -EAGAIN : 0; /* claims are per process: threads take turns */
     uint64_t before = VM_LOAD(&r->h->nr_recovered);
     if (claim_dead(r, claimed)) {
-        mend_names_lock(r, t);
+        mend_tables(r, t);
         rc = vm__purge_scan(r, t, flags & VM_NO_WAIT, release_slots, claimed);
         unclaim_dead(r, claimed);
     }

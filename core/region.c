@@ -19,6 +19,7 @@
 
 #define DEFAULT_THREADS 1024
 #define DEFAULT_LOCK_TIMEOUT_NS 10000000000ull
+#define DEFAULT_LEASE_TTL_S 60.0
 /* By how much one thread's magazine caps may grow: the larger of the two. It bounds a hoard that only
  * demand fills and that a neighbour in need may drain. */
 #define BUDGET_BYTES (64ull << 20)
@@ -42,6 +43,8 @@ static void lay_out(vm_header *h)
     at = align_up(at + h->nr_nodes * sizeof(vm_node), 4096);
     h->off_names = at;
     at = align_up(at + VM_NAMES * sizeof(vm_name), 4096);
+    h->off_leases = at;
+    at = align_up(at + VM_LEASES * sizeof(vm_lease_entry), 4096);
     h->off_threads = at;
     at = align_up(at + h->nr_threads * sizeof(vm_slot), 4096);
     h->off_bits = at;
@@ -66,7 +69,7 @@ static void lay_out(vm_header *h)
 static bool same_layout(const vm_header *a, const vm_header *b)
 {
     return a->off_processes == b->off_processes && a->off_nodes == b->off_nodes && a->off_names == b->off_names
-           && a->off_threads == b->off_threads && a->off_bits == b->off_bits && a->off_summaries == b->off_summaries
+           && a->off_leases == b->off_leases && a->off_threads == b->off_threads && a->off_bits == b->off_bits && a->off_summaries == b->off_summaries
            && a->off_heads == b->off_heads && a->off_sharings == b->off_sharings && a->off_data == b->off_data
            && a->nr_levels == b->nr_levels && a->total_bytes == b->total_bytes;
 }
@@ -78,6 +81,8 @@ static int check_options(const vm_options *o)
     if (o->nr_pages == 0 || o->nr_pages > VM_PAGES_MAX || (unsigned)o->pools > VM_POOLS_MAGAZINE)
         return -EINVAL;
     if (o->granule_bytes && !is_power_of_two(o->granule_bytes))
+        return -EINVAL;
+    if (!(o->lease_ttl_s >= 0 && o->lease_ttl_s < 1e9))
         return -EINVAL;
     if (o->nr_nodes > VM_NODES_MAX || o->nr_threads > VM_THREADS_MAX - VM_PROCESSES)
         return -EINVAL;
@@ -102,6 +107,7 @@ static int describe_new(const vm_options *o, vm_header *h)
     h->nr_nodes = o->nr_nodes ? o->nr_nodes : cpu_count();
     h->nr_threads = VM_PROCESSES + (o->nr_threads ? o->nr_threads : DEFAULT_THREADS);
     h->next_id = VM_ID_BLOCK; /* 0 is never an id */
+    h->lease_ttl_ns = (uint64_t)((o->lease_ttl_s > 0 ? o->lease_ttl_s : DEFAULT_LEASE_TTL_S) * 1e9);
     lay_out(h);
     return getrandom(h->id, sizeof h->id, 0) == sizeof h->id ? 0 : -EIO;
 }
@@ -113,6 +119,7 @@ static void point(vm_region *r, uint8_t *base, const vm_header *h)
     r->processes = (vm_process *)(base + h->off_processes);
     r->nodes = (vm_node *)(base + h->off_nodes);
     r->names = (vm_name *)(base + h->off_names);
+    r->leases = (vm_lease_entry *)(base + h->off_leases);
     r->slots = (vm_slot *)(base + h->off_threads);
     r->bits = (uint64_t *)(base + h->off_bits);
     r->summaries = (vm_summary *)(base + h->off_summaries);
@@ -167,6 +174,7 @@ static int prepare_private(vm_region *r)
 
 static void forget(vm_region *r)
 {
+    free(r->inheritance.range);
     if (r->references)
         munmap(r->references, r->nr_pages * sizeof *r->references);
     if (r->wiped)
@@ -184,14 +192,11 @@ static void forget(vm_region *r)
 static int enter_region(vm_region *r, vm_region **out)
 {
     int rc = prepare_private(r);
-    if (rc == 0)
-        rc = vm__reopen_for_locks(r);
     if (rc)
         return rc;
-    int joined = vm__join(r);
+    int joined = vm__register(r);
     if (joined < 0)
         return joined;
-    vm__register(r);
     rc = vm__finish_join(r, joined);
     vm_thread *t = rc < 0 ? NULL : vm__thread(r);
     if (t)
@@ -210,6 +215,7 @@ static void write_header(vm_region *r, const vm_header *h)
     vm__lock_init(r, &r->h->purge_lock);
     vm__lock_init(r, &r->h->space_lock);
     vm__lock_init(r, &r->h->names_lock);
+    vm__lock_init(r, &r->h->lease_lock);
     for (uint32_t i = 0; r->flags & VM_FLAG_PTHREAD && i < r->nr_nodes; i++)
         vm__lock_init(r, &r->nodes[i].pool_lock);
     VM_PUT(&r->heads[0].word, vm__word(VM_FREE, 0, r->nr_pages, 0, 0));
@@ -232,7 +238,7 @@ int vm_create(const vm_options *options, vm_region **out)
         return -ENOMEM;
     rc = vm__pages_create(options->name, h.total_bytes, &r->fd);
     if (rc == 0)
-        rc = vm__pages_map(r->fd, h.total_bytes, &base);
+        rc = vm__pages_map(r->fd, h.total_bytes, false, &base);
     if (rc == 0) {
         point(r, base, &h);
         write_header(r, &h);
@@ -259,37 +265,61 @@ static int check_header(const vm_header *h, uint64_t file_bytes)
     return same_layout(h, &expected) && h->total_bytes == file_bytes ? 0 : -EUCLEAN;
 }
 
-int vm_attach(int fd, vm_region **out)
+/* Is it a region, of this user (of any, for root), that nobody can shrink under us? Its header is copied once:
+ * what is checked is what is used. */
+static int read_header(int fd, vm_header *h)
 {
     struct stat st;
-    vm_header h;
     if (fstat(fd, &st) < 0)
         return -errno;
-    ssize_t n = pread(fd, &h, sizeof h, 0);
+    ssize_t n = pread(fd, h, sizeof *h, 0);
     if (n < 0)
         return -errno;
     int seals = fcntl(fd, F_GET_SEALS);
-    if (n < (ssize_t)sizeof h || seals < 0 || !(seals & F_SEAL_SHRINK))
-        return n >= 8 && h.magic == VM_MAGIC ? -EUCLEAN : -ENOEXEC;
-    int rc = check_header(&h, (uint64_t)st.st_size);
+    if (n < (ssize_t)sizeof *h || seals < 0 || !(seals & F_SEAL_SHRINK))
+        return n >= 8 && h->magic == VM_MAGIC ? -EUCLEAN : -ENOEXEC;
+    int rc = check_header(h, (uint64_t)st.st_size);
+    if (rc == 0 && st.st_uid != geteuid() && geteuid() != 0)
+        rc = -EACCES;
+    return rc;
+}
+
+/* The rest of a read-only attach: nobody learns of it. */
+static int look_in(vm_region *r, vm_region **out)
+{
+    int rc = prepare_private(r);
+    r->process = VM_PROCESSES;
+    if (rc == 0)
+        *out = r;
+    return rc;
+}
+
+static int attach(int fd, bool readonly, vm_region **out)
+{
+    vm_header h;
+    int rc = read_header(fd, &h);
     if (rc)
         return rc;
     vm_region *r = calloc(1, sizeof *r);
     void *base = NULL;
     if (!r)
         return -ENOMEM;
+    r->readonly = readonly;
     r->fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
-    rc = r->fd < 0 ? -errno : vm__pages_map(r->fd, h.total_bytes, &base);
+    rc = r->fd < 0 ? -errno : vm__pages_map(r->fd, h.total_bytes, readonly, &base);
     if (rc == 0) {
         point(r, base, &h);
         lay_out(&h); /* level offsets are ours, not the file's */
         memcpy(r->level_offset, h.level_offset, sizeof r->level_offset);
-        rc = enter_region(r, out);
+        rc = readonly ? look_in(r, out) : enter_region(r, out);
     }
     if (rc)
         forget(r);
     return rc;
 }
+
+int vm_attach(int fd, vm_region **out) { return attach(fd, false, out); }
+int vm_attach_readonly(int fd, vm_region **out) { return attach(fd, true, out); }
 
 static void release_own_slot(vm_region *r, const void *unused)
 {
@@ -305,7 +335,7 @@ int vm_detach(vm_region *r)
         uint64_t state = VM_LOAD(&r->processes[r->process].state);
         vm__give_up_slot(r, t);
         vm__enter(t);
-        vm__retire_threads(r, r->process, t);
+        vm__start_leaving(r, t);
         VM_STORE(&r->processes[r->process].state, state >> 32 << 32 | VM_PROCESS_DYING);
         vm__purge_scan(r, t, 0, release_own_slot, NULL);
         vm__leave(t);

@@ -37,28 +37,30 @@ uint64_t vm__new_serial(void)
 /* ---- the process's OFD lock ---- */
 
 /* A description of the memfd of our own: locks on an inherited one would outlive us in the others. */
-int vm__reopen_for_locks(vm_region *r)
+int vm__open_for_locks(const vm_region *r)
 {
     char path[64];
     snprintf(path, sizeof path, "/proc/self/fd/%d", r->fd);
     int fd = open(path, O_RDWR | O_CLOEXEC);
-    if (fd < 0)
-        return -errno;
-    r->lock_fd = fd;
-    return 0;
+    if (fd >= 0 && fd <= STDERR_FILENO) { /* somebody closed his standard streams, and may open them again */
+        int moved = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+        close(fd);
+        fd = moved;
+    }
+    return fd < 0 ? -errno : fd;
 }
 
-static int ofd(const vm_region *r, int command, short type, uint32_t process, struct flock *out)
+static int ofd(int lock_fd, int command, short type, uint32_t process, struct flock *out)
 {
     struct flock l = {.l_type = type, .l_whence = SEEK_SET, .l_start = process, .l_len = 1};
-    int rc = fcntl(r->lock_fd, command, &l);
+    int rc = fcntl(lock_fd, command, &l);
     if (out)
         *out = l;
     return rc < 0 ? -errno : 0;
 }
 
-int vm__claim_process(vm_region *r, uint32_t process) { return ofd(r, F_OFD_SETLK, F_WRLCK, process, NULL); }
-void vm__unclaim_process(vm_region *r, uint32_t process) { ofd(r, F_OFD_SETLK, F_UNLCK, process, NULL); }
+int vm__claim_process(int lock_fd, uint32_t process) { return ofd(lock_fd, F_OFD_SETLK, F_WRLCK, process, NULL); }
+void vm__unclaim_process(int lock_fd, uint32_t process) { ofd(lock_fd, F_OFD_SETLK, F_UNLCK, process, NULL); }
 
 /* Undecidable means alive. */
 bool vm__process_is_dead(vm_region *r, uint32_t process)
@@ -66,7 +68,7 @@ bool vm__process_is_dead(vm_region *r, uint32_t process)
     struct flock l;
     if (process == r->process || process >= VM_PROCESS_NAMES)
         return false;
-    return ofd(r, F_OFD_GETLK, F_WRLCK, process, &l) == 0 && l.l_type == F_UNLCK;
+    return ofd(r->lock_fd, F_OFD_GETLK, F_WRLCK, process, &l) == 0 && l.l_type == F_UNLCK;
 }
 
 bool vm__incarnation_is_dead(vm_region *r, uint32_t process, uint32_t incarnation)
@@ -91,40 +93,41 @@ bool vm__owner_is_dead(vm_region *r, vm_token token)
 
 /* ---- process slots ---- */
 
-static void take_process(vm_region *r, uint32_t p, uint64_t state, uint64_t kind)
+/* Take a slot of that kind for whoever has `lock_fd`: a clean one becomes LIVE; a dead process's stays
+ * DYING until its new owner, with vm__finish_join(), has reclaimed what the dead left, since holder bits
+ * have no incarnation. */
+bool vm__take_process(vm_region *r, bool clean, int lock_fd, uint32_t *process, uint32_t *incarnation)
 {
-    uint64_t inc = (state >> 32) + 1;
-    vm_slot *common = &r->slots[p];
-    r->process = p;
-    r->process_inc = (uint32_t)inc & VM_INC_MASK;
-    VM_PUT(&r->processes[p].pid, (uint32_t)getpid());
-    VM_STORE(&common->state, ((VM_LOAD(&common->state) >> 32) + 1) << 32 | (uint64_t)p << 1 | 1);
-    VM_STORE(&r->processes[p].state, inc << 32 | kind);
+    for (uint32_t p = 0; p < VM_PROCESS_NAMES; p++) {
+        if (((uint32_t)VM_LOAD(&r->processes[p].state) == 0) != clean || vm__claim_process(lock_fd, p) != 0)
+            continue;
+        uint64_t state = VM_LOAD(&r->processes[p].state), inc = (state >> 32) + 1;
+        if (((uint32_t)state == 0) != clean) { /* it changed before we had the lock */
+            vm__unclaim_process(lock_fd, p);
+            continue;
+        }
+        if (!clean) {
+            VM_PUT(&r->h->purge_needs_scan, 1);
+            vm__retire_threads(r, p, NULL);
+        }
+        uint64_t *common = &r->slots[p].state;
+        VM_PUT(&r->processes[p].pid, (uint32_t)getpid());
+        VM_STORE(common, ((VM_LOAD(common) >> 32) + 1) << 32 | (uint64_t)p << 1 | 1);
+        VM_STORE(&r->processes[p].state, inc << 32 | (clean ? VM_PROCESS_LIVE : VM_PROCESS_DYING));
+        *process = p;
+        *incarnation = (uint32_t)inc & VM_INC_MASK;
+        return true;
+    }
+    return false;
 }
 
-/* Find a slot: a clean one (0), else a dead process's (1). That one stays DYING until the caller,
- * with vm__finish_join(), has reclaimed what the dead left: its holder bits have no incarnation. */
+/* Find this process a slot: a clean one (0), else a dead process's (1: vm__finish_join() has work). */
 int vm__join(vm_region *r)
 {
     r->process = VM_PROCESSES;
-    for (int pass = 0; pass < 2; pass++)
-        for (uint32_t p = 0; p < VM_PROCESS_NAMES; p++) {
-            bool clean = (uint32_t)VM_LOAD(&r->processes[p].state) == 0;
-            if (clean == (pass == 1) || vm__claim_process(r, p) != 0)
-                continue;
-            uint64_t state = VM_LOAD(&r->processes[p].state);
-            if (((uint32_t)state == 0) != clean) { /* it changed before we had the lock */
-                vm__unclaim_process(r, p);
-                continue;
-            }
-            if (!clean) {
-                VM_PUT(&r->h->purge_needs_scan, 1);
-                vm__retire_threads(r, p, NULL);
-            }
-            take_process(r, p, state, clean ? VM_PROCESS_LIVE : VM_PROCESS_DYING);
-            return clean ? 0 : 1;
-        }
-    return -ENOLCK;
+    if (vm__take_process(r, true, r->lock_fd, &r->process, &r->process_inc))
+        return 0;
+    return vm__take_process(r, false, r->lock_fd, &r->process, &r->process_inc) ? 1 : -ENOLCK;
 }
 
 static void go_live(vm_region *r, const void *unused)
@@ -211,10 +214,11 @@ uint64_t vm__new_serials(vm_region *r) { return VM_ADD(&r->h->next_id, VM_ID_BLO
 static void leave_region(vm_thread *t)
 {
     vm_region *r = t->region;
-    if (t->common)
-        return;
+    uint64_t state = VM_LOAD(&t->slot->state);
+    if (t->common || !(state & 1) || (state >> 32 & VM_INC_MASK) != vm__token_inc(t->token))
+        return; /* none of its own, or retired: another thread of ours is detaching the region */
     bool is_empty = vm__magazine_flush_all(r, t, t->slot);
-    VM_STORE(&t->slot->state, ((VM_LOAD(&t->slot->state) >> 32) + 1) << 32);
+    VM_STORE(&t->slot->state, ((state >> 32) + 1) << 32);
     if (!is_empty) /* a drainer was at it; what it leaves is found by the words */
         VM_PUT(&r->h->purge_needs_scan, 1);
 }
@@ -274,16 +278,8 @@ static vm_thread *new_thread(void)
     return NULL;
 }
 
-vm_thread *vm__thread_slow(vm_region *r)
+static vm_thread *join_region(vm_region *r)
 {
-    if (*r->wiped == 0 || r->process >= VM_PROCESSES)
-        return NULL;
-    for (vm_thread *t = my_threads; t; t = t->next)
-        if (t->serial == r->serial)
-            return vm__current = t;
-    vm__current = &nobody;
-    if (my_threads)
-        forget_detached(); /* not in a fork's child, which has none and holds the registry */
     vm_thread *t = new_thread();
     if (!t)
         return NULL;
@@ -298,8 +294,26 @@ vm_thread *vm__thread_slow(vm_region *r)
     return vm__current = t;
 }
 
+/* `may_forget`: the registry is not ours yet. */
+vm_thread *vm__thread_find(vm_region *r, bool may_forget)
+{
+    if (*r->wiped == 0 || r->process >= VM_PROCESSES)
+        return NULL;
+    for (vm_thread *t = my_threads; t; t = t->next)
+        if (t->serial == r->serial)
+            return vm__current = t;
+    vm__current = &nobody;
+    if (my_threads && may_forget)
+        forget_detached();
+    return join_region(r);
+}
+
+vm_thread *vm__thread_slow(vm_region *r) { return vm__thread_find(r, true); }
+
 int vm__thread_error(vm_region *r)
 {
+    if (r->readonly)
+        return -EROFS;
     return *r->wiped == 0 ? -EOWNERDEAD : r->process >= VM_PROCESSES ? -ENOLCK : -ENOMEM;
 }
 
@@ -315,59 +329,55 @@ void vm__leave(vm_thread *t)
         pthread_mutex_unlock(&t->region->common_mutex);
 }
 
-/* ---- fork ---- */
-
-static void before_fork(void)
+/* In a child: the threads were the parent's, and giving their slots back is not ours to do. */
+void vm__forget_threads(void)
 {
-    pthread_mutex_lock(&registry_mutex);
-    for (vm_region *r = registry; r; r = r->next) {
-        pthread_mutex_lock(&r->common_mutex);
-        pthread_mutex_lock(&r->recover_mutex);
-        pthread_mutex_lock(&r->holder_mutex);
-    }
-}
-
-static void unlock_all(void)
-{
-    for (vm_region *r = registry; r; r = r->next) {
-        pthread_mutex_unlock(&r->holder_mutex);
-        pthread_mutex_unlock(&r->recover_mutex);
-        pthread_mutex_unlock(&r->common_mutex);
-    }
-    pthread_mutex_unlock(&registry_mutex);
-}
-
-/* The child gets slots of its own; what the parent's threads held stays the parent's. */
-static void in_child(void)
-{
-    my_threads = NULL; /* leaked on purpose: they were the parent's, and freeing is not ours to do here */
+    my_threads = NULL;
     vm__current = &nobody;
-    for (vm_region *r = registry; r; r = r->next) {
-        int inherited = r->lock_fd;
-        my_threads = NULL; /* per region: the registry is locked, so forget_detached() must not run */
-        r->lock_fd = -1;
-        r->serial = vm__new_serial();
-        r->fast_serial = r->fail_every ? 0 : r->serial;
-        *r->wiped = 1;
-        if (vm__reopen_for_locks(r) != 0 || vm__finish_join(r, vm__join(r)) < 0)
-            r->process = VM_PROCESSES;
-        close(inherited); /* or the parent's death would go unnoticed while we live */
-    }
-    unlock_all();
 }
+
+/* ---- the process's regions ---- */
+
+void vm__registry_lock(void) { pthread_mutex_lock(&registry_mutex); }
+vm_region *vm__registry(void) { return registry; }
+void vm__registry_unlock(void) { pthread_mutex_unlock(&registry_mutex); }
 
 static void prepare_process(void)
 {
     pthread_key_create(&exit_key, thread_exits);
-    pthread_atfork(before_fork, unlock_all, in_child);
+    vm__register_fork();
 }
 
-void vm__register(vm_region *r)
+static int join_and_register(vm_region *r)
+{
+    r->lock_fd = vm__open_for_locks(r);
+    if (r->lock_fd < 0)
+        return r->lock_fd;
+    int joined = vm__join(r);
+    if (joined >= 0) {
+        r->next = registry;
+        registry = r;
+    }
+    return joined;
+}
+
+/* vm__join() with an OFD lock of its own. In one step for a fork: a child with a copy of that descriptor
+ * which it does not know would keep this process's slot alive. */
+int vm__register(vm_region *r)
 {
     pthread_once(&once, prepare_process);
     pthread_mutex_lock(&registry_mutex);
-    r->next = registry;
-    registry = r;
+    int joined = join_and_register(r);
+    pthread_mutex_unlock(&registry_mutex);
+    return joined;
+}
+
+/* From now on no thread of ours gives its slot of this region back by itself, and no child inherits. */
+void vm__start_leaving(vm_region *r, const vm_thread *t)
+{
+    pthread_mutex_lock(&registry_mutex);
+    r->is_leaving = true;
+    vm__retire_threads(r, r->process, t);
     pthread_mutex_unlock(&registry_mutex);
 }
 
@@ -379,5 +389,8 @@ void vm__unregister(vm_region *r)
             *at = r->next;
             break;
         }
+    if (r->lock_fd > 0) /* 0: attached read-only */
+        close(r->lock_fd);
+    r->lock_fd = -1;
     pthread_mutex_unlock(&registry_mutex);
 }

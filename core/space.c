@@ -36,7 +36,7 @@ int vm__space_rebuild(vm_region *r, vm_thread *t)
 {
     VM_ASSERT_HELD(t, &r->h->space_lock);
     (void)t;
-    uint64_t free_pages = 0, high = 0;
+    uint64_t free_pages = 0, high = 0, known = VM_PEEK(&r->h->high_pages);
     for (uint64_t page = 0; page < r->nr_pages;) {
         vm_word w = vm__scan(r, page);
         if (!w)
@@ -58,11 +58,14 @@ int vm__space_rebuild(vm_region *r, vm_thread *t)
         }
         page += len;
     }
-    if (high > r->h->high_pages || r->h->high_pages > r->nr_pages)
+    if (high > known || known > r->nr_pages)
         VM_PUT(&r->h->high_pages, high);
-    high = r->h->high_pages;
+    else
+        high = known;
     for (uint64_t page = 0; page < high;) {
         vm_word w = vm__scan(r, page);
+        if (!w)
+            return VM_CORRUPT(r); /* since the first walk */
         uint64_t len = vm__len(w), nr = page + len <= high ? len : high - page;
         vm__index_write_bits(r, page, nr, vm__state(w) != VM_FREE);
         page += len;
@@ -107,6 +110,13 @@ static uint64_t find_aligned(const vm_region *r, uint64_t nr_pages, uint64_t ali
     return found;
 }
 
+/* Pages outside space by the counter, which is a hint. [space_lock] */
+static uint64_t used_pages(const vm_region *r)
+{
+    uint64_t free_pages = VM_PEEK(&r->h->free_pages);
+    return free_pages < r->nr_pages ? r->nr_pages - free_pages : 0;
+}
+
 /* Let `used` pages and some more leave space without asking the system again. [space_lock] */
 void vm__space_grant(vm_region *r, uint64_t used, uint64_t most)
 {
@@ -118,50 +128,65 @@ void vm__space_grant(vm_region *r, uint64_t used, uint64_t most)
 int vm__space_fits(vm_region *r, uint64_t nr_pages)
 {
     vm_header *h = r->h;
-    uint64_t used = r->nr_pages - h->free_pages;
-    if (h->limit_pages && used + nr_pages > h->limit_pages)
+    uint64_t used = used_pages(r), limit = VM_PEEK(&h->limit_pages);
+    if (limit && used + nr_pages > limit)
         return -ENOSPC;
-    if (r->flags & VM_FLAG_NO_DATA || used + nr_pages <= h->granted_pages)
+    if (r->flags & VM_FLAG_NO_DATA || used + nr_pages <= VM_PEEK(&h->granted_pages))
         return 0;
     vm__space_grant(r, used + nr_pages, vm__pages_most(r));
-    return used + nr_pages <= h->granted_pages ? 0 : -ENOSPC;
+    return used + nr_pages <= VM_PEEK(&h->granted_pages) ? 0 : -ENOSPC;
 }
 
 static void count_taken(vm_region *r, uint64_t nr_pages)
 {
-    VM_PUT(&r->h->free_pages, r->h->free_pages - nr_pages);
-    uint64_t used = r->nr_pages - r->h->free_pages;
-    if (used > r->h->used_peak)
+    VM_PUT(&r->h->free_pages, VM_PEEK(&r->h->free_pages) - nr_pages);
+    uint64_t used = used_pages(r);
+    if (used > VM_PEEK(&r->h->used_peak))
         VM_PUT(&r->h->used_peak, used);
 }
 
-/* Cut [page, page + nr_pages) out of the free range around it: BUSY, ours, with a new id. */
-void vm__space_carve(vm_region *r, vm_thread *t, uint64_t page, uint64_t nr_pages, vm_range *out)
-{
-    VM_ASSERT_HELD(t, &r->h->space_lock);
-    uint64_t start = vm__index_run_start(r, page), id = vm__new_id(t, nr_pages);
-    vm_word w = VM_LOAD(&r->heads[start].word);
-    uint64_t dirty = w & VM_WORD_DIRTY, len = vm__len(w), end = page + nr_pages;
-    VM_ASSERT(vm__state(w) == VM_FREE && start + len >= end);
-    if (start + len > end) {
-        VM_STORE(&r->heads[end].word, vm__word(VM_FREE, dirty, start + len - end, 0, 0));
-        VM_PUT(&r->h->nr_splits, r->h->nr_splits + 1);
-    }
-    VM_PUT(&r->heads[page].aux, id);
-    VM_STORE(&r->heads[page].word, (t->busy & ~VM_WORD_DIRTY) | dirty | nr_pages << VM_WORD_LEN_SHIFT);
-    if (start != page)
-        VM_STORE(&r->heads[start].word, vm__word(VM_FREE, dirty, page - start, 0, 0));
-    vm__index_set(r, page, nr_pages, true);
-    count_taken(r, nr_pages);
-    *out = (vm_range){page, nr_pages, id, !dirty && !(r->flags & VM_FLAG_NO_DATA)};
-}
+/* A free range as its word said at one moment. */
+typedef struct free_range {
+    uint64_t start, end, dirty;
+} free_range;
 
-/* Does the free range of the words really hold [page, page + nr_pages)? The index is a hint. */
-bool vm__space_words_agree(const vm_region *r, uint64_t page, uint64_t nr_pages)
+/* The free range around [page, page + nr_pages), by the words: the index is a hint, and so what is cut must
+ * be what was looked at. */
+static bool find_around(const vm_region *r, uint64_t page, uint64_t nr_pages, free_range *out)
 {
     uint64_t start = vm__index_run_start(r, page);
     vm_word w = vm__scan(r, start);
-    return w && vm__state(w) == VM_FREE && start + vm__len(w) >= page + nr_pages;
+    *out = (free_range){start, start + vm__len(w), w & VM_WORD_DIRTY};
+    return w && vm__state(w) == VM_FREE && out->end >= page + nr_pages;
+}
+
+/* Cut [page, page + nr_pages) out of the free range around it: BUSY, ours, with a new id. False: there is none. */
+bool vm__space_carve(vm_region *r, vm_thread *t, uint64_t page, uint64_t nr_pages, vm_range *out)
+{
+    VM_ASSERT_HELD(t, &r->h->space_lock);
+    free_range f;
+    if (!find_around(r, page, nr_pages, &f))
+        return false;
+    uint64_t id = vm__new_id(t, nr_pages), end = page + nr_pages;
+    if (f.end > end) {
+        VM_STORE(&r->heads[end].word, vm__word(VM_FREE, f.dirty, f.end - end, 0, 0));
+        VM_PUT(&r->h->nr_splits, VM_PEEK(&r->h->nr_splits) + 1);
+    }
+    VM_PUT(&r->heads[page].aux, id);
+    VM_STORE(&r->heads[page].word, (t->busy & ~VM_WORD_DIRTY) | f.dirty | nr_pages << VM_WORD_LEN_SHIFT);
+    if (f.start != page)
+        VM_STORE(&r->heads[f.start].word, vm__word(VM_FREE, f.dirty, page - f.start, 0, 0));
+    vm__index_set(r, page, nr_pages, true);
+    count_taken(r, nr_pages);
+    *out = (vm_range){page, nr_pages, id, !f.dirty && !(r->flags & VM_FLAG_NO_DATA)};
+    return true;
+}
+
+/* Does the free range of the words really hold [page, page + nr_pages)? */
+bool vm__space_words_agree(const vm_region *r, uint64_t page, uint64_t nr_pages)
+{
+    free_range f;
+    return find_around(r, page, nr_pages, &f);
 }
 
 int vm__space_take(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags,
@@ -171,34 +196,28 @@ int vm__space_take(vm_region *r, vm_thread *t, uint64_t nr_pages, uint64_t align
     if (rc)
         return rc;
     rc = vm__space_fits(r, nr_pages);
-    uint64_t page = VM_NONE;
-    if (rc == 0) {
-        page = find_aligned(r, nr_pages, align_pages);
-        if (page != VM_NONE && vm_unlikely(!vm__space_words_agree(r, page, nr_pages))) {
-            rc = vm__space_rebuild(r, t); /* somebody scribbled over the index */
-            page = rc ? VM_NONE : find_aligned(r, nr_pages, align_pages);
-            if (page != VM_NONE && !vm__space_words_agree(r, page, nr_pages))
-                page = VM_NONE, rc = VM_CORRUPT(r);
-        }
+    uint64_t page = rc ? VM_NONE : find_aligned(r, nr_pages, align_pages);
+    if (page != VM_NONE && vm_unlikely(!vm__space_carve(r, t, page, nr_pages, out))) {
+        rc = vm__space_rebuild(r, t); /* somebody scribbled over the index */
+        page = rc ? VM_NONE : find_aligned(r, nr_pages, align_pages);
+        if (page != VM_NONE && !vm__space_carve(r, t, page, nr_pages, out))
+            rc = VM_CORRUPT(r);
     }
-    if (page != VM_NONE)
-        vm__space_carve(r, t, page, nr_pages, out);
-    else if (rc == 0)
+    if (page == VM_NONE && rc == 0)
         rc = -ENOSPC;
     vm__space_unlock(r, t);
     return rc;
 }
 
-/* Cut nr ranges side by side, MOVING(t), from `page` on, where a free range starts. The first one's
- * head is written last: it makes the others visible. [space_lock] */
-static void carve_many(vm_region *r, vm_thread *t, uint64_t page, uint64_t nr_pages, uint32_t nr, uint64_t *pages)
+/* Cut nr ranges side by side, MOVING(t), from the front of a free range. The first one's head is written
+ * last: it makes the others visible. [space_lock] */
+static void carve_many(vm_region *r, vm_thread *t, const free_range *f, uint64_t nr_pages, uint32_t nr, uint64_t *pages)
 {
     VM_ASSERT_HELD(t, &r->h->space_lock);
-    vm_word w = VM_LOAD(&r->heads[page].word);
-    uint64_t end = page + nr * nr_pages, rest = page + vm__len(w) - end;
-    if (rest) {
-        VM_STORE(&r->heads[end].word, vm__word(VM_FREE, w & VM_WORD_DIRTY, rest, 0, 0));
-        VM_PUT(&r->h->nr_splits, r->h->nr_splits + 1);
+    uint64_t page = f->start, end = page + nr * nr_pages;
+    if (f->end > end) {
+        VM_STORE(&r->heads[end].word, vm__word(VM_FREE, f->dirty, f->end - end, 0, 0));
+        VM_PUT(&r->h->nr_splits, VM_PEEK(&r->h->nr_splits) + 1);
     }
     for (uint32_t i = nr; i-- > 0;) {
         pages[i] = page + i * nr_pages;
@@ -217,10 +236,11 @@ uint32_t vm__space_take_many(vm_region *r, vm_thread *t, uint64_t nr_pages, uint
     if (vm__space_lock(r, t, flags) != 0)
         return 0;
     uint64_t page = vm__space_fits(r, nr_pages * max) == 0 ? find_aligned(r, nr_pages, 1) : VM_NONE;
-    if (page != VM_NONE && vm__space_words_agree(r, page, nr_pages) && vm__index_run_start(r, page) == page) {
-        uint64_t room = vm__len(VM_LOAD(&r->heads[page].word)) / nr_pages;
+    free_range f;
+    if (page != VM_NONE && find_around(r, page, nr_pages, &f) && f.start == page) {
+        uint64_t room = (f.end - f.start) / nr_pages;
         got = room < max ? (uint32_t)room : max;
-        carve_many(r, t, page, nr_pages, got, pages);
+        carve_many(r, t, &f, nr_pages, got, pages);
     }
     vm__space_unlock(r, t);
     return got;
@@ -236,7 +256,7 @@ void vm__space_put(vm_region *r, vm_thread *t, uint64_t page, uint64_t nr_pages,
     if (right && vm__state(right) == VM_FREE) {
         end += vm__len(right);
         dirty |= right & VM_WORD_DIRTY;
-        VM_PUT(&r->h->nr_merges, r->h->nr_merges + 1);
+        VM_PUT(&r->h->nr_merges, VM_PEEK(&r->h->nr_merges) + 1);
     }
     VM_STORE(&r->heads[page].word, vm__word(VM_FREE, dirty, end - page, 0, 0));
     if (page && vm__index_is_free(r, page - 1)) {
@@ -245,11 +265,11 @@ void vm__space_put(vm_region *r, vm_thread *t, uint64_t page, uint64_t nr_pages,
         if (left && vm__state(left) == VM_FREE && start + vm__len(left) == page) {
             dirty |= left & VM_WORD_DIRTY;
             VM_STORE(&r->heads[start].word, vm__word(VM_FREE, dirty, end - start, 0, 0));
-            VM_PUT(&r->h->nr_merges, r->h->nr_merges + 1);
+            VM_PUT(&r->h->nr_merges, VM_PEEK(&r->h->nr_merges) + 1);
         } else {
             VM_PUT(&r->h->space_lock.needs_repair, 1); /* the index lied */
         }
     }
     vm__index_set(r, page, nr_pages, false);
-    VM_PUT(&r->h->free_pages, r->h->free_pages + nr_pages);
+    VM_PUT(&r->h->free_pages, VM_PEEK(&r->h->free_pages) + nr_pages);
 }

@@ -2,6 +2,11 @@
 /* Stats: counted from the words when asked, so that the hot path counts nothing. */
 #include "internal.h"
 
+#include <time.h>
+
+#define LOOKS 100
+#define LOOK_PAUSE_NS 1000000
+
 static void add_range(vm_stats *s, vm_word w)
 {
     uint64_t len = vm__len(w);
@@ -58,25 +63,79 @@ static void add_counters(const vm_region *r, vm_stats *s)
     s->nr_splits = h->nr_splits;
     s->nr_merges = h->nr_merges;
     s->nr_recovered = h->nr_recovered;
+    s->nr_leases = VM_PEEK(&h->nr_leases);
     s->resident_bytes = vm__pages_resident_bytes(r);
+}
+
+/* Sums that change when a boundary does, nearly always. */
+static uint64_t moves(const vm_region *r)
+{
+    return VM_LOAD(&r->h->nr_splits) + VM_LOAD(&r->h->nr_merges);
+}
+
+static int look_unlocked(vm_region *r, int (*walk)(vm_region *, void *), void *arg)
+{
+    struct timespec pause = {0, LOOK_PAUSE_NS};
+    int rc = 0;
+    for (int i = 0; i < LOOKS; i++) {
+        uint64_t before = moves(r);
+        bool is_quiet = !VM_LOAD(&r->h->space_lock.owner);
+        rc = walk(r, arg);
+        is_quiet = is_quiet && !VM_LOAD(&r->h->space_lock.owner) && moves(r) == before;
+        if ((rc == 0 && is_quiet) || rc == -ENOMEM)
+            break;
+        nanosleep(&pause, NULL);
+    }
+    return rc;
+}
+
+int vm__look(vm_region *r, vm_thread *t, int (*walk)(vm_region *, void *), void *arg)
+{
+    if (!t)
+        return look_unlocked(r, walk, arg);
+    int rc = vm__space_lock(r, t, 0);
+    if (rc == -EUCLEAN) /* the index cannot be rebuilt, but one can look */
+        rc = vm__lock(r, t, &r->h->space_lock, 0);
+    if (rc)
+        return rc;
+    rc = walk(r, arg);
+    vm__space_unlock(r, t);
+    return rc;
+}
+
+/* NULL in a read-only attachment; then *rc is 0. */
+static vm_thread *enter(vm_region *r, int *rc)
+{
+    vm_thread *t = r->readonly ? NULL : vm__thread(r);
+    *rc = t || r->readonly ? 0 : vm__thread_error(r);
+    if (t)
+        vm__enter(t);
+    return t;
+}
+static void leave(vm_thread *t)
+{
+    if (t)
+        vm__leave(t);
+}
+
+static int add_all(vm_region *r, void *arg)
+{
+    vm_stats *s = arg;
+    uint64_t page = 0;
+    *s = (vm_stats){.nr_pages = r->nr_pages};
+    for (vm_word w; (w = vm__scan(r, page)); page += vm__len(w))
+        add_range(s, w);
+    return page == r->nr_pages ? 0 : VM_CORRUPT(r);
 }
 
 int vm_get_stats(vm_region *r, vm_stats *out)
 {
-    vm_thread *t = vm__thread(r);
-    if (!t)
-        return vm__thread_error(r);
-    vm_stats s = {.nr_pages = r->nr_pages};
-    uint64_t page = 0;
-    vm__enter(t);
-    int rc = vm__space_lock(r, t, 0);
-    if (rc == 0) {
-        for (vm_word w; (w = vm__scan(r, page)); page += vm__len(w))
-            add_range(&s, w);
-        vm__space_unlock(r, t);
-        rc = page == r->nr_pages ? 0 : VM_CORRUPT(r);
-    }
-    vm__leave(t);
+    int rc;
+    vm_stats s;
+    vm_thread *t = enter(r, &rc);
+    if (rc == 0)
+        rc = vm__look(r, t, add_all, &s);
+    leave(t);
     if (rc)
         return rc;
     add_counters(r, &s);
@@ -84,42 +143,50 @@ int vm_get_stats(vm_region *r, vm_stats *out)
     return 0;
 }
 
+typedef struct picture {
+    vm_range_info *info;
+    size_t nr, room;
+} picture;
+
+static int copy_range(picture *p, const vm_region *r, uint64_t page, vm_word w)
+{
+    if (p->nr == p->room) {
+        size_t room = p->room ? 2 * p->room : 1024;
+        vm_range_info *grown = realloc(p->info, room * sizeof *grown);
+        if (!grown)
+            return -ENOMEM;
+        p->info = grown;
+        p->room = room;
+    }
+    bool is_busy = vm__state(w) == VM_BUSY || vm__state(w) == VM_FREEING;
+    p->info[p->nr++] = (vm_range_info){page,         vm__len(w),   is_busy ? VM_LOAD(&r->heads[page].aux) : 0,
+                                       vm__state(w), vm__owner(w), (w & VM_WORD_SHARED) != 0,
+                                       (w & VM_WORD_DIRTY) != 0};
+    return 0;
+}
+
+static int copy_all(vm_region *r, void *arg)
+{
+    picture *p = arg;
+    uint64_t page = 0;
+    int rc = 0;
+    p->nr = 0;
+    for (vm_word w; rc == 0 && (w = vm__scan(r, page)); page += vm__len(w))
+        rc = copy_range(p, r, page, w);
+    return rc ? rc : page == r->nr_pages ? 0 : VM_CORRUPT(r);
+}
+
 /* Copied under the lock, told outside it: a callback may allocate. */
 int vm_walk(vm_region *r, int (*each)(void *, const vm_range_info *), void *arg)
 {
-    vm_thread *t = vm__thread(r);
-    if (!t)
-        return vm__thread_error(r);
-    size_t nr = 0, room = 1024;
-    vm_range_info *info = malloc(room * sizeof *info);
-    uint64_t page = 0;
-    int rc = info ? 0 : -ENOMEM;
-    vm__enter(t);
+    int rc;
+    picture p = {0};
+    vm_thread *t = enter(r, &rc);
     if (rc == 0)
-        rc = vm__space_lock(r, t, 0);
-    if (rc == 0) {
-        for (vm_word w; (w = vm__scan(r, page)); page += vm__len(w)) {
-            if (nr == room) {
-                vm_range_info *grown = realloc(info, 2 * room * sizeof *info);
-                if (!grown) {
-                    rc = -ENOMEM;
-                    break;
-                }
-                info = grown;
-                room *= 2;
-            }
-            bool is_busy = vm__state(w) == VM_BUSY || vm__state(w) == VM_FREEING;
-            info[nr++] = (vm_range_info){page,         vm__len(w),   is_busy ? VM_LOAD(&r->heads[page].aux) : 0,
-                                         vm__state(w), vm__owner(w), (w & VM_WORD_SHARED) != 0,
-                                         (w & VM_WORD_DIRTY) != 0};
-        }
-        vm__space_unlock(r, t);
-        if (rc == 0 && page != r->nr_pages)
-            rc = VM_CORRUPT(r);
-    }
-    vm__leave(t);
-    for (size_t i = 0; rc == 0 && i < nr; i++)
-        rc = each(arg, &info[i]);
-    free(info);
+        rc = vm__look(r, t, copy_all, &p);
+    leave(t);
+    for (size_t i = 0; rc == 0 && i < p.nr; i++)
+        rc = each(arg, &p.info[i]);
+    free(p.info);
     return rc;
 }

@@ -36,12 +36,13 @@ typedef struct vm_options {
     uint64_t granule_bytes;  /* 0: memory; else an address space of nr_pages such granules  */
     uint64_t base;           /* address space: value of its first granule                   */
     uint64_t limit_pages;    /* 0: no limit but nr_pages                                    */
-    uint64_t lazy_pages_max; /* 0: max(fls(CPUs) * 32 MiB, a quarter of the recent peak)    */
+    uint64_t lazy_pages_max; /* 0: chosen by machine and recent peak, see vm__lazy_pages_max() */
     uint32_t nr_nodes;       /* 0: one per CPU, at most 128                                 */
     uint32_t nr_threads;     /* 0: 1024 thread slots                                        */
     vm_pools pools;
     bool pthread_locks;      /* plain process-shared mutexes, for comparison                */
     bool keep_on_death;      /* ranges of dead processes stay allocated                     */
+    double lease_ttl_s;      /* an unclaimed lease outlives its owner so long; 0: 60 s      */
     const char *name;        /* shown in /proc/PID/maps as memfd:vmalloc:NAME; may be NULL  */
 } vm_options;
 
@@ -51,11 +52,16 @@ typedef struct vm_options {
  * EBUSY     a lock's owner is alive but stopped: lock_timeout_s passed (vm_busy_pid)
  * EAGAIN    VM_NO_WAIT was given and a lock was taken   EINTR  vm_wait_in_slices() and a slice is over
  * EUCLEAN   the region is corrupt                       ENOLCK no process slot left
+ * EXFULL    no lease left (vm_lease)                    EROFS  attached read-only
+ * EACCES    the region is another user's (vm_attach; root may)
  * EOWNERDEAD this mapping was inherited by a raw clone  EPROTO another format or page size */
 
 /* ---- regions ---- */
 VM_API int vm_create(const vm_options *options, vm_region **out);
 VM_API int vm_attach(int fd, vm_region **out); /* fd: the region's memfd; it stays the caller's */
+/* To look only: describe, stats, walk, check, lookup, names; all else is EROFS. The mapping is read-only, no slot
+ * is taken and no lock: what is seen may be torn where others work. `fd` may be open for reading only. */
+VM_API int vm_attach_readonly(int fd, vm_region **out);
 VM_API int vm_detach(vm_region *r);            /* busy ranges held only here are freed */
 VM_API int vm_fd(const vm_region *r);
 VM_API void *vm_pointer(const vm_region *r, uint64_t page); /* NULL for an address space */
@@ -72,6 +78,7 @@ VM_API void vm_describe(const vm_region *r, vm_info *out);
 enum {
     VM_NO_WAIT = 1,  /* EAGAIN instead of waiting for a lock; a pool's may still take some milliseconds */
     VM_NO_PURGE = 2, /* ENOSPC instead of purging (the kernel's GFP_NOWAIT) */
+    VM_INHERITED = 8, /* vm_free: what this process has from fork, see vm_drop_inherited() */
     VM_HIT_ONLY = 4, /* EAGAIN unless this thread's magazine serves it: takes no lock, calls nothing */
 };
 /* align_pages: a power of two. Lowest address first for what comes from space. */
@@ -90,7 +97,19 @@ VM_API int vm_lookup(vm_region *r, uint64_t page, vm_range *out); /* of a live r
 /* ---- sharing ---- */
 VM_API int vm_share(vm_region *r, uint64_t page, uint64_t id); /* from now on others may adopt it */
 VM_API int vm_adopt(vm_region *r, uint64_t page, uint64_t id, vm_range *out); /* one more reference here */
+/* A lease keeps a range that a message names until it is claimed or dropped, held by nobody meanwhile; after
+ * its owner's death for lease_ttl_s. The caller of vm_lease() holds the range. */
+VM_API int vm_lease(vm_region *r, uint64_t page, uint64_t id, uint64_t *lease);
+/* Adopt and end the lease. One that is gone is no error as long as the range is there. */
+VM_API int vm_claim(vm_region *r, uint64_t page, uint64_t id, uint64_t lease, vm_range *out);
+VM_API int vm_drop_lease(vm_region *r, uint64_t lease);                  /* ENOENT: gone */
+/* End the leases that are due; if older_than_ns is not 0, also all that were made so long ago, by anybody. */
+VM_API int vm_expire_leases(vm_region *r, uint64_t older_than_ns, uint64_t *nr_ended);
+/* A forked child holds what its parent held. Let go of it: nothing inherited may be used afterwards. */
+VM_API int vm_drop_inherited(vm_region *r, uint64_t *nr_ranges);
 VM_API int vm_name_set(vm_region *r, const char *name, uint64_t page, uint64_t id, const void *meta, size_t bytes);
+VM_API int vm_name_new(vm_region *r, const char *name, uint64_t page, uint64_t id, const void *meta,
+                       size_t bytes); /* EEXIST if the name is taken, where vm_name_set() replaces it */
 VM_API int vm_name_get(vm_region *r, const char *name, vm_range *out, void *meta, size_t *bytes); /* adopts */
 VM_API int vm_name_delete(vm_region *r, const char *name);
 VM_API int vm_name_list(vm_region *r, int (*each)(void *, const char *, uint64_t page), void *arg);
@@ -107,6 +126,7 @@ typedef struct vm_stats {
     uint64_t nr_processes, nr_thread_slots;
     uint64_t nr_alloc, nr_pool_hit, nr_lazy_hit, nr_space_hit, nr_failed, lock_wait_ns;
     uint64_t nr_purges, nr_purged_pages, nr_discards, nr_splits, nr_merges, nr_recovered;
+    uint64_t nr_leases;
 } vm_stats;
 VM_API int vm_get_stats(vm_region *r, vm_stats *out);
 
@@ -121,6 +141,11 @@ VM_API int vm_walk(vm_region *r, int (*each)(void *, const vm_range_info *), voi
 /* Invariants of docs/design.md, 8. `at_rest`: nobody else is working. Findings go to `say`;
  * returns their number or a negative errno. */
 VM_API int vm_check(vm_region *r, bool at_rest, bool repair, void (*say)(void *, const char *), void *arg);
+
+/* Make hints agree with the words again: index, lists, counters, magazines; drop holders, names and leases that
+ * stand for nothing. `say` is told what was wrong; returns how much that was, or a negative errno. While others
+ * work, a counter or a list that was on the move may be told too. */
+VM_API int vm_repair(vm_region *r, void (*say)(void *, const char *), void *arg);
 
 /* ---- waiting ---- */
 /* For this thread: return EINTR after waiting about 20 ms for a lock, so that the caller can look at

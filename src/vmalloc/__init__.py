@@ -30,7 +30,8 @@ if TYPE_CHECKING:
         StaleReference,
         VmallocError,
     )
-    from vmalloc.reference import Ref, is_shared, ref
+    from vmalloc.message import install, uninstall
+    from vmalloc.reference import Ref, copy_in, is_shared, ref
     from vmalloc.region import Region, default_region, region_of
     from vmalloc.stats import Range, Stats
 
@@ -49,11 +50,14 @@ __all__ = [
     "StaleReference",
     "Stats",
     "VmallocError",
+    "copy_in",
     "default_region",
     "get_include",
+    "install",
     "is_shared",
     "ref",
     "region_of",
+    "uninstall",
 ]
 
 _HOME = {
@@ -63,10 +67,13 @@ _HOME = {
     "Ref": "reference",
     "Region": "region",
     "Stats": "stats",
+    "copy_in": "reference",
     "default_region": "region",
+    "install": "message",
     "is_shared": "reference",
     "ref": "reference",
     "region_of": "region",
+    "uninstall": "message",
 }
 
 

@@ -27,6 +27,7 @@ cdef extern from "vmalloc.h" nogil:
         VM_NO_WAIT
         VM_NO_PURGE
         VM_HIT_ONLY
+        VM_INHERITED
 
     ctypedef struct vm_options:
         uint64_t nr_pages
@@ -39,6 +40,7 @@ cdef extern from "vmalloc.h" nogil:
         vm_pools pools
         c_bool pthread_locks
         c_bool keep_on_death
+        double lease_ttl_s
         const char *name
 
     ctypedef struct vm_info:
@@ -54,6 +56,7 @@ cdef extern from "vmalloc.h" nogil:
         uint64_t nr_processes, nr_thread_slots
         uint64_t nr_alloc, nr_pool_hit, nr_lazy_hit, nr_space_hit, nr_failed, lock_wait_ns
         uint64_t nr_purges, nr_purged_pages, nr_discards, nr_splits, nr_merges, nr_recovered
+        uint64_t nr_leases
 
     ctypedef struct vm_range_info:
         uint64_t page, nr_pages, id
@@ -62,6 +65,7 @@ cdef extern from "vmalloc.h" nogil:
 
     int vm_create(const vm_options *options, vm_region **out)
     int vm_attach(int fd, vm_region **out)
+    int vm_attach_readonly(int fd, vm_region **out)
     int vm_detach(vm_region *r)
     int vm_fd(const vm_region *r)
     void *vm_pointer(const vm_region *r, uint64_t page)
@@ -72,7 +76,13 @@ cdef extern from "vmalloc.h" nogil:
     int vm_lookup(vm_region *r, uint64_t page, vm_range *out)
     int vm_share(vm_region *r, uint64_t page, uint64_t id)
     int vm_adopt(vm_region *r, uint64_t page, uint64_t id, vm_range *out)
+    int vm_lease(vm_region *r, uint64_t page, uint64_t id, uint64_t *lease)
+    int vm_claim(vm_region *r, uint64_t page, uint64_t id, uint64_t lease, vm_range *out)
+    int vm_drop_lease(vm_region *r, uint64_t lease)
+    int vm_expire_leases(vm_region *r, uint64_t older_than_ns, uint64_t *nr)
+    int vm_drop_inherited(vm_region *r, uint64_t *nr)
     int vm_name_set(vm_region *r, const char *name, uint64_t page, uint64_t id, const void *meta, size_t bytes)
+    int vm_name_new(vm_region *r, const char *name, uint64_t page, uint64_t id, const void *meta, size_t bytes)
     int vm_name_get(vm_region *r, const char *name, vm_range *out, void *meta, size_t *bytes)
     int vm_name_delete(vm_region *r, const char *name)
     int vm_name_list(vm_region *r, int (*each)(void *, const char *, uint64_t) noexcept, void *arg)
@@ -82,6 +92,7 @@ cdef extern from "vmalloc.h" nogil:
     int vm_get_stats(vm_region *r, vm_stats *out)
     int vm_walk(vm_region *r, int (*each)(void *, const vm_range_info *) noexcept, void *arg)
     int vm_check(vm_region *r, c_bool at_rest, c_bool repair, void (*say)(void *, const char *) noexcept, void *arg)
+    int vm_repair(vm_region *r, void (*say)(void *, const char *) noexcept, void *arg)
     void vm_wait_in_slices(c_bool on)
     void vm_set_lock_timeout(vm_region *r, double seconds)
     uint32_t vm_busy_pid(const vm_region *r)
@@ -90,13 +101,22 @@ cdef extern from "vmalloc.h" nogil:
     void vm_fail_every(vm_region *r, uint64_t nth)
 
 
+cdef class Holding
+
+
 cdef class CoreRegion:
     cdef vm_region *r
     cdef readonly bint closed
+    cdef readonly bint readonly
     cdef bint has_pages  # open, and no address space
     cdef uint64_t granule, nr_pages_
     cdef double timeout_s
+    cdef uint8_t id_[16]
+    cdef public object _where  # what attach.py says of this region in messages; None: nothing yet
+    cdef object where_told
+    cdef bytes where_packed
     cdef object __weakref__
+    cdef int lease_of(self, Holding holding, uint64_t *lease) except -1
     cdef int open_check(self) except -1
     cdef int pages_check(self) except -1
     cdef int remember(self) except -1
@@ -105,7 +125,7 @@ cdef class CoreRegion:
     cdef int take_slowly(self, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out) except -1
     cdef vm_range *take_bulk(self, uint64_t nr_pages, uint64_t align_pages, size_t n) except NULL
     cdef object new_array(self, object shape, object dtype, object order, bint zero)
-    cdef int adopt(self, uint64_t page, uint64_t id, vm_range *out, str what) except -1
+    cdef int adopt(self, uint64_t page, uint64_t id, uint64_t lease, vm_range *out, str what) except -1
     cdef object upkeep(self, int (*work)(vm_region *, uint64_t *) noexcept nogil, str what)
     cdef object fail(self, int rc, object nr_pages=*, str what=*)
     cdef int again(self, double *started, str what) except -1
@@ -122,6 +142,7 @@ cdef class Holding:
     cdef object __weakref__
     cdef void bind(self, CoreRegion region, vm_range *range, Py_ssize_t nbytes) noexcept
     cdef int let_go(self) except -1
+    cdef int free_now(self) noexcept
     cdef int alive_check(self, CoreRegion region) except -1
     cdef str released_text(self)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 # cython: language_level=3, freethreading_compatible=False
 # cython: binding=False, embedsignature=True, embedsignature.format=clinic
-"""The only file that knows both C and Python.
+"""The only module that knows both C and Python; the .pxi files named at its end are parts of it.
 
 CoreRegion wraps a vm_region, Holding one reference to a busy range (Block and ArrayOwner differ in
 what a user may do with it). A call first tries the magazine with the interpreter lock held, since
@@ -10,17 +10,21 @@ so that signals are seen. No Python object is made or dropped while a lock of th
 """
 
 import os
+import pickle
 import time
+import weakref
 from operator import index
 
 cimport cython
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_New
-from libc.errno cimport EAGAIN, EBUSY, EINTR, EINVAL, ENFILE, ENOENT, ENOLCK, ENOMEM, ENOSPC, ESTALE
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.errno cimport (
+    EACCES, EAGAIN, EBUSY, EEXIST, EINTR, EINVAL, ENFILE, ENOENT, ENOLCK, ENOMEM, ENOSPC, EROFS, ESTALE,
+)
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free as c_free, malloc as c_malloc
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from vmalloc.lab.replay_core cimport (
     vm_replay_board, vm_replay_board_bytes, vm_replay_request, vm_replay_result, vm_replay_work,
@@ -37,8 +41,15 @@ cdef extern from "errno.h":
     enum:
         EOWNERDEAD
         EUCLEAN
+        EXFULL
 
-cdef unsigned long fork_epoch = 0  # raised in every forked child: what it inherited is not its to free
+
+cdef extern from "Python.h":
+    int PyObject_GetBuffer(object, Py_buffer *, int) except -1
+    void PyBuffer_Release(Py_buffer *)
+    int PyBuffer_IsContiguous(Py_buffer *, char)
+
+cdef unsigned long fork_epoch = 0  # raised in every forked child: what it inherited is counted apart
 
 
 def _after_fork_in_child():
@@ -141,6 +152,16 @@ cdef inline bint is_good_size(Py_ssize_t nbytes, Py_ssize_t align) noexcept:
     return 0 < nbytes <= LARGEST and 0 < align <= LARGEST and align & (align - 1) == 0
 
 
+cdef dict _by_id = {}  # weak references to the regions attached here
+
+
+cdef int _forget(bytes id) except -1:
+    known = _by_id.get(id)
+    if known is not None and known() is None:  # not replaced meanwhile
+        del _by_id[id]
+    return 0
+
+
 cdef class CoreRegion:
     """A region attached to this process; `vmalloc.Region` adds the friendly parts."""
 
@@ -152,7 +173,7 @@ cdef class CoreRegion:
 
     def _create(self, uint64_t nr_pages, *, str name, str pools, uint64_t granule, uint64_t base,
                 uint64_t limit_pages, uint64_t lazy_pages_max, uint32_t nr_nodes, uint32_t nr_threads,
-                bint pthread_locks, bint keep_on_death):
+                bint pthread_locks, bint keep_on_death, double lease_ttl_s):
         cdef vm_options o
         cdef bytes encoded = name.encode()
         cdef int rc
@@ -167,6 +188,7 @@ cdef class CoreRegion:
         o.pools = POOLS[pools]
         o.pthread_locks = pthread_locks
         o.keep_on_death = keep_on_death
+        o.lease_ttl_s = lease_ttl_s
         o.name = encoded
         with nogil:
             rc = vm_create(&o, &self.r)
@@ -175,10 +197,11 @@ cdef class CoreRegion:
             raise _creation_error(rc, f"cannot create a region of {nr_pages} pages")
         self.remember()
 
-    def _attach(self, int fd):
+    def _attach(self, int fd, bint readonly=False):
         cdef int rc
+        self.readonly = readonly
         with nogil:
-            rc = vm_attach(fd, &self.r)
+            rc = vm_attach_readonly(fd, &self.r) if readonly else vm_attach(fd, &self.r)
         if rc:
             self.closed = True
             raise errors.RegionUnavailable(-rc, _attach_reason(rc, fd))
@@ -191,10 +214,14 @@ cdef class CoreRegion:
         self.nr_pages_ = info.nr_pages
         self.has_pages = vm_pointer(self.r, 0) != NULL
         vm_set_lock_timeout(self.r, self.timeout_s)
+        self.id_ = info.id
+        if not self.readonly:
+            _by_id[info.id[:16]] = weakref.ref(self)
         return 0
 
     def __dealloc__(self):
         if self.r != NULL:
+            _forget(self.id_[:16])
             with nogil:
                 vm_detach(self.r)
             self.r = NULL
@@ -234,8 +261,14 @@ cdef class CoreRegion:
             return errors.RegionUnavailable(-rc, f"{what}: this mapping was inherited by a raw clone(); attach anew")
         if rc == -ENOLCK:
             return errors.RegionUnavailable(-rc, f"{what}: all 255 process slots of the region are taken")
+        if rc == -EROFS:
+            return errors.RegionUnavailable(-rc, f"{what}: the region was attached read-only; attach it without "
+                                                 "readonly=True to change it or to hold what is in it")
         if rc == -EINVAL:
             return ValueError(f"{what}: argument out of range")
+        if rc == -EXFULL:
+            return errors.OutOfPages(f"{what}: all 65536 leases of the region are taken, by messages nobody loaded; "
+                                     "load or drop some, or call expire_leases()")
         if rc == -ENFILE:
             return errors.OutOfPages(f"{what}: all 1024 names of the region are taken; delete some")
         if rc == -ENOMEM:
@@ -422,32 +455,105 @@ cdef class CoreRegion:
             raise self.fail(rc, 0, f"share of page {holding.page}")
         return holding.page, holding.id
 
-    def _adopt(self, page, id, nbytes):
-        """One more reference to a shared range, as an ArrayOwner; StaleReference for whatever is wrong."""
+    def _lease(self, Holding holding not None):
+        """A reference for a message to carry: (page, id, lease). It keeps the range until it is claimed."""
+        cdef uint64_t lease
+        self.lease_of(holding, &lease)
+        return holding.page, holding.id, lease
+
+    cdef int lease_of(self, Holding holding, uint64_t *lease) except -1:
+        cdef int rc = -EINTR
+        cdef double started = 0
+        self.open_check()
+        holding.alive_check(self)
+        while rc == -EINTR:
+            with nogil:
+                vm_wait_in_slices(True)
+                rc = vm_lease(self.r, holding.page, holding.id, lease)
+                vm_wait_in_slices(False)
+            if rc == -EINTR:
+                self.again(&started, "lease")
+        if rc:
+            raise self.fail(rc, 0, f"a reference to page {holding.page}")
+        return 0
+
+    def _drop_lease(self, uint64_t lease):
+        """End a lease, if it is still there. Quiet: for finalizers and failed messages."""
+        if self.r != NULL:
+            with nogil:
+                vm_drop_lease(self.r, lease)
+
+    def expire_leases(self, double older_than_s=0, *, bint all=True):
+        """End the leases of messages that nobody loaded; their later loads raise StaleReference.
+
+        Of all processes' messages and Refs made at least `older_than_s` seconds ago: allow for those that are
+        only late. `all=False` ends only those whose maker has been dead for `lease_ttl_s`, as every purge
+        does. Returns how many ended.
+        """
+        cdef uint64_t older_than_ns = 0
+        if not 0 <= older_than_s < 1e9:
+            raise ValueError(f"older_than_s must be from 0 to 1e9, not {older_than_s}")
+        if all:
+            older_than_ns = max(<uint64_t>(older_than_s * 1e9), 1)
+        cdef uint64_t nr = 0
+        cdef int rc = -EINTR
+        cdef double started = 0
+        self.open_check()
+        while rc == -EINTR:
+            with nogil:
+                vm_wait_in_slices(True)
+                rc = vm_expire_leases(self.r, older_than_ns, &nr)
+                vm_wait_in_slices(False)
+            if rc == -EINTR:
+                self.again(&started, "expire_leases")
+        if rc:
+            raise self.fail(rc, 0, "expire_leases")
+        return nr
+
+    def drop_inherited(self):
+        """In a forked child: let go of every array and block that came with the fork.
+
+        For workers that live long: what their parent frees is free then. The objects themselves stay, but
+        their bytes may be anybody's from now on: do not use them. Returns the number of ranges.
+        """
+        cdef uint64_t nr = 0
+        cdef int rc
+        self.open_check()
+        with nogil:
+            rc = vm_drop_inherited(self.r, &nr)
+        if rc:
+            raise self.fail(rc, 0, "drop_inherited")
+        return nr
+
+    def _adopt(self, page, id, nbytes, lease=0, type kind=ArrayOwner):
+        """One more reference to a shared range, as an ArrayOwner or Block; with `lease`, claims that.
+
+        StaleReference for whatever is wrong.
+        """
         cdef vm_range got
-        cdef uint64_t at, number
+        cdef uint64_t at, number, ticket
         cdef Py_ssize_t size
-        cdef ArrayOwner owner
+        cdef Holding owner
         what = f"reference to page {page!r}, id {id!r}"
         self.pages_check()
         try:
-            at, number, size = index(page), index(id), nbytes
+            at, number, ticket, size = index(page), index(id), index(lease), nbytes
         except (OverflowError, TypeError):
             raise errors.StaleReference(f"{what}: there is no such range") from None
-        self.adopt(at, number, &got, what)
-        owner = ArrayOwner.__new__(ArrayOwner)
+        self.adopt(at, number, ticket, &got, what)
+        owner = kind.__new__(kind)
         owner.bind(self, &got, size)
         if size < 0 or <uint64_t>size > got.nr_pages * self.granule:
             raise errors.StaleReference(f"{what}: {nbytes} bytes named, the range has {got.nr_pages} pages")
         return owner
 
-    cdef int adopt(self, uint64_t page, uint64_t id, vm_range *out, str what) except -1:
+    cdef int adopt(self, uint64_t page, uint64_t id, uint64_t lease, vm_range *out, str what) except -1:
         cdef int rc = -EINTR
         cdef double started = 0
         while rc == -EINTR:
             with nogil:
                 vm_wait_in_slices(True)
-                rc = vm_adopt(self.r, page, id, out)
+                rc = vm_claim(self.r, page, id, lease, out) if lease else vm_adopt(self.r, page, id, out)
                 vm_wait_in_slices(False)
             if rc == -EINTR:
                 self.again(&started, what)
@@ -455,7 +561,8 @@ cdef class CoreRegion:
             raise self.fail(rc, 0, what)
         return 0
 
-    def _name_set(self, str name not None, Holding holding not None, bytes meta not None):
+    def _name_set(self, str name not None, Holding holding not None, bytes meta not None, bint new=False):
+        """Name a range; with `new`, FileExistsError if the name is taken."""
         cdef bytes encoded = _name_bytes(name)
         cdef const char *c_name = encoded
         cdef const char *c_meta = meta
@@ -467,12 +574,15 @@ cdef class CoreRegion:
         while rc == -EINTR:
             with nogil:
                 vm_wait_in_slices(True)
-                rc = vm_name_set(self.r, c_name, holding.page, holding.id, c_meta, size)
+                rc = (vm_name_new if new else vm_name_set)(
+                    self.r, c_name, holding.page, holding.id, c_meta, size)
                 vm_wait_in_slices(False)
             if rc == -EINTR:
                 self.again(&started, "names")
         if rc == -EINVAL:
             raise ValueError(f"the description of {name!r} is too long to keep ({size} bytes; at most 416)")
+        if rc == -EEXIST:
+            raise FileExistsError(EEXIST, f"the region has the name {name!r} already")
         if rc:
             raise self.fail(rc, 0, f"region[{name!r}]")
 
@@ -610,6 +720,18 @@ cdef class CoreRegion:
             raise self.fail(rc, 0, "check")
         return found
 
+    def _repair(self):
+        """Make hints agree with the words; what was wrong, as text."""
+        cdef int rc
+        self.open_check()
+        found = []
+        cdef void *list_of_text = <void *>found
+        with nogil:
+            rc = vm_repair(self.r, _append_text, list_of_text)
+        if rc < 0 and rc != -EUCLEAN:
+            raise self.fail(rc, 0, "repair")
+        return found
+
     def _stats(self):
         cdef vm_stats s
         cdef int rc = -EINTR
@@ -685,6 +807,7 @@ def _attach_reason(rc, fd):
         -71: "is a region of another format or page size; make it with this version, on this system",  # EPROTO
         -EUCLEAN: "is a region whose header is damaged or truncated",
         -ENOLCK: "has all 255 process slots taken",
+        -EACCES: "is another user's region; only that user and root may attach it",
         -ENOENT: "cannot be opened again through /proc/self/fd; is /proc mounted?",
     }
     return f"descriptor {fd} {reasons.get(rc, os.strerror(-rc))}"
@@ -745,47 +868,49 @@ cdef class Holding:
         raise TypeError("made by a region, not by hand")
 
     cdef int alive_check(self, CoreRegion region) except -1:
-        """It must hold pages of `region`. What a forked child inherited it must hold itself."""
+        """It must hold pages of `region`; what was inherited, as its own from now on."""
         cdef vm_range got
         if not self.held:
             raise errors.NotAllocated(self.released_text())
         if self._region is not region:
             raise errors.NotAllocated(f"the pages at offset {self.offset} are another region's")
         if self.fork_epoch != fork_epoch:
-            try:
-                region.adopt(self.page, self.id, &got, "inherited through fork")
-            except errors.StaleReference:
-                raise errors.StaleReference(
-                    f"the pages at offset {self.offset} were inherited through fork and belong to the parent; "
-                    "make a ref() of them before the fork") from None
+            region.adopt(self.page, self.id, 0, &got, f"pages at offset {self.offset}, inherited through fork")
+            if self.fork_epoch == fork_epoch or not self.held:  # another thread was first, or released it
+                with nogil:
+                    vm_free(region.r, self.page, self.id, 0)
+                return self.alive_check(region)
             self.fork_epoch = fork_epoch
+            with nogil:
+                vm_free(region.r, self.page, self.id, VM_INHERITED)
         return 0
 
     cdef str released_text(self):
         return f"the block of {self.nbytes} bytes at offset {self.page * self._region.granule} was released"
 
+    cdef int free_now(self) noexcept:
+        cdef int rc = vm_free(self._region.r, self.page, self.id, VM_HIT_ONLY)
+        cdef unsigned flags = 0 if self.fork_epoch == fork_epoch else VM_INHERITED
+        if rc == -EAGAIN:
+            with nogil:
+                rc = vm_free(self._region.r, self.page, self.id, flags)
+        return 0 if flags else rc  # inherited: let go of by drop_inherited(), or never held for want of a slot
+
     cdef int let_go(self) except -1:
-        """Drop the reference. What a forked child inherited stays its parent's."""
+        """Drop the reference."""
         cdef int rc
         if not self.held or self._region is None or self._region.r == NULL:
             return 0
         self.held = False
-        if self.fork_epoch != fork_epoch:
-            return 0
-        rc = vm_free(self._region.r, self.page, self.id, VM_HIT_ONLY)
-        if rc == -EAGAIN:
-            with nogil:
-                rc = vm_free(self._region.r, self.page, self.id, 0)
+        rc = self.free_now()
         if rc:
             raise self._region.fail(rc, 0, "release")
         return 0
 
     def __dealloc__(self):
-        if self.held and self._region is not None and self._region.r != NULL and self.fork_epoch == fork_epoch:
+        if self.held and self._region is not None and self._region.r != NULL:
             self.held = False
-            if vm_free(self._region.r, self.page, self.id, VM_HIT_ONLY) == -EAGAIN:
-                with nogil:
-                    vm_free(self._region.r, self.page, self.id, 0)
+            self.free_now()
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         if not self.held:
@@ -826,6 +951,10 @@ cdef class Holding:
     def address(self):
         """Where the range starts in this process."""
         return <size_t>vm_pointer(self._region.r, self.page)
+
+    @property
+    def _nr_exports(self):
+        return self.nr_exports
 
     @property
     def _range(self):
@@ -887,217 +1016,7 @@ cdef class Block(Holding):
         return _dlpack_capsule(self)
 
 
-# DLPack's ABI, version 0 (dmlc/dlpack, dlpack.h).
-ctypedef struct DLDevice:
-    int device_type
-    int device_id
-
-ctypedef struct DLDataType:
-    unsigned char code
-    unsigned char bits
-    unsigned short lanes
-
-ctypedef struct DLTensor:
-    void *data
-    DLDevice device
-    int ndim
-    DLDataType dtype
-    long long *shape
-    long long *strides
-    unsigned long long byte_offset
-
-ctypedef struct DLManagedTensor:
-    DLTensor dl_tensor
-    void *manager_ctx
-    void (*deleter)(DLManagedTensor *) noexcept with gil
-
-
-ctypedef struct Export:
-    DLManagedTensor managed
-    Py_buffer view
-    long long shape
-
-
-cdef extern from "Python.h":
-    int PyObject_GetBuffer(object, Py_buffer *, int) except -1
-    void PyBuffer_Release(Py_buffer *)
-
-
-cdef void _dlpack_delete(DLManagedTensor *managed) noexcept with gil:
-    cdef Export *export = <Export *>managed.manager_ctx
-    PyBuffer_Release(&export.view)
-    c_free(export)
-
-
-cdef void _dlpack_unused(object capsule) noexcept:
-    if PyCapsule_IsValid(capsule, "dltensor"):
-        managed = <DLManagedTensor *>PyCapsule_GetPointer(capsule, "dltensor")
-        managed.deleter(managed)
-
-
-cdef object _dlpack_capsule(Block block):
-    cdef Export *export = <Export *>c_malloc(sizeof(Export))
-    if export == NULL:
-        raise MemoryError
-    memset(export, 0, sizeof(Export))
-    try:
-        PyObject_GetBuffer(block, &export.view, PyBUF_WRITABLE)
-    except BaseException:
-        c_free(export)
-        raise
-    export.shape = export.view.len
-    export.managed.dl_tensor.data = export.view.buf
-    export.managed.dl_tensor.device.device_type = 1
-    export.managed.dl_tensor.ndim = 1
-    export.managed.dl_tensor.dtype.code = 1
-    export.managed.dl_tensor.dtype.bits = 8
-    export.managed.dl_tensor.dtype.lanes = 1
-    export.managed.dl_tensor.shape = &export.shape
-    export.managed.manager_ctx = export
-    export.managed.deleter = _dlpack_delete
-    return PyCapsule_New(&export.managed, "dltensor", _dlpack_unused)
-
-
-# ---- vmalloc suite: the loops of suite/loops.c, run without the interpreter lock ----
-
-SUITE_LONG_BUSY = VM_SUITE_LONG_BUSY
-
-
-cdef vm_suite_board *_board(Py_buffer *view, object board, uint64_t nr_pages) except NULL:
-    """The board a writable buffer holds, if it is large enough; the caller releases `view`."""
-    PyObject_GetBuffer(board, view, PyBUF_WRITABLE)
-    cdef vm_suite_board *b = <vm_suite_board *>view.buf
-    if <size_t>view.len < vm_suite_board_bytes(0, 0) or \
-            <size_t>view.len < vm_suite_board_bytes(b.nr_workers, nr_pages):
-        PyBuffer_Release(view)
-        raise ValueError(f"the board has {view.len} bytes, too few for its workers and {nr_pages} pages")
-    return b
-
-
-def suite_board_bytes(uint32_t nr_workers, uint64_t nr_pages):
-    """What workers share beside a region of nr_pages: starts as zeros, then suite_prepare()."""
-    return vm_suite_board_bytes(nr_workers, nr_pages)
-
-
-def suite_prepare(board, uint32_t nr_workers):
-    cdef Py_buffer view
-    cdef vm_suite_board *b = _board(&view, board, 0)
-    b.nr_workers = nr_workers
-    PyBuffer_Release(&view)
-
-
-def suite_open(board):
-    """Let the workers that wait at the gate start."""
-    cdef Py_buffer view
-    vm_suite_open(_board(&view, board, 0))
-    PyBuffer_Release(&view)
-
-
-def suite_stop(board):
-    """Tell the workers to end soon."""
-    cdef Py_buffer view
-    _board(&view, board, 0).stop = 1
-    PyBuffer_Release(&view)
-
-
-def suite_state(board):
-    """(workers at the gate, tests ended)"""
-    cdef Py_buffer view
-    cdef vm_suite_board *b = _board(&view, board, 0)
-    state = b.nr_ready, b.nr_done
-    PyBuffer_Release(&view)
-    return state
-
-
-def suite_results(board):
-    """(opened_ns, [(cycles, ended_ns, [(passed, failed, xfailed, ns, lock_wait_ns, error) per test])])"""
-    cdef Py_buffer view
-    cdef vm_suite_board *b = _board(&view, board, 0)
-    cdef vm_suite_result *t
-    cdef uint32_t i, k
-    workers = []
-    for i in range(b.nr_workers):
-        tests = []
-        for k in range(VM_SUITE_TESTS):
-            t = &b.worker[i].test[k]
-            tests.append((t.passed, t.failed, t.xfailed, t.ns, t.lock_wait_ns, t.error))
-        workers.append((b.worker[i].cycles, b.worker[i].ended_ns, tests))
-    found = b.opened_ns, workers
-    PyBuffer_Release(&view)
-    return found
-
-
-def suite_work(CoreRegion region, board, uint32_t worker, bytes order, *, uint64_t nr_loops, uint64_t nr_pages,
-               uint64_t nr_objects, uint64_t nr_fit, uint64_t seed, bint use_huge, bint touch):
-    """One worker: wait at the board's gate, run the tests of `order` (numbers), write results to the board."""
-    cdef vm_suite_job job
-    cdef Py_buffer view
-    cdef vm_suite_board *b
-    cdef const uint8_t *numbers = order
-    cdef size_t nr_tests = len(order)
-    cdef vm_info info
-    cdef int rc
-    region.open_check()
-    vm_describe(region.r, &info)
-    b = _board(&view, board, info.nr_pages)
-    memset(&job, 0, sizeof(job))
-    job.worker = worker
-    job.nr_loops, job.nr_pages, job.nr_objects = nr_loops, nr_pages, nr_objects
-    job.nr_fit, job.seed, job.use_huge, job.touch = nr_fit, seed, use_huge, touch
-    try:
-        if worker >= b.nr_workers:
-            raise ValueError(f"worker {worker} of {b.nr_workers}")
-        with nogil:
-            rc = vm_suite_work(region.r, b, &job, numbers, nr_tests)
-    finally:
-        PyBuffer_Release(&view)
-    return rc
-
-
-# ---- vmalloc replay --on core: the loop of lab/replay_core.c ----
-
-def replay_board_bytes(size_t nr_slots):
-    """What the threads of a replay share: a page-aligned buffer of zeros with a slot for each allocation."""
-    return vm_replay_board_bytes(nr_slots)
-
-
-def replay_stop(board):
-    """Tell the threads to end soon, those at the gate too."""
-    cdef Py_buffer view
-    PyObject_GetBuffer(board, &view, PyBUF_WRITABLE)
-    if <size_t>view.len >= vm_replay_board_bytes(0):
-        (<vm_replay_board *>view.buf).stop = 1
-    PyBuffer_Release(&view)
-
-
-def replay_work(CoreRegion region, board, uint32_t nr_threads, requests):
-    """One thread of `nr_threads`: wait for the others, then serve its requests in order.
-
-    requests: a buffer of (slot, nr_pages or 0 to free, align_pages), three uint32 each. Returns (started_ns,
-    ended_ns, cpu_ns, wait_ns, nr_waits, nr_failed, error, rc).
-    """
-    cdef Py_buffer shared, own
-    cdef vm_replay_board *b
-    cdef const vm_replay_request *request
-    cdef vm_replay_result out
-    cdef size_t i, n
-    cdef int rc
-    region.open_check()
-    memset(&out, 0, sizeof(out))
-    PyObject_GetBuffer(board, &shared, PyBUF_WRITABLE)
-    try:
-        PyObject_GetBuffer(requests, &own, 0)
-        try:
-            b = <vm_replay_board *>shared.buf
-            request = <const vm_replay_request *>own.buf
-            n = own.len // sizeof(vm_replay_request)
-            for i in range(n):
-                if vm_replay_board_bytes(<size_t>request[i].slot + 1) > <size_t>shared.len:
-                    raise ValueError(f"request {i} names slot {request[i].slot}; the board has fewer")
-            with nogil:
-                rc = vm_replay_work(region.r, b, nr_threads, request, n, &out)
-        finally:
-            PyBuffer_Release(&own)
-    finally:
-        PyBuffer_Release(&shared)
-    return (out.started_ns, out.ended_ns, out.cpu_ns, out.wait_ns, out.nr_waits, out.nr_failed, out.error, rc)
+include "_message.pxi"
+include "_dlpack.pxi"
+include "suite/loops.pxi"
+include "lab/replay_core.pxi"

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
-import stat
 import threading
-import weakref
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
-from vmalloc._core import STATES, CoreRegion, Holding
+from vmalloc._core import STATES, CoreRegion
 from vmalloc.array import ArrayFunctions, holding_of
-from vmalloc.errors import RegionCorrupt, RegionUnavailable, StaleReference
+from vmalloc.attach import attach, attached, region_at, serve_region, where_of
+from vmalloc.errors import RegionCorrupt, RegionUnavailable
 from vmalloc.stats import Range, Stats
+from vmalloc.view import describe, from_json, rebuild, to_json
 
 __all__ = ["Region", "default_region", "parse_size", "region_of"]
 
@@ -24,16 +23,13 @@ POOL_DESIGNS = ("off", "locked", "llist", "magazine")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
-_attached: weakref.WeakValueDictionary[bytes, RegionBase] = weakref.WeakValueDictionary()
-_attach_lock = threading.Lock()
+
+def _renew_lock_in_child() -> None:
+    global _default_lock
+    _default_lock = threading.RLock()
 
 
-def _renew_locks_in_child() -> None:
-    global _attach_lock, _default_lock
-    _attach_lock, _default_lock = threading.Lock(), threading.Lock()
-
-
-os.register_at_fork(after_in_child=_renew_locks_in_child)
+os.register_at_fork(after_in_child=_renew_lock_in_child)
 
 
 def parse_size(size: int | str) -> int:
@@ -53,10 +49,15 @@ def parse_size(size: int | str) -> int:
     return nbytes
 
 
+def _state_name(state: int) -> str:
+    return STATES[state] if state < len(STATES) else f"state {state}"  # scribbled over; check() tells
+
+
 class RegionBase(CoreRegion):
     """What memory regions and address spaces share: options, attach, look at, check, context manager."""
 
     _has_pages: ClassVar[bool] = True
+    _is_served: bool = False
 
     def _open(
         self,
@@ -72,13 +73,18 @@ class RegionBase(CoreRegion):
         max_threads: int | None,
         locks: str,
         keep_on_death: bool = False,
+        lease_ttl_s: float = 60.0,
     ) -> None:
+        if "/" in name:
+            raise ValueError(f"a region's name has no '/': attach() takes {name!r} for a path")
         if pools not in POOL_DESIGNS:
             raise ValueError(f"pools must be one of {', '.join(POOL_DESIGNS)}, not {pools!r}")
         if locks not in ("futex", "pthread"):
             raise ValueError(f"locks must be 'futex' or 'pthread', not {locks!r}")
         if nr_pages > (1 << 30) - 1:
             raise ValueError(f"a region has at most 2**30 - 1 pages, not {nr_pages}")
+        if not 0 < lease_ttl_s < 1e9:
+            raise ValueError(f"lease_ttl_s must be positive and below 1e9, not {lease_ttl_s}")
         for what, value, most in (("nodes", nodes, 128), ("max_threads", max_threads, 3840)):
             if value is not None and not 1 <= value <= most:
                 raise ValueError(f"{what} must be from 1 to {most}, not {value}")
@@ -94,6 +100,7 @@ class RegionBase(CoreRegion):
             nr_threads=max_threads or 0,
             pthread_locks=locks == "pthread",
             keep_on_death=keep_on_death,
+            lease_ttl_s=lease_ttl_s,
         )
         self._opened()
 
@@ -119,7 +126,7 @@ class RegionBase(CoreRegion):
     def ranges(self) -> list[Range]:
         """Every range in address order: a consistent picture of the boundaries at one moment."""
         return [
-            Range(page, page + nr_pages, STATES[state], owner, id, shared, dirty)
+            Range(page, page + nr_pages, _state_name(state), owner, id, shared, dirty)
             for page, nr_pages, id, state, owner, shared, dirty in self._ranges()
         ]
 
@@ -135,62 +142,32 @@ class RegionBase(CoreRegion):
             raise RegionCorrupt("; ".join(found[:5]) + more)
 
     @classmethod
-    def attach(cls, source: int | str | os.PathLike[str], *, expected_id: str | None = None) -> Self:
-        """Attach what is behind a descriptor (int; it stays the caller's) or a path.
+    def attach(
+        cls, source: int | str | os.PathLike[str], *, expected_id: str | None = None, readonly: bool = False
+    ) -> Self:
+        """Attach what a descriptor, a path, a name or a pid leads to.
 
-        The path is `/proc/<pid>/fd/<n>` of a process that has it; that needs the same user. A process
-        that has it already gets the same object again. Raises RegionUnavailable, also when
-        `expected_id` is given and the region is another one.
+        An int is a descriptor, which stays the caller's. Text with a "/" is a path: `/proc/<pid>/fd/<n>` of
+        a process that has it. Other text is the name that a region of this user was made with, or the pid
+        of a process that has one region. All but the first need the same user. A process that has it
+        already gets the same object again. Raises RegionUnavailable, also when `expected_id` is given and
+        the region is another one, and when none or several have that name.
+
+        `readonly` maps it for reading and takes no process slot: stats(), ranges(), names() and check() look
+        at it without locks, so that what they see may be torn where others work; all that would hold or
+        change something raises RegionUnavailable (EROFS). Each such call gives an object of its own.
         """
-        if isinstance(source, int):
-            return cls._attach_fd(source, expected_id)
-        try:
-            fd = os.open(source, os.O_RDWR | os.O_CLOEXEC)
-        except OSError as e:
-            hint = "; the process ended, or belongs to another user" if e.errno in (2, 13) else ""
-            raise RegionUnavailable(e.errno, f"cannot open {os.fspath(source)}: {e.strerror}{hint}") from None
-        except ValueError as e:
-            raise RegionUnavailable(errno.EINVAL, f"cannot open {source!r}: {e}") from None
-        try:
-            return cls._attach_fd(fd, expected_id)
-        finally:
-            os.close(fd)
+        return attach(cls, source, expected_id, readonly)
 
-    @classmethod
-    def _attach_fd(cls, fd: int, expected_id: str | None) -> Self:
-        try:
-            there = os.fstat(fd)
-        except (OSError, OverflowError) as e:
-            raise RegionUnavailable(errno.EBADF, f"descriptor {fd} is not open: {e}") from None
-        if not stat.S_ISREG(there.st_mode):
-            raise RegionUnavailable(errno.ENOEXEC, f"descriptor {fd} is no vmalloc region")
-        with _attach_lock:
-            region = _attached.get(os.pread(fd, 32, 0)[16:32])
-            if region is None or region.closed or not os.path.samestat(os.fstat(region.fileno()), there):
-                region = cls.__new__(cls)
-                region._attach(fd)
-                region._opened()
-        if not isinstance(region, cls):
-            raise RegionUnavailable(
-                errno.EINVAL, f"descriptor {fd} is {region!r}; attach it by its own class"
-            )
-        if expected_id is not None and region.id != expected_id:
-            raise RegionUnavailable(errno.ESTALE, f"descriptor {fd} is region {region.id}, not {expected_id}")
-        return region
+    def serve(self) -> None:
+        """Let references to this region also name a socket of this process, which hands the region out.
 
-    @classmethod
-    def _reattach(cls, id: str, pid: int, fd: int) -> Self:
-        """What a message from process `pid` names: ours if attached here, else through /proc."""
-        try:
-            known = _attached.get(bytes.fromhex(id))
-            path = f"/proc/{pid:d}/fd/{fd:d}"
-        except (TypeError, ValueError):
-            raise RegionUnavailable(
-                errno.EINVAL, f"no region has the id {id!r}, pid {pid!r}, fd {fd!r}"
-            ) from None
-        if isinstance(known, cls) and not known.closed:
-            return known
-        return cls.attach(path, expected_id=id)
+        For receivers of this user that cannot open its /proc/<pid>/fd: in another pid namespace, or where
+        /proc is restricted. (A process that hides its descriptors itself, PR_SET_DUMPABLE, serves without
+        being asked.) It takes one daemon thread, so os.fork warns from Python 3.12 on; forked children have
+        a socket of their own. References made before this call do not name it. Raises RegionUnavailable.
+        """
+        serve_region(self)
 
     def _opened(self) -> None:
         """After create and attach: found again by its id; of the right kind."""
@@ -199,10 +176,14 @@ class RegionBase(CoreRegion):
             self.close()
             kind = "a memory region" if info["has_pages"] else "an address space"
             raise RegionUnavailable(errno.EINVAL, f"{info['id'].hex()} is {kind}; attach it by its own class")
-        _attached[info["id"]] = self
+        if not self.readonly:
+            attached[info["id"]] = self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self)._reattach, (self.id, os.getpid(), self.fileno())
+        self.fileno()  # RegionClosed
+        if self.readonly:
+            raise RegionUnavailable(errno.EROFS, "a region that was attached read-only cannot be sent")
+        return region_at, (where_of(self), type(self))
 
     def __enter__(self) -> Self:
         self.fileno()
@@ -220,7 +201,9 @@ class Region(RegionBase, ArrayFunctions):
     `size` is what can be allocated ("8G" or bytes); metadata comes on top and nothing is touched
     before it is used. `limit` bounds what is handed out at once (bytes; default: all). `pools` chooses
     the design in front of space, for measurement. `lazy_max` is how much may stay freed but resident
-    before the freeing thread purges (default: max(fls(CPUs) * 32 MiB, a quarter of the recent peak)).
+    before the freeing thread purges (default: the largest of fls(CPUs) * 32 MiB, a quarter of the recent
+    peak of use, and the peak itself up to 1/32 of the machine's memory, at most 1 GiB).
+    `lease_ttl_s` is how long a message that nobody loads keeps its arrays after its sender's death.
 
     A context manager: leaving it closes the region here; arrays that still exist keep their memory.
     The region ends when the last process that has it does; nothing is left behind.
@@ -238,6 +221,7 @@ class Region(RegionBase, ArrayFunctions):
         max_threads: int | None = None,
         locks: str = "futex",
         lock_timeout_s: float = 10.0,
+        lease_ttl_s: float = 60.0,
     ) -> None:
         page = os.sysconf("SC_PAGESIZE")
         nbytes = parse_size(size)
@@ -251,6 +235,7 @@ class Region(RegionBase, ArrayFunctions):
             nodes=nodes,
             max_threads=max_threads,
             locks=locks,
+            lease_ttl_s=lease_ttl_s,
         )
 
     # ---- named references ----
@@ -262,17 +247,14 @@ class Region(RegionBase, ArrayFunctions):
             value = self.array(value)
             holding = holding_of(value)
             assert holding is not None
-        description = describe(value, holding)
-        if "dtype" in description:
-            description["dtype"] = _dtype_text(description["dtype"])
-        self._name_set(name, holding, json.dumps(description, separators=(",", ":")).encode())
+        self._name_set(name, holding, to_json(describe(value, holding)))
 
     def __getitem__(self, name: str) -> Any:
-        """The array, or for a block a memoryview, that is kept under `name`; KeyError."""
+        """The array that is kept under `name`, or for a block a memoryview of it; KeyError."""
         owner, meta = self._name_get(name)
-        description = json.loads(meta)
-        if "dtype" in description:
-            description["dtype"] = _dtype_of(description["dtype"])
+        description = from_json(meta)
+        if len(description) == 1:
+            return memoryview(owner)[: description[0]]
         return rebuild(owner, description)
 
     def __delitem__(self, name: str) -> None:
@@ -299,80 +281,6 @@ class Region(RegionBase, ArrayFunctions):
         return f"<vmalloc.Region {info['id'].hex()[:8]} {mib} MiB {info['pools']}>"
 
 
-def describe(value: Any, holding: Holding) -> dict[str, Any]:
-    """What another process needs, beside the range, to see the same array or block."""
-    if isinstance(value, Holding):
-        return {"nbytes": holding.nbytes}
-    if isinstance(value, memoryview):
-        import numpy as np
-
-        value = np.asarray(value)
-    return {
-        "dtype": value.dtype,
-        "shape": value.shape,
-        "strides": value.strides,
-        "offset": value.__array_interface__["data"][0] - holding.address,
-        "readonly": not value.flags.writeable,
-    }
-
-
-def rebuild(owner: Any, description: dict[str, Any]) -> Any:
-    """The array (or memoryview of a block) that `describe` told of, on `owner`'s pages.
-
-    Whatever does not lie within them raises StaleReference.
-    """
-    try:
-        if "nbytes" in description:
-            return memoryview(owner)[: description["nbytes"]]
-        import numpy as np
-
-        dtype, shape, strides = np.dtype(description["dtype"]), description["shape"], description["strides"]
-        if dtype.hasobject:
-            raise TypeError(f"dtype {dtype} holds pointers")
-        if strides is None or any(n < 0 for n in shape):
-            raise ValueError(f"shape {shape}, strides {strides}")
-        a: np.ndarray[Any, Any] = np.ndarray(
-            tuple(shape), dtype, owner, description["offset"], tuple(strides)
-        )
-        if description["readonly"]:
-            a.flags.writeable = False
-        return a
-    except (ArithmeticError, LookupError, TypeError, ValueError) as e:
-        raise StaleReference(
-            f"the reference tells of no array within its {owner.nbytes} bytes: {e}"
-        ) from None
-
-
-def _dtype_text(dtype: Any) -> Any:
-    """JSON for a dtype; TypeError for what numpy's own file format could not keep either."""
-    import numpy as np
-
-    text = np.lib.format.dtype_to_descr(dtype)
-    if _dtype_of(json.loads(json.dumps(text))) != dtype:
-        raise TypeError(f"a named reference cannot keep dtype {dtype!r}; view the array as a plainer one")
-    return text
-
-
-def _dtype_of(text: Any) -> Any:
-    import numpy as np
-
-    return np.lib.format.descr_to_dtype(_tuples(text))
-
-
-def _tuples(text: Any) -> Any:
-    """numpy's description of a dtype, from JSON, which knows no tuples: fields are tuples, in a list."""
-    if isinstance(text, str):
-        return text
-    if text and isinstance(text[0], list) and isinstance(text[0][0], str | list) and len(text[0]) > 1:
-        return [_field(f) for f in text]
-    return (_tuples(text[0]), tuple(text[1]))
-
-
-def _field(f: Any) -> Any:
-    title_and_name = tuple(f[0]) if isinstance(f[0], list) else f[0]
-    return (title_and_name, _tuples(f[1]), *(tuple(shape) for shape in f[2:]))
-
-
 def region_of(x: object) -> CoreRegion | None:
     """The region whose pages an array, a view of one, or a block lies in; None for private memory."""
     holding = holding_of(x)
@@ -380,14 +288,27 @@ def region_of(x: object) -> CoreRegion | None:
 
 
 _default: Region | None = None
-_default_lock = threading.Lock()
+_default_lock = threading.RLock()
+
+
+def set_default_region(region: Region, *, unless_made: bool = False) -> None:
+    """In a process that was spawned: its parent's default region is its own."""
+    global _default
+    with _default_lock:
+        if not unless_made or default_region_if_made() is None:
+            _default = region
+
+
+def default_region_if_made() -> Region | None:
+    """The default region, if somebody used it and it is open."""
+    return _default if _default is not None and not _default.closed else None
 
 
 def default_region() -> Region:
     """The region used where none is named; made on first use.
 
     VMALLOC_DEFAULT_SIZE sets its size; the default is the machine's memory, of which nothing is taken
-    before it is used. Children of fork find their parent's.
+    before it is used. Children of fork find their parent's, and so do those spawned after install().
     """
     global _default
     with _default_lock:

@@ -56,6 +56,7 @@ class Stats:
     nr_splits: int
     nr_merges: int
     nr_recovered: int  #: pages reclaimed from dead processes
+    nr_leases: int  #: references in messages that nobody has loaded yet, and Refs
 
     @property
     def busy_bytes(self) -> int:

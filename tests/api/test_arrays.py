@@ -290,11 +290,21 @@ def test_a_reference_loads_any_number_of_times_and_shares_writes(region):
     assert "Ref to array" in repr(ref)
 
 
-def test_a_reference_to_a_block_loads_as_its_memory(region):
+def test_a_reference_to_a_block_loads_as_a_block(region):
     block = region.alloc(5000)
     memoryview(block)[:5] = b"hello"
     loaded = pickle.loads(pickle.dumps(vmalloc.ref(block)))
-    assert (bytes(loaded[:5]), len(loaded)) == (b"hello", 5000)
+    assert type(loaded) is vmalloc.Block
+    assert (bytes(loaded)[:5], loaded.nbytes, loaded.offset) == (b"hello", 5000, block.offset)
+    block.release()
+    assert bytes(loaded)[:5] == b"hello"
+    loaded.release()
+    assert region.stats().busy_pages == 0
+
+
+def test_a_reference_to_a_part_of_a_block_loads_as_an_array(region):
+    block = region.alloc(5000)
+    memoryview(block)[:5] = b"hello"
     part = pickle.loads(pickle.dumps(vmalloc.ref(memoryview(block)[1:3])))
     assert bytes(part) == b"el"
 

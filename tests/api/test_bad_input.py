@@ -299,7 +299,7 @@ def test_what_is_no_region_is_unavailable(tmp_path):
 
 FIELDS = {  # of vm_header (core/layout.h): offset, format, values
     "magic": (0, "<Q", [0, 1]),
-    "format": (8, "<I", [0, 2, 2**32 - 1]),
+    "format": (8, "<I", [0, 77, 2**32 - 1]),
     "page_bytes": (12, "<I", [0, 1, 65536]),
     "total_bytes": (32, "<Q", [0, 1, 2**63, 2**64 - 1]),
     "nr_pages": (40, "<Q", [0, 1, 2**30, 2**63, 2**64 - 1]),
@@ -357,11 +357,15 @@ def test_a_file_that_could_shrink_under_us_is_refused(region):
 # ---- forged references ----
 
 
+DESCRIBED = ("dtype", "shape", "strides", "offset", "readonly")
+
+
 def forge(ref, **changes):
-    load, (where, page, id, nbytes, description) = ref.__reduce__()
-    parts = {"where": where, "page": page, "id": id, "nbytes": nbytes} | changes
-    description = description | {k: v for k, v in changes.items() if k in description}
-    return lambda: load(parts["where"], parts["page"], parts["id"], parts["nbytes"], description)
+    load, (where, page, id, lease, nbytes, description) = ref.__reduce__()
+    parts = {"where": where, "page": page, "id": id, "lease": lease, "nbytes": nbytes}
+    parts |= dict(zip(DESCRIBED, description, strict=True)) | changes
+    description = tuple(parts.pop(key) for key in DESCRIBED)
+    return lambda: load(**parts, description=description)
 
 
 @pytest.mark.parametrize(
@@ -370,9 +374,10 @@ def forge(ref, **changes):
      {"id": 0}, {"id": -1}, {"id": 2**70}, {"id": "x"}, {"id": 2**64 - 1},
      {"nbytes": -1}, {"nbytes": 2**62}, {"nbytes": 2**70}, {"nbytes": 3 * PAGE}, {"nbytes": None},
      {"shape": (10**6,)}, {"shape": (-1,)}, {"shape": (2**62, 2**62)}, {"shape": "ab"}, {"shape": None},
-     {"shape": (1.5,)}, {"shape": (5, 5)}, {"shape": (1,) * 200},
-     {"strides": (2**40,)}, {"strides": (-8,)}, {"strides": ()}, {"strides": None}, {"strides": (8, 8)},
-     {"offset": -8}, {"offset": 2**40}, {"offset": 2**70}, {"offset": None}, {"offset": PAGE},
+     {"shape": (1.5,)}, {"shape": (11, 10)}, {"shape": (1,) * 200},
+     {"strides": (2**40,)}, {"strides": (-8,)}, {"strides": ()}, {"strides": "x"}, {"strides": (8, 8)},
+     {"offset": -8}, {"offset": -PAGE}, {"offset": 8}, {"offset": PAGE},
+     {"offset": 2**40}, {"offset": 2**70}, {"offset": None},
      {"dtype": "O"}, {"dtype": "no"}, {"dtype": None, "shape": (10**5,)}, {"dtype": "V4000"}],
     ids=str,
 )  # fmt: skip
@@ -387,14 +392,18 @@ def test_a_forged_reference_is_stale(region, changes):
     assert forge(ref)().shape == (100,)
 
 
+NOBODY = (bytes(16), 1, 1, 1, 1, None, None)
+
+
 @pytest.mark.parametrize(
     "where",
-    [("0" * 32, 1, 1), ("xyz", 1, 1), ("00", 10**9, 3), (None, 1, 1), ("0" * 32, "a", 1), ("0" * 32, -1, -1)],
+    [NOBODY, (b"xyz", *NOBODY[1:]), NOBODY[:5], ("0" * 32, *NOBODY[1:]), (*NOBODY[:1], 10**9, *NOBODY[2:]),
+     (*NOBODY[:1], -1, *NOBODY[2:]), (*NOBODY[:1], "a", *NOBODY[2:]), (), None, 7, "no"],
     ids=str,
-)
+)  # fmt: skip
 def test_a_reference_into_no_region_is_unavailable(region, where):
     ref = vmalloc.ref(region.zeros(3))
-    with pytest.raises(vmalloc.RegionUnavailable, match=r"\d"):
+    with pytest.raises(vmalloc.RegionUnavailable, match=r"cannot be reached|tells of no region"):
         forge(ref, where=where)()
 
 

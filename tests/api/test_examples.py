@@ -16,11 +16,15 @@ ENDS_WITH = {
     "04_look_inside.py": "purged 1200 KiB\n4073 of 4096 pages free\n",
     "05_out_of_pages.py": "1048576\n",
     "06_address_space.py": "100000\n",
+    "07_shared_memory.py": "[0, 2, 4, 6, 8]\n",
+    "08_named_regions.py": "[7 7 7]\n42\nTrue\n",
+    "09_install_once.py": "True\n2000 1000\n99 1\n0 pages in use\n",
+    "10_fork_keeps_arrays.py": "1100 pages in use\n7 7\n1000 pages in use\n",
 }
 
 
 def test_every_example_is_listed():
-    assert sorted(ENDS_WITH) == sorted(p.name for p in EXAMPLES.glob("0*.py"))
+    assert sorted(ENDS_WITH) == sorted(p.name for p in EXAMPLES.glob("[0-9]*.py"))
 
 
 @pytest.mark.parametrize("name", ENDS_WITH)

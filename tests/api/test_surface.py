@@ -90,7 +90,7 @@ block = region.alloc(100)
 memoryview(block)[:3] = b"abc"
 region["b"] = block
 ref = vmalloc.ref(block)
-assert bytes(region["b"][:3]) == bytes(pickle.loads(pickle.dumps(ref))[:3]) == b"abc"
+assert bytes(region["b"][:3]) == bytes(pickle.loads(pickle.dumps(ref)))[:3] == b"abc"
 assert vmalloc.region_of(block) is region
 vmalloc.AddressSpace(0, 4096).alloc(1)
 try:
@@ -197,7 +197,10 @@ def test_the_typed_marker_and_the_header_are_installed():
 
 
 def test_every_module_says_what_it_exports():
-    for name in ("region", "array", "reference", "address_space", "stats", "errors"):
+    for name in (
+        "region", "array", "reference", "address_space", "stats", "errors",
+        "attach", "find", "serve", "shared_memory",
+    ):  # fmt: skip
         module = importlib.import_module(f"vmalloc.{name}")
         assert module.__doc__
         assert all(hasattr(module, n) for n in module.__all__)

@@ -121,14 +121,19 @@ static void work(vm_region *r, uint64_t seed, int nr_steps)
     }
 }
 
-static void at_the_end_all_is_there(vm_region *r)
+static void release_all(vm_region *r)
 {
     uint64_t seed = 1;
-    CHECK_EQ(vm_recover(r, NULL), 0);
-    CHECK_CLEAN(r);
     for (int i = 0; i < OFFERS; i++)
         if (claim_offer(&arena->offers[i], 1))
             release(r, &seed, &arena->offers[i]);
+}
+
+static void at_the_end_all_is_there(vm_region *r)
+{
+    CHECK_EQ(vm_recover(r, NULL), 0);
+    CHECK_CLEAN(r);
+    release_all(r);
     CHECK_EQ(stats_of(r).busy_pages, 0);
     FINISH(r);
     CHECK(arena->nr_pairs > 0);
@@ -202,6 +207,7 @@ static void processes_come_and_go(vm_pools d)
         work(r, round + 1, 1500 / SLOWER);
         for (int i = 0; i < WORKERS; i++)
             ended_well(pid[i]);
+        release_all(r); /* the next children would inherit it, and hold it */
     }
     at_the_end_all_is_there(r);
 }

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 from tests.conftest import PAGE, assert_at_rest
@@ -82,8 +85,83 @@ def test_what_the_dead_shared_lives_as_long_as_another_holds_it(region):
         a = answers.get()
         died(process)
     region.recover()
+    assert region.expire_leases() == 1  # the dead one's Ref
     assert (a == 9).all()
     assert region.stats().busy_pages == 10
+
+
+def test_a_worker_that_is_killed_loses_its_own_arrays_and_no_others(region):
+    vmalloc.install(region, 1000)
+    try:
+        context = multiprocessing.get_context("fork")
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as executor:
+            assert executor.submit(os.getpid).result(WAIT_S) > 0
+            mine = region.full(10 * PAGE, 1, "u1")
+            theirs = executor.submit(keep_and_return, mine).result(WAIT_S)
+            with pytest.raises(BrokenProcessPool):
+                executor.submit(kill_self, mine, theirs).result(WAIT_S)
+    finally:
+        vmalloc.uninstall()
+    region.recover()
+    region.expire_leases()  # arguments and results that were in the pipes
+    assert region.stats().busy_pages == 20
+    assert (mine == 1).all()
+    assert (theirs == 2).all()
+
+
+_kept = []
+
+
+def keep_and_return(a):
+    region = vmalloc.region_of(a)
+    _kept.extend(region.full(PAGE, 3, "u1") for _ in range(20))
+    _kept.append(region.full(10 * PAGE, 2, "u1"))
+    return _kept[-1]
+
+
+def kill_self(*arrays):
+    _kept.extend(arrays)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_killed_while_they_fork_send_and_drop_they_lose_nothing(region):
+    mine = region.full(10 * PAGE, 77, "u1")
+    context = multiprocessing.get_context("fork")
+    for delay_ms in range(0, 30, 3):
+        ready = context.Event()
+        with child("fork", workers_that_fork, region, ready) as process:
+            assert ready.wait(WAIT_S)
+            time.sleep(delay_ms / 1000)
+            os.killpg(process.pid, signal.SIGKILL)  # its children too
+            process.join(WAIT_S)
+        wait_until(lambda: nr_processes(region) == 1, "all of the group are gone")
+        region.expire_leases()
+        assert region.stats().busy_pages == 10
+    assert (mine == 77).all()
+    region.check(at_rest=True)
+
+
+def nr_processes(region):
+    region.recover()
+    return region.stats().nr_processes
+
+
+def workers_that_fork(region, ready):
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    arrays = [region.full(n * PAGE, n, "u1") for n in range(1, 8)]
+    ready.set()
+    while True:
+        refs = [vmalloc.ref(a) for a in arrays]
+        if os.fork() == 0:
+            try:
+                loaded = [pickle.loads(pickle.dumps(r)) for r in refs]
+                assert [int(a[0]) for a in loaded] == list(range(1, 8))
+            except BaseException as e:
+                region[f"wrong: {type(e).__name__}"] = arrays[0]  # outlives us, and the test counts it
+            region.drop_inherited()
+            os._exit(0)
+        arrays = [region.full(n * PAGE, n, "u1") for n in range(1, 8)]
 
 
 def test_the_creator_may_die_and_the_region_goes_on():

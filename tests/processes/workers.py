@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -49,6 +50,34 @@ def python(code: str, *args: object, **options: Any) -> subprocess.CompletedProc
     """An unrelated interpreter."""
     command = [sys.executable, "-c", code, *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, **options)
+
+
+@contextmanager
+def forked(work: Callable[[], object], uid: int | None = None) -> Iterator[int]:
+    """A forked child that did `work`, as user `uid`, and keeps the result until we leave; its pid."""
+    done, leave = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(leave[1])
+            if uid is not None:
+                os.setresuid(uid, uid, uid)
+            kept = work()
+            os.write(done[1], b"+")
+            os.read(leave[0], 1)
+            del kept
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(0)
+    os.close(done[1])
+    try:
+        assert os.read(done[0], 1) == b"+"
+        yield pid
+    finally:
+        for fd in (done[0], *leave):
+            os.close(fd)
+        os.waitpid(pid, 0)
 
 
 def died(process: Any) -> None:

@@ -9,7 +9,7 @@ import importlib
 
 import click
 
-COMMANDS = ("suite", "ps", "check", "record", "replay")
+COMMANDS = ("suite", "bench", "ps", "check", "record", "replay")
 
 
 class _LazyGroup(click.Group):

@@ -1,0 +1,364 @@
+# pyright: reportPrivateUsage=false
+"""Attach: from a descriptor, a path, a name or what a message says to the region.
+
+A message carries a **where**: the region's id, and where its sender has it open. `region_at()` takes the
+first of these that leads to that region:
+
+1. this process has it attached;
+2. a descriptor that multiprocessing handed to this process when it started it;
+3. /proc/<pid>/fd/<n> of the sender;
+4. the sender's socket (serve.py), if it has one;
+5. /proc/<pid>/fd of any other process of this user: the sender may have ended.
+
+Pids and descriptor numbers are used again, and mean something else in another pid namespace. So a file
+is opened only if its inode and device are those of the message, and attached only if the 128-bit id in
+its header is.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from vmalloc.errors import RegionUnavailable
+
+if TYPE_CHECKING:
+    from vmalloc.find import Found
+    from vmalloc.region import Region, RegionBase
+
+    AnyRegion = TypeVar("AnyRegion", bound=RegionBase)
+
+__all__ = ["Where", "attach", "attach_found", "attached", "region_at", "serve_region", "where_of"]
+
+#: Region id, and of the sender: pid, descriptor, its inode and device, name of the socket or None; last,
+#: in what a process that is being started gets, multiprocessing's descriptor for it, else None.
+Where = tuple[bytes, int, int, int, int, str | None, Any]
+
+_MAGIC = b"vmalloc1"
+_OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+
+#: The regions of this process by their ids.
+attached: weakref.WeakValueDictionary[bytes, RegionBase] = weakref.WeakValueDictionary()
+_attach_lock = threading.RLock()  # a finalizer may attach, too
+
+#: What a process that is being started was already given: by descriptor, once each.
+_given: weakref.WeakKeyDictionary[Any, dict[int, Any]] = weakref.WeakKeyDictionary()
+
+
+def _start_anew_in_child() -> None:
+    global _attach_lock
+    _attach_lock = threading.RLock()
+    for region in attached.values():
+        region._where = None
+
+
+os.register_at_fork(after_in_child=_start_anew_in_child)
+
+
+# ---- from what a user has ----
+
+
+def attach(
+    cls: type[AnyRegion],
+    source: int | str | os.PathLike[str],
+    expected_id: str | None,
+    readonly: bool = False,
+) -> AnyRegion:
+    """What Region.attach() does."""
+    if isinstance(source, int):
+        return _attach_fd(cls, source, expected_id, readonly)
+    if isinstance(source, str) and "/" not in source:
+        return attach_found(cls, _named(source), expected_id, readonly)
+    try:
+        fd = os.open(source, (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC)
+    except OSError as e:
+        raise RegionUnavailable(e.errno, f"cannot open {os.fspath(source)}: {_reason(e)}") from None
+    except ValueError as e:
+        raise RegionUnavailable(errno.EINVAL, f"cannot open {source!r}: {e}") from None
+    try:
+        return _attach_fd(cls, fd, expected_id, readonly)
+    finally:
+        os.close(fd)
+
+
+def attach_found(
+    cls: type[AnyRegion], found: Found, expected_id: str | None = None, readonly: bool = False
+) -> AnyRegion:
+    """Attach what find_regions() found, and nothing that took its place since. RegionUnavailable."""
+    try:
+        fd = _open_same(found.path, (found.inode, found.device), readonly)
+    except OSError as e:
+        raise RegionUnavailable(e.errno, f"cannot open {found.path}: {_reason(e)}") from None
+    try:
+        return _attach_fd(cls, fd, expected_id, readonly)
+    finally:
+        os.close(fd)
+
+
+def _named(which: str) -> Found:
+    """The one region of this user that is called `which`, or that process `which` has. RegionUnavailable."""
+    from vmalloc.find import find_regions
+
+    try:
+        there = find_regions()
+    except OSError as e:
+        raise RegionUnavailable(e.errno, f"cannot look for region {which!r}: {_reason(e)}") from None
+    # anybody may call a region anything, so names count among this user's only, also for root
+    mine = [f for f in there if f.uid == os.geteuid() and f.name]
+    fitting = [f for f in mine if f.name == which]
+    fitting += [f for f in there if which.isdecimal() and int(which) in f.pids and f not in fitting]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise RegionUnavailable(
+            errno.EEXIST,
+            f"{len(fitting)} regions fit {which!r}: {_list(fitting)}. Attach one by a pid or a name that "
+            "only it has, or by /proc/PID/fd/N",
+        )
+    raise RegionUnavailable(
+        errno.ENOENT,
+        f"no region of this user is called {which!r}"
+        + (f" and no process {which} has one" if which.isdecimal() else "")
+        + f"; there {'is' if len(mine) == 1 else 'are'} {_list(mine) or 'none with a name'}",
+    )
+
+
+def _list(regions: list[Found]) -> str:
+    most = 10
+    text = ", ".join(
+        f"{f.name!r} ({'pid' if len(f.pids) == 1 else 'pids'} {' '.join(map(str, f.pids[:most]))})"
+        for f in regions[:most]
+    )
+    return text + (f" and {len(regions) - most} more" if len(regions) > most else "")
+
+
+def _attach_fd(cls: type[AnyRegion], fd: int, expected_id: str | None, readonly: bool = False) -> AnyRegion:
+    try:
+        there = os.fstat(fd)
+    except (OSError, OverflowError) as e:
+        raise RegionUnavailable(errno.EBADF, f"descriptor {fd} is not open: {e}") from None
+    if not stat.S_ISREG(there.st_mode):
+        raise RegionUnavailable(errno.ENOEXEC, f"descriptor {fd} is no vmalloc region")
+    try:
+        head = os.pread(fd, 32, 0)
+    except OSError as e:
+        raise RegionUnavailable(e.errno, f"descriptor {fd} cannot be read: {e.strerror}") from None
+    id = head[16:]
+    if expected_id is not None and head.startswith(_MAGIC) and id.hex() != expected_id:
+        raise RegionUnavailable(errno.ESTALE, f"descriptor {fd} is region {id.hex()}, not {expected_id}")
+    if readonly:
+        looked_in = cls.__new__(cls)
+        looked_in._attach(fd, True)
+        looked_in._opened()
+        return looked_in
+    with _attach_lock:
+        region = attached.get(id)
+        if region is None or region.closed or not os.path.samestat(os.fstat(region.fileno()), there):
+            region = cls.__new__(cls)
+            region._attach(fd)
+            region._opened()
+    if not isinstance(region, cls):
+        raise RegionUnavailable(errno.EINVAL, f"descriptor {fd} is {region!r}; attach it by its own class")
+    return region
+
+
+# ---- from a message ----
+
+
+def where_of(region: RegionBase) -> Where:
+    """What a message says of `region`, for region_at() in the process that gets it. RegionClosed."""
+    where: Where | None = region._where
+    if where is None:
+        where = region._where = _new_where(region)
+    context = sys.modules.get("multiprocessing.context")
+    if context is not None and (starting := context.get_spawning_popen()) is not None:
+        return (*where[:6], _given_to(starting, where[2]))
+    return where
+
+
+def _new_where(region: RegionBase) -> Where:
+    fd = region.fileno()
+    there = os.fstat(fd)
+    socket = None
+    try:
+        if region._is_served or _is_hidden():
+            socket = _open_socket(region)
+    except (ImportError, OSError):
+        pass  # the receiver may not need it, and says so if it does
+    return region._info()["id"], os.getpid(), fd, there.st_ino, there.st_dev, socket, None
+
+
+def _given_to(starting: Any, fd: int) -> Any:
+    """multiprocessing's picklable form of `fd` for a process that it is about to start."""
+    given = _given.setdefault(starting, {})
+    if fd not in given:  # spawn refuses the same number twice
+        given[fd] = starting.DupFd(starting.duplicate_for_child(fd))
+    return given[fd]
+
+
+def serve_region(region: RegionBase) -> None:
+    """What Region.serve() does."""
+    region.fileno()  # RegionClosed
+    try:
+        _open_socket(region)
+    except OSError as e:
+        raise RegionUnavailable(e.errno, f"cannot open a socket to serve {region!r}: {_reason(e)}") from None
+    region._where = None
+
+
+def _open_socket(region: RegionBase) -> str:
+    """Its name; the process has one."""
+    from vmalloc import serve  # most processes never need it
+
+    name = serve.start(_served)
+    region._is_served = True
+    return name
+
+
+def _served(id: bytes) -> RegionBase | None:
+    region = attached.get(id)
+    return region if region is not None and region._is_served and not region.closed else None
+
+
+def _is_hidden() -> bool:
+    """Whether this process forbids others to look into its /proc/<pid>/fd."""
+    import ctypes  # numpy has it loaded
+
+    PR_GET_DUMPABLE = 3
+    return bool(ctypes.CDLL(None).prctl(PR_GET_DUMPABLE, 0, 0, 0, 0) != 1)
+
+
+@overload
+def region_at(where: Where) -> Region: ...
+@overload
+def region_at(where: Where, cls: type[AnyRegion]) -> AnyRegion: ...
+def region_at(where: Where, cls: Any = None) -> Any:
+    """The region that a message tells of, attached if need be. RegionUnavailable says what was tried."""
+    try:
+        region = attached.get(where[0])
+        if (
+            region is not None
+            and not region.closed
+            and (region._has_pages if cls is None else isinstance(region, cls))
+        ):
+            return region
+    except (IndexError, KeyError, TypeError):
+        pass  # no where at all
+    if cls is None:
+        from vmalloc.region import Region as cls
+    return _find(_checked(where), cls)
+
+
+def _checked(where: Any) -> Where:
+    match where:
+        case (bytes() as id, int(), int(), int(), int(), str() | None, _):
+            if len(id) == 16 and all(0 <= n < 1 << 63 for n in where[1:5]):
+                return tuple(where)
+        case _:
+            pass
+    raise RegionUnavailable(errno.EINVAL, f"the reference tells of no region: {where!r:.200}")
+
+
+def _find(where: Where, cls: type[AnyRegion]) -> AnyRegion:
+    id, pid = where[:2]
+    tried: list[str] = []
+    failed = errno.ENOENT
+    for way, get_fd in _ways(where):
+        try:
+            fd = get_fd()
+        except OSError as e:
+            failed = e.errno or failed
+            tried.append(f"{way}: {_reason(e)}")
+            if failed in _OUT_OF_DESCRIPTORS:
+                break
+            continue
+        try:
+            return _attach_fd(cls, fd, id.hex())
+        except RegionUnavailable as e:
+            failed = e.errno or failed
+            if failed != errno.ESTALE:  # it is the right one; another way would lead to the same
+                raise RegionUnavailable(failed, f"region {id.hex()} by {way}: {_reason(e)}") from None
+            tried.append(f"{way}: {_reason(e)}")
+        finally:
+            os.close(fd)
+    raise RegionUnavailable(
+        failed,
+        f"region {id.hex()} of process {pid} cannot be reached: {'; '.join(tried)}. A process of this user "
+        "must still have it; if that runs in another container or hides its descriptors, call "
+        "region.serve() there first",
+    )
+
+
+def _ways(where: Where) -> Iterator[tuple[str, Callable[[], int]]]:
+    """What is tried, with a function that gives a descriptor or raises OSError."""
+    id, pid, fd, inode, device, socket, given = where
+    file = (inode, device)
+    if given is not None:
+        yield "the descriptor given at the start", lambda: _take_given(given, file)
+    yield f"/proc/{pid}/fd/{fd}", lambda: _open_same(f"/proc/{pid}/fd/{fd}", file)
+    if socket is not None:
+        yield "the sender's socket", lambda: _fetch(socket, id)
+    yield "other processes", lambda: _open_anywhere(file)
+
+
+def _is_same(there: os.stat_result, file: tuple[int, int]) -> bool:
+    return (there.st_ino, there.st_dev) == file
+
+
+def _take_given(given: Any, file: tuple[int, int]) -> int:
+    try:
+        fd = given.detach()
+        if not _is_same(os.fstat(fd), file):
+            raise OSError(errno.ESTALE, "it is another file")
+    except OSError:
+        raise
+    except Exception as e:  # forged, or loaded where it was not meant for
+        raise OSError(errno.EBADF, f"it is none of this process ({e})") from None
+    process = sys.modules.get("multiprocessing.process")
+    is_starting = process is not None and getattr(process.current_process(), "_inheriting", False)
+    # while this process is being started the descriptor is ours to close; later it may be anybody's
+    return int(fd) if is_starting else os.dup(fd)
+
+
+def _open_same(path: str, file: tuple[int, int], readonly: bool = False) -> int:
+    # looked at first: to open what the number means by now may do something
+    if _is_same(os.stat(path), file):
+        fd = os.open(path, (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC)
+        if _is_same(os.fstat(fd), file):
+            return fd
+        os.close(fd)
+    raise OSError(errno.ESTALE, "it is another file by now, or another pid namespace")
+
+
+def _fetch(socket: str, id: bytes) -> int:
+    from vmalloc import serve
+
+    return serve.fetch(socket, id)
+
+
+def _open_anywhere(file: tuple[int, int]) -> int:
+    from vmalloc.find import find_regions
+
+    for found in find_regions():
+        if (found.inode, found.device) == file:
+            return _open_same(found.path, file)
+    raise OSError(errno.ENOENT, "none that may be looked at has it")
+
+
+def _reason(e: OSError) -> str:
+    text = e.strerror or str(e)
+    if e.errno in _OUT_OF_DESCRIPTORS:
+        most = os.sysconf("SC_OPEN_MAX")  # no module can be imported now
+        return f"{text}: attaching takes 4, this process may have {most}; close some or raise ulimit -n"
+    if str(e.filename).startswith("/proc/"):
+        if isinstance(e, PermissionError):
+            return f"{text} (the process belongs to another user, or hides its descriptors)"
+        if isinstance(e, FileNotFoundError):
+            return f"{text} (the process ended, or runs in another pid namespace)"
+    return text

@@ -1,0 +1,5 @@
+"""`import vmalloc.auto` is `vmalloc.install()`: arrays go by reference from here on."""
+
+from vmalloc.message import install
+
+install()

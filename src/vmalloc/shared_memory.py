@@ -1,0 +1,271 @@
+"""SharedMemory and ShareableList with the shape of `multiprocessing.shared_memory`.
+
+    from vmalloc.shared_memory import SharedMemory   # the one line that changes
+
+What differs: the memory is a block of a region with the named reference `shm:NAME`. There is no file and no
+resource tracker. It stays until unlink() or **until the last process that has the region ends**; then it
+is gone, and nothing is left behind. An object that is dropped without close() prints nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
+
+from vmalloc._core import Holding
+from vmalloc.array import holding_of
+from vmalloc.attach import Where, attach_found, attached, region_at, where_of
+from vmalloc.errors import RegionUnavailable
+from vmalloc.region import Region, default_region, default_region_if_made, set_default_region
+from vmalloc.view import describe, to_json
+
+if TYPE_CHECKING:
+    from vmalloc.find import Found
+
+__all__ = ["ShareableList", "SharedMemory"]
+
+_PREFIX = "shm:"
+_NAME_BYTES = 63 - len(_PREFIX)  # what a region keeps, see core/names.c
+_CHUNK = bytes(1 << 20)
+
+
+class SharedMemory:
+    """Memory that other processes find by its name: `buf` is a writable memoryview of `size` bytes.
+
+    With `create`, new zeroed memory; FileExistsError if the name is taken. Else what has that name;
+    FileNotFoundError if nothing has. `track` is accepted and ignored. ValueError as the standard library's
+    class raises, and for names over 59 bytes; OutOfPages.
+
+    `region` says where. Without it memory is made in the default region (that of the parent in a process
+    that multiprocessing started, if it has one), and a name is looked for in the regions of this process,
+    then in the default regions of this user's other processes, those of its parent first. So a name is
+    unique in a region, not on the machine: two programs that create it at the same time and share no
+    region may both succeed.
+
+    Pickled, it names its region too, and loads wherever that can be attached.
+    """
+
+    _buf: memoryview | None = None
+    _holding: Holding | None = None
+
+    def __init__(
+        self,
+        name: str | None = None,
+        create: bool = False,
+        size: int = 0,
+        *,
+        track: bool = True,
+        region: Region | None = None,
+    ) -> None:
+        if not size >= 0:
+            raise ValueError("'size' must be a positive integer")
+        if create and size == 0:
+            raise ValueError("'size' must be a positive number different from zero")
+        if name is None and not create:
+            raise ValueError("'name' can only be None if create=True")
+        if name is not None:
+            _check(name)
+        if create:
+            self._create(name, size, region)
+        else:
+            assert name is not None
+            self._open(name, _region_with(name) if region is None else region)
+
+    def _create(self, name: str | None, size: int, region: Region | None) -> None:
+        if region is None:
+            if name is not None and _region_named(name) is not None:
+                raise _exists(name)
+            region = _home()
+        block = region.alloc(size)
+        if not block.zeroed:
+            _clear(memoryview(block))
+        meta = to_json(describe(block, block))
+        while True:
+            self._name = f"psm_{secrets.token_hex(4)}" if name is None else name
+            try:
+                region._name_set(_PREFIX + self._name, block, meta, True)  # pyright: ignore[reportPrivateUsage]
+                break
+            except FileExistsError:
+                if name is not None:
+                    raise _exists(name) from None
+        self._region = region
+        self._hold(memoryview(block))
+
+    def _open(self, name: str, region: Region) -> None:
+        try:
+            buf = region[_PREFIX + name]
+        except KeyError:
+            raise _missing(name) from None
+        self._name, self._region = name, region
+        self._hold(buf)
+
+    def _hold(self, buf: memoryview) -> None:
+        self._buf, self._size = buf, buf.nbytes
+        self._holding = holding_of(buf)
+
+    @property
+    def name(self) -> str:
+        """What other processes find it by."""
+        return self._name
+
+    @property
+    def size(self) -> int:
+        """Bytes, as created."""
+        return self._size
+
+    @property
+    def buf(self) -> memoryview | None:
+        """A memoryview of the memory; None after close()."""
+        return self._buf
+
+    def close(self) -> None:
+        """Let go of the memory here; a second call does nothing.
+
+        BufferError while views of `buf` exist, as in the standard library. An array that
+        `np.ndarray(..., buffer=buf)` made is none that could be seen, but keeps the memory and stays valid.
+        """
+        if self._buf is not None:
+            try:
+                self._buf.release()
+            except BufferError as e:
+                raise self._in_use(str(e)) from None
+            self._buf = None
+        if self._holding is not None:
+            # as in the standard library, which releases buf and then finds that it cannot unmap
+            if self._holding._nr_exports:  # pyright: ignore[reportPrivateUsage]
+                raise self._in_use("an array or a slice")
+            self._holding = None
+
+    def _in_use(self, by: str) -> BufferError:
+        return BufferError(
+            f"views of {self!r}.buf exist ({by}): drop them, or drop the SharedMemory instead of closing it"
+        )
+
+    def unlink(self) -> None:
+        """Drop the name, once for all processes: FileNotFoundError if it is gone already.
+
+        The memory goes with its last user, so what is still open stays valid.
+        """
+        try:
+            del self._region[_PREFIX + self._name]
+        except KeyError:
+            raise _missing(self._name) from None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _load, (type(self), where_of(self._region), self._name)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._name!r}, size={self._size})"
+
+
+def _load(cls: type[SharedMemory], where: Where, name: str) -> SharedMemory:
+    """What SharedMemory pickles to. FileNotFoundError if it was unlinked or its region ended."""
+    try:
+        return cls(name, region=region_at(where))
+    except RegionUnavailable as e:
+        raise FileNotFoundError(errno.ENOENT, f"{os.strerror(errno.ENOENT)}: {e}", name) from e
+
+
+def _check(name: str) -> None:
+    encoded = name.encode()
+    if not 0 < len(encoded) <= _NAME_BYTES or b"\0" in encoded:
+        raise ValueError(f"a name takes 1 to {_NAME_BYTES} bytes without zeros, not {name!r}")
+
+
+def _exists(name: str) -> FileExistsError:
+    return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+
+
+def _missing(name: str) -> FileNotFoundError:
+    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+
+
+def _clear(view: memoryview) -> None:
+    for at in range(0, view.nbytes, len(_CHUNK)):
+        view[at : at + len(_CHUNK)] = _CHUNK[: view.nbytes - at]
+
+
+# ---- where a name is ----
+
+
+def _region_with(name: str) -> Region:
+    region = _region_named(name)
+    if region is None:
+        raise _missing(name)
+    return region
+
+
+def _home() -> Region:
+    """Where new memory is made."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and default_region_if_made() is None:
+        found = next((f for f in _default_regions() if parent.pid in f.pids), None)
+        if found is not None:
+            set_default_region(attach_found(Region, found), unless_made=True)
+    return default_region()
+
+
+def _region_named(name: str) -> Region | None:
+    """The region that has the name: one of this process, else another default region of this user."""
+    here = [r for r in attached.values() if isinstance(r, Region) and not r.closed]
+    here.sort(key=lambda r: r is not default_region_if_made())
+    for region in here:
+        if _PREFIX + name in region:
+            return region
+    known = {(st.st_ino, st.st_dev) for st in (os.fstat(region.fileno()) for region in here)}
+    for found in _default_regions():
+        if (found.inode, found.device) not in known and _has(found, name):
+            return attach_found(Region, found)
+    return None
+
+
+def _has(found: Found, name: str) -> bool:
+    """Looked up without taking part: no slot, no lock, nothing to recover."""
+    try:
+        return _PREFIX + name in attach_found(Region, found, readonly=True)
+    except RegionUnavailable as e:
+        if e.errno in (errno.EMFILE, errno.ENFILE):
+            raise
+        return False  # it ended meanwhile, or is another version's
+
+
+def _default_regions() -> Iterator[Found]:
+    """Those of this user, its parent's first."""
+    from vmalloc.find import find_regions
+
+    parent = multiprocessing.parent_process()
+    parents = {os.getppid(), parent.pid if parent is not None else None}
+    there = [f for f in find_regions() if f.name == "default" and f.uid == os.geteuid()]
+    yield from sorted(there, key=lambda f: parents.isdisjoint(f.pids))
+
+
+# ---- lists ----
+
+if TYPE_CHECKING:
+    from multiprocessing import shared_memory as _stock
+
+    class _StockList(_stock.ShareableList[Any]): ...
+else:
+    from multiprocessing.shared_memory import ShareableList as _StockList
+
+
+class ShareableList(_StockList):
+    """The standard library's list of numbers, strings, bytes and None, on our SharedMemory."""
+
+    if TYPE_CHECKING:
+
+        def __init__(self, sequence: Iterable[Any] | None = None, *, name: str | None = None) -> None: ...
+    else:
+        # the same code; the SharedMemory that it makes is ours
+        __init__ = FunctionType(
+            _StockList.__init__.__code__,
+            _StockList.__init__.__globals__ | {"SharedMemory": SharedMemory},
+            "__init__",
+            _StockList.__init__.__defaults__,
+        )
+        __init__.__kwdefaults__ = _StockList.__init__.__kwdefaults__
