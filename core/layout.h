@@ -123,6 +123,7 @@ static inline uint32_t vm__token_inc(vm_token t) { return t >> 13 & VM_INC_MASK;
 typedef struct vm_lock {
     _Alignas(64) vm_token owner; /* futex; top bit: somebody sleeps             */
     uint32_t needs_repair;       /* stolen from a dead owner, not yet mended    */
+    vm_token watcher;            /* hint: the waiter that looks after the owner */
     pthread_mutex_t mutex;       /* only in regions created with VM_LOCK_PTHREAD */
 } vm_lock;
 _Static_assert(sizeof(vm_lock) == 64, "one cache line");

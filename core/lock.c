@@ -21,6 +21,7 @@
 
 #define SPIN_ROUNDS 60
 #define SLICE_NS 250000
+#define WATCH_NS 100000
 #define SLICE_MAX_NS 4000000
 #define INTERRUPT_NS 20000000ull
 #define BRIEF_NS 5000000ull
@@ -109,10 +110,17 @@ static bool sleep_or_steal(vm_region *r, vm_thread *t, vm_lock *lock, vm_token s
     return vm__lock_is_held(t, lock);
 }
 
-/* The time is looked at in every round: the owner that a round sees need not be the same. */
-static int wait_for(vm_region *r, vm_thread *t, vm_lock *lock, unsigned flags, uint64_t started)
+/* One waiter of a lock looks often whether the owner died; it alone, lest many waiters wake just to look. */
+static bool watch(vm_region *r, vm_thread *t, vm_lock *lock)
 {
-    for (long slice = SLICE_NS;; slice = slice < SLICE_MAX_NS ? slice * 2 : SLICE_MAX_NS) {
+    vm_token now = VM_PEEK(&lock->watcher);
+    return (now == 0 || vm__owner_is_dead(r, now)) && VM_CAS(&lock->watcher, now, t->token);
+}
+
+/* The time is looked at in every round: the owner that a round sees need not be the same. */
+static int wait_in_slices(vm_region *r, vm_thread *t, vm_lock *lock, unsigned flags, uint64_t started, bool *watches)
+{
+    for (long slice = SLICE_NS;; slice = *watches ? WATCH_NS : slice < SLICE_MAX_NS ? slice * 2 : SLICE_MAX_NS) {
         vm_token seen = VM_PEEK(&lock->owner);
         if (seen == 0 ? try_with(t, lock, VM_TOKEN_WAITERS) : sleep_or_steal(r, t, lock, seen, slice))
             return 0;
@@ -122,7 +130,17 @@ static int wait_for(vm_region *r, vm_thread *t, vm_lock *lock, unsigned flags, u
         int rc = vm__wait_slice(r, started, seen & VM_TOKEN_MASK);
         if (rc)
             return rc;
+        *watches = *watches || watch(r, t, lock);
     }
+}
+
+static int wait_for(vm_region *r, vm_thread *t, vm_lock *lock, unsigned flags, uint64_t started)
+{
+    bool watches = false;
+    int rc = wait_in_slices(r, t, lock, flags, started, &watches);
+    if (watches)
+        VM_PUT(&lock->watcher, 0);
+    return rc;
 }
 
 static int pthread_lock(vm_region *r, vm_thread *t, vm_lock *lock, unsigned flags)

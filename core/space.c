@@ -31,45 +31,40 @@ int vm__space_lock(vm_region *r, vm_thread *t, unsigned flags)
 
 void vm__space_unlock(vm_region *r, vm_thread *t) { vm__unlock(r, t, &r->h->space_lock); }
 
+/* The free range at `page` and its free neighbours become one. Returns its length. [space_lock] */
+static uint64_t join_free(vm_region *r, uint64_t page, vm_word w)
+{
+    uint64_t len = vm__len(w), merged = len, dirty = w & VM_WORD_DIRTY;
+    for (vm_word next; (next = vm__scan(r, page + merged)) && vm__state(next) == VM_FREE; merged += vm__len(next))
+        dirty |= next & VM_WORD_DIRTY;
+    if (merged != len)
+        VM_STORE(&r->heads[page].word, vm__word(VM_FREE, dirty, merged, 0, 0));
+    return merged;
+}
+
 /* Make index and counters agree with the words; neighbours that are free become one. Idempotent. */
 int vm__space_rebuild(vm_region *r, vm_thread *t)
 {
     VM_ASSERT_HELD(t, &r->h->space_lock);
     (void)t;
-    uint64_t free_pages = 0, high = 0, known = VM_PEEK(&r->h->high_pages);
-    for (uint64_t page = 0; page < r->nr_pages;) {
+    uint64_t free_pages = 0, known = VM_PEEK(&r->h->high_pages), high = known > r->nr_pages ? 0 : known, len;
+    for (uint64_t page = 0; page < r->nr_pages; page += len) {
         vm_word w = vm__scan(r, page);
         if (!w)
             return VM_CORRUPT(r);
-        uint64_t len = vm__len(w);
-        if (vm__state(w) == VM_FREE) {
-            vm_word next;
-            uint64_t merged = len, dirty = w & VM_WORD_DIRTY;
-            while ((next = vm__scan(r, page + merged)) && vm__state(next) == VM_FREE) {
-                dirty |= next & VM_WORD_DIRTY;
-                merged += vm__len(next);
-            }
-            if (merged != len)
-                VM_STORE(&r->heads[page].word, vm__word(VM_FREE, dirty, merged, 0, 0));
-            len = merged;
-            free_pages += len;
-        } else {
-            high = page + len;
-        }
-        page += len;
+        bool is_free = vm__state(w) == VM_FREE;
+        len = is_free ? join_free(r, page, w) : vm__len(w);
+        free_pages += is_free ? len : 0;
+        __builtin_prefetch(&r->heads[page + 32 * len < r->nr_pages ? page + 32 * len : page]); /* if they are alike */
+        uint64_t end = page + len;
+        if (is_free && end == r->nr_pages) /* the last one: nothing was ever touched beyond */
+            end = high > page ? high : page;
+        else if (end > high)
+            high = end;
+        vm__index_write_bits(r, page, end - page, !is_free);
     }
-    if (high > known || known > r->nr_pages)
+    if (high != known)
         VM_PUT(&r->h->high_pages, high);
-    else
-        high = known;
-    for (uint64_t page = 0; page < high;) {
-        vm_word w = vm__scan(r, page);
-        if (!w)
-            return VM_CORRUPT(r); /* since the first walk */
-        uint64_t len = vm__len(w), nr = page + len <= high ? len : high - page;
-        vm__index_write_bits(r, page, nr, vm__state(w) != VM_FREE);
-        page += len;
-    }
     vm__index_summarise_all(r);
     VM_PUT(&r->h->free_pages, free_pages);
     return 0;

@@ -13,6 +13,25 @@ def offset_of(array, Holding holding not None):
     return offset
 
 
+# ---- small arrays in messages: the most frequent ones must not notice us ----
+
+cdef Py_ssize_t _by_value_up_to = -1
+cdef object _reduce_other = None
+
+
+def reduce_arrays(Py_ssize_t threshold, reduce_other):
+    """What reduce_array() does from now on."""
+    global _by_value_up_to, _reduce_other
+    _by_value_up_to, _reduce_other = threshold, reduce_other
+
+
+def reduce_array(a):
+    """For a pickler: private arrays of at most the threshold as before, the others as `reduce_other` says."""
+    if a.base is None and <Py_ssize_t>a.nbytes <= _by_value_up_to:
+        return a.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
+    return _reduce_other(a)
+
+
 # ---- plain arrays in messages: what reference.py does, for the most frequent case, in one object ----
 
 cdef enum:
@@ -76,6 +95,19 @@ def pack_plain(array, bint readonly):
         return packed + (<char *>view.shape)[:view.ndim * sizeof(int64_t)] + where_packed
     finally:
         PyBuffer_Release(&view)
+
+
+# What pickle.dumps() makes of load_plain(packed), but for frames and memo: a pickler takes longer to make than
+# everything else here together.
+_BEFORE = (b"\x80\x04"  # protocol 4
+           + b"".join(b"\x8c" + bytes([len(word)]) + word for word in (b"vmalloc._core", b"load_plain"))
+           + b"\x93B")  # that global, then bytes after their number in 32 bits
+_AFTER = b"\x85R."  # called with them; the end
+
+
+def pickled_plain(bytes packed not None):
+    """A whole message that is one such array, as any unpickler loads it."""
+    return _BEFORE + len(packed).to_bytes(4, "little") + packed + _AFTER
 
 
 cdef size_t _unpack(bytes packed, Plain *plain) except 0:

@@ -7,7 +7,8 @@ masked arrays and arrays of objects keep their stock way, and so does plain pick
 
 A pickler knows nothing of the end of its message, so `dump` is wrapped as well: when it fails half-way, the
 leases made so far are dropped. And a process that is spawned carries the settings along, so that its
-results come back by reference too.
+results come back by reference too. `dumps` is wrapped for messages that are one array and nothing else:
+those need no pickler.
 """
 
 from __future__ import annotations
@@ -20,7 +21,16 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any
 
-from vmalloc._core import Block, Holding, drop_plain, load_plain, pack_plain
+from vmalloc._core import (
+    Block,
+    Holding,
+    drop_plain,
+    load_plain,
+    pack_plain,
+    pickled_plain,
+    reduce_array,
+    reduce_arrays,
+)
 from vmalloc.array import holding_of
 from vmalloc.attach import Where, region_at, where_of
 from vmalloc.errors import OutOfPages, RegionUnavailable
@@ -54,8 +64,9 @@ class Settings:
 
 _settings: Settings | None = None
 _settings_lock = threading.Lock()
+_ndarray: Any = None  # numpy's
 _before: dict[type, Any] = {}  # what was registered before us; None: nothing
-_dump_before: Any = None
+_wrapped_before: dict[str, Any] = {}  # the same for the methods of ForkingPickler
 
 
 class _UnderWay(threading.local):
@@ -97,17 +108,20 @@ def install(
 
 
 def _install(settings: Settings) -> None:
-    global _settings, _dump_before
+    global _settings, _ndarray
     import numpy as np
 
+    _ndarray = np.ndarray
     with _settings_lock:
         if _settings is None:
             reducers = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
-            for kind, reduce in ((np.ndarray, _reduce_array), (Block, _reduce_block)):
+            for kind, reduce in ((np.ndarray, reduce_array), (Block, _reduce_block)):
                 _before[kind] = reducers.get(kind)
                 ForkingPickler.register(kind, reduce)
-            _dump_before = ForkingPickler.__dict__.get("dump")
-            ForkingPickler.dump = _dump  # type: ignore[method-assign,assignment]
+            for name, wrapper in _WRAPPERS.items():
+                _wrapped_before[name] = ForkingPickler.__dict__.get(name)
+                setattr(ForkingPickler, name, wrapper)
+        reduce_arrays(settings.threshold, _reduce_array)
         _settings = settings
 
 
@@ -123,19 +137,20 @@ def uninstall() -> None:
         _settings = None
         reducers = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
         for kind, before in _before.items():
-            if reducers.get(kind) not in (_reduce_array, _reduce_block):
+            if reducers.get(kind) not in (reduce_array, _reduce_block):
                 continue
             if before is None:
                 del reducers[kind]
             else:
                 reducers[kind] = before
         _before.clear()
-        if ForkingPickler.__dict__.get("dump") is not _dump:
-            return
-        if _dump_before is None:
-            del ForkingPickler.dump
-        else:
-            ForkingPickler.dump = _dump_before  # type: ignore[method-assign]
+        for name, wrapper in _WRAPPERS.items():
+            if ForkingPickler.__dict__.get(name) is not wrapper:
+                continue
+            if _wrapped_before[name] is None:
+                delattr(ForkingPickler, name)
+            else:
+                setattr(ForkingPickler, name, _wrapped_before[name])
 
 
 def _install_in_child(where: Where, is_default: bool, threshold: int, readonly: bool, on_full: str) -> None:
@@ -151,16 +166,12 @@ def _install_in_child(where: Where, is_default: bool, threshold: int, readonly: 
 
 def _dump(self: ForkingPickler, obj: Any) -> None:
     """Pickler.dump; if it fails, the message's leases end."""
-    outer = _under_way.leases, _under_way.starts_process
+    outer = _under_way.leases
     leases: list[bytes | tuple[Region, int]] = []
     _under_way.leases = leases
-    settings = _settings if isinstance(obj, BaseProcess) else None
-    if settings is not None and not settings.region.closed:
-        _under_way.starts_process = True
-        obj.__dict__[_IN_PROCESS] = settings  # loading it installs us there
     try:
-        if _dump_before is None:
-            super(ForkingPickler, self).dump(obj)
+        if isinstance(obj, BaseProcess):
+            _dump_process(self, obj)
         else:
             _dump_before(self, obj)
     except BaseException:
@@ -168,9 +179,49 @@ def _dump(self: ForkingPickler, obj: Any) -> None:
             _drop(lease)
         raise
     finally:
-        _under_way.leases, _under_way.starts_process = outer
-        if settings is not None:
-            obj.__dict__.pop(_IN_PROCESS, None)
+        _under_way.leases = outer
+
+
+def _dump_before(self: ForkingPickler, obj: Any) -> None:
+    before = _wrapped_before.get("dump")
+    if before is None:
+        super(ForkingPickler, self).dump(obj)
+    else:
+        before(self, obj)
+
+
+def _dump_process(self: ForkingPickler, process: BaseProcess) -> None:
+    """The settings go with a process that is started; loading them installs us there."""
+    settings = _settings
+    if settings is None or settings.region.closed:
+        return _dump_before(self, process)
+    process.__dict__[_IN_PROCESS] = settings
+    _under_way.starts_process = True
+    try:
+        _dump_before(self, process)
+    finally:
+        _under_way.starts_process = False
+        del process.__dict__[_IN_PROCESS]
+
+
+def _dumps(cls: type[ForkingPickler], obj: Any, protocol: int | None = None) -> Any:
+    """ForkingPickler.dumps; a message that is one plain array of a region is put together by hand."""
+    settings = _settings
+    if type(obj) is _ndarray and settings is not None and protocol is None:
+        packed = _pack(obj, settings)
+        if packed is not None:
+            return pickled_plain(packed)
+    return _wrapped_before["dumps"].__get__(None, cls)(obj, protocol)
+
+
+_WRAPPERS = {"dump": _dump, "dumps": classmethod(_dumps)}
+
+
+def _pack(a: np.ndarray[Any, Any], settings: Settings) -> bytes | None:
+    try:
+        return None if a.base is None else pack_plain(a, settings.readonly)
+    except OutOfPages:  # of leases: the longer way knows what to do
+        return None
 
 
 def _drop(lease: bytes | tuple[Region, int]) -> None:
@@ -198,15 +249,11 @@ def _reduce_block(block: Block) -> tuple[Any, ...]:
 
 def _reduce_array(a: np.ndarray[Any, Any]) -> Any:
     """By reference, copied in first, or as before."""
-    if _settings is not None and a.base is not None and not _under_way.starts_process:
-        try:
-            packed = pack_plain(a, _settings.readonly)
-        except OutOfPages:  # of leases: the longer way knows what to do
-            packed = None
-        if packed is not None:
-            if _under_way.leases is not None:
-                _under_way.leases.append(packed)
-            return load_plain, (packed,)
+    settings = _settings
+    if settings is not None and not _under_way.starts_process and (packed := _pack(a, settings)) is not None:
+        if _under_way.leases is not None:
+            _under_way.leases.append(packed)
+        return load_plain, (packed,)
     return _reduce_any_array(a)
 
 

@@ -393,6 +393,7 @@ static void make_the_region(supervisor *s)
                           .pools = s->design,
                           .nr_nodes = 1 + (uint32_t)random_below(&s->seed, 4),
                           .nr_threads = few_or_many[random_below(&s->seed, LENGTH(few_or_many))],
+                          .pthread_locks = random_below(&s->seed, 8) == 0,
                           .lazy_pages_max = 1 + random_below(&s->seed, 4000),
                           .lease_ttl_s = random_below(&s->seed, 3) ? LONG_TTL_S : 0.02};
     CHECK_EQ(vm_create(&options, &s->r), 0);
@@ -439,8 +440,9 @@ static void run_epoch(supervisor *s, double until)
     s->nr_epochs++;
     s->nr_busy += the_board->nr_busy, s->nr_forks += the_board->nr_forks;
     s->nr_detached += the_board->nr_detached, s->nr_claimed += the_board->nr_claimed;
-    printf("%-8s %5" PRIu64 " pages %2u nodes %2u thread slots: %4" PRIu64 " kills, %7" PRIu64 " operations, %4.1f s\n",
-           design_name[s->design], info.nr_pages, info.nr_nodes, info.nr_threads, s->nr_kills - kills, s->nr_done - done,
+    printf("%-8s %5" PRIu64 " pages %2u nodes %2u thread slots%s: %4" PRIu64 " kills, %7" PRIu64 " operations, %4.1f s\n",
+           design_name[s->design], info.nr_pages, info.nr_nodes, info.nr_threads,
+           info.flags & VM_FLAG_PTHREAD ? ", pthread locks" : "", s->nr_kills - kills, s->nr_done - done,
            seconds() - since);
     fflush(stdout);
 }

@@ -388,6 +388,8 @@ class Sharing(RuleBasedStateMachine):
         self.processes.remove(process)
         if how == "exit":
             process.connection.send(("exit",))
+            for lease in process.leases_of_refs.values():  # its Refs are dropped in good order
+                lease.is_live = False
         elif how == "kill":
             os.kill(process.pid, signal.SIGKILL)
         else:
