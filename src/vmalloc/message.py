@@ -205,12 +205,14 @@ def _dump_process(self: ForkingPickler, process: BaseProcess) -> None:
 
 
 def _dumps(cls: type[ForkingPickler], obj: Any, protocol: int | None = None) -> Any:
-    """ForkingPickler.dumps; a message that is one plain array of a region is put together by hand."""
+    """ForkingPickler.dumps, without a ForkingPickler for a message that is one plain array."""
     settings = _settings
     if type(obj) is _ndarray and settings is not None and protocol is None:
         packed = _pack(obj, settings)
         if packed is not None:
             return pickled_plain(packed)
+        if obj.base is None and obj.nbytes <= settings.threshold and obj.dtype.kind in "biufc":
+            return pickle.dumps(obj)  # numbers: nothing in it that another reducer is for
     return _wrapped_before["dumps"].__get__(None, cls)(obj, protocol)
 
 
