@@ -118,6 +118,7 @@ $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 		|| { echo "Python 3.11 or newer is needed; say which: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+	@$(PIP) install 'pip>=23.1' # older ones, as Debian 12's, know no -C
 
 $(VENV)/.tools-test: TOOLS = $(TEST_EXTRAS)
 $(VENV)/.tools-%: TOOLS = $*

@@ -114,7 +114,7 @@ def _install(settings: Settings) -> None:
     _ndarray = np.ndarray
     with _settings_lock:
         if _settings is None:
-            reducers = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
+            reducers: dict[type, Any] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
             for kind, reduce in ((np.ndarray, reduce_array), (Block, _reduce_block)):
                 _before[kind] = reducers.get(kind)
                 ForkingPickler.register(kind, reduce)
@@ -135,7 +135,7 @@ def uninstall() -> None:
         if _settings is None:
             return
         _settings = None
-        reducers = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
+        reducers: dict[type, Any] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
         for kind, before in _before.items():
             if reducers.get(kind) not in (reduce_array, _reduce_block):
                 continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed  # pyright: ignore[reportMissingImports]
 
 from vmalloc.bench.peers.peer import Array, Peer, TaskPeer, read
 from vmalloc.bench.peers.stock import produce
@@ -46,6 +46,6 @@ class LokyResult(TaskPeer):
 
 def _end_workers() -> None:
     """joblib keeps its workers for the next Parallel; there is none."""
-    from joblib.externals.loky import get_reusable_executor
+    from joblib.externals.loky import get_reusable_executor  # pyright: ignore[reportMissingImports]
 
     get_reusable_executor().shutdown(wait=True, kill_workers=True)
