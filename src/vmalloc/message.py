@@ -19,7 +19,7 @@ import warnings
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from vmalloc._core import (
     Block,
@@ -107,6 +107,11 @@ def install(
     _install(settings)
 
 
+def _reducers() -> dict[type, Any]:
+    """What ForkingPickler.register() writes to."""
+    return cast("dict[type, Any]", ForkingPickler._extra_reducers)  # type: ignore[attr-defined]
+
+
 def _install(settings: Settings) -> None:
     global _settings, _ndarray
     import numpy as np
@@ -114,7 +119,7 @@ def _install(settings: Settings) -> None:
     _ndarray = np.ndarray
     with _settings_lock:
         if _settings is None:
-            reducers: dict[type, Any] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
+            reducers = _reducers()
             for kind, reduce in ((np.ndarray, reduce_array), (Block, _reduce_block)):
                 _before[kind] = reducers.get(kind)
                 ForkingPickler.register(kind, reduce)
@@ -135,7 +140,7 @@ def uninstall() -> None:
         if _settings is None:
             return
         _settings = None
-        reducers: dict[type, Any] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
+        reducers = _reducers()
         for kind, before in _before.items():
             if reducers.get(kind) not in (reduce_array, _reduce_block):
                 continue
