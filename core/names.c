@@ -102,7 +102,8 @@ static void drop_if_unnamed(vm_region *r, vm_thread *t, uint64_t page, uint64_t 
 static void copy_in(void *to, const void *from, size_t bytes)
 {
     VM_FAULT();
-    memcpy(to, from, bytes);
+    if (bytes)
+        memcpy(to, from, bytes);
 }
 
 static int check_name(const char *name) { return *name && strlen(name) < VM_NAME_BYTES ? 0 : -EINVAL; }

@@ -334,8 +334,8 @@ int vm_detach(vm_region *r)
     if (t && !VM_LOAD(&r->h->corrupt)) {
         uint64_t state = VM_LOAD(&r->processes[r->process].state);
         vm__give_up_slot(r, t);
-        vm__enter(t);
         vm__start_leaving(r, t);
+        vm__enter(t);
         VM_STORE(&r->processes[r->process].state, state >> 32 << 32 | VM_PROCESS_DYING);
         vm__purge_scan(r, t, 0, release_own_slot, NULL);
         vm__leave(t);
