@@ -102,8 +102,7 @@ static void drop_if_unnamed(vm_region *r, vm_thread *t, uint64_t page, uint64_t 
 static void copy_in(void *to, const void *from, size_t bytes)
 {
     VM_FAULT();
-    if (bytes)
-        memcpy(to, from, bytes);
+    memcpy(to, from, bytes);
 }
 
 static int check_name(const char *name) { return *name && strlen(name) < VM_NAME_BYTES ? 0 : -EINVAL; }
@@ -133,7 +132,8 @@ static int name_set(vm_region *r, vm_thread *t, const char *name, uint64_t page,
     VM_PUT(&n->page, page);
     VM_PUT(&n->meta_bytes, (uint32_t)bytes);
     copy_in(n->name, name, strlen(name) + 1);
-    copy_in(n->meta, meta, bytes);
+    if (bytes)
+        copy_in(n->meta, meta, bytes);
     uint64_t old_page = old ? VM_PEEK(&old->page) : 0, old_id = old ? VM_LOAD(&old->state) : 0;
     if (old) /* replaced: for a moment neither is there, never both */
         VM_STORE(&old->state, 0);
