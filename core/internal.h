@@ -283,7 +283,6 @@ int vm__hold_for(vm_region *r, vm_thread *t, uint64_t page, uint64_t id, uint32_
 int vm__inherit(vm_region *r, const vm_inherited *range);                                 /* [holder_mutex] */
 
 /* ---- lease.c ---- */
-int vm__lease(vm_region *r, vm_thread *t, uint64_t page, uint64_t id, uint64_t *lease);
 int vm__lease_lock(vm_region *r, vm_thread *t, unsigned flags); /* mended if it was stolen */
 int vm__lease_deaths(vm_region *r, vm_thread *t, unsigned flags);
 int vm__expire_leases(vm_region *r, vm_thread *t, unsigned flags, uint64_t older_than_ns, uint64_t *nr);

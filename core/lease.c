@@ -135,8 +135,10 @@ static vm_lease_entry *take_entry(vm_region *r, uint32_t *index)
 }
 
 /* [lease_lock] */
-static int make(vm_region *r, uint64_t page, uint64_t id, uint64_t *lease)
+static int make(vm_region *r, vm_thread *t, uint64_t page, uint64_t id, uint64_t *lease)
 {
+    VM_ASSERT_HELD(t, &r->h->lease_lock);
+    (void)t;
     uint32_t index;
     vm_lease_entry *e = take_entry(r, &index);
     if (!e)
@@ -173,7 +175,7 @@ static void end(vm_region *r, vm_thread *t, vm_lease_entry *e)
 
 /* ---- make, claim, drop ---- */
 
-int vm__lease(vm_region *r, vm_thread *t, uint64_t page, uint64_t id, uint64_t *lease)
+static int lease_range(vm_region *r, vm_thread *t, uint64_t page, uint64_t id, uint64_t *lease)
 {
     int rc = vm__share(r, t, page, id);
     if (rc == 0)
@@ -181,7 +183,7 @@ int vm__lease(vm_region *r, vm_thread *t, uint64_t page, uint64_t id, uint64_t *
     if (rc)
         return rc;
     pthread_mutex_lock(&r->holder_mutex); /* another thread of ours may have let go of it since */
-    rc = vm__holds(r, page, id) ? make(r, page, id, lease) : -ENOENT;
+    rc = vm__holds(r, page, id) ? make(r, t, page, id, lease) : -ENOENT;
     pthread_mutex_unlock(&r->holder_mutex);
     vm__unlock(r, t, &r->h->lease_lock);
     return rc;
@@ -193,7 +195,7 @@ int vm_lease(vm_region *r, uint64_t page, uint64_t id, uint64_t *lease)
     if (!t)
         return vm__thread_error(r);
     vm__enter(t);
-    int rc = vm__lease(r, t, page, id, lease);
+    int rc = lease_range(r, t, page, id, lease);
     vm__leave(t);
     return rc;
 }
@@ -301,6 +303,7 @@ int vm__lease_deaths(vm_region *r, vm_thread *t, unsigned flags)
 /* [lease_lock] */
 static uint64_t expire(vm_region *r, vm_thread *t, uint64_t older_than_ns)
 {
+    VM_ASSERT_HELD(t, &r->h->lease_lock);
     uint64_t nr = 0, now = vm__now_ns(), due = 0;
     for (uint32_t i = 0; i < entries_used(r); i++) {
         vm_lease_entry *e = &r->leases[i];
