@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: MIT
+"""Facts that the core, the model, the lab, the command, the benchmarks and the tests share: each stands here once.
+
+Python reads this file as it is, without a core. The core gets it as a C header, vmalloc_facts.h, which
+core/write_facts.py makes at every build: each number under its name with VM_ in front, each pool design as a
+constant VM_POOLS_NAME and a row of its table of designs (core/cache/pools.c).
+
+A new pool design is a row of POOL_DESIGNS, a C file core/cache/pool_NAME.c, and a row in docs/design.md.
+"""
+
+from typing import NamedTuple
+
+
+class PoolDesign(NamedTuple):
+    """What stands in front of space. The order of the rows is the number that a region's header holds."""
+
+    name: str
+    pools: str  #: the C file core/cache/pool_{pools}.c that keeps the ready ranges; "" for none
+    magazines: bool  #: whether every thread slot has magazines of its own in front of the pools
+    meaning: str
+
+
+POOL_DESIGNS = (
+    PoolDesign("off", "", False, "every request goes to space"),
+    PoolDesign("locked", "locked", False, "a list and its length for each size, one lock a node: the patch"),
+    PoolDesign("llist", "llist", False, "a lock-free list for each size, taken from under an in-use flag"),
+    PoolDesign("magazine", "locked", True, "magazines of each thread slot in front of locked pools"),
+)
+POOLS = tuple(design.name for design in POOL_DESIGNS)
+POOLS_DEFAULT = "magazine"
+
+# nodes and pools
+NODES_MAX = 128
+"""The kernel's cap. Nodes = clamp(CPUs, 1, NODES_MAX)."""
+POOL_PAGES_MAX = 256
+"""The largest exact size that a magazine or a pool keeps, in pages."""
+POOL_CAP_PAGES = 8192
+"""So many pages of ready ranges one pool keeps ..."""
+POOL_CAP_RANGES_MIN = 16
+"""... but so many ranges in any case."""
+DECAY_PERCENT = 25
+"""A purge gives back so much of each pool, rounded up."""
+
+# magazines
+MAGAZINE_CAP = 30
+"""Most ranges of one size in a magazine."""
+MAGAZINE_REFILL_MAX = 16
+"""Most ranges that a miss takes from a pool."""
+MAGAZINE_STOCK_PAGES = 256
+"""A miss that comes to space takes twice as many ranges as the last of its size did, up to so many pages."""
+MAGAZINE_BUDGET_BYTES = 64 << 20
+"""By so much all caps of one thread may grow ..."""
+MAGAZINE_BUDGET_SHARE = 16
+"""... or by one such part of the region, if that is more."""
+
+# lazy and purge
+LAZY_BYTES_PER_CPU_BIT = 32 << 20
+"""The purge threshold is at least fls(CPUs) times this, as in the kernel,"""
+LAZY_PEAK_PERCENT = 25
+"""and at least so much of the recent peak of use,"""
+WARM_MEMORY_SHARE = 32
+"""and at least the peak itself, up to one such part of the machine's memory"""
+WARM_BYTES_MAX = 1 << 30
+"""and up to this."""
+PEAK_SINK_PERCENT = 25
+"""At each purge the recent peak sinks by so much of what lies above present use."""
+SHELF_RANGES = 64
+"""So many lazy ranges larger than any pool's are found by size."""
+SHELF_SLACK_SHIFT = 3
+"""A request takes one of at most its own size and that >> this."""
+ROOM_ATTEMPTS = 6
+"""How often a request that found no room makes some and tries again."""
+
+
+def numbers() -> dict[str, int]:
+    """Every number above, by name."""
+    return {name: value for name, value in globals().items() if name.isupper() and isinstance(value, int)}
