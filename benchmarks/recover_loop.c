@@ -16,7 +16,7 @@
  *
  * Built with the core's sources: victims take its locks.
  */
-#include "internal.h"
+#include "face/face.h"
 
 #include <fcntl.h>
 #include <linux/futex.h>
@@ -73,9 +73,9 @@ static int be_a_victim(uint64_t mib, const char *lock)
     MUST(vm_alloc(region, mib << 8, 1, 0, &mine) == 0);
     touch(&mine);
     if (strcmp(lock, "space") == 0)
-        MUST(vm__space_lock(region, t, 0) == 0);
+        MUST(vm__space_lock(t, 0) == 0);
     if (strcmp(lock, "names") == 0)
-        MUST(vm__names_lock(region, t) == 0);
+        MUST(vm__names_lock(t) == 0);
     MUST(write(CUE_FD, &ready, 1) == 1);
     if (strcmp(lock, "none") == 0)
         work_for_ever();
@@ -172,7 +172,7 @@ static void *make_a_request(void *arg)
 static bool is_waited_for(void)
 {
     const vm_lock *lock = strcmp(lock_name, "names") == 0 ? &region->h->names_lock : &region->h->space_lock;
-    return strcmp(lock_name, "none") == 0 || VM_LOAD(&lock->owner) & VM_TOKEN_WAITERS;
+    return strcmp(lock_name, "none") == 0 || VM_ACQUIRE(&lock->owner) & VM_TOKEN_WAITERS;
 }
 
 /* The longest request from the kill until the victim is gone, where none is sure to wait for it. */

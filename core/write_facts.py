@@ -23,6 +23,7 @@ enum {{
 }};
 
 typedef enum {{ {constants} }} vm_pools;
+#define VM_NR_POOL_DESIGNS {len(facts["POOL_DESIGNS"])}
 
 /* X(name of the design, pools that keep its ready ranges, has magazines) */
 #define VM_POOL_DESIGNS(X) \\

@@ -18,10 +18,7 @@ cdef extern from "vmalloc.h" nogil:
         c_bool zeroed
 
     ctypedef enum vm_pools:
-        VM_POOLS_OFF
-        VM_POOLS_LOCKED
-        VM_POOLS_LLIST
-        VM_POOLS_MAGAZINE
+        pass
 
     enum:
         VM_NO_WAIT
@@ -38,7 +35,6 @@ cdef extern from "vmalloc.h" nogil:
         uint32_t nr_nodes
         uint32_t nr_threads
         vm_pools pools
-        c_bool pthread_locks
         c_bool keep_on_death
         double lease_ttl_s
         const char *name
@@ -91,9 +87,11 @@ cdef extern from "vmalloc.h" nogil:
     int vm_recover(vm_region *r, uint64_t *pages)
     int vm_get_stats(vm_region *r, vm_stats *out)
     int vm_walk(vm_region *r, int (*each)(void *, const vm_range_info *) noexcept, void *arg)
-    int vm_check(vm_region *r, c_bool at_rest, c_bool repair, void (*say)(void *, const char *) noexcept, void *arg)
+    int vm_check(vm_region *r, c_bool at_rest, void (*say)(void *, const char *) noexcept, void *arg)
     int vm_repair(vm_region *r, void (*say)(void *, const char *) noexcept, void *arg)
-    void vm_wait_in_slices(c_bool on)
+    void vm_wait_begin(uint64_t timeout_ns, c_bool in_slices)
+    void vm_wait_end()
+    int vm_tick(vm_region *r)
     void vm_set_lock_timeout(vm_region *r, double seconds)
     uint32_t vm_busy_pid(const vm_region *r)
     uint64_t vm_lock_wait_ns(vm_region *r)

@@ -24,7 +24,6 @@ class CoreRegion:
         lazy_pages_max: int,
         nr_nodes: int,
         nr_threads: int,
-        pthread_locks: bool,
         keep_on_death: bool,
         lease_ttl_s: float,
     ) -> None: ...

@@ -34,7 +34,7 @@ from vmalloc.suite.loops cimport (
     vm_suite_result, vm_suite_work,
 )
 
-from vmalloc import errors
+from vmalloc import errors, facts
 
 
 cdef extern from "errno.h":
@@ -59,7 +59,7 @@ def _after_fork_in_child():
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
-POOLS = {"off": VM_POOLS_OFF, "locked": VM_POOLS_LOCKED, "llist": VM_POOLS_LLIST, "magazine": VM_POOLS_MAGAZINE}
+POOLS = {name: number for number, name in enumerate(facts.POOLS)}
 STATES = ("free", "busy", "cached", "pooled", "lazy", "moving", "purging", "freeing")
 cdef Py_ssize_t LARGEST = <Py_ssize_t>1 << 62  # bytes; more than any region has
 
@@ -173,7 +173,7 @@ cdef class CoreRegion:
 
     def _create(self, uint64_t nr_pages, *, str name, str pools, uint64_t granule, uint64_t base,
                 uint64_t limit_pages, uint64_t lazy_pages_max, uint32_t nr_nodes, uint32_t nr_threads,
-                bint pthread_locks, bint keep_on_death, double lease_ttl_s):
+                bint keep_on_death, double lease_ttl_s):
         cdef vm_options o
         cdef bytes encoded = name.encode()
         cdef int rc
@@ -185,8 +185,8 @@ cdef class CoreRegion:
         o.lazy_pages_max = lazy_pages_max
         o.nr_nodes = nr_nodes
         o.nr_threads = nr_threads
-        o.pools = POOLS[pools]
-        o.pthread_locks = pthread_locks
+        o.pools = <vm_pools><int>POOLS[pools]
+
         o.keep_on_death = keep_on_death
         o.lease_ttl_s = lease_ttl_s
         o.name = encoded
@@ -308,9 +308,9 @@ cdef class CoreRegion:
         cdef double started = 0
         while True:
             with nogil:
-                vm_wait_in_slices(True)
+                vm_wait_begin(0, True)
                 rc = vm_alloc(self.r, nr_pages, align_pages, flags, out)
-                vm_wait_in_slices(False)
+                vm_wait_end()
             if rc == 0:
                 return 0
             if rc != -EINTR:
@@ -378,9 +378,9 @@ cdef class CoreRegion:
         try:
             while rc == -EINTR:
                 with nogil:
-                    vm_wait_in_slices(True)
+                    vm_wait_begin(0, True)
                     rc = vm_alloc_bulk(self.r, nr_pages, align_pages, n, got)
-                    vm_wait_in_slices(False)
+                    vm_wait_end()
                 if rc == -EINTR:
                     self.again(&started, "alloc_bulk")
             if rc:
@@ -468,9 +468,9 @@ cdef class CoreRegion:
         holding.alive_check(self)
         while rc == -EINTR:
             with nogil:
-                vm_wait_in_slices(True)
+                vm_wait_begin(0, True)
                 rc = vm_lease(self.r, holding.page, holding.id, lease)
-                vm_wait_in_slices(False)
+                vm_wait_end()
             if rc == -EINTR:
                 self.again(&started, "lease")
         if rc:
@@ -501,9 +501,9 @@ cdef class CoreRegion:
         self.open_check()
         while rc == -EINTR:
             with nogil:
-                vm_wait_in_slices(True)
+                vm_wait_begin(0, True)
                 rc = vm_expire_leases(self.r, older_than_ns, &nr)
-                vm_wait_in_slices(False)
+                vm_wait_end()
             if rc == -EINTR:
                 self.again(&started, "expire_leases")
         if rc:
@@ -552,9 +552,9 @@ cdef class CoreRegion:
         cdef double started = 0
         while rc == -EINTR:
             with nogil:
-                vm_wait_in_slices(True)
+                vm_wait_begin(0, True)
                 rc = vm_claim(self.r, page, id, lease, out) if lease else vm_adopt(self.r, page, id, out)
-                vm_wait_in_slices(False)
+                vm_wait_end()
             if rc == -EINTR:
                 self.again(&started, what)
         if rc:
@@ -573,10 +573,10 @@ cdef class CoreRegion:
         holding.alive_check(self)
         while rc == -EINTR:
             with nogil:
-                vm_wait_in_slices(True)
+                vm_wait_begin(0, True)
                 rc = (vm_name_new if new else vm_name_set)(
                     self.r, c_name, holding.page, holding.id, c_meta, size)
-                vm_wait_in_slices(False)
+                vm_wait_end()
             if rc == -EINTR:
                 self.again(&started, "names")
         if rc == -EINVAL:
@@ -599,9 +599,9 @@ cdef class CoreRegion:
         self.pages_check()
         while rc == -EINTR:
             with nogil:
-                vm_wait_in_slices(True)
+                vm_wait_begin(0, True)
                 rc = vm_name_get(self.r, c_name, &got, meta, &size)
-                vm_wait_in_slices(False)
+                vm_wait_end()
             if rc == -EINTR:
                 self.again(&started, "names")
         if rc == -ENOENT:
@@ -620,9 +620,9 @@ cdef class CoreRegion:
         self.open_check()
         while rc == -EINTR:
             with nogil:
-                vm_wait_in_slices(True)
+                vm_wait_begin(0, True)
                 rc = vm_name_delete(self.r, c_name)
-                vm_wait_in_slices(False)
+                vm_wait_end()
             if rc == -EINTR:
                 self.again(&started, "names")
         if rc == -ENOENT:
@@ -699,9 +699,9 @@ cdef class CoreRegion:
         self.open_check()
         while rc == -EINTR:
             with nogil:
-                vm_wait_in_slices(True)
+                vm_wait_begin(0, True)
                 rc = work(self.r, &pages)
-                vm_wait_in_slices(False)
+                vm_wait_end()
             if rc == -EINTR:
                 self.again(&started, what)
         if rc:
@@ -712,10 +712,12 @@ cdef class CoreRegion:
         """Findings of the invariant check, as text."""
         cdef int rc
         self.open_check()
+        if repair:
+            self._repair()
         found = []
         cdef void *list_of_text = <void *>found
         with nogil:
-            rc = vm_check(self.r, at_rest, repair, _append_text, list_of_text)
+            rc = vm_check(self.r, at_rest, _append_text, list_of_text)
         if rc < 0 and rc != -EUCLEAN:
             raise self.fail(rc, 0, "check")
         return found
@@ -739,9 +741,9 @@ cdef class CoreRegion:
         self.open_check()
         while rc == -EINTR:
             with nogil:
-                vm_wait_in_slices(True)
+                vm_wait_begin(0, True)
                 rc = vm_get_stats(self.r, &s)
-                vm_wait_in_slices(False)
+                vm_wait_end()
             if rc == -EINTR:
                 self.again(&started, "stats")
         if rc:
@@ -768,9 +770,9 @@ cdef class CoreRegion:
         cdef void *list_of_ranges = <void *>found
         while rc == -EINTR:
             with nogil:
-                vm_wait_in_slices(True)
+                vm_wait_begin(0, True)
                 rc = vm_walk(self.r, _append_range, list_of_ranges)
-                vm_wait_in_slices(False)
+                vm_wait_end()
             if rc == -EINTR:
                 self.again(&started, "ranges")
         if rc:

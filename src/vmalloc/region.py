@@ -79,8 +79,6 @@ class RegionBase(CoreRegion):
             raise ValueError(f"a region's name has no '/': attach() takes {name!r} for a path")
         if pools not in POOL_DESIGNS:
             raise ValueError(f"pools must be one of {', '.join(POOL_DESIGNS)}, not {pools!r}")
-        if locks not in ("futex", "pthread"):
-            raise ValueError(f"locks must be 'futex' or 'pthread', not {locks!r}")
         if nr_pages > (1 << 30) - 1:
             raise ValueError(f"a region has at most 2**30 - 1 pages, not {nr_pages}")
         if not 0 < lease_ttl_s < 1e9:
@@ -98,7 +96,6 @@ class RegionBase(CoreRegion):
             lazy_pages_max=lazy_pages_max,
             nr_nodes=nodes or 0,
             nr_threads=max_threads or 0,
-            pthread_locks=locks == "pthread",
             keep_on_death=keep_on_death,
             lease_ttl_s=lease_ttl_s,
         )

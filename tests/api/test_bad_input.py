@@ -127,7 +127,7 @@ def test_a_region_has_at_most_2_to_the_30_pages(size):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("pools", "none"), ("locks", "spin"), ("nodes", 0), ("nodes", 129), ("nodes", -1), ("max_threads", 0),
+    [("pools", "none"), ("nodes", 0), ("nodes", 129), ("nodes", -1), ("max_threads", 0),
      ("max_threads", 10**6), ("limit", 0), ("limit", "x"), ("lazy_max", -1), ("lock_timeout_s", 0),
      ("lock_timeout_s", float("nan")), ("lock_timeout_s", -1)],
 )  # fmt: skip
@@ -297,21 +297,21 @@ def test_what_is_no_region_is_unavailable(tmp_path):
         os.close(fd)
 
 
-FIELDS = {  # of vm_header (core/layout.h): offset, format, values
+FIELDS = {  # of vm_header (core/base/layout.h): offset, format, values
     "magic": (0, "<Q", [0, 1]),
     "format": (8, "<I", [0, 77, 2**32 - 1]),
     "page_bytes": (12, "<I", [0, 1, 65536]),
-    "total_bytes": (32, "<Q", [0, 1, 2**63, 2**64 - 1]),
-    "nr_pages": (40, "<Q", [0, 1, 2**30, 2**63, 2**64 - 1]),
-    "granule_bytes": (48, "<Q", [0, 1, 3, 2**63]),
-    "pools": (64, "<I", [4, 2**32 - 1]),
-    "flags": (68, "<I", [2]),
-    "nr_nodes": (72, "<I", [0, 129, 2**32 - 1]),
-    "nr_threads": (76, "<I", [0, 255, 4097, 2**32 - 1]),
-    "nr_levels": (80, "<I", [0, 99]),
-    "ready": (84, "<I", [0]),
-    "off_processes": (88, "<Q", [0, 2**63]),
-    "off_data": (152, "<Q", [0, 2**63]),
+    "total_bytes": (48, "<Q", [0, 1, 2**63, 2**64 - 1]),
+    "nr_pages": (56, "<Q", [0, 1, 2**30, 2**63, 2**64 - 1]),
+    "granule_bytes": (64, "<Q", [0, 1, 3, 2**63]),
+    "pools": (80, "<I", [4, 2**32 - 1]),
+    "flags": (84, "<I", [1]),
+    "nr_nodes": (88, "<I", [0, 129, 2**32 - 1]),
+    "nr_threads": (92, "<I", [0, 255, 4097, 2**32 - 1]),
+    "nr_levels": (96, "<I", [0, 99]),
+    "ready": (100, "<I", [0]),
+    "off_processes": (104, "<Q", [0, 2**63]),
+    "off_data": (168, "<Q", [0, 2**63]),
 }
 
 

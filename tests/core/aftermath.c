@@ -26,13 +26,12 @@ void check_stamps(const stage *s, const vm_range *a)
         CHECK_EQ(*(uint64_t *)vm_pointer(s->r, a->page + p), stamp(a, p));
 }
 
-stage *make_stage(vm_pools d, bool pthread_locks)
+stage *make_stage(vm_pools d)
 {
     stage *s = shared_memory(sizeof *s);
     CHECK_EQ(prctl(PR_SET_CHILD_SUBREAPER, 1), 0); /* for collect_orphans() */
     s->d = d;
-    s->r = MAKE(.nr_pages = PAGES, .pools = d, .nr_nodes = 2, .nr_threads = BUSY_SLOTS, .lazy_pages_max = 1u << 28,
-                .pthread_locks = pthread_locks);
+    s->r = MAKE(.nr_pages = PAGES, .pools = d, .nr_nodes = 2, .nr_threads = BUSY_SLOTS, .lazy_pages_max = 1u << 28);
     s->survivor = s->r->process;
     return s;
 }
@@ -48,7 +47,7 @@ void set_stage(stage *s)
 {
     static const uint64_t sizes[SURVIVORS] = {1, 3, 20, 256, 300}, gifts[GIFTS] = {2, 2, 400};
     vm_range warm[WARM];
-    s->r->h->used_peak = s->r->h->granted_pages = 0; /* as in a new region: else who raises them depends on the past */
+    s->r->map.h->used_peak = s->r->map.h->granted_pages = 0; /* as in a new region: else who raises them depends on the past */
     for (int i = 0; i < WARM; i++)
         warm[i] = take(s->r, (uint64_t)i / 4 + 1);
     for (int i = 0; i < SURVIVORS; i++) {
@@ -93,9 +92,9 @@ static void drop_names(stage *s)
 static void end_leases(stage *s)
 {
     uint64_t nr = 0, nr_before = stats_of(s->r).nr_leases;
-    for (uint32_t i = 0; i < s->r->h->lease_high; i++) {
-        const vm_lease_entry *e = &s->r->leases[i];
-        bool is_dead = vm__is_retired_process(s->r, e->owner & 0xffff, e->owner >> 16);
+    for (uint32_t i = 0; i < s->r->map.h->lease_high; i++) {
+        const vm_lease_entry *e = &s->r->map.leases[i];
+        bool is_dead = vm__process_is_retired(s->r, e->owner & 0xffff, e->owner >> 16);
         CHECK(!e->id || !is_dead || e->deadline_ns);
         nr += e->id != 0;
     }

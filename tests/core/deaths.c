@@ -63,7 +63,7 @@ static void append(const char *what, moment m)
 }
 static void now_doing(const stage *s, const operation *op, moment m)
 {
-    snprintf(doing, sizeof doing, "%s%s", design_name[s->d], s->r->flags & VM_FLAG_PTHREAD ? " (pthread)" : "");
+    snprintf(doing, sizeof doing, "%s", vm_pools_name(s->d));
     append(op->name, m);
     alarm(HUNG_AFTER_S);
 }
@@ -125,7 +125,7 @@ static void recover_and_check(stage *s, const operation *op, bool beside)
         op->later(s);
     if (beside) {
         neighbour_rests(s);
-        s->r->h->purge_needs_scan = 1; /* all is at rest now, the lazy counter perhaps still off: recovery.md, 8 */
+        s->r->map.h->purge_needs_scan = 1; /* all is at rest now, the lazy counter perhaps still off: recovery.md, 8 */
         CHECK_EQ(vm_recover(s->r, NULL), 0);
     }
     nothing_is_lost(s);
@@ -216,10 +216,10 @@ void note_everything(const method *how, unsigned leaves_out)
     FOR_EACH_DESIGN (d) {
         if (!is_design_selected(d))
             continue;
-        stage *s = make_stage(d, false);
+        stage *s = make_stage(d);
         start_neighbour(s); /* who only rests */
         for (const operation *op = operations; op < operations + nr_operations; op++)
-            if (is_selected(op, d, false) && !(op->flags & leaves_out)) {
+            if (is_selected(op, d) && !(op->flags & leaves_out)) {
                 one_death(s, op, NEVER, false);
                 count_passes(s, op);
             }
@@ -262,25 +262,25 @@ static void second_deaths_in(stage *s, const operation *op, const plan *p, uint6
     }
 }
 
-static void kill_in_design(vm_pools d, bool pthread_locks, const plan *p, uint64_t *seed)
+static void kill_in_design(vm_pools d, const plan *p, uint64_t *seed)
 {
     double started = seconds();
     uint64_t killed = nr_kills;
-    stage *s = make_stage(d, pthread_locks);
-    if (!pthread_locks && SLOWER == 1)
+    stage *s = make_stage(d);
+    if (SLOWER == 1)
         start_neighbour(s);
     for (const operation *op = operations; op < operations + nr_operations; op++) {
-        if (!is_selected(op, d, pthread_locks) || op->flags & p->leaves_out)
+        if (!is_selected(op, d) || op->flags & p->leaves_out)
             continue;
         deaths_in(s, op, p);
-        if (p->most_first && !pthread_locks && !(op->flags & (ALONE | ONCE | PTHREAD)))
+        if (p->most_first && !(op->flags & (ALONE | ONCE | ONE_DEATH)))
             second_deaths_in(s, op, p, seed);
     }
     uint64_t pairs = s->neighbour_pairs;
     if (s->neighbour != NEIGHBOUR_NONE)
         end_neighbour(s);
-    printf("%s%s: %.1f s, kills %" PRIu64 "; the neighbour's allocations %" PRIu64 "\n", design_name[d],
-           pthread_locks ? " (pthread)" : "", seconds() - started, nr_kills - killed, pairs);
+    printf("%s: %.1f s, kills %" PRIu64 "; the neighbour's allocations %" PRIu64 "\n", vm_pools_name(d),
+           seconds() - started, nr_kills - killed, pairs);
     fflush(stdout);
     end_stage(s);
 }
@@ -290,9 +290,8 @@ void kill_everywhere(const method *how, const plan *p)
     uint64_t seed = 12345;
     begin(how);
     FOR_EACH_DESIGN (d)
-        for (int pthreads = 0; pthreads < 1 + p->has_pthread_regions; pthreads++)
-            if (is_design_selected(d))
-                kill_in_design(d, pthreads, p, &seed);
+        if (is_design_selected(d))
+            kill_in_design(d, p, &seed);
     finish();
     printf("kills %" PRIu64 ", %" PRIu64 " of them beside a working neighbour, %" PRIu64
            " without it because with it the victim lived; %" PRIu64 " pairs of deaths\n",

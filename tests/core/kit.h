@@ -8,7 +8,7 @@
 #define VM_TESTS_KIT_H
 
 #include "check.h"
-#include "internal.h"
+#include "face/face.h"
 
 #include <sched.h>
 #include <signal.h>
@@ -33,8 +33,7 @@
 #define SLOWER 1
 #endif
 
-UNUSED static const char *const design_name[] = {"off", "locked", "llist", "magazine"};
-#define FOR_EACH_DESIGN(d) for (vm_pools d = VM_POOLS_OFF; d <= VM_POOLS_MAGAZINE; d++)
+#define FOR_EACH_DESIGN(d) for (vm_pools d = 0; d < VM_NR_POOL_DESIGNS; d++)
 
 /* What the small regions here are, unless a test says otherwise: one node, so that nothing depends
  * on the CPU we happen to run on, and a purge only when asked for. */
@@ -51,7 +50,7 @@ UNUSED static vm_region *make_region(const vm_options *options)
 UNUSED static void say_finding(void *arg, const char *text) { fprintf(stderr, "  check(%s): %s\n", (const char *)arg, text); }
 
 /* Nobody else is working: every invariant holds. */
-#define CHECK_CLEAN(r) CHECK_EQ(vm_check((r), true, false, say_finding, "clean"), 0)
+#define CHECK_CLEAN(r) CHECK_EQ(vm_check((r), true, say_finding, "clean"), 0)
 
 UNUSED static vm_stats stats_of(vm_region *r)
 {
@@ -65,7 +64,7 @@ UNUSED static vm_stats stats_of(vm_region *r)
 #define CHECK_ALL_FREE(r)                                                                                   \
     do {                                                                                                    \
         CHECK_EQ(vm_shrink((r), NULL), 0);                                                                  \
-        CHECK_EQ(stats_of(r).free_pages, (r)->nr_pages);                                                    \
+        CHECK_EQ(stats_of(r).free_pages, (r)->map.nr_pages);                                                    \
         CHECK_CLEAN(r);                                                                                     \
     } while (0)
 
@@ -81,7 +80,7 @@ UNUSED static vm_range take(vm_region *r, uint64_t nr_pages)
 {
     vm_range a = {0};
     CHECK_EQ(vm_alloc(r, nr_pages, 1, 0, &a), 0);
-    CHECK(a.nr_pages >= nr_pages && a.page + a.nr_pages <= r->nr_pages);
+    CHECK(a.nr_pages >= nr_pages && a.page + a.nr_pages <= r->map.nr_pages);
     return a;
 }
 #define GIVE_BACK(r, a) CHECK_EQ(vm_free((r), (a).page, (a).id, 0), 0)

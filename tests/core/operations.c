@@ -34,9 +34,9 @@ static void take_one(stage *s) { take(s->r, 1); }
 static void forget_slots(stage *s)
 {
     uint32_t high = VM_PROCESSES;
-    for (uint32_t i = high; i < s->r->nr_threads; i++)
-        high = s->r->slots[i].state & 1 ? i + 1 : high;
-    s->r->h->high_slot = high;
+    for (uint32_t i = high; i < s->r->map.nr_threads; i++)
+        high = s->r->map.slots[i].state & 1 ? i + 1 : high;
+    s->r->map.h->high_slot = high;
 }
 static void take_first_aligned(stage *s)
 {
@@ -90,24 +90,24 @@ static void hold_thirtyfive_big(stage *s) { hold(s, 250, 35); }
 static void lower_the_threshold(stage *s)
 {
     hold(s, 300, 2);
-    s->r->h->lazy_pages_fixed = 100;
+    s->r->map.h->lazy_pages_fixed = 100;
 }
-static void raise_the_threshold(stage *s) { s->r->h->lazy_pages_fixed = 1u << 28; }
+static void raise_the_threshold(stage *s) { s->r->map.h->lazy_pages_fixed = 1u << 28; }
 
 /* All thread slots seem taken by us: the victim's thread gets none. */
 static void occupy_slots(stage *s)
 {
-    for (uint32_t i = VM_PROCESSES; i < s->r->nr_threads; i++)
-        if (!(s->r->slots[i].state & 1))
-            s->r->slots[i].state |= (uint64_t)s->r->process << 1 | 1;
-    s->r->h->high_slot = s->r->nr_threads;
+    for (uint32_t i = VM_PROCESSES; i < s->r->map.nr_threads; i++)
+        if (!(s->r->map.slots[i].state & 1))
+            s->r->map.slots[i].state |= (uint64_t)s->r->process << 1 | 1;
+    s->r->map.h->high_slot = s->r->map.nr_threads;
 }
 static void vacate_slots(stage *s)
 {
     uint32_t own = vm__thread(s->r)->index;
-    for (uint32_t i = VM_PROCESSES; i < s->r->nr_threads; i++)
-        if (i != own && (s->r->slots[i].state >> 1 & (VM_PROCESSES - 1)) == s->r->process)
-            s->r->slots[i].state = ((s->r->slots[i].state >> 32) + 1) << 32;
+    for (uint32_t i = VM_PROCESSES; i < s->r->map.nr_threads; i++)
+        if (i != own && (s->r->map.slots[i].state >> 1 & (VM_PROCESSES - 1)) == s->r->process)
+            s->r->map.slots[i].state = ((s->r->map.slots[i].state >> 32) + 1) << 32;
 }
 static void take_and_free_many(stage *s)
 {
@@ -161,7 +161,7 @@ static void lease_held(stage *s) /* the lease is known to others only when it is
     s->lease = lease;
 }
 /* As in a region that never had a lease. */
-static void forget_leases(stage *s) { s->r->h->lease_high = s->r->h->lease_unused = 0; }
+static void forget_leases(stage *s) { s->r->map.h->lease_high = s->r->map.h->lease_unused = 0; }
 static void send_and_let_go(stage *s)
 {
     lease_held(s);
@@ -246,16 +246,16 @@ static void send_and_claim(stage *s)
 static void leave_a_lease_of_the_dead(stage *s)
 {
     lease_gift_and_let_go(s);
-    s->r->leases[s->lease % VM_LEASES].owner = vm__lease_owner(200, 0x3ff0);
-    s->r->h->purge_needs_scan = 1;
-    s->r->h->lease_ttl_ns = 1;
+    s->r->map.leases[s->lease % VM_LEASES].owner = vm__lease_owner(200, 0x3ff0);
+    s->r->map.h->purge_needs_scan = 1;
+    s->r->map.h->lease_ttl_ns = 1;
 }
 static void recover_and_purge(stage *s)
 {
     CHECK_EQ(vm_recover(s->r, NULL), 0);
     CHECK_EQ(vm_purge(s->r, NULL), 0);
 }
-static void lengthen_leases(stage *s) { s->r->h->lease_ttl_ns = 60ull * 1000 * 1000 * 1000; }
+static void lengthen_leases(stage *s) { s->r->map.h->lease_ttl_ns = 60ull * 1000 * 1000 * 1000; }
 
 /* ---- names ---- */
 
@@ -339,8 +339,8 @@ static void attach_and_detach(stage *s)
 static void leave_no_clean_process_slot(stage *s)
 {
     for (uint32_t p = 0; p < VM_PROCESS_NAMES; p++)
-        if ((uint32_t)s->r->processes[p].state == 0)
-            s->r->processes[p].state |= VM_PROCESS_DYING;
+        if ((uint32_t)s->r->map.processes[p].state == 0)
+            s->r->map.processes[p].state |= VM_PROCESS_DYING;
 }
 
 /* A child of the victim: what it found in its memory is its own, whoever dies. */
@@ -438,35 +438,35 @@ static void run_a_thread_while_drained(stage *s)
 
 /* ---- what deaths leave behind, made by hand where a death in the right place is a matter of luck ---- */
 
-static vm_token dead_token(stage *s) { return vm__token(s->r->nr_threads - 1, 0x3ff0); }
+static vm_token dead_token(stage *s) { return vm__token(s->r->map.nr_threads - 1, 0x3ff0); }
 static void leave_a_mess(stage *s)
 {
     vm_region *r = s->r;
-    vm_head *gift = &r->heads[s->gift[0].page];
+    vm_head *gift = &r->map.heads[s->gift[0].page];
     share_gifts(s);
-    r->heads[s->gift[1].page].word = vm__word(VM_FREEING, VM_WORD_DIRTY, 2, 200, 0x3ff0); /* was about to share it */
+    r->map.heads[s->gift[1].page].word = vm__word(VM_FREEING, VM_WORD_DIRTY, 2, 200, 0x3ff0); /* was about to share it */
     gift->word = vm__word(VM_FREEING, VM_WORD_SHARED | VM_WORD_DIRTY, 2, 200, 0x3ff0); /* a dead one was freeing it */
-    r->sharings[s->gift[2].page].holders[VM_PROCESS_NAMES / 64] |= 1ull << VM_PROCESS_NAMES % 64; /* half named */
-    r->h->names_lock.needs_repair = 1;
-    r->h->lease_lock.needs_repair = 1;
-    r->h->lease_high = 3;
-    r->h->lease_unused = 2;
-    r->h->nr_leases = 5;
-    r->sharings[s->gift[2].page].nr_leases = 2; /* counted, and not yet made */
-    r->leases[1] = /* of what is gone */
+    r->map.sharings[s->gift[2].page].holders[VM_PROCESS_NAMES / 64] |= 1ull << VM_PROCESS_NAMES % 64; /* half named */
+    r->map.h->names_lock.needs_mending = 1;
+    r->map.h->lease_lock.needs_mending = 1;
+    r->map.h->lease_high = 3;
+    r->map.h->lease_unused = 2;
+    r->map.h->nr_leases = 5;
+    r->map.sharings[s->gift[2].page].nr_leases = 2; /* counted, and not yet made */
+    r->map.leases[1] = /* of what is gone */
         (vm_lease_entry){.id = 1 << VM_LEASE_BITS | 1, .page = s->gift[2].page, .range_id = 1};
-    r->h->purge_lock.needs_repair = 1;
-    r->h->purge_needs_scan = 1;
-    r->h->lazy_pages += 5;
-    uint64_t page = vm__index_find(r, 0, 100), start = vm__index_run_start(r, page); /* not yet merged */
-    vm_word w = r->heads[start].word;
-    r->heads[start + 10].word = vm__word(VM_FREE, w & VM_WORD_DIRTY, vm__len(w) - 10, 0, 0);
-    r->heads[start].word = vm__word(VM_FREE, w & VM_WORD_DIRTY, 10, 0, 0);
-    r->h->high_pages = 0;
-    r->h->space_lock.needs_repair = 1;
-    for (uint32_t i = VM_PROCESSES; i < r->nr_threads; i++)
-        r->slots[i].drain = dead_token(s);
-    r->h->high_slot = r->nr_threads;
+    r->map.h->purge_lock.needs_mending = 1;
+    r->map.h->purge_needs_scan = 1;
+    r->map.h->lazy_pages += 5;
+    uint64_t page = vm__index_find(&r->map, 0, 100), start = vm__index_run_start(&r->map, page); /* not yet merged */
+    vm_word w = r->map.heads[start].word;
+    r->map.heads[start + 10].word = vm__word(VM_FREE, w & VM_WORD_DIRTY, vm__len(w) - 10, 0, 0);
+    r->map.heads[start].word = vm__word(VM_FREE, w & VM_WORD_DIRTY, 10, 0, 0);
+    r->map.h->high_pages = 0;
+    r->map.h->space_lock.needs_mending = 1;
+    for (uint32_t i = VM_PROCESSES; i < r->map.nr_threads; i++)
+        r->map.slots[i].drain = dead_token(s);
+    r->map.h->high_slot = r->map.nr_threads;
 }
 /* A child of the survivor's, so it holds all that this one holds; and it dies of its own. */
 static void work_and_be_killed(stage *s)
@@ -482,7 +482,7 @@ static void work_and_be_killed(stage *s)
 static void lock_space_and_be_killed(stage *s)
 {
     wait_for_cue(&s->victim[1].cue, CUE_RUN, 0);
-    CHECK_EQ(vm__lock(s->r, vm__thread(s->r), &s->r->h->space_lock, 0), 0);
+    CHECK_EQ(vm__lock(vm__thread(s->r), &s->r->map.h->space_lock, 0), 0);
     kill(getpid(), SIGKILL);
 }
 static void let_die(stage *s, void (*live)(stage *))
@@ -499,16 +499,16 @@ static void leave_pools_in_use(stage *s)
 {
     for (int n = 0; n < 2; n++)
         for (int i = 0; i < 4; i++)
-            s->r->nodes[n].pool[i].in_use = dead_token(s);
+            s->r->map.nodes[n].pool[i].in_use = dead_token(s);
 }
 static void set_in_motion(stage *s) /* we are alive, between a word and a list */
 {
-    s->r->heads[s->gift[1].page].word = vm__thread(s->r)->moving | 2ull << VM_WORD_LEN_SHIFT;
-    s->r->h->purge_needs_scan = 1;
+    s->r->map.heads[s->gift[1].page].word = vm__thread(s->r)->moving | 2ull << VM_WORD_LEN_SHIFT;
+    s->r->map.h->purge_needs_scan = 1;
 }
 static void come_to_rest(stage *s)
 {
-    s->r->heads[s->gift[1].page].word = vm__thread(s->r)->busy | 2ull << VM_WORD_LEN_SHIFT;
+    s->r->map.heads[s->gift[1].page].word = vm__thread(s->r)->busy | 2ull << VM_WORD_LEN_SHIFT;
 }
 static void drain_myself(stage *s)
 {
@@ -564,15 +564,15 @@ void between_writes(stage *s)
     vm_region *r = s->r;
     uint64_t page = s->gift[0].page, any = 0;
     if (s->reuses_in_between) {
-        r->heads[s->held[0].page].aux = s->held[1].id;
+        r->map.heads[s->held[0].page].aux = s->held[1].id;
         s->reuses_in_between = false;
     }
     if (!s->adopts_in_between)
         return;
     for (int i = 0; i < VM_PROCESSES / 64; i++)
-        any |= r->sharings[page].holders[i];
-    if (any == 0 && vm__state(VM_LOAD(&r->heads[page].word)) == VM_BUSY) {
-        r->sharings[page].holders[s->survivor / 64] |= 1ull << s->survivor % 64;
+        any |= r->map.sharings[page].holders[i];
+    if (any == 0 && vm__state(VM_ACQUIRE(&r->map.heads[page].word)) == VM_BUSY) {
+        r->map.sharings[page].holders[s->survivor / 64] |= 1ull << s->survivor % 64;
         s->adopts_in_between = false;
     }
 }
@@ -600,32 +600,27 @@ static void create(stage *s)
     vm_region *r = MAKE(.nr_pages = 1000, .nr_nodes = 2, .nr_threads = 2);
     take(r, 1);
 }
-static void create_with_pthreads(stage *s)
-{
-    (void)s;
-    MAKE(.nr_pages = 1000, .nr_nodes = 2, .nr_threads = 2, .pthread_locks = true);
-}
-static void check_and_repair(stage *s) { vm_check(s->r, false, true, NULL, NULL); }
+static void check_and_repair(stage *s) { vm_repair(s->r, NULL, NULL); }
 
 /* Damage that no death leaves, but a scribbling neighbour: vm_repair() mends it. */
 static void damage(stage *s)
 {
     vm_region *r = s->r;
-    uint32_t stranger = 200, unused_slot = r->nr_threads - 1;
+    uint32_t stranger = 200, unused_slot = r->map.nr_threads - 1;
     vm_range *named = &s->gift[2];
     share_gifts(s);
     CHECK_EQ(vm_name_set(r, "unheld", named->page, named->id, NULL, 0), 0);
-    r->sharings[named->page].holders[VM_PROCESS_NAMES / 64] &= ~(1ull << VM_PROCESS_NAMES % 64);
+    r->map.sharings[named->page].holders[VM_PROCESS_NAMES / 64] &= ~(1ull << VM_PROCESS_NAMES % 64);
     for (int i = VM_NAMES - 1; i > VM_NAMES - 3; i--)
-        r->names[i].state = 1 << 20; /* of what is gone, at page 0 */
-    r->sharings[s->gift[0].page].holders[stranger / 64] |= 1ull << stranger % 64;
-    r->sharings[s->gift[0].page].holders[VM_PROCESS_NAMES / 64] |= 1ull << VM_PROCESS_NAMES % 64;
-    r->slots[unused_slot].state |= stranger << 1 | 1;
-    r->h->high_slot = r->nr_threads;
-    r->h->next_id = VM_ID_BLOCK;
+        r->map.names[i].state = 1 << 20; /* of what is gone, at page 0 */
+    r->map.sharings[s->gift[0].page].holders[stranger / 64] |= 1ull << stranger % 64;
+    r->map.sharings[s->gift[0].page].holders[VM_PROCESS_NAMES / 64] |= 1ull << VM_PROCESS_NAMES % 64;
+    r->map.slots[unused_slot].state |= stranger << 1 | 1;
+    r->map.h->high_slot = r->map.nr_threads;
+    r->map.h->next_id = VM_ID_BLOCK;
     for (uint32_t n = 1; n <= 3; n++) /* what this one keeps is in no magazine now */
         vm__thread(r)->magazine[n].header &= ~0xffull;
-    r->h->corrupt = 1;
+    r->map.h->corrupt = 1;
 }
 static void repair(stage *s) { CHECK(vm_repair(s->r, NULL, NULL) >= 0); }
 
@@ -633,12 +628,12 @@ static void repair(stage *s) { CHECK(vm_repair(s->r, NULL, NULL) >= 0); }
 static void stop_in_freeing(stage *s)
 {
     lease_gift_0(s);
-    vm_head *gift = &s->r->heads[s->gift[0].page];
+    vm_head *gift = &s->r->map.heads[s->gift[0].page];
     gift->word = vm__word(VM_FREEING, VM_WORD_SHARED | VM_WORD_DIRTY, 2, s->survivor, s->r->process_inc);
 }
 static void go_on_from_freeing(stage *s)
 {
-    vm_head *gift = &s->r->heads[s->gift[0].page];
+    vm_head *gift = &s->r->map.heads[s->gift[0].page];
     gift->word = (gift->word & ~VM_WORD_STATE_MASK) | VM_BUSY;
 }
 static void claim_impatiently(stage *s)
@@ -652,7 +647,7 @@ static void claim_impatiently(stage *s)
 static void break_a_word(stage *s)
 {
     hold(s, 2, 1);
-    s->r->heads[s->mine[4].page].word = 0;
+    s->r->map.heads[s->mine[4].page].word = 0;
 }
 static void meet_it(stage *s)
 {
@@ -662,8 +657,8 @@ static void meet_it(stage *s)
 static void mend_the_word(stage *s)
 {
     vm_thread *t = vm__thread(s->r);
-    s->r->heads[s->mine[4].page].word = t->busy | s->mine[4].nr_pages << VM_WORD_LEN_SHIFT;
-    s->r->h->corrupt = 0;
+    s->r->map.heads[s->mine[4].page].word = t->busy | s->mine[4].nr_pages << VM_WORD_LEN_SHIFT;
+    s->r->map.h->corrupt = 0;
 }
 
 /* Hints that lie; the words know better. */
@@ -672,20 +667,20 @@ static void let_the_index_lie(stage *s)
     hold(s, 300, 3);
     GIVE_BACK(s->r, s->held[1]);
     uint64_t left = s->held[1].page - 1;
-    s->r->bits[left / 64] &= ~(1ull << left % 64);
+    s->r->map.bits[left / 64] &= ~(1ull << left % 64);
 }
 static void let_the_index_promise_too_much(stage *s)
 {
     for (uint32_t i = 0; i < PAGES / 64; i++)
-        s->r->bits[i] = 0;
-    vm__index_summarise_all(s->r);
+        s->r->map.bits[i] = 0;
+    vm__index_summarise_all(&s->r->map);
 }
 static void let_a_list_lie(stage *s)
 {
     hold(s, 2, 1);
-    s->r->nodes[0].lazy_head = (uint32_t)s->held[0].page + 1;
+    s->r->map.nodes[0].lazy_head = (uint32_t)s->held[0].page + 1;
 }
-static void mend_hints(stage *s) { CHECK_EQ(vm_check(s->r, false, true, NULL, NULL) >= 0, 1); }
+static void mend_hints(stage *s) { CHECK_EQ(vm_repair(s->r, NULL, NULL) >= 0, 1); }
 
 /* A live neighbour in the way. */
 static int blocker_holds;
@@ -693,10 +688,10 @@ static void *hold_the_space_lock(void *arg)
 {
     stage *s = arg;
     vm_thread *t = vm__thread(s->r);
-    CHECK_EQ(vm__lock(s->r, t, &s->r->h->space_lock, 0), 0);
+    CHECK_EQ(vm__lock(t, &s->r->map.h->space_lock, 0), 0);
     __atomic_store_n(&blocker_holds, 1, __ATOMIC_RELEASE);
     usleep(5000);
-    vm__unlock(s->r, t, &s->r->h->space_lock);
+    vm__unlock(t, &s->r->map.h->space_lock);
     return NULL;
 }
 static void take_while_locked(stage *s)
@@ -710,17 +705,17 @@ static void take_while_locked(stage *s)
 }
 static void use_pools_forever(stage *s)
 {
-    s->r->nodes[1].pool[1].in_use = vm__thread(s->r)->token;
-    s->r->h->purge_needs_scan = 1;
+    s->r->map.nodes[1].pool[1].in_use = vm__thread(s->r)->token;
+    s->r->map.h->purge_needs_scan = 1;
 }
-static void stop_using_pools(stage *s) { s->r->nodes[1].pool[1].in_use = 0; }
+static void stop_using_pools(stage *s) { s->r->map.nodes[1].pool[1].in_use = 0; }
 static void purge_impatiently(stage *s)
 {
     vm_set_lock_timeout(s->r, 0.001);
     vm_purge(s->r, NULL);
 }
-static void hold_space_lock(stage *s) { CHECK_EQ(vm__lock(s->r, vm__thread(s->r), &s->r->h->space_lock, 0), 0); }
-static void release_space_lock(stage *s) { vm__unlock(s->r, vm__thread(s->r), &s->r->h->space_lock); }
+static void hold_space_lock(stage *s) { CHECK_EQ(vm__lock(vm__thread(s->r), &s->r->map.h->space_lock, 0), 0); }
+static void release_space_lock(stage *s) { vm__unlock(vm__thread(s->r), &s->r->map.h->space_lock); }
 
 const operation operations[] = {
     {"first alloc of a process", .before = forget_slots, .run = take_one},
@@ -731,7 +726,7 @@ const operation operations[] = {
     {"alloc out of space", .setup = use_up_most, .run = ask_for_too_much, .flags = HUNGRY},
     {"alloc bulk", .setup = warm_up, .run = take_bulk},
     {"alloc congruent", .setup = warm_up, .run = take_congruent},
-    {"alloc while locked", .setup = warm_up, .run = take_while_locked, .flags = PTHREAD},
+    {"alloc while locked", .setup = warm_up, .run = take_while_locked, .flags = ONE_DEATH},
     {"alloc and free without a slot", .before = occupy_slots, .run = take_and_free_many, .after = vacate_slots,
      .flags = ALONE},
     {"resize small", .setup = hold_twenty, .run = resize_to_ten},
@@ -794,7 +789,7 @@ const operation operations[] = {
     {"names in a mess", .before = leave_a_mess, .setup = hold_two, .run = name_held, .flags = ALONE},
     {"pools in use by the dead", .before = leave_pools_in_use, .run = take_and_free_many, .flags = LLIST | ALONE},
     {"space locked by the dead", .before = die_with_the_space_lock, .run = take_and_free_many,
-     .flags = ALONE | PTHREAD},
+     .flags = ALONE},
     {"scan with a range in motion", .before = set_in_motion, .run = recover, .after = come_to_rest, .flags = ALONE},
     {"drained by the dead", .setup = drain_myself, .run = take_and_free_many, .flags = ALONE},
     {"purge without memory", .setup = make_a_mess, .run = purge_without_memory, .flags = ALONE},
@@ -802,7 +797,6 @@ const operation operations[] = {
      .run = drop_gifts_while_adopted, .after = take_over, .flags = ALONE | BETWEEN},
     {"share while it is another's", .setup = hold_two, .run = share_while_reused, .flags = ALONE | BETWEEN},
     {"create", .run = create, .flags = MAGAZINE | ALONE | PRIVATE},
-    {"create with pthread locks", .run = create_with_pthreads, .flags = MAGAZINE | ALONE | PRIVATE},
     {"check and repair", .setup = make_a_mess, .run = check_and_repair, .flags = ALONE},
     {"repair damage", .before = damage, .run = repair, .after = repair, .flags = ALONE},
     {"meet corruption", .setup = break_a_word, .run = meet_it, .after = mend_the_word, .flags = ALONE},
@@ -830,11 +824,10 @@ const size_t nr_operations = LENGTH(operations), nr_second_operations = LENGTH(s
 bool is_design_selected(vm_pools d)
 {
     const char *only = getenv("VM_CRASH_DESIGN");
-    return !only || strcmp(only, design_name[d]) == 0;
+    return !only || strcmp(only, vm_pools_name(d)) == 0;
 }
-bool is_selected(const operation *op, vm_pools d, bool pthread_locks)
+bool is_selected(const operation *op, vm_pools d)
 {
     const char *only = getenv("VM_CRASH_ONLY");
-    return (!(op->flags & DESIGNS) || op->flags & 1u << d) && (!pthread_locks || op->flags & PTHREAD)
-           && (!only || strstr(op->name, only));
+    return (!(op->flags & DESIGNS) || op->flags & 1u << d) && (!only || strstr(op->name, only));
 }

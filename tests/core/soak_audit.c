@@ -29,19 +29,19 @@ static bool is_dead(const auditor *a, uint32_t process) { return !living(a, proc
 
 static bool has_bit(const auditor *a, uint64_t page, uint32_t process)
 {
-    return VM_LOAD(&a->r->sharings[page].holders[process / 64]) >> process % 64 & 1;
+    return VM_ACQUIRE(&a->r->map.sharings[page].holders[process / 64]) >> process % 64 & 1;
 }
 
 static void check_claim(auditor *a, uint32_t i, const claim *c)
 {
     const row *w = &the_board->rows[i];
     char found[160];
-    if (c->page >= a->r->nr_pages) {
+    if (c->page >= a->r->map.nr_pages) {
         violation("row %u claims page %" PRIu64, i, c->page);
         return;
     }
-    vm_word word = VM_LOAD(&a->r->heads[c->page].word);
-    uint64_t id = VM_LOAD(&a->r->heads[c->page].aux);
+    vm_word word = VM_ACQUIRE(&a->r->map.heads[c->page].word);
+    uint64_t id = VM_ACQUIRE(&a->r->map.heads[c->page].aux);
     bool is_there = vm__state(word) == VM_BUSY && vm__len(word) == c->nr_pages && id == c->id;
     bool is_his = word & VM_WORD_SHARED ? has_bit(a, c->page, w->process) : vm__owner(word) == w->process;
     if (!is_there || !is_his)
@@ -61,7 +61,7 @@ static void check_row(auditor *a, uint32_t i)
             uint32_t kind = kind_of(c->mark);
             if (kind == HELD || kind == SHOWN || kind == OFFERED)
                 check_claim(a, i, c);
-            else if (kind == TAKEN && c->page < a->r->nr_pages)
+            else if (kind == TAKEN && c->page < a->r->map.nr_pages)
                 a->is_explained[c->page] = 1; /* by one who died at it */
         }
 }
@@ -82,12 +82,12 @@ static void check_lease(auditor *a, const vm_lease_entry *e)
 {
     uint32_t process = e->owner & 0xff;
     const row *w = living(a, process);
-    bool is_lively = w && !vm__is_retired_process(a->r, process, e->owner >> 16);
+    bool is_lively = w && !vm__process_is_retired(a->r, process, e->owner >> 16);
     if (is_lively && !has_message(e->id) && !w->is_uncertain)
         violation("lease %" PRIx64 " of row %d, for page %" PRIu64 ", is in no message", e->id, a->row_of[process], e->page);
     if (!is_lively && !a->may_be_dead && !e->deadline_ns)
         violation("lease %" PRIx64 " of a dead process, for page %" PRIu64 ", has no deadline", e->id, e->page);
-    if (e->page < a->r->nr_pages && VM_LOAD(&a->r->heads[e->page].aux) == e->range_id)
+    if (e->page < a->r->map.nr_pages && VM_ACQUIRE(&a->r->map.heads[e->page].aux) == e->range_id)
         a->is_explained[e->page] = 1;
 }
 
@@ -95,7 +95,7 @@ static int explain_name(void *arg, const char *name, uint64_t page)
 {
     const auditor *a = arg;
     (void)name;
-    if (page < a->r->nr_pages)
+    if (page < a->r->map.nr_pages)
         a->is_explained[page] = 1;
     return 0;
 }
@@ -117,7 +117,7 @@ static void check_holders(const auditor *a, uint64_t page, bool *is_held)
         bool says_so = a->claimed[page][p / 64] >> p % 64 & 1;
         if (!says_so && !is_excused(a, p))
             violation("page %" PRIu64 ", id %" PRIx64 ", is held by process slot %u (row %d), which does not know", page,
-                      VM_LOAD(&a->r->heads[page].aux), p, a->row_of[p]);
+                      VM_ACQUIRE(&a->r->map.heads[page].aux), p, a->row_of[p]);
     }
 }
 
@@ -131,24 +131,24 @@ static void check_busy(const auditor *a, uint64_t page, vm_word w)
         is_held = is_excused(a, owner) || a->claimed[page][owner / 64] >> owner % 64 & 1;
     if (!is_held && !a->is_explained[page] && !(is_shared && a->may_be_dead))
         violation("lost: pages %" PRIu64 " + %" PRIu64 ", id %" PRIx64 ", word %" PRIx64, page, vm__len(w),
-                  VM_LOAD(&a->r->heads[page].aux), w);
+                  VM_ACQUIRE(&a->r->map.heads[page].aux), w);
 }
 
 static void check_words(const auditor *a)
 {
     uint64_t page = 0;
-    for (vm_word w; (w = vm__scan(a->r, page)); page += vm__len(w))
+    for (vm_word w; (w = vm__word_at(a->r, page)); page += vm__len(w))
         if (vm__state(w) == VM_BUSY)
             check_busy(a, page, w);
-    if (page != a->r->nr_pages)
+    if (page != a->r->map.nr_pages)
         violation("the words stop parsing at page %" PRIu64, page);
 }
 
 bool audit(vm_region *r, bool may_be_dead)
 {
     auditor a = {.r = r, .may_be_dead = may_be_dead};
-    a.claimed = calloc(r->nr_pages, sizeof *a.claimed);
-    a.is_explained = calloc(r->nr_pages, 1);
+    a.claimed = calloc(r->map.nr_pages, sizeof *a.claimed);
+    a.is_explained = calloc(r->map.nr_pages, 1);
     CHECK(a.claimed && a.is_explained);
     memset(a.row_of, -1, sizeof a.row_of);
     for (uint32_t i = 0; i < ROWS; i++)
@@ -157,9 +157,9 @@ bool audit(vm_region *r, bool may_be_dead)
     for (uint32_t i = 0; i < ROWS; i++)
         if (the_board->rows[i].state == ROW_LIVE)
             check_row(&a, i);
-    for (uint32_t i = 0; i < r->h->lease_high; i++)
-        if (r->leases[i].id)
-            check_lease(&a, &r->leases[i]);
+    for (uint32_t i = 0; i < r->map.h->lease_high; i++)
+        if (r->map.leases[i].id)
+            check_lease(&a, &r->map.leases[i]);
     vm_name_list(r, explain_name, &a);
     check_words(&a);
     free(a.claimed);

@@ -53,10 +53,10 @@ static void stop_everybody(void)
 static void save_metadata(const supervisor *s, const char *path)
 {
     static const uint8_t zeros[4096];
-    const uint8_t *from = (const uint8_t *)s->r->h;
+    const uint8_t *from = (const uint8_t *)s->r->map.h;
     int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    CHECK(fd >= 0 && ftruncate(fd, (off_t)s->r->data_offset) == 0);
-    for (uint64_t at = 0; at < s->r->data_offset; at += sizeof zeros)
+    CHECK(fd >= 0 && ftruncate(fd, (off_t)s->r->map.data_offset) == 0);
+    for (uint64_t at = 0; at < s->r->map.data_offset; at += sizeof zeros)
         if (memcmp(from + at, zeros, sizeof zeros) != 0)
             CHECK_EQ(pwrite(fd, from + at, sizeof zeros, (off_t)at), sizeof zeros);
     close(fd);
@@ -79,7 +79,7 @@ static void tell_and_end(const supervisor *s)
         usleep(100);
     stop_everybody();
     usleep(50000);
-    printf("after %" PRIu64 " kills, design %s: %s\n", s->nr_kills, design_name[s->design], the_board->text);
+    printf("after %" PRIu64 " kills, design %s: %s\n", s->nr_kills, vm_pools_name(s->design), the_board->text);
     print_board(stdout);
     mkdir(s->directory, 0700);
     snprintf(path, sizeof path, "%s/soak-%d.image", s->directory, getpid());
@@ -297,12 +297,12 @@ static void note_lazy(void *arg, const char *text) { *(bool *)arg &= strncmp(tex
 static void check_at_rest(supervisor *s)
 {
     bool is_only_lazy = true;
-    int nr = vm_check(s->r, true, false, note_lazy, &is_only_lazy);
+    int nr = vm_check(s->r, true, note_lazy, &is_only_lazy);
     if (nr > 0 && is_only_lazy) {
-        VM_PUT(&s->r->h->purge_needs_scan, 1);
+        VM_PUT(&s->r->map.h->purge_needs_scan, 1);
         must(s, vm_recover(s->r, NULL), "recovery, at rest");
     }
-    must(s, vm_check(s->r, true, false, say_violation, "check, at rest"), "check, at rest");
+    must(s, vm_check(s->r, true, say_violation, "check, at rest"), "check, at rest");
 }
 
 /* Everybody is brought to rest in that phase; then both books must agree, before and after recovery. */
@@ -393,7 +393,6 @@ static void make_the_region(supervisor *s)
                           .pools = s->design,
                           .nr_nodes = 1 + (uint32_t)random_below(&s->seed, 4),
                           .nr_threads = few_or_many[random_below(&s->seed, LENGTH(few_or_many))],
-                          .pthread_locks = random_below(&s->seed, 8) == 0,
                           .lazy_pages_max = 1 + random_below(&s->seed, 4000),
                           .lease_ttl_s = random_below(&s->seed, 3) ? LONG_TTL_S : 0.02};
     CHECK_EQ(vm_create(&options, &s->r), 0);
@@ -431,7 +430,7 @@ static void run_epoch(supervisor *s, double until)
 {
     uint64_t kills = s->nr_kills, done = s->nr_done;
     double since = seconds();
-    s->design = s->only_design < 0 ? (vm_pools)(s->nr_epochs % LENGTH(design_name)) : (vm_pools)s->only_design;
+    s->design = s->only_design < 0 ? (vm_pools)(s->nr_epochs % VM_NR_POOL_DESIGNS) : (vm_pools)s->only_design;
     make_the_region(s);
     vm_info info;
     vm_describe(s->r, &info);
@@ -440,9 +439,9 @@ static void run_epoch(supervisor *s, double until)
     s->nr_epochs++;
     s->nr_busy += the_board->nr_busy, s->nr_forks += the_board->nr_forks;
     s->nr_detached += the_board->nr_detached, s->nr_claimed += the_board->nr_claimed;
-    printf("%-8s %5" PRIu64 " pages %2u nodes %2u thread slots%s: %4" PRIu64 " kills, %7" PRIu64 " operations, %4.1f s\n",
-           design_name[s->design], info.nr_pages, info.nr_nodes, info.nr_threads,
-           info.flags & VM_FLAG_PTHREAD ? ", pthread locks" : "", s->nr_kills - kills, s->nr_done - done,
+    printf("%-8s %5" PRIu64 " pages %2u nodes %2u thread slots: %4" PRIu64 " kills, %7" PRIu64 " operations, %4.1f s\n",
+           vm_pools_name(s->design), info.nr_pages, info.nr_nodes, info.nr_threads,
+           s->nr_kills - kills, s->nr_done - done,
            seconds() - since);
     fflush(stdout);
 }
@@ -486,8 +485,8 @@ static int start_work(uint32_t row, uint64_t seed)
 
 static int design_called(const char *name)
 {
-    for (int d = 0; d < (int)LENGTH(design_name); d++)
-        if (strcmp(design_name[d], name) == 0)
+    for (int d = 0; d < (int)VM_NR_POOL_DESIGNS; d++)
+        if (strcmp(vm_pools_name(d), name) == 0)
             return d;
     fprintf(stderr, "no design is called %s\n", name);
     exit(2);

@@ -428,7 +428,7 @@ static void look_after(lane *l)
         expire(l);
         break;
     case 5: {
-        int nr = vm_check(r, false, false, say_violation, "check, under way");
+        int nr = vm_check(r, false, say_violation, "check, under way");
         worked(nr < 0 ? nr : 0, "check", 0, 0);
         break;
     }

@@ -60,7 +60,7 @@ enum {
     ALONE = 1 << 4,   /* hand-made, not to be touched by a neighbour; nor the first of two deaths */
     ONCE = 1 << 5,    /* not the first of two deaths */
     HUNGRY = 1 << 6,  /* wants nearly all of the region: not with a neighbour */
-    PTHREAD = 1 << 7, /* also in a region with pthread locks */
+    ONE_DEATH = 1 << 7, /* no second death after it */
     PRIVATE = 1 << 8, /* writes to a region that nobody else will ever see */
     BETWEEN = 1 << 9, /* between_writes() has something to do */
 };
@@ -70,7 +70,7 @@ extern const operation operations[], second_operations[];
 extern const size_t nr_operations, nr_second_operations;
 void between_writes(stage *s); /* called before every write of an armed victim, by whoever stops it there */
 bool is_design_selected(vm_pools d); /* VM_CRASH_DESIGN=its-name */
-bool is_selected(const operation *op, vm_pools d, bool pthread_locks); /* VM_CRASH_ONLY=part-of-a-name */
+bool is_selected(const operation *op, vm_pools d); /* VM_CRASH_ONLY=part-of-a-name */
 
 /* ---- victim.c ---- */
 typedef struct moment { /* before the nth time that somebody passes the place; nth 0: nobody dies, all is noted */
@@ -99,7 +99,6 @@ typedef struct plan {
     uint32_t repeats;               /* of one place in one operation: the first so many, and the last */
     uint32_t one_in;                /* of these */
     size_t most_first, most_second; /* pairs of deaths in an operation: first deaths, second ones for each */
-    bool has_pthread_regions;
     unsigned leaves_out; /* operations with one of these flags */
 } plan;
 typedef struct tally { /* of one operation in one design */
@@ -124,7 +123,7 @@ void neighbour_rests(stage *s);
 void end_neighbour(stage *s);
 
 /* ---- aftermath.c ---- */
-stage *make_stage(vm_pools d, bool pthread_locks);
+stage *make_stage(vm_pools d);
 void end_stage(stage *s);
 void set_stage(stage *s);
 void stamp_range(const stage *s, const vm_range *a);

@@ -1,16 +1,15 @@
 /* SPDX-License-Identifier: MIT */
-/* Alloc and free keep one promise in every design, with and without memory, with either lock. */
+/* Alloc and free keep one promise in every design, with and without memory. */
 #include "kit.h"
 
 typedef struct kind {
     vm_pools pools;
-    bool is_memory, pthread_locks;
+    bool is_memory;
 } kind;
 
 static vm_region *make(kind k, uint64_t nr_pages)
 {
-    return MAKE(.nr_pages = nr_pages, .pools = k.pools, .pthread_locks = k.pthread_locks,
-                .granule_bytes = k.is_memory ? 0 : 1 << 20, .base = 1ull << 40, SMALL);
+    return MAKE(.nr_pages = nr_pages, .pools = k.pools, .granule_bytes = k.is_memory ? 0 : 1 << 20, .base = 1ull << 40, SMALL);
 }
 
 /* ---- what holds for every kind ---- */
@@ -57,7 +56,7 @@ static void wrong_handles_are_told_apart(kind k)
     CHECK_EQ(vm_free(r, a.page + 1, a.id, 0), -ENOENT); /* interior */
     CHECK_EQ(vm_free(r, a.page, a.id + 1, 0), -ESTALE);
     CHECK_EQ(vm_free(r, a.page, 0, 0), -ESTALE);
-    CHECK_EQ(vm_free(r, r->nr_pages, a.id, 0), -ENOENT);
+    CHECK_EQ(vm_free(r, r->map.nr_pages, a.id, 0), -ENOENT);
     CHECK_EQ(vm_free(r, UINT64_MAX, a.id, 0), -ENOENT);
     CHECK_EQ(vm_free(r, 1999, a.id, 0), -ENOENT); /* never handed out */
     CHECK_EQ(vm_lookup(r, a.page + 1, &b), -ENOENT);
@@ -216,7 +215,7 @@ static void the_statistics_add_up(kind k)
     CHECK_EQ(vm_free_bulk(r, 30, a), 0);
     s = stats_of(r);
     CHECK_EQ(s.busy_pages + s.nr_busy + s.moving_pages, 0);
-    CHECK_EQ(s.lazy_pages, r->h->lazy_pages);
+    CHECK_EQ(s.lazy_pages, r->map.h->lazy_pages);
     FINISH(r);
 }
 
@@ -314,7 +313,7 @@ static void wrong_options_are_refused(void)
     CHECK_EQ(vm_create(&(vm_options){.nr_pages = 1, .granule_bytes = 3}, &r), -EINVAL);
     CHECK_EQ(vm_create(&(vm_options){.nr_pages = 1, .nr_nodes = VM_NODES_MAX + 1}, &r), -EINVAL);
     CHECK_EQ(vm_create(&(vm_options){.nr_pages = 1, .nr_threads = VM_THREADS_MAX}, &r), -EINVAL);
-    CHECK_EQ(vm_create(&(vm_options){.nr_pages = 1, .pools = (vm_pools)4}, &r), -EINVAL);
+    CHECK_EQ(vm_create(&(vm_options){.nr_pages = 1, .pools = (vm_pools)VM_NR_POOL_DESIGNS}, &r), -EINVAL);
     CHECK(r == NULL);
 }
 
@@ -354,8 +353,8 @@ int main(void)
     one_page_is_a_region();
     a_region_describes_itself();
     FOR_EACH_DESIGN (d)
-        for (int variant = 0; variant < 3; variant++)
+        for (int is_memory = 0; is_memory < 2; is_memory++)
             for (size_t i = 0; i < LENGTH(for_every_kind); i++)
-                for_every_kind[i]((kind){d, variant != 1, variant == 2});
+                for_every_kind[i]((kind){d, is_memory});
     return 0;
 }

@@ -60,21 +60,21 @@ static vm_region *make_and_die(vm_pools d, int64_t k)
 static uint32_t dead_process_from(vm_region *r, uint32_t first)
 {
     for (uint32_t p = first; p < VM_PROCESS_NAMES; p++)
-        if (p != r->process && r->processes[p].state & VM_PROCESS_LIVE)
+        if (p != r->process && r->map.processes[p].state & VM_PROCESS_LIVE)
             return p;
     return VM_PROCESSES;
 }
 static uint32_t dead_process(vm_region *r) { return dead_process_from(r, 0); }
 static void free_process_slot(vm_region *r, uint32_t p)
 {
-    r->processes[p].state = ((r->processes[p].state >> 32) + 1) << 32;
+    r->map.processes[p].state = ((r->map.processes[p].state >> 32) + 1) << 32;
 }
 
 /* The page of a range whose sharing was begun and not done, or nr_pages. */
 static uint64_t half_shared(vm_region *r)
 {
     uint64_t page = 0;
-    for (vm_word w; (w = vm__scan(r, page)); page += vm__len(w))
+    for (vm_word w; (w = vm__word_at(r, page)); page += vm__len(w))
         if (vm__state(w) == VM_FREEING && !(w & VM_WORD_SHARED))
             break;
     return page;
@@ -82,7 +82,7 @@ static uint64_t half_shared(vm_region *r)
 /* As a process leaves it for a moment that tries to adopt what was here before. */
 static void leave_a_stale_bit(vm_region *r, uint64_t page)
 {
-    r->sharings[page].holders[r->process / 64] |= 1ull << r->process % 64;
+    r->map.sharings[page].holders[r->process / 64] |= 1ull << r->process % 64;
 }
 
 /* ---- what each leaves out ---- */
@@ -96,30 +96,30 @@ static void free_the_slots_without_looking_at_the_words(vm_region *r)
         return;
     vm__retire_threads(r, p, NULL);
     free_process_slot(r, p);
-    r->h->purge_needs_scan = 0;
+    r->map.h->purge_needs_scan = 0;
     vm_recover(r, NULL);
 }
 
 static void break_open_the_space_lock(vm_region *r)
 {
-    r->h->space_lock.owner = 0; /* and no word of needs_repair */
+    r->map.h->space_lock.owner = 0; /* and no word of needs_mending */
     vm_recover(r, NULL);
 }
 
 static void break_open_the_pools(vm_region *r)
 {
-    r->nodes[0].pool_lock.owner = 0;
+    r->map.nodes[0].pool_lock.owner = 0;
     for (int i = 0; i < VM_POOL_PAGES_MAX; i++)
-        r->nodes[0].pool[i].in_use = 0;
+        r->map.nodes[0].pool[i].in_use = 0;
     vm_recover(r, NULL);
 }
 
 static void forget_the_lists(vm_region *r)
 {
-    r->nodes[0].lazy_head = 0;
-    memset(r->h->shelf, 0, sizeof r->h->shelf);
+    r->map.nodes[0].lazy_head = 0;
+    memset(r->map.h->shelf, 0, sizeof r->map.h->shelf);
     for (int i = 0; i < VM_POOL_PAGES_MAX; i++)
-        r->nodes[0].pool[i].head = 0;
+        r->map.nodes[0].pool[i].head = 0;
 }
 
 static void let_holders_live_on(vm_region *r)
@@ -142,50 +142,50 @@ static void let_children_live_on(vm_region *r)
 static void let_leases_wait_for_ever(vm_region *r)
 {
     vm_recover(r, NULL);
-    for (uint32_t i = 0; i < r->h->lease_high; i++)
-        r->leases[i].deadline_ns = 0;
-    r->h->lease_due_ns = 0;
+    for (uint32_t i = 0; i < r->map.h->lease_high; i++)
+        r->map.leases[i].deadline_ns = 0;
+    r->map.h->lease_due_ns = 0;
 }
 
 static void break_open_the_lease_lock(vm_region *r)
 {
-    r->h->lease_lock.owner = 0; /* and nobody counts again */
+    r->map.h->lease_lock.owner = 0; /* and nobody counts again */
     vm_recover(r, NULL);
 }
 
 static void believe_half_a_sharing(vm_region *r)
 {
     uint64_t page = half_shared(r);
-    if (page < r->nr_pages) {
-        vm_word *word = &r->heads[page].word;
+    if (page < r->map.nr_pages) {
+        vm_word *word = &r->map.heads[page].word;
         leave_a_stale_bit(r, page);
-        *word = (*word & ~VM_WORD_STATE_MASK) | VM_BUSY | VM_WORD_SHARED;
+        *word = vm__with_state(*word, VM_BUSY) | VM_WORD_SHARED;
     }
     vm_recover(r, NULL);
 }
 
 static void believe_the_counter(vm_region *r)
 {
-    uint64_t before = r->h->lazy_pages;
+    uint64_t before = r->map.h->lazy_pages;
     vm_recover(r, NULL);
-    r->h->lazy_pages = before + 1;
+    r->map.h->lazy_pages = before + 1;
 }
 
 static void leave_neighbours_apart(vm_region *r)
 {
     vm_recover(r, NULL);
-    uint64_t page = vm__index_find(r, 0, 2), start = vm__index_run_start(r, page);
-    vm_word w = r->heads[start].word;
-    r->heads[start + 1].word = vm__word(VM_FREE, 0, vm__len(w) - 1, 0, 0);
-    r->heads[start].word = vm__word(VM_FREE, 0, 1, 0, 0);
+    uint64_t page = vm__index_find(&r->map, 0, 2), start = vm__index_run_start(&r->map, page);
+    vm_word w = r->map.heads[start].word;
+    r->map.heads[start + 1].word = vm__word(VM_FREE, 0, vm__len(w) - 1, 0, 0);
+    r->map.heads[start].word = vm__word(VM_FREE, 0, 1, 0, 0);
 }
 
 static void hand_out_twice(vm_region *r)
 {
     vm_recover(r, NULL);
-    uint64_t page = vm__index_find(r, 0, 2); /* in space for the index, busy for the words */
-    uint64_t start = vm__index_run_start(r, page);
-    r->heads[start].word = vm__thread(r)->busy | vm__len(r->heads[start].word) << VM_WORD_LEN_SHIFT;
+    uint64_t page = vm__index_find(&r->map, 0, 2); /* in space for the index, busy for the words */
+    uint64_t start = vm__index_run_start(&r->map, page);
+    r->map.heads[start].word = vm__thread(r)->busy | vm__len(r->map.heads[start].word) << VM_WORD_LEN_SHIFT;
 }
 
 /* ---- does anybody notice? ---- */
@@ -194,7 +194,7 @@ static bool is_noticed(vm_region *r)
 {
     vm_stats s;
     vm_set_lock_timeout(r, 0.05);
-    return vm_check(r, true, false, NULL, NULL) != 0 || vm_shrink(r, NULL) != 0 || vm_get_stats(r, &s) != 0
+    return vm_check(r, true, NULL, NULL) != 0 || vm_shrink(r, NULL) != 0 || vm_get_stats(r, &s) != 0
            || s.free_pages != s.nr_pages;
 }
 
@@ -203,7 +203,7 @@ static bool one_death_is_noticed(vm_pools d, int64_t k, void (*broken)(vm_region
     vm_region *r = make_and_die(d, k);
     broken(r);
     bool noticed = is_noticed(r);
-    r->h->corrupt = 1; /* nothing more to do for a detach */
+    r->map.h->corrupt = 1; /* nothing more to do for a detach */
     CHECK_EQ(vm_detach(r), 0);
     return noticed;
 }
@@ -214,7 +214,7 @@ static void a_recovery_that_forgets_something_is_noticed(vm_pools d, size_t kind
     for (int64_t k = 5; k < DEATHS; k++)
         if (one_death_is_noticed(d, k, broken))
             return;
-    fprintf(stderr, "kind %zu not noticed with pools %s\n", kind, design_name[d]);
+    fprintf(stderr, "kind %zu not noticed with pools %s\n", kind, vm_pools_name(d));
     CHECK(false);
 }
 
@@ -233,7 +233,7 @@ static void nor_is_it_when_a_stale_bit_lies_in_half_a_sharing(vm_pools d)
     for (int64_t k = 5; k < DEATHS && nr < 3; k++) {
         vm_region *r = make_and_die(d, k);
         uint64_t page = half_shared(r);
-        if (page < r->nr_pages) {
+        if (page < r->map.nr_pages) {
             leave_a_stale_bit(r, page);
             nr++;
         }

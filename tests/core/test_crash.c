@@ -103,7 +103,7 @@ static void print_writes(void)
     note_everything(&by_hook, PRIVATE);
     for (size_t i = 0; i < nr_operations; i++)
         FOR_EACH_DESIGN (d)
-            printf("writes %s %" PRIu64 " %s\n", design_name[d], tally_of(i, d).nr_passed, operations[i].name);
+            printf("writes %s %" PRIu64 " %s\n", vm_pools_name(d), tally_of(i, d).nr_passed, operations[i].name);
     for (size_t i = 0; i < vm_fault_nr_sites(); i++)
         printf("site %" PRIu64 " %s\n", tally_of_site(i).nr_passed, site_name(i));
 }
@@ -117,9 +117,9 @@ int main(int argc, char **argv)
         print_writes();
         return 0;
     }
-    plan p = {.repeats = 2, .one_in = 1, .most_first = 6, .most_second = 6, .has_pthread_regions = true};
+    plan p = {.repeats = 2, .one_in = 1, .most_first = 6, .most_second = 6};
     if (SLOWER > 1)
-        p = (plan){.repeats = 1, .one_in = 8, .has_pthread_regions = true};
+        p = (plan){.repeats = 1, .one_in = 8};
     kill_everywhere(&by_hook, &p);
     size_t never = report_sites();
     if (SLOWER == 1 && !getenv("VM_CRASH_DESIGN") && !getenv("VM_CRASH_ONLY"))

@@ -38,49 +38,49 @@ typedef struct area {
 
 static area area_of(const vm_region *r, uint64_t *seed)
 {
-    const uint8_t *base = (const uint8_t *)r->h;
+    const uint8_t *base = (const uint8_t *)r->map.h;
     uint64_t page = chance(seed, NR_PAGES), near = chance(seed, 3) ? 600 : NR_PAGES;
-    uint64_t slot = chance(seed, 2) ? VM_PROCESSES + chance(seed, 3) : chance(seed, r->nr_threads);
+    uint64_t slot = chance(seed, 2) ? VM_PROCESSES + chance(seed, 3) : chance(seed, r->map.nr_threads);
 #define AREA(p, n) ((area){(uint64_t)((const uint8_t *)(p) - base), (n)})
-    vm_node *node = &r->nodes[chance(seed, r->nr_nodes)];
+    vm_node *node = &r->map.nodes[chance(seed, r->map.nr_nodes)];
     switch (chance(seed, 15)) {
     case 0:
-        return AREA(r->h, sizeof *r->h);
+        return AREA(r->map.h, sizeof *r->map.h);
     case 1:
-        return AREA(&r->h->corrupt, sizeof *r->h - offsetof(vm_header, corrupt));
+        return AREA(&r->map.h->corrupt, sizeof *r->map.h - offsetof(vm_header, corrupt));
     case 2:
-        return AREA(r->processes, 6 * sizeof *r->processes);
+        return AREA(r->map.processes, 6 * sizeof *r->map.processes);
     case 3:
         return AREA(node, sizeof *node);
     case 4:
-        return AREA(r->names, 8 * sizeof *r->names);
+        return AREA(r->map.names, 8 * sizeof *r->map.names);
     case 5:
-        return AREA(r->leases, 64 * sizeof *r->leases);
+        return AREA(r->map.leases, 64 * sizeof *r->map.leases);
     case 6:
-        return AREA(&r->slots[slot], offsetof(vm_slot, magazine) + 16 * sizeof(vm_magazine));
+        return AREA(&r->map.slots[slot], offsetof(vm_slot, magazine) + 16 * sizeof(vm_magazine));
     case 7:
-        return AREA(&r->slots[slot], sizeof(vm_slot));
+        return AREA(&r->map.slots[slot], sizeof(vm_slot));
     case 8:
-        return AREA(r->bits, NR_PAGES / 8);
+        return AREA(r->map.bits, NR_PAGES / 8);
     case 9:
-        return AREA(r->summaries, (r->level_offset[r->nr_levels - 1] + 1) * sizeof *r->summaries);
+        return AREA(r->map.summaries, (r->map.level_offset[r->map.nr_levels - 1] + 1) * sizeof *r->map.summaries);
     case 10:
-        return AREA(&r->heads[page], sizeof *r->heads);
+        return AREA(&r->map.heads[page], sizeof *r->map.heads);
     case 11:
-        return AREA(r->heads, near * sizeof *r->heads);
+        return AREA(r->map.heads, near * sizeof *r->map.heads);
     case 12:
         return AREA(&node->pool, 8 * sizeof *node->pool); /* of the sizes that are asked for most */
     case 13:
-        return AREA(&r->h->space_lock, sizeof *r->h - offsetof(vm_header, space_lock));
+        return AREA(&r->map.h->space_lock, sizeof *r->map.h - offsetof(vm_header, space_lock));
     default:
-        return AREA(r->sharings, near * sizeof *r->sharings);
+        return AREA(r->map.sharings, near * sizeof *r->map.sharings);
     }
 }
 
 static uint64_t *somewhere(const vm_region *r, uint64_t *seed)
 {
     area a = area_of(r, seed);
-    return (uint64_t *)((uint8_t *)r->h + a.offset) + chance(seed, a.bytes / 8);
+    return (uint64_t *)((uint8_t *)r->map.h + a.offset) + chance(seed, a.bytes / 8);
 }
 
 /* Numbers at which bounds are decided. */
@@ -97,7 +97,7 @@ static uint64_t edge(uint64_t *seed)
 static vm_word plausible(const vm_region *r, uint64_t *seed)
 {
     uint32_t slot = chance(seed, 2) ? (uint32_t)chance(seed, 6) : VM_PROCESSES + (uint32_t)chance(seed, 4);
-    uint32_t inc = chance(seed, 4) ? (uint32_t)(r->slots[slot].state >> 32) : (uint32_t)chance(seed, 3);
+    uint32_t inc = chance(seed, 4) ? (uint32_t)(r->map.slots[slot].state >> 32) : (uint32_t)chance(seed, 3);
     uint64_t len = chance(seed, 3) ? 1 + chance(seed, 8) : edge(seed) & VM_PAGES_MAX;
     return vm__word((vm_state)chance(seed, 9), chance(seed, 4) << 4, len, slot, inc);
 }
@@ -108,7 +108,7 @@ static void put(uint64_t *at, uint64_t value) { __atomic_store_n(at, value, __AT
 static uint64_t some_range(const vm_region *r, uint64_t *seed)
 {
     uint64_t page = 0, len;
-    for (uint64_t n = chance(seed, chance(seed, 2) ? 10 : 200); n-- && (len = vm__len(vm__scan(r, page)));)
+    for (uint64_t n = chance(seed, chance(seed, 2) ? 10 : 200); n-- && (len = vm__len(vm__word_at(r, page)));)
         page = page + len < NR_PAGES ? page + len : 0;
     return page;
 }
@@ -116,12 +116,12 @@ static uint64_t some_range(const vm_region *r, uint64_t *seed)
 /* A list that never ends, and a counter that says so. */
 static void bend(const vm_region *r, uint64_t *seed)
 {
-    vm_node *node = &r->nodes[chance(seed, r->nr_nodes)];
+    vm_node *node = &r->map.nodes[chance(seed, r->map.nr_nodes)];
     vm_pool *pool = &node->pool[chance(seed, 8)];
     uint32_t *head = chance(seed, 3) ? &pool->head : &node->lazy_head, link = *head;
     if (!link || link > NR_PAGES)
         return;
-    put(&r->heads[link - 1].aux, link);
+    put(&r->map.heads[link - 1].aux, link);
     if (head == &pool->head)
         __atomic_store_n(&pool->nr_ranges, (uint32_t)edge(seed), __ATOMIC_RELAXED);
 }
@@ -130,20 +130,20 @@ static void bend(const vm_region *r, uint64_t *seed)
 static void heal(const vm_region *r, uint64_t *seed)
 {
     for (uint64_t page = 0, len; page < NR_PAGES; page += len) {
-        len = vm__len(vm__scan(r, page));
+        len = vm__len(vm__word_at(r, page));
         if (len)
             continue;
         len = 1 + chance(seed, NR_PAGES - page < 300 ? NR_PAGES - page : 300);
-        put(&r->heads[page].word, vm__word(chance(seed, 4) ? VM_FREE : VM_LAZY, 0, len, 0, 0));
+        put(&r->map.heads[page].word, vm__word(chance(seed, 4) ? VM_FREE : VM_LAZY, 0, len, 0, 0));
     }
-    r->h->space_lock.needs_repair = chance(seed, 2) != 0;
-    put(&r->h->corrupt, 0);
+    r->map.h->space_lock.needs_mending = chance(seed, 2) != 0;
+    put(&r->map.h->corrupt, 0);
 }
 
 static void scribble(const vm_region *r, uint64_t *seed)
 {
     uint64_t *at = somewhere(r, seed), *other = somewhere(r, seed);
-    const uint64_t *end = (const uint64_t *)r->sharings;
+    const uint64_t *end = (const uint64_t *)r->map.sharings;
     uint64_t page = chance(seed, NR_PAGES), run = 1 + chance(seed, 24);
     switch (chance(seed, 13)) {
     case 0:
@@ -164,7 +164,7 @@ static void scribble(const vm_region *r, uint64_t *seed)
         break;
     }
     case 5: /* links: circles, and lists that run into each other */
-        put(&r->heads[page].aux, 1 + chance(seed, chance(seed, 2) ? 8 : NR_PAGES));
+        put(&r->map.heads[page].aux, 1 + chance(seed, chance(seed, 2) ? 8 : NR_PAGES));
         break;
     case 6:
         put(at, edge(seed));
@@ -173,21 +173,21 @@ static void scribble(const vm_region *r, uint64_t *seed)
         put(at, edge(seed) << 32 | (uint32_t)edge(seed));
         break;
     case 8:
-        put(&r->heads[page].word, plausible(r, seed));
+        put(&r->map.heads[page].word, plausible(r, seed));
         break;
     case 9:
-        put(&r->heads[some_range(r, seed)].word, plausible(r, seed));
+        put(&r->map.heads[some_range(r, seed)].word, plausible(r, seed));
         break;
     case 10:
-        put(&r->heads[some_range(r, seed)].word, 0);
+        put(&r->map.heads[some_range(r, seed)].word, 0);
         break;
     case 11:
         bend(r, seed);
         break;
     default:
         heal(r, seed);
-        put((uint64_t *)&r->h->space_lock, chance(seed, 8) ? 0 : next_random(seed) >> chance(seed, 64));
-        put((uint64_t *)&r->h->purge_lock, chance(seed, 8) ? 0 : next_random(seed) >> chance(seed, 64));
+        put((uint64_t *)&r->map.h->space_lock, chance(seed, 8) ? 0 : next_random(seed) >> chance(seed, 64));
+        put((uint64_t *)&r->map.h->purge_lock, chance(seed, 8) ? 0 : next_random(seed) >> chance(seed, 64));
         break;
     }
 }
@@ -196,9 +196,9 @@ static void scribble(const vm_region *r, uint64_t *seed)
 
 static void must_be_inside(const worker *w, const vm_range *a)
 {
-    CHECK(a->nr_pages && a->page < w->r->nr_pages && a->nr_pages <= w->r->nr_pages - a->page);
+    CHECK(a->nr_pages && a->page < w->r->map.nr_pages && a->nr_pages <= w->r->map.nr_pages - a->page);
     uint8_t *data = vm_pointer(w->r, a->page);
-    data[0] = data[(a->nr_pages << w->r->page_shift) - 1] = 1;
+    data[0] = data[(a->nr_pages << w->r->map.page_shift) - 1] = 1;
 }
 
 static void keep(worker *w, const vm_range *a, int rc)
@@ -314,7 +314,7 @@ static void listen(void *arg, const char *text) { *(size_t *)arg += strlen(text)
 static void op_check(worker *w)
 {
     size_t told = 0;
-    vm_check(w->r, chance(&w->seed, 2), false, listen, &told);
+    vm_check(w->r, chance(&w->seed, 2), listen, &told);
 }
 static void op_repair(worker *w)
 {
@@ -324,7 +324,7 @@ static void op_repair(worker *w)
 static int look_at_range(void *arg, const vm_range_info *i)
 {
     const worker *w = arg;
-    CHECK(i->nr_pages && i->page < w->r->nr_pages && i->nr_pages <= w->r->nr_pages - i->page);
+    CHECK(i->nr_pages && i->page < w->r->map.nr_pages && i->nr_pages <= w->r->map.nr_pages - i->page);
     return 0;
 }
 static void op_look(worker *w)
@@ -343,7 +343,7 @@ static void op_attach(worker *w)
     worker other = {.seed = w->seed};
     if (vm_attach(vm_fd(w->r), &other.r) != 0)
         return;
-    CHECK_EQ(other.r->nr_pages, NR_PAGES);
+    CHECK_EQ(other.r->map.nr_pages, NR_PAGES);
     vm_set_lock_timeout(other.r, 0.002);
     op_alloc(&other);
     op_look(&other);
@@ -434,7 +434,7 @@ static void alone(vm_pools d, uint64_t seed)
     for (int i = 0; i < STEPS / SLOWER; i++) {
         if (chance(&scribble_seed, 3) == 0)
             scribble(w.r, &scribble_seed);
-        if (w.r->h->corrupt)
+        if (w.r->map.h->corrupt)
             heal(w.r, &scribble_seed);
         work(&w);
     }
@@ -458,7 +458,7 @@ static void together(vm_pools d, uint64_t seed)
     CHILD(hostile, {
         for (uint64_t n = 0; seconds() < ends; n++) {
             scribble(r, &seed);
-            if (r->h->corrupt)
+            if (r->map.h->corrupt)
                 heal(r, &seed);
             if (n % 16 == 0)
                 usleep(50); /* some things need a moment's peace to go wrong */
@@ -481,7 +481,7 @@ static void a_round(void (*how)(vm_pools, uint64_t), const char *name, vm_pools 
     int status = end_of(pid);
     if (status == 0)
         return;
-    fprintf(stderr, "round %s, pools %s, seed %" PRIu64 ": ended with %s %d\n", name, design_name[d], seed,
+    fprintf(stderr, "round %s, pools %s, seed %" PRIu64 ": ended with %s %d\n", name, vm_pools_name(d), seed,
             WIFSIGNALED(status) ? "signal" : "status", WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
     fprintf(stderr, "again: test_hostile 1 %" PRIu64 "\n", seed);
     exit(1);

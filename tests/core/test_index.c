@@ -38,18 +38,18 @@ static void same_answers(vm_region *r, const oracle *o, uint64_t *seed)
 {
     uint64_t from = random_below(seed, o->nr_pages), page = random_below(seed, o->nr_pages);
     uint64_t nr_pages = random_pages(seed, o->nr_pages);
-    CHECK_EQ(vm__index_find(r, 0, nr_pages), oracle_find(o, 0, nr_pages));
-    CHECK_EQ(vm__index_find(r, from, nr_pages), oracle_find(o, from, nr_pages));
-    CHECK_EQ(vm__index_find(r, page, 1), oracle_find(o, page, 1));
-    CHECK_EQ(vm__index_is_free(r, page), !o->taken[page]);
+    CHECK_EQ(vm__index_find(&r->map, 0, nr_pages), oracle_find(o, 0, nr_pages));
+    CHECK_EQ(vm__index_find(&r->map, from, nr_pages), oracle_find(o, from, nr_pages));
+    CHECK_EQ(vm__index_find(&r->map, page, 1), oracle_find(o, page, 1));
+    CHECK_EQ(vm__index_is_free(&r->map, page), !o->taken[page]);
     if (!o->taken[page])
-        CHECK_EQ(vm__index_run_start(r, page), oracle_run_start(o, page));
-    CHECK_EQ(vm__index_largest(r), oracle_largest(o));
+        CHECK_EQ(vm__index_run_start(&r->map, page), oracle_run_start(o, page));
+    CHECK_EQ(vm__index_largest(&r->map), oracle_largest(o));
 }
 
 static size_t summaries_bytes(const vm_region *r)
 {
-    return (r->level_offset[r->nr_levels - 1] + 1) * sizeof(vm_summary);
+    return (r->map.level_offset[r->map.nr_levels - 1] + 1) * sizeof(vm_summary);
 }
 
 static void rebuilding_changes_nothing(vm_region *r)
@@ -57,9 +57,9 @@ static void rebuilding_changes_nothing(vm_region *r)
     size_t bytes = summaries_bytes(r);
     vm_summary *before = malloc(bytes);
     CHECK(before != NULL);
-    memcpy(before, r->summaries, bytes);
-    vm__index_summarise_all(r);
-    CHECK(memcmp(before, r->summaries, bytes) == 0);
+    memcpy(before, r->map.summaries, bytes);
+    vm__index_summarise_all(&r->map);
+    CHECK(memcmp(before, r->map.summaries, bytes) == 0);
     free(before);
 }
 
@@ -68,11 +68,11 @@ static void summaries_come_back_from_the_bits_alone(vm_region *r)
     size_t bytes = summaries_bytes(r);
     vm_summary *before = malloc(bytes);
     CHECK(before != NULL);
-    memcpy(before, r->summaries, bytes);
-    memset(r->summaries, 0xa5, bytes);
-    r->h->high_pages = r->nr_pages;
-    vm__index_summarise_all(r);
-    CHECK(memcmp(before, r->summaries, bytes) == 0);
+    memcpy(before, r->map.summaries, bytes);
+    memset(r->map.summaries, 0xa5, bytes);
+    r->map.h->high_pages = r->map.nr_pages;
+    vm__index_summarise_all(&r->map);
+    CHECK(memcmp(before, r->map.summaries, bytes) == 0);
     free(before);
 }
 
@@ -87,13 +87,13 @@ static void a_random_history_gives_the_oracles_answers(uint64_t nr_pages, int nr
     for (int step = 0; step < nr_steps; step++) {
         uint64_t page = random_below(&seed, nr_pages), n = random_pages(&seed, nr_pages - page);
         bool taken = random_below(&seed, 2);
-        vm__index_set(r, page, n, taken);
+        vm__index_set(&r->map, page, n, taken);
         memset(o.taken + page, taken, n);
         same_answers(r, &o, &seed);
     }
     rebuilding_changes_nothing(r);
     summaries_come_back_from_the_bits_alone(r);
-    vm__index_set(r, 0, nr_pages, false);
+    vm__index_set(&r->map, 0, nr_pages, false);
     CHECK_CLEAN(r);
     free(o.taken);
     CHECK_EQ(vm_detach(r), 0);
@@ -109,27 +109,27 @@ static void a_region_of_any_size_has_an_index(void)
 static void pages_past_the_end_are_never_found(void)
 {
     vm_region *r = numbers(700); /* the second leaf ends at 1024 */
-    CHECK_EQ(vm__index_largest(r), 700);
-    CHECK_EQ(vm__index_find(r, 0, 700), 0);
-    CHECK_EQ(vm__index_find(r, 0, 701), VM_NONE);
-    CHECK_EQ(vm__index_find(r, 699, 1), 699);
-    CHECK_EQ(vm__index_find(r, 699, 2), VM_NONE);
-    CHECK_EQ(vm__index_find(r, 700, 1), VM_NONE);
-    CHECK(!vm__index_is_free(r, 700));
+    CHECK_EQ(vm__index_largest(&r->map), 700);
+    CHECK_EQ(vm__index_find(&r->map, 0, 700), 0);
+    CHECK_EQ(vm__index_find(&r->map, 0, 701), VM_NONE);
+    CHECK_EQ(vm__index_find(&r->map, 699, 1), 699);
+    CHECK_EQ(vm__index_find(&r->map, 699, 2), VM_NONE);
+    CHECK_EQ(vm__index_find(&r->map, 700, 1), VM_NONE);
+    CHECK(!vm__index_is_free(&r->map, 700));
     CHECK_EQ(vm_detach(r), 0);
 }
 
 static void a_run_is_found_across_leaves_and_levels(void)
 {
     vm_region *r = numbers(10 * 4096);
-    vm__index_set(r, 0, r->nr_pages, true);
-    vm__index_set(r, 4096 - 10, 20, false); /* over the edge of a level-1 entry */
-    CHECK_EQ(vm__index_find(r, 0, 20), 4086);
-    CHECK_EQ(vm__index_find(r, 4090, 16), 4090);
-    CHECK_EQ(vm__index_find(r, 4090, 17), VM_NONE);
-    CHECK_EQ(vm__index_run_start(r, 4105), 4086);
-    CHECK_EQ(vm__index_largest(r), 20);
-    vm__index_set(r, 0, r->nr_pages, false);
+    vm__index_set(&r->map, 0, r->map.nr_pages, true);
+    vm__index_set(&r->map, 4096 - 10, 20, false); /* over the edge of a level-1 entry */
+    CHECK_EQ(vm__index_find(&r->map, 0, 20), 4086);
+    CHECK_EQ(vm__index_find(&r->map, 4090, 16), 4090);
+    CHECK_EQ(vm__index_find(&r->map, 4090, 17), VM_NONE);
+    CHECK_EQ(vm__index_run_start(&r->map, 4105), 4086);
+    CHECK_EQ(vm__index_largest(&r->map), 20);
+    vm__index_set(&r->map, 0, r->map.nr_pages, false);
     CHECK_EQ(vm_detach(r), 0);
 }
 

@@ -266,7 +266,7 @@ static void die_with_the_lease_lock(vm_region *r)
     CHILD(child, {
         while (!__atomic_load_n(may_go, __ATOMIC_ACQUIRE))
             sched_yield();
-        CHECK_EQ(vm__lock(r, vm__thread(r), &r->h->lease_lock, 0), 0);
+        CHECK_EQ(vm__lock(vm__thread(r), &r->map.h->lease_lock, 0), 0);
     });
     __atomic_store_n(may_go, 1, __ATOMIC_RELEASE);
     ended_well(child);
@@ -279,9 +279,9 @@ static void the_table_of_one_who_died_over_it_is_mended(vm_pools d)
     uint64_t lease = lease_of(r, a);
     GIVE_BACK(r, a);
     die_with_the_lease_lock(r);
-    r->sharings[a.page].nr_leases++; /* it had counted one and not made it, */
-    r->h->nr_leases += 2;
-    r->h->lease_unused = 1; /* and torn the chain: entry 0 is in use */
+    r->map.sharings[a.page].nr_leases++; /* it had counted one and not made it, */
+    r->map.h->nr_leases += 2;
+    r->map.h->lease_unused = 1; /* and torn the chain: entry 0 is in use */
     b = take(r, 2);
     uint64_t another = lease_of(r, b);
     CHECK(another % VM_LEASES != lease % VM_LEASES);

@@ -88,7 +88,7 @@ static void a_stale_entry_is_skipped(void)
     m->header = 1ull << 63 | 99;
     c = take(r, 1);
     GIVE_BACK(r, c);
-    CHECK_EQ(vm_check(r, true, true, NULL, NULL) >= 0, 1);
+    CHECK_EQ(vm_repair(r, NULL, NULL) >= 0, 1);
     CHECK_EQ(vm_detach(r), 0);
 }
 
@@ -125,7 +125,7 @@ static void a_slot_is_reused_under_another_incarnation(void)
         CHECK_EQ(pthread_create(&thread, NULL, fill_and_exit, r), 0);
         pthread_join(thread, NULL);
     }
-    CHECK_EQ(r->slots[VM_PROCESSES + 1].state, 20ull << 32);
+    CHECK_EQ(r->map.slots[VM_PROCESSES + 1].state, 20ull << 32);
     FINISH(r);
 }
 
@@ -179,11 +179,11 @@ static void a_neighbour_stopped_in_an_operation_is_not_robbed(void)
     uint64_t cached = stats_of(r).cached_pages;
     vm__thread(r);
     uint32_t its = VM_PROCESSES + (vm__thread(r)->index == VM_PROCESSES);
-    __atomic_store_n(&r->slots[its].in_operation, 1, __ATOMIC_SEQ_CST);
-    CHECK_EQ(vm__magazine_drain(r, vm__thread(r), its), -EAGAIN);
+    __atomic_store_n(&r->map.slots[its].in_operation, 1, __ATOMIC_SEQ_CST);
+    CHECK_EQ(vm__magazine_drain(vm__thread(r), its), -EAGAIN);
     CHECK_EQ(stats_of(r).cached_pages, cached);
-    __atomic_store_n(&r->slots[its].in_operation, 0, __ATOMIC_SEQ_CST);
-    CHECK_EQ(vm__magazine_drain(r, vm__thread(r), its), 0);
+    __atomic_store_n(&r->map.slots[its].in_operation, 0, __ATOMIC_SEQ_CST);
+    CHECK_EQ(vm__magazine_drain(vm__thread(r), its), 0);
     CHECK_EQ(stats_of(r).cached_pages, 0);
     CHECK_CLEAN(r);
     pthread_barrier_wait(&n.done);

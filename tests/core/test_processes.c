@@ -118,8 +118,8 @@ static void *take_then_end(void *arg)
 static uint32_t slots_in_use(const vm_region *r)
 {
     uint32_t nr = 0;
-    for (uint32_t i = VM_PROCESSES; i < r->nr_threads; i++)
-        nr += VM_LOAD(&r->slots[i].state) & 1;
+    for (uint32_t i = VM_PROCESSES; i < r->map.nr_threads; i++)
+        nr += VM_ACQUIRE(&r->map.slots[i].state) & 1;
     return nr;
 }
 
@@ -141,7 +141,7 @@ static void a_thread_that_ends_during_a_detach_leaves_its_old_slot_to_the_new_ow
     late.r = left;
     CHECK_EQ(pthread_create(&of_late, NULL, take_then_end, &late), 0);
     wait_for(&late.done, 1);
-    CHECK_EQ(vm__lock(r, vm__thread(r), &r->h->purge_lock, 0), 0); /* here the detach must wait */
+    CHECK_EQ(vm__lock(vm__thread(r), &r->map.h->purge_lock, 0), 0); /* here the detach must wait */
     CHECK_EQ(pthread_create(&of_detach, NULL, detach, left), 0);
     for (double until = seconds() + 60; slots_in_use(r) >= before; sched_yield()) /* it retires its threads' slots */
         CHECK(seconds() < until);
@@ -154,7 +154,7 @@ static void a_thread_that_ends_during_a_detach_leaves_its_old_slot_to_the_new_ow
     __atomic_store_n(&late.told, 1, __ATOMIC_RELEASE);
     pthread_join(of_late, NULL);
     CHECK_EQ(slots_in_use(r), in_use);
-    vm__unlock(r, vm__thread(r), &r->h->purge_lock);
+    vm__unlock(vm__thread(r), &r->map.h->purge_lock);
     pthread_join(of_detach, NULL);
     for (int i = 0; i < HEIRS; i++) {
         __atomic_store_n(&heir[i].told, 1, __ATOMIC_RELEASE);
@@ -171,13 +171,13 @@ static void a_file_that_is_no_region_is_refused(void)
     CHECK_EQ(vm_attach(-1, &other), -EBADF);
     CHECK_EQ(vm_attach(fd, &other), -ENOEXEC);
     CHECK_EQ(vm_attach(made, &other), -ENOEXEC);
-    vm_header h = *r->h;
+    vm_header h = *r->map.h;
     CHECK_EQ(write(made, &h, sizeof h), sizeof h);
     CHECK_EQ(vm_attach(made, &other), -EUCLEAN); /* not sealed, and truncated */
     close(fd);
     close(made);
     for (int i = 0; i < 7; i++) {
-        vm_header *broken = r->h;
+        vm_header *broken = r->map.h;
         *(i == 0   ? &broken->format
           : i == 1 ? &broken->page_bytes
           : i == 2 ? &broken->ready
@@ -187,11 +187,11 @@ static void a_file_that_is_no_region_is_refused(void)
                    : &broken->nr_levels) ^= i == 2 ? 1 : 0x40000001;
         int rc = vm_attach(vm_fd(r), &other);
         CHECK_EQ(rc, i < 2 ? -EPROTO : -EUCLEAN);
-        *r->h = h;
+        *r->map.h = h;
     }
-    r->h->off_heads += 4096;
+    r->map.h->off_heads += 4096;
     CHECK_EQ(vm_attach(vm_fd(r), &other), -EUCLEAN);
-    *r->h = h;
+    *r->map.h = h;
     CHECK(other == NULL);
     FINISH(r);
 }
@@ -221,13 +221,13 @@ static void a_lock_of_a_dead_owner_is_stolen_and_mended(vm_pools d)
     vm_region *r = make(d);
     vm_range a = take(r, 2);
     IN_CHILD({
-        CHECK_EQ(vm__lock(r, vm__thread(r), &r->h->space_lock, 0), 0);
-        r->h->free_pages = 1; /* half-way through something */
+        CHECK_EQ(vm__lock(vm__thread(r), &r->map.h->space_lock, 0), 0);
+        r->map.h->free_pages = 1; /* half-way through something */
     });
     double started = seconds();
     vm_range b = take(r, 600);
     CHECK(seconds() - started < 2);
-    CHECK_EQ(stats_of(r).free_pages, r->nr_pages - 602);
+    CHECK_EQ(stats_of(r).free_pages, r->map.nr_pages - 602);
     CHECK_EQ(vm_recover(r, NULL), 0);
     GIVE_BACK(r, a);
     GIVE_BACK(r, b);
@@ -241,10 +241,10 @@ static void a_stopped_owner_is_never_robbed(vm_pools d)
     vm_range a;
     pid_t child;
     CHILD(child, {
-        CHECK_EQ(vm__lock(r, vm__thread(r), &r->h->space_lock, 0), 0);
+        CHECK_EQ(vm__lock(vm__thread(r), &r->map.h->space_lock, 0), 0);
         *is_locked = 1;
         raise(SIGSTOP);
-        vm__unlock(r, vm__thread(r), &r->h->space_lock);
+        vm__unlock(vm__thread(r), &r->map.h->space_lock);
     });
     while (!*is_locked)
         sched_yield();
@@ -253,9 +253,9 @@ static void a_stopped_owner_is_never_robbed(vm_pools d)
     CHECK_EQ(vm_alloc(r, 600, 1, 0, &a), -EBUSY);
     CHECK_EQ(vm_busy_pid(r), child);
     CHECK_EQ(vm_alloc(r, 600, 1, VM_NO_WAIT, &a), -EAGAIN);
-    vm_wait_in_slices(true);
+    vm_wait_begin(0, true);
     CHECK_EQ(vm_alloc(r, 600, 1, 0, &a), -EINTR);
-    vm_wait_in_slices(false);
+    vm_wait_end();
     CHECK(vm_lock_wait_ns(r) >= 100000000);
     vm_set_lock_timeout(r, 10);
     kill(child, SIGCONT);

@@ -11,7 +11,7 @@ static void fill_pool(vm_region *r, uint64_t nr_pages, uint32_t count, vm_range 
     for (uint32_t i = 0; i < count; i++)
         a[i] = take(r, nr_pages);
     CHECK_EQ(vm_free_bulk(r, count, a), 0);
-    CHECK_EQ(r->nodes[0].pool[vm__pool_index(nr_pages)].nr_ranges, count);
+    CHECK_EQ(r->map.nodes[0].pool[vm__pool_index(nr_pages)].nr_ranges, count);
     CHECK_EQ(stats_of(r).pooled_pages, count * nr_pages);
 }
 
@@ -35,11 +35,11 @@ static void a_decay_takes_the_coldest(vm_pools d)
     vm_range a[8];
     fill_pool(r, 3, 8, a); /* a[0] was freed first */
     CHECK_EQ(vm_purge(r, NULL), 0);
-    CHECK_EQ(vm__state(r->heads[a[0].page].word), VM_FREE);
-    CHECK_EQ(vm__state(r->heads[a[1].page].word) == VM_POOLED, 0);
-    CHECK_EQ(vm__state(r->heads[a[2].page].word), VM_POOLED);
+    CHECK_EQ(vm__state(r->map.heads[a[0].page].word), VM_FREE);
+    CHECK_EQ(vm__state(r->map.heads[a[1].page].word) == VM_POOLED, 0);
+    CHECK_EQ(vm__state(r->map.heads[a[2].page].word), VM_POOLED);
     CHECK_EQ(take(r, 3).page, a[7].page); /* the hottest is served first */
-    CHECK_EQ(vm_free(r, a[7].page, r->heads[a[7].page].aux, 0), 0);
+    CHECK_EQ(vm_free(r, a[7].page, r->map.heads[a[7].page].aux, 0), 0);
     FINISH(r);
 }
 
@@ -96,10 +96,10 @@ static void a_request_looks_at_the_neighbours_pools(vm_pools d)
     vm_region *r = MAKE(.nr_pages = 1000, .nr_nodes = 8, .nr_threads = 8, .pools = d, .lazy_pages_max = 1u << 28);
     vm_range a = take(r, 5);
     vm_thread *t = vm__thread(r);
-    vm_word moving = t->moving | a.nr_pages << VM_WORD_LEN_SHIFT;
-    r->heads[a.page].word = moving;
-    vm_node *far = &r->nodes[(vm__node_here(r) + 5) % 8];
-    CHECK_EQ(vm__pool_design(r)->give(r, t, far, 5, 1, &a.page), 1);
+    vm_word moving = vm__moving(t, a.nr_pages);
+    r->map.heads[a.page].word = moving;
+    vm_node *far = &r->map.nodes[(vm__node_here(r) + 5) % 8];
+    CHECK_EQ(r->design->kept->give(t, far, 5, 1, &a.page), 1);
     CHECK_CLEAN(r);
     vm_range b = take(r, 5);
     CHECK_EQ(b.page, a.page);
@@ -143,7 +143,7 @@ static void the_tightest_fit_on_the_shelf_wins(vm_pools d)
 
 static void more_large_ranges_than_the_shelf_holds_are_not_lost(vm_pools d)
 {
-    enum { COUNT = VM_SHELF + 10 };
+    enum { COUNT = VM_SHELF_RANGES + 10 };
     vm_region *r = MAKE(.nr_pages = COUNT * 260, .granule_bytes = 4096, .pools = d, SMALL);
     static vm_range a[COUNT];
     for (int i = 0; i < COUNT; i++)
@@ -210,7 +210,7 @@ static void a_shrink_gives_everything_back(vm_pools d)
     CHECK_EQ(vm_free_bulk(r, 99, a), 0);
     CHECK_EQ(vm_shrink(r, &pages), 0);
     CHECK(pages >= nr - keep.nr_pages); /* and what was stocked up */
-    CHECK_EQ(stats_of(r).free_pages, r->nr_pages - keep.nr_pages);
+    CHECK_EQ(stats_of(r).free_pages, r->map.nr_pages - keep.nr_pages);
     GIVE_BACK(r, keep);
     FINISH(r);
 }
@@ -219,7 +219,7 @@ static void the_purge_starts_at_another_node_each_time(vm_pools d)
 {
     vm_region *r = MAKE(.nr_pages = 100, .nr_nodes = 4, .nr_threads = 4, .pools = d);
     for (uint64_t i = 0; i < 9; i++) {
-        CHECK_EQ(r->h->purge_start_node % r->nr_nodes, i % 4);
+        CHECK_EQ(r->map.h->purge_start_node % r->map.nr_nodes, i % 4);
         CHECK_EQ(vm_purge(r, NULL), 0);
     }
     FINISH(r);
@@ -229,11 +229,11 @@ static void the_recent_peak_sinks_to_the_present(vm_pools d)
 {
     vm_region *r = make(d);
     vm_range a = take(r, 8000);
-    CHECK_EQ(r->h->used_peak, 8000);
+    CHECK_EQ(r->map.h->used_peak, 8000);
     GIVE_BACK(r, a);
     for (int i = 0; i < 40; i++)
         CHECK_EQ(vm_purge(r, NULL), 0);
-    CHECK(r->h->used_peak < 10);
+    CHECK(r->map.h->used_peak < 10);
     FINISH(r);
 }
 

@@ -129,11 +129,12 @@ static void the_index_comes_back_from_the_words_alone(void)
     vm_region *r = bare(3000);
     vm_range a = take(r, 700), b = take(r, 1), c = take(r, 999);
     return_now(r, b);
-    memset(r->bits, 0x33, 3000 / 8); /* what a hostile neighbour may do to a hint */
-    memset(r->summaries, 0x77, (r->level_offset[r->nr_levels - 1] + 1) * sizeof(vm_summary));
-    r->h->free_pages = 5;
-    CHECK(vm_check(r, true, false, NULL, NULL) > 0);
-    CHECK_EQ(vm_check(r, true, true, say_finding, "repaired"), 0);
+    memset(r->map.bits, 0x33, 3000 / 8); /* what a hostile neighbour may do to a hint */
+    memset(r->map.summaries, 0x77, (r->map.level_offset[r->map.nr_levels - 1] + 1) * sizeof(vm_summary));
+    r->map.h->free_pages = 5;
+    CHECK(vm_check(r, true, NULL, NULL) > 0);
+    CHECK(vm_repair(r, NULL, NULL) > 0);
+    CHECK_EQ(vm_check(r, true, say_finding, "repaired"), 0);
     CHECK_EQ(stats_of(r).free_pages, 3000 - 700 - 999);
     GIVE_BACK(r, a);
     GIVE_BACK(r, c);

@@ -73,18 +73,18 @@ static bool has_breakpoint(const stage *s, moment m) { return m.nth && !(m.place
 static void arm(stage *s, moment m)
 {
     areas->nr = 0;
-    guard(s->r->h, s->r->data_offset);
+    guard(s->r->map.h, s->r->map.data_offset);
     CHECK_EQ(ptrace(PTRACE_TRACEME, 0, NULL, NULL), 0);
     raise(SIGSTOP); /* until the tracer has said what it wants to hear of */
     is_armed = true;
     is_read_only = !has_breakpoint(s, m);
     if (is_read_only)
-        CHECK_EQ(mprotect(s->r->h, s->r->data_offset, PROT_READ), 0);
+        CHECK_EQ(mprotect(s->r->map.h, s->r->map.data_offset, PROT_READ), 0);
 }
 static void disarm(stage *s)
 {
     is_armed = is_read_only = false;
-    CHECK_EQ(mprotect(s->r->h, s->r->data_offset, PROT_READ | PROT_WRITE), 0);
+    CHECK_EQ(mprotect(s->r->map.h, s->r->map.data_offset, PROT_READ | PROT_WRITE), 0);
 }
 
 /* ---- in the survivor: the tracer ---- */
@@ -384,7 +384,7 @@ static void read_writes(const char *said)
     if (sscanf(said, "writes %15s %" SCNu64 " %127[^\n]", design, &nr, name) == 3)
         for (size_t i = 0; i < nr_operations; i++)
             FOR_EACH_DESIGN (d)
-                if (strcmp(operations[i].name, name) == 0 && strcmp(design_name[d], design) == 0)
+                if (strcmp(operations[i].name, name) == 0 && strcmp(vm_pools_name(d), design) == 0)
                     writes[i][d] = nr;
 }
 static void ask_the_build_with_hooks(void)

@@ -73,7 +73,7 @@ static void release(vm_region *r, uint64_t *seed, offer *o)
     vm_range a = o->range, b;
     uint64_t chance = random_below(seed, 16);
     if (chance == 0 && a.nr_pages > 1) {
-        vm_word w = VM_LOAD(&r->heads[a.page].word);
+        vm_word w = VM_ACQUIRE(&r->map.heads[a.page].word);
         if (vm__owner(w) == r->process)
             resize_down(r, &a);
     }
@@ -101,7 +101,7 @@ static void disturb(vm_region *r, uint64_t *seed)
         CHECK_EQ(vm_recover(r, NULL), 0);
         break;
     case 3:
-        CHECK_EQ(vm_check(r, false, false, say_finding, "under way"), 0);
+        CHECK_EQ(vm_check(r, false, say_finding, "under way"), 0);
         break;
     default:
         break;
@@ -164,15 +164,14 @@ static void run_threads(vm_region *r, uint64_t seed, int nr_steps)
         pthread_join(threads[i], NULL);
 }
 
-static vm_region *make(vm_pools d, uint32_t nr_threads, bool pthread_locks)
+static vm_region *make(vm_pools d, uint32_t nr_threads)
 {
-    return MAKE(.nr_pages = PAGES, .pools = d, .nr_nodes = 3, .nr_threads = nr_threads, .lazy_pages_max = 1000,
-                .pthread_locks = pthread_locks);
+    return MAKE(.nr_pages = PAGES, .pools = d, .nr_nodes = 3, .nr_threads = nr_threads, .lazy_pages_max = 1000);
 }
 
-static void threads_come_and_go(vm_pools d, uint32_t nr_threads, bool pthread_locks)
+static void threads_come_and_go(vm_pools d, uint32_t nr_threads)
 {
-    vm_region *r = make(d, nr_threads, pthread_locks);
+    vm_region *r = make(d, nr_threads);
     for (uint64_t round = 0; round < ROUNDS; round++)
         run_threads(r, 17 + round, 6000 / SLOWER);
     at_the_end_all_is_there(r);
@@ -180,7 +179,7 @@ static void threads_come_and_go(vm_pools d, uint32_t nr_threads, bool pthread_lo
 
 static void processes_come_and_go(vm_pools d)
 {
-    vm_region *r = make(d, 32, false);
+    vm_region *r = make(d, 32);
     for (uint64_t round = 0; round < ROUNDS; round++) {
         pid_t pid[WORKERS];
         for (uint64_t i = 0; i < WORKERS; i++)
@@ -197,7 +196,7 @@ static void processes_come_and_go(vm_pools d)
                         continue;
                     uint64_t seed = 7;
                     if (vm_lookup(r, arena->offers[o].range.page, &now) == 0
-                        && vm__owner(VM_LOAD(&r->heads[now.page].word)) == r->process)
+                        && vm__owner(VM_ACQUIRE(&r->map.heads[now.page].word)) == r->process)
                         release(r, &seed, &arena->offers[o]);
                     else
                         set_offer(&arena->offers[o], 1);
@@ -218,9 +217,8 @@ int main(void)
     FOR_EACH_DESIGN (d)
         processes_come_and_go(d);
     FOR_EACH_DESIGN (d) { /* last: TSan does not fork after threads were there */
-        threads_come_and_go(d, 16, false);
-        threads_come_and_go(d, 2, false); /* most have no slot */
-        threads_come_and_go(d, 16, true);
+        threads_come_and_go(d, 16);
+        threads_come_and_go(d, 2); /* most have no slot */
     }
     return 0;
 }

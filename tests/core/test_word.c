@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* The word of a range and the token of a lock: what is packed comes out again, alone. */
 #include "check.h"
-#include "layout.h"
+#include "base/layout.h"
 
 static const vm_state states[] = {VM_FREE, VM_BUSY, VM_CACHED, VM_POOLED,
                                   VM_LAZY, VM_MOVING, VM_PURGING, VM_FREEING};

@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Alive: who is who, and who is dead. A process slot per attached process; threads' slots name theirs.
+ *
+ * A process is dead when the kernel dropped its OFD lock (system.c). Pids are kept for messages only. Every reissue of a
+ * slot raises its incarnation, and words and locks name slot and incarnation, so what a dead owner wrote is never taken
+ * for its successor's. Who retires a dead one's slots makes that visible without a system call.
+ */
+#include "base.h"
+
+/* ---- who is dead ---- */
+
+/* Undecidable means alive. */
+bool vm__process_is_dead(vm_region *r, uint32_t process)
+{
+    return process != r->process && process < VM_PROCESS_NAMES && !vm__process_is_claimed(r->lock_fd, process);
+}
+
+bool vm__incarnation_is_dead(vm_region *r, uint32_t process, uint32_t incarnation)
+{
+    if (process >= VM_PROCESS_NAMES)
+        return false;
+    uint64_t state = VM_ACQUIRE(&r->map.processes[process].state);
+    return (state >> 32 & VM_INC_MASK) != incarnation || !(state & VM_PROCESS_LIVE) || vm__process_is_dead(r, process);
+}
+
+bool vm__owner_is_dead(vm_region *r, vm_token token)
+{
+    uint32_t slot = vm__token_slot(token);
+    if (slot >= r->map.nr_threads)
+        return true; /* no such slot: scribbled over */
+    uint64_t state = VM_ACQUIRE(&r->map.slots[slot].state);
+    return !(state & 1) || (state >> 32 & VM_INC_MASK) != vm__token_inc(token)
+           || vm__process_is_dead(r, vm__slot_process(state));
+}
+
+bool vm__process_is_retired(const vm_region *r, uint32_t process, uint32_t incarnation)
+{
+    if (process >= VM_PROCESSES)
+        return true;
+    uint64_t state = VM_ACQUIRE(&r->map.processes[process].state);
+    return !(state & VM_PROCESS_LIVE) || (state >> 32 & VM_INC_MASK) != incarnation;
+}
+
+/* Dead by incarnation: its slot was retired. */
+bool vm__owner_is_retired(const vm_region *r, vm_word w)
+{
+    uint32_t slot = vm__owner(w);
+    if (slot >= r->map.nr_threads)
+        return true;
+    uint64_t state = VM_ACQUIRE(&r->map.slots[slot].state);
+    return !(state & 1) || (state >> 32 & VM_INC_MASK) != vm__inc(w);
+}
+
+/* For messages: 0 if the token names no slot. */
+uint32_t vm__pid_of(const vm_region *r, vm_token owner)
+{
+    uint32_t slot = vm__token_slot(owner);
+    if (slot >= r->map.nr_threads)
+        return 0;
+    uint32_t process = vm__slot_process(VM_RELAXED(&r->map.slots[slot].state));
+    return VM_RELAXED(&r->map.processes[process].pid);
+}
+
+/* ---- process slots ---- */
+
+/* Step 2 for one process: its threads' slots are nobody's, under new incarnations. */
+void vm__retire_threads(vm_region *r, uint32_t process, const vm_thread *but)
+{
+    for (uint32_t i = 0; i < r->map.nr_threads; i++) {
+        if (!vm__slot_was_used(r, i))
+            continue;
+        uint64_t state = VM_ACQUIRE(&r->map.slots[i].state);
+        bool is_its = state & 1 && vm__slot_process(state) == process;
+        if (is_its && !(but && but->index == i))
+            VM_STORE(&r->map.slots[i].state, ((state >> 32) + 1) << 32);
+    }
+}
+
+/* Take a slot of that kind for whoever has `lock_fd`: a clean one becomes LIVE; a dead process's stays
+ * DYING until its new owner, with vm__finish_join(), has reclaimed what the dead left, since holder bits
+ * have no incarnation. */
+bool vm__take_process(vm_region *r, bool clean, int lock_fd, uint32_t *process, uint32_t *incarnation)
+{
+    for (uint32_t p = 0; p < VM_PROCESS_NAMES; p++) {
+        if (((uint32_t)VM_ACQUIRE(&r->map.processes[p].state) == 0) != clean || vm__claim_process(lock_fd, p) != 0)
+            continue;
+        uint64_t state = VM_ACQUIRE(&r->map.processes[p].state), inc = (state >> 32) + 1;
+        if (((uint32_t)state == 0) != clean) { /* it changed before we had the lock */
+            vm__unclaim_process(lock_fd, p);
+            continue;
+        }
+        if (!clean) {
+            VM_PUT(&r->map.h->purge_needs_scan, 1);
+            vm__retire_threads(r, p, NULL);
+        }
+        uint64_t *common = &r->map.slots[p].state;
+        VM_PUT(&r->map.processes[p].pid, vm__pid());
+        VM_STORE(common, ((VM_ACQUIRE(common) >> 32) + 1) << 32 | (uint64_t)p << 1 | 1);
+        VM_STORE(&r->map.processes[p].state, inc << 32 | (clean ? VM_PROCESS_LIVE : VM_PROCESS_DYING));
+        *process = p;
+        *incarnation = (uint32_t)inc & VM_INC_MASK;
+        return true;
+    }
+    return false;
+}
+
+/* Find this process a slot: a clean one (0), else a dead process's (1: vm__finish_join() has work). */
+int vm__join(vm_region *r)
+{
+    r->process = VM_PROCESSES;
+    if (vm__take_process(r, true, r->lock_fd, &r->process, &r->process_inc))
+        return 0;
+    return vm__take_process(r, false, r->lock_fd, &r->process, &r->process_inc) ? 1 : -ENOLCK;
+}
+
+void vm__free_process(vm_region *r, uint32_t process)
+{
+    uint64_t *state = &r->map.processes[process].state;
+    VM_STORE(state, ((VM_ACQUIRE(state) >> 32) + 1) << 32);
+}

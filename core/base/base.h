@@ -1,0 +1,295 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Layer 1, base: what everybody stands on. The region byte by byte, the fault hook, what one process and one thread
+ * know of a region, the system, the clock, locks, who is alive, and ranges as words.
+ *
+ * A file includes its own layer's header and thereby the lower ones: a call upwards does not compile.
+ */
+#ifndef VM_BASE_H
+#define VM_BASE_H
+
+#include <assert.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "fault.h"
+#include "layout.h"
+#include "vmalloc_types.h"
+
+#define vm_likely(x) __builtin_expect(!!(x), 1)
+#define vm_unlikely(x) __builtin_expect(!!(x), 0)
+
+/* For what only a mistake of ours can make false, in builds with hooks. What a neighbour could write is compared
+ * in every build and answered with an error. Where the two cannot be told apart (is the lock word ours?) the
+ * tests that scribble turn assertions off. */
+#ifdef VM_HOOKS
+#define VM_ASSERT(x)                                                                                        \
+    ((x) || !vm__asserts ? (void)0                                                                          \
+                         : (void)(fprintf(stderr, "%s:%d: assertion failed: %s\n", __FILE__, __LINE__, #x), abort()))
+#include <stdio.h>
+#else
+#define VM_ASSERT(x) ((void)0)
+#endif
+
+typedef struct vm_thread vm_thread;
+typedef struct vm_pool_design vm_pool_design; /* cache.h */
+
+/* ---- what a process and a thread know ---- */
+
+/* The mapping, as its header said when it was checked at attach: where everything lies and how much of it there is.
+ * What is behind the pointers is shared, and a neighbour may scribble over it at any time. */
+typedef struct vm_map {
+    vm_head *heads;
+    uint64_t nr_pages;
+    uint8_t *data; /* NULL for an address space */
+    uint32_t pools; /* which row of the designs' table */
+    uint32_t page_shift; /* of the granule */
+    vm_header *h;
+    vm_process *processes;
+    vm_slot *slots;
+    vm_node *nodes;
+    vm_name *names;
+    vm_lease_entry *leases;
+    uint64_t *bits;
+    vm_summary *summaries;
+    vm_sharing *sharings;
+    uint32_t nr_nodes, nr_threads, nr_levels, flags;
+    uint64_t level_nr[VM_LEVELS_MAX];
+    uint64_t level_offset[VM_LEVELS_MAX];
+    uint64_t mapped_bytes, data_offset;
+} vm_map;
+
+/* How often this process holds a shared range. `id`: of which one, for the page may be another's by now. */
+typedef struct vm_reference {
+    uint64_t id;
+    uint32_t count;
+    uint32_t inherited; /* of these, what came with fork */
+} vm_reference;
+
+typedef struct vm_inherited { /* what a child has from its parent */
+    uint64_t page, id;
+    uint32_t count;
+} vm_inherited;
+
+/* What a parent prepares for the child it is about to have (fork.c). */
+typedef struct vm_heir {
+    int lock_fd; /* its own description, which holds the OFD lock of its process slot; -1: no slot */
+    uint32_t process, process_inc;
+    vm_inherited *range;
+    size_t nr, room;
+} vm_heir;
+
+/* What this process knows of a region it attached; nobody else can write to it. */
+struct vm_region {
+    uint64_t fast_attachment; /* `attachment`, or 0 while the fast paths are off (fault injection) */
+    vm_map map;
+    uint64_t attachment; /* which attachment of this process; a fork's child gets another number */
+    const vm_pool_design *design;
+    uint64_t fail_every, nr_requests;
+    volatile uint64_t *wiped; /* a page the kernel wipes in a child, also of a raw clone; else 1 */
+
+    int fd, lock_fd;
+    bool is_leaving; /* vm_detach() is at it [registry] */
+    bool can_drain;  /* membarrier across processes works here */
+    bool readonly;   /* mapped to look only: no slot, every change is EROFS */
+    uint32_t process, process_inc; /* our slot; VM_PROCESSES: none (a fork that found none free) */
+    uint64_t lock_timeout_ns;
+    uint64_t budget_pages; /* by how many pages one thread's magazine caps may grow */
+
+    vm_reference *references; /* per page, of shared ranges [holder_mutex] */
+    vm_heir heir, inheritance; /* for the next child; from our parent [holder_mutex] */
+    uint64_t looked_for_deaths_ns; /* [holder_mutex] */
+    pthread_mutex_t common_mutex, recover_mutex, holder_mutex;
+    struct vm_region *next; /* all regions of the process [registry] */
+};
+
+/* What one thread knows of a region: its slot and the words it writes, precomputed. The one context that functions
+ * take. Lives in memory that is wiped in a child, so that a raw clone's thread matches no attachment. */
+struct vm_thread {
+    uint64_t attachment;     /* equals region->attachment while usable */
+    vm_region *region;
+    vm_thread *next;         /* this thread's other regions */
+    uint64_t next_number;    /* of ids that come from no magazine */
+    vm_word moving, purging; /* words without length, as busy and cached */
+    vm_token token;
+    uint32_t index;
+    _Alignas(64) uint64_t fast_attachment; /* as attachment, if this thread may use the hit paths */
+    vm_magazine *magazine;
+    vm_slot *slot;
+    vm_word busy, cached;
+    vm_word flip;        /* busy ^ cached */
+    uint64_t fast_pages; /* requests up to here may use the magazines: VM_POOL_PAGES_MAX or 0 */
+    uint64_t cap_pages;  /* by how many pages all caps together grew */
+    uint32_t nr_purges_left; /* to others who were at it */
+    bool common;         /* uses the process's slot under common_mutex */
+    uint8_t stock[VM_POOL_PAGES_MAX + 1]; /* log2 of how many ranges the next miss takes from space */
+    uint8_t cap[VM_POOL_PAGES_MAX + 1]; /* ranges each magazine may hold now; grows on demand */
+};
+
+/* This thread's words for a range of that length in each of the states that a slot can own. */
+static inline vm_word vm__busy(const vm_thread *t, uint64_t nr_pages) { return t->busy | vm__len_bits(nr_pages); }
+static inline vm_word vm__cached(const vm_thread *t, uint64_t nr_pages) { return t->cached | vm__len_bits(nr_pages); }
+static inline vm_word vm__moving(const vm_thread *t, uint64_t nr_pages) { return t->moving | vm__len_bits(nr_pages); }
+static inline vm_word vm__purging(const vm_thread *t, uint64_t nr_pages) { return t->purging | vm__len_bits(nr_pages); }
+
+/* ---- system.c: what is asked of the kernel, but for memory (store/pages.c) ---- */
+
+void vm__futex_wait(vm_token *word, vm_token seen, long ns);
+void vm__futex_wake_one(vm_token *word);
+int vm__open_for_locks(const vm_region *r); /* a descriptor, or -errno */
+int vm__claim_process(int lock_fd, uint32_t process); /* its OFD lock; 0 when ours now */
+void vm__unclaim_process(int lock_fd, uint32_t process);
+bool vm__process_is_claimed(int lock_fd, uint32_t process); /* by anybody; undecidable means yes */
+bool vm__can_drain(void); /* registers this process for membarriers of others */
+void vm__barrier_everywhere(void);
+uint32_t vm__cpu(void); /* this thread's, now */
+uint32_t vm__online_cpus(void);
+uint32_t vm__configured_cpus(void);
+uint32_t vm__pid(void);
+void vm__yield(void);
+void vm__close(int fd);
+
+/* ---- map.c: where everything lies, from the sizes alone; creator and attacher compute the same ---- */
+
+void vm__lay_out(vm_header *h);
+bool vm__same_layout(const vm_header *a, const vm_header *b);
+void vm__point(vm_map *m, void *base, const vm_header *h); /* the header was checked */
+
+/* ---- clock.c: time, and how long a call waits ---- */
+
+uint64_t vm__now_ns(void);
+void vm__sleep_ns(uint64_t ns);
+/* Between looks at a stuck owner: 0 to go on, EBUSY when the call's time is up, EINTR when its slice is. */
+int vm__wait_slice(const vm_region *r, uint64_t started_ns, vm_token owner);
+bool vm__time_is_up(const vm_region *r, uint64_t started_ns);
+void vm__wait_begin(uint64_t timeout_ns, bool in_slices); /* as vm_wait_begin() */
+void vm__wait_end(void);
+uint32_t vm__busy_pid(void);
+
+/* ---- alive.c: process slots, and who is dead ---- */
+
+/* False: do not even look at it, a look costs a page. */
+static inline bool vm__slot_was_used(const vm_region *r, uint32_t i)
+{
+    return i < VM_PROCESSES ? VM_ACQUIRE(&r->map.processes[i].state) != 0 : i < VM_ACQUIRE(&r->map.h->high_slot);
+}
+static inline uint32_t vm__slot_process(uint64_t state) { return (uint32_t)(state >> 1) & (VM_PROCESSES - 1); }
+bool vm__process_is_dead(vm_region *r, uint32_t process);
+bool vm__incarnation_is_dead(vm_region *r, uint32_t process, uint32_t incarnation);
+bool vm__owner_is_dead(vm_region *r, vm_token token);
+/* Dead by incarnation, which needs no system call to see. */
+bool vm__process_is_retired(const vm_region *r, uint32_t process, uint32_t incarnation);
+bool vm__owner_is_retired(const vm_region *r, vm_word w);
+uint32_t vm__pid_of(const vm_region *r, vm_token owner);
+bool vm__take_process(vm_region *r, bool clean, int lock_fd, uint32_t *process, uint32_t *incarnation);
+int vm__join(vm_region *r);                            /* a process slot: 0, or 1 if it was a dead one's */
+void vm__free_process(vm_region *r, uint32_t process); /* its slot, under the next incarnation [purge_lock] */
+void vm__retire_threads(vm_region *r, uint32_t process, const vm_thread *but);
+
+/* ---- lock.c: locks, shared and private, in one order ---- */
+
+/* A lock is taken only while none of the same or a higher rank of its region is held; builds with hooks abort
+ * otherwise. A range's boundaries change only under space_lock, so a scan of the words under it is stable. */
+typedef enum {
+    VM_RANK_REGISTRY, /* all regions of the process; private, as the next two */
+    VM_RANK_COMMON,   /* threads without a slot of their own take turns */
+    VM_RANK_RECOVER,  /* one recoverer a process */
+    VM_RANK_PURGE,
+    VM_RANK_NAMES,
+    VM_RANK_LEASE,
+    VM_RANK_HOLDER, /* private: what this process counts of shared ranges */
+    VM_RANK_POOL,   /* a node's */
+    VM_RANK_SPACE,
+} vm_rank;
+
+enum { VM_LOCK_BRIEF = 1 << 11 }; /* EAGAIN after some milliseconds: the caller has another way */
+/* Take a lock: 0, or EAGAIN (VM_NO_WAIT), EBUSY, EINTR. The caller mends what it protects if needs_mending. */
+int vm__lock(vm_thread *t, vm_lock *lock, unsigned flags);
+bool vm__trylock(vm_thread *t, vm_lock *lock);
+void vm__unlock(vm_thread *t, vm_lock *lock);
+bool vm__lock_is_held(const vm_thread *t, const vm_lock *lock);
+#define VM_ASSERT_HELD(t, lock) VM_ASSERT(vm__lock_is_held(t, lock))
+
+void vm__mutex_lock(const vm_region *r, pthread_mutex_t *mutex, vm_rank rank);
+bool vm__mutex_trylock(const vm_region *r, pthread_mutex_t *mutex, vm_rank rank);
+void vm__mutex_unlock(const vm_region *r, pthread_mutex_t *mutex, vm_rank rank);
+#ifdef VM_HOOKS
+bool vm__rank_is_held(const vm_region *r, vm_rank rank);
+#endif
+#define VM_ASSERT_RANK_HELD(r, rank) VM_ASSERT(vm__rank_is_held(r, rank))
+
+/* ---- registry.c: the regions of this process ---- */
+
+void vm__registry_lock(void);
+void vm__registry_unlock(void);
+vm_region *vm__registry(void); /* the first of all */
+bool vm__is_registered(const vm_region *r, uint64_t attachment); /* [registry] */
+int vm__register(vm_region *r); /* as vm__join() */
+void vm__start_leaving(vm_region *r, const vm_thread *t);
+void vm__unregister(vm_region *r);
+uint64_t vm__new_attachment(void);
+
+/* ---- range.c: ids, hand-out, lookup ---- */
+
+uint64_t vm__new_ids(vm_region *r); /* the first number of VM_ID_BLOCK - 1 */
+static inline uint64_t vm__new_id(vm_thread *t, uint64_t nr_pages)
+{
+    if (vm_unlikely(vm__number_is_spent(t->next_number)))
+        t->next_number = vm__new_ids(t->region);
+    return vm__id(t->next_number++, nr_pages);
+}
+void vm__hand_out(vm_thread *t, uint64_t page, uint64_t nr_pages, bool zeroed, vm_range *out);
+int vm__lookup(const vm_region *r, uint64_t page, vm_range *out);
+int vm__corrupt(vm_region *r, int line); /* marks the region; -EUCLEAN */
+#define VM_CORRUPT(r) vm__corrupt((r), __LINE__)
+
+/* The word of the range that starts there, for a walk over all; 0 at the end (page = nr_pages) and where the words
+ * do not parse. */
+static inline vm_word vm__word_at(const vm_region *r, uint64_t page)
+{
+    if (page >= r->map.nr_pages)
+        return 0;
+    vm_word w = VM_ACQUIRE(&r->map.heads[page].word);
+    uint64_t len = vm__len(w);
+    return len == 0 || len > r->map.nr_pages - page ? 0 : w;
+}
+/* A hint named this stretch: is it one, and within the mapping? */
+static inline bool vm__is_within(const vm_region *r, uint64_t page, uint64_t nr_pages)
+{
+    return nr_pages && page < r->map.nr_pages && nr_pages <= r->map.nr_pages - page;
+}
+static inline bool vm__is_power_of_two(uint64_t n) { return n && !(n & (n - 1)); }
+/* So many percent of n, rounded up. */
+static inline uint64_t vm__percent_up(uint64_t n, uint64_t percent) { return (n * percent + 99) / 100; }
+
+/* ---- batch.c: ranges that a purge collects; private, for what a dead purger held is in the words ---- */
+
+typedef struct vm_piece {
+    uint64_t page, nr_pages;
+} vm_piece;
+
+typedef struct vm_batch {
+    vm_piece *piece;
+    size_t nr, room;
+    uint64_t pages_returned;
+} vm_batch;
+
+void vm__batch_add(vm_thread *t, vm_batch *b, uint64_t page, uint64_t nr_pages);
+void vm__batch_merge(vm_batch *b); /* sorts, and makes one piece of neighbours */
+
+/* ---- report.c: findings of check and repair ---- */
+
+typedef struct vm_report {
+    int nr;
+    char *text; /* one finding after the other, each ended by 0 */
+    size_t len, room;
+} vm_report;
+
+__attribute__((format(printf, 2, 3))) void vm__report(vm_report *p, const char *format, ...);
+void vm__report_clear(vm_report *p);
+/* Outside all locks, for whoever listens may allocate. Frees it; returns how many findings there were. */
+int vm__report_end(vm_report *p, void (*say)(void *, const char *), void *arg);
+
+#endif

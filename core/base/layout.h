@@ -1,0 +1,328 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The region, byte by byte: what every attached process agrees on.
+ *
+ * One memfd, one mapping: header | process slots | nodes | names | leases | thread slots | leaf bits |
+ * summaries | heads | sharings | data. Only offsets and page numbers are stored, never pointers.
+ * All of it starts as zeros and zero always means "nothing yet", so a region of 1 TiB costs the few
+ * pages that were written. docs/region-format.md tells the same in prose and states which changes
+ * need a new VM_FORMAT.
+ *
+ * Truth: the heads (one word a range), the sharings' holders, names and leases. Everything else is a hint
+ * that can be rebuilt from them. docs/decisions/0001 says why the word looks as it does.
+ */
+#ifndef VM_LAYOUT_H
+#define VM_LAYOUT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "vmalloc_facts.h"
+
+#define VM_MAGIC 0x31636f6c6c616d76ull /* "vmalloc1" in memory order */
+#define VM_FORMAT 3u
+#define VM_MAP_ALIGN (2ull << 20) /* of the mapping and, in it, of the data */
+
+/* The limits of the format that are not in vmalloc_facts.h. */
+enum {
+    VM_PROCESSES = 256,        /* process slots; the last one is the region's own (names)       */
+    VM_PROCESS_NAMES = 255,    /* holder bit of named references                                */
+    VM_THREADS_MAX = 4096,     /* thread slots, the word's owner field                          */
+    VM_LEAF_PAGES = 512,       /* pages one leaf of the free index covers                       */
+    VM_FANOUT = 8,             /* children of one summary                                       */
+    VM_LEVELS_MAX = 9,         /* summary levels above the leaves, 2^30 pages                   */
+    VM_NAMES = 1024,           /* named references                                              */
+    VM_NAME_BYTES = 64,
+    VM_NAME_META_BYTES = 416,
+    VM_LEASES = 1 << 16,       /* references inside messages at one time                        */
+};
+#define VM_NONE UINT64_MAX /* "no page" as a result; in lists page + 1 is stored and 0 is the end */
+#define VM_PAGES_MAX ((1ull << 30) - 1)
+
+/* ---- the word -------------------------------------------------------------------------------- */
+
+typedef uint64_t vm_word;
+
+typedef enum {
+    VM_FREE = 0,    /* in space; all-zero is free, never touched, and not a head                  */
+    VM_BUSY = 1,    /* held by processes; owner = the process slot that may use plain stores      */
+    VM_CACHED = 2,  /* in a magazine;                        owner = thread slot                  */
+    VM_POOLED = 3,  /* in a pool;                            owner = node                         */
+    VM_LAZY = 4,    /* freed, backed, waiting for a purge;   owner = node                         */
+    VM_MOVING = 5,  /* between two of the above;             owner = thread slot                  */
+    VM_PURGING = 6, /* being discarded and returned;         owner = thread slot                  */
+    VM_FREEING = 7, /* last holder looks whether it is last, or, not S yet, the owner shares it first;
+                     * owner = process slot                                                        */
+} vm_state;
+
+/*   63        50 49      38 37                     8 7  6 5 4 3   0
+ *  +------------+----------+------------------------+----+-+-+-----+
+ *  | incarnation|  owner   |  length in pages       | 0  |S|D|state|   S shared, D dirty
+ *  +------------+----------+------------------------+----+-+-+-----+ */
+#define VM_WORD_STATE_MASK 0xfull
+#define VM_WORD_DIRTY (1ull << 4)  /* pages may be resident and not zero */
+#define VM_WORD_SHARED (1ull << 5) /* exported once: every change is a CAS from now on */
+#define VM_WORD_LEN_SHIFT 8
+#define VM_WORD_OWNER_SHIFT 38
+#define VM_WORD_INC_SHIFT 50
+#define VM_INC_MASK 0x3fffu
+
+static inline vm_word vm__word(vm_state state, uint64_t flags, uint64_t nr_pages, uint32_t owner,
+                               uint32_t incarnation)
+{
+    return (vm_word)state | flags | nr_pages << VM_WORD_LEN_SHIFT
+           | (uint64_t)owner << VM_WORD_OWNER_SHIFT
+           | (uint64_t)(incarnation & VM_INC_MASK) << VM_WORD_INC_SHIFT;
+}
+static inline vm_state vm__state(vm_word w) { return (vm_state)(w & VM_WORD_STATE_MASK); }
+static inline uint64_t vm__len(vm_word w) { return w >> VM_WORD_LEN_SHIFT & VM_PAGES_MAX; }
+static inline uint32_t vm__owner(vm_word w)
+{
+    return (uint32_t)(w >> VM_WORD_OWNER_SHIFT) & (VM_THREADS_MAX - 1);
+}
+static inline uint32_t vm__inc(vm_word w) { return (uint32_t)(w >> VM_WORD_INC_SHIFT); }
+#define VM_WORD_LEN_MASK (VM_PAGES_MAX << VM_WORD_LEN_SHIFT)
+static inline vm_word vm__len_bits(uint64_t nr_pages) { return nr_pages << VM_WORD_LEN_SHIFT; }
+static inline vm_word vm__with_len(vm_word w, uint64_t nr_pages)
+{
+    return (w & ~VM_WORD_LEN_MASK) | vm__len_bits(nr_pages);
+}
+static inline vm_word vm__with_state(vm_word w, vm_state state) { return (w & ~VM_WORD_STATE_MASK) | state; }
+/* The same state, owner, incarnation and S: whatever the length, and whether dirty or not. */
+static inline bool vm__is_like(vm_word w, vm_word other)
+{
+    return ((w ^ other) & ~(VM_WORD_LEN_MASK | VM_WORD_DIRTY)) == 0;
+}
+/* Referenced by holders and leases and not by its owner field. */
+static inline bool vm__is_shared(vm_word w)
+{
+    return w & VM_WORD_SHARED && (vm__state(w) == VM_BUSY || vm__state(w) == VM_FREEING);
+}
+
+_Static_assert(VM_WORD_LEN_SHIFT + 30 == VM_WORD_OWNER_SHIFT, "length has 30 bits");
+_Static_assert(VM_WORD_OWNER_SHIFT + 12 == VM_WORD_INC_SHIFT, "owner has 12 bits");
+_Static_assert(VM_THREADS_MAX == 1 << 12, "owner field");
+_Static_assert(VM_PROCESSES <= VM_THREADS_MAX && (int)VM_NODES_MAX <= (int)VM_THREADS_MAX, "owner field");
+
+/* One per page; only a range's first counts. `aux` is the allocation's id while BUSY, and the link
+ * (page + 1 of the next, 0 at the end) while POOLED, LAZY or MOVING through a list. */
+typedef struct vm_head {
+    vm_word word;
+    uint64_t aux;
+} vm_head;
+_Static_assert(sizeof(vm_head) == 16, "region format");
+
+/* Who references a range; written from its first sharing on. Indexed by the range's first page. */
+typedef struct vm_sharing {
+    uint64_t holders[VM_PROCESSES / 64]; /* one bit a process slot; set and clear are idempotent */
+    uint64_t nr_leases;                  /* never fewer than `leases` name it                 [lease_lock] */
+} vm_sharing;
+_Static_assert(sizeof(vm_sharing) == 40, "region format");
+
+/* ---- locks ----------------------------------------------------------------------------------- */
+
+/* Who holds a lock or a flag: thread slot + 1 and its incarnation. 0 is nobody. */
+typedef uint32_t vm_token;
+#define VM_TOKEN_WAITERS (1u << 31)
+#define VM_TOKEN_MASK (VM_TOKEN_WAITERS - 1)
+static inline vm_token vm__token(uint32_t slot, uint32_t incarnation)
+{
+    return (slot + 1) | (incarnation & VM_INC_MASK) << 13;
+}
+static inline uint32_t vm__token_slot(vm_token t) { return (t & 0x1fff) - 1; }
+static inline uint32_t vm__token_inc(vm_token t) { return t >> 13 & VM_INC_MASK; }
+
+typedef struct vm_lock {
+    _Alignas(64) vm_token owner; /* futex; top bit: somebody sleeps             */
+    uint32_t needs_mending;      /* stolen from a dead owner, not yet mended    */
+    vm_token watcher;            /* hint: the waiter that looks after the owner */
+} vm_lock;
+_Static_assert(sizeof(vm_lock) == 64, "one cache line");
+
+/* ---- slots ----------------------------------------------------------------------------------- */
+
+/* A process is alive as long as the kernel holds its OFD lock on byte `index` of the memfd. */
+typedef struct vm_process {
+    _Alignas(64) uint64_t state; /* incarnation << 32 | VM_PROCESS_LIVE or _DYING; low half 0: unused */
+    uint32_t pid;                /* for messages only; pid namespaces lie */
+    uint32_t pad;
+} vm_process;
+#define VM_PROCESS_LIVE 1u
+#define VM_PROCESS_DYING 2u /* its threads' slots are retired, its ranges not yet reclaimed */
+_Static_assert(sizeof(vm_process) == 64, "region format");
+
+/* Ready ranges of one size, the one freed last on top. The owner writes `header` whole: the number of
+ * entries in the low byte, above it the number of the next id; VM_MAGAZINE_TAKING while it takes one.
+ * So a hit has one word to load and one to store for mark, count and id. */
+typedef union vm_magazine {
+    struct {
+        _Alignas(64) uint64_t header;
+        uint32_t page[VM_MAGAZINE_CAP];
+    };
+    uint32_t cell[32]; /* the same; the header is cells 0 and 1 */
+} vm_magazine;
+#define VM_MAGAZINE_TAKING 0xffull
+static inline uint32_t vm__magazine_count(uint64_t header)
+{
+    return (uint8_t)header <= VM_MAGAZINE_CAP ? (uint8_t)header : 0;
+}
+/* Where the newest entry is, whatever the header says; at count 0 half of the header itself, which can
+ * be no range of this magazine. */
+static inline const uint32_t *vm__magazine_top(const vm_magazine *m, uint64_t header)
+{
+    return &m->cell[(header + 1) % 32];
+}
+_Static_assert(sizeof(vm_magazine) == 128, "two cache lines");
+
+/* Slots 0..VM_PROCESSES-1 belong to the process of that number and serve its threads that got no
+ * slot of their own, one at a time; the rest are handed out to threads. */
+typedef struct vm_slot {
+    _Alignas(4096) uint64_t state; /* incarnation << 32 | process << 1 | used */
+    uint32_t in_operation; /* 1 between entry and exit of what uses the magazines, but for the hits */
+    vm_token drain;        /* who empties these magazines; the owner then bypasses them           */
+    uint64_t lock_wait_ns;         /* counters: written by the owner only                        */
+    uint64_t reserved;     /* 0; keeps the magazines where the format has them                   */
+    uint64_t nr_pool_hit;
+    uint64_t nr_lazy_hit;
+    uint64_t nr_space_hit;
+    uint64_t nr_alloc;             /* all but magazine hits; those are counted by ids            */
+    uint64_t nr_failed;
+    /* Not at a multiple of 128: users write to the first bytes of pages, and a store and a load that
+     * agree in the low 12 bits of their addresses delay each other on many CPUs. */
+    _Alignas(64) uint8_t unaliased[64];
+    vm_magazine magazine[VM_POOL_PAGES_MAX + 1]; /* by size; [0] stays empty */
+} vm_slot;
+_Static_assert(offsetof(vm_slot, magazine) % 128 == 64 && sizeof(vm_slot) % 4096 == 0, "region format");
+
+/* ---- nodes ----------------------------------------------------------------------------------- */
+
+typedef struct vm_pool {
+    uint32_t head;    /* page + 1 of the first ready range; 0 if empty                            */
+    uint32_t nr_ranges; /* exact in `locked` [node.pool_lock]; an atomic counter in `llist`          */
+    uint32_t tail;    /* llist: last of the chain that was put back, page + 1    [in_use]            */
+    vm_token in_use;  /* llist: the one taker                                                        */
+} vm_pool;
+_Static_assert(sizeof(vm_pool) == 16, "region format");
+
+typedef struct vm_node {
+    vm_lock pool_lock;
+    _Alignas(64) uint32_t lazy_head; /* page + 1; pushed by anybody, detached whole under purge_lock */
+    uint32_t pad;
+    _Alignas(64) vm_pool pool[VM_POOL_PAGES_MAX];
+} vm_node;
+_Static_assert(sizeof(vm_node) == 128 + VM_POOL_PAGES_MAX * 16, "region format");
+
+/* ---- free index ------------------------------------------------------------------------------ */
+
+/* Free runs of a stretch of pages, stored as what is missing to "all free", so that zero is an
+ * untouched region. */
+typedef struct vm_summary {
+    uint32_t start_missing; /* pages - length of the free run at the low end  */
+    uint32_t max_missing;   /* pages - longest free run                       */
+    uint32_t end_missing;   /* pages - length of the free run at the high end */
+} vm_summary;
+_Static_assert(sizeof(vm_summary) == 12, "region format");
+
+typedef struct vm_name {
+    uint64_t state;     /* 0 unused, else the range's id: the commit word           */
+    uint64_t page;
+    char name[VM_NAME_BYTES];
+    uint32_t meta_bytes;
+    uint32_t pad;
+    char meta[VM_NAME_META_BYTES];
+} vm_name;
+_Static_assert(sizeof(vm_name) == 504, "region format");
+
+/* A reference inside a message, held by nobody yet: it keeps the range until it is claimed, dropped, or
+ * its owner has been dead for a while. */
+typedef struct vm_lease_entry {
+    uint64_t id;          /* number << VM_LEASE_BITS | index: the commit word; 0 unused */
+    uint64_t page, range_id;
+    uint64_t made_ns;     /* CLOCK_MONOTONIC */
+    uint64_t deadline_ns; /* the same clock; set when its owner is found dead; 0: none */
+    uint32_t owner;       /* process slot and incarnation: who made it, or is claiming it */
+    uint32_t next;        /* of an unused one: index + 1 of the next unused one */
+} vm_lease_entry;
+_Static_assert(sizeof(vm_lease_entry) == 48, "region format");
+#define VM_LEASE_BITS 16
+_Static_assert(VM_LEASES == 1 << VM_LEASE_BITS, "a lease's id holds its index");
+static inline uint32_t vm__lease_owner(uint32_t process, uint32_t incarnation)
+{
+    return process | (incarnation & VM_INC_MASK) << 16;
+}
+
+/* ---- header ---------------------------------------------------------------------------------- */
+
+enum { /* vm_header.flags */
+    VM_FLAG_NO_DATA = 1u, /* an address space: ranges of numbers, no memory behind */
+    VM_FLAG_KEEP = 2u,    /* ranges of dead processes stay busy (AddressSpace)     */
+};
+
+typedef struct vm_header {
+    uint64_t magic;
+    uint32_t format;
+    uint32_t page_bytes;     /* of the system that created it; attach refuses another */
+    uint8_t id[16];          /* random: references name it */
+    char version[16];        /* of the package that made it, for messages */
+    uint64_t total_bytes;    /* of the memfd */
+    uint64_t nr_pages;
+    uint64_t granule_bytes;  /* page_bytes, or the unit of an address space */
+    uint64_t limit_pages;    /* at most this many outside space at once; 0: nr_pages */
+    uint32_t pools;          /* vm_pools */
+    uint32_t flags;
+    uint32_t nr_nodes;
+    uint32_t nr_threads;     /* thread slots, VM_PROCESSES of them the processes' own */
+    uint32_t nr_levels;      /* summary levels, the leaves' included */
+    uint32_t ready;          /* 1 once the creator is done: attach waits for nothing, it refuses */
+    uint64_t off_processes, off_threads, off_nodes, off_names, off_leases, off_bits, off_summaries, off_heads,
+        off_sharings, off_data;
+    uint64_t level_offset[VM_LEVELS_MAX + 1]; /* index of each level's first summary */
+    uint64_t base;           /* AddressSpace: value of page 0 */
+
+    _Alignas(64) uint64_t corrupt;     /* 0, or the line that found it: no more changes  */
+    uint64_t purge_needs_scan;         /* a death may have hidden ranges from the lists */
+    uint64_t next_id;                  /* numbers of ids are handed to threads in blocks */
+    uint64_t lazy_pages_fixed;         /* threshold set by the user; 0: automatic       */
+    uint64_t high_slot;                /* thread slots from here up were never used     */
+    uint64_t lease_ttl_ns;             /* how long an unclaimed lease outlives its owner */
+
+    _Alignas(64) uint64_t lazy_pages;  /* atomic; at rest the sum of all LAZY lengths   */
+    uint64_t shelf[VM_SHELF_RANGES];          /* hint: page << 32 | pages of large LAZY ranges */
+
+    vm_lock purge_lock;
+    vm_lock space_lock;
+    vm_lock names_lock;
+    vm_lock lease_lock;
+    /* [space_lock] */
+    uint64_t free_pages;
+    uint64_t used_peak;                /* recent; drops to the present at every purge by a quarter */
+    uint64_t granted_pages;            /* headroom was checked up to here                          */
+    uint64_t high_pages;                   /* the index was never touched from here up             */
+    uint64_t nr_splits, nr_merges;
+    /* [purge_lock] */
+    uint64_t purge_start_node;
+    uint64_t nr_purges, nr_purged_pages, nr_discards;
+    uint64_t nr_recovered;
+    /* [lease_lock] */
+    uint64_t nr_leases;    /* entries in use                                                */
+    uint64_t lease_number; /* of the newest                                                 */
+    uint64_t lease_due_ns; /* no deadline is earlier; 0: there is none                      */
+    uint32_t lease_unused; /* index + 1 of the first of a chain of unused entries           */
+    uint32_t lease_high;   /* entries from here up were never used                          */
+} vm_header;
+
+/* An id is a number, never used twice, and below it the size asked for if a magazine may keep it (else
+ * 0): so a free finds its magazine without waiting for the word. Numbers are taken in blocks. */
+#define VM_ID_BLOCK (1ull << 16)
+#define VM_ID_SIZE_BITS 9
+static inline uint64_t vm__id(uint64_t number, uint64_t nr_pages)
+{
+    return number << VM_ID_SIZE_BITS | (nr_pages <= VM_POOL_PAGES_MAX ? nr_pages : 0);
+}
+static inline uint64_t vm__id_pages(uint64_t id) { return id & ((1u << VM_ID_SIZE_BITS) - 1); }
+/* The first number of a block is not given out: it says that the block is used up. */
+static inline bool vm__number_is_spent(uint64_t number) { return number % VM_ID_BLOCK == 0; }
+_Static_assert(VM_POOL_PAGES_MAX < 1 << VM_ID_SIZE_BITS, "an id holds the size");
+
+#endif

@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * System: every call to the kernel that is not about memory. Futexes, OFD locks, the barrier across processes, CPUs.
+ *
+ * A process owns its slot as long as the kernel holds its OFD lock on that byte of the memfd. The lock lives on a
+ * description the process opened itself, close-on-exec, so it ends with the process and with nothing else.
+ */
+#include "base.h"
+
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <linux/membarrier.h>
+#include <sched.h>
+#include <stdio.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+/* ---- futexes ---- */
+
+void vm__futex_wait(vm_token *word, vm_token seen, long ns)
+{
+    struct timespec slice = {0, ns};
+    syscall(SYS_futex, word, FUTEX_WAIT, seen, &slice, NULL, 0);
+}
+
+void vm__futex_wake_one(vm_token *word) { syscall(SYS_futex, word, FUTEX_WAKE, 1, NULL, NULL, 0); }
+
+/* ---- OFD locks ---- */
+
+/* A description of the memfd of our own: locks on an inherited one would outlive us in the others. */
+int vm__open_for_locks(const vm_region *r)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", r->fd);
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    if (fd >= 0 && fd <= STDERR_FILENO) { /* somebody closed his standard streams, and may open them again */
+        int moved = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+        close(fd);
+        fd = moved;
+    }
+    return fd < 0 ? -errno : fd;
+}
+
+static int ofd(int lock_fd, int command, short type, uint32_t process, struct flock *l)
+{
+    *l = (struct flock){.l_type = type, .l_whence = SEEK_SET, .l_start = process, .l_len = 1};
+    return fcntl(lock_fd, command, l) < 0 ? -errno : 0;
+}
+int vm__claim_process(int lock_fd, uint32_t process)
+{
+    struct flock l;
+    return ofd(lock_fd, F_OFD_SETLK, F_WRLCK, process, &l);
+}
+
+void vm__unclaim_process(int lock_fd, uint32_t process)
+{
+    struct flock l;
+    ofd(lock_fd, F_OFD_SETLK, F_UNLCK, process, &l);
+}
+
+bool vm__process_is_claimed(int lock_fd, uint32_t process)
+{
+    struct flock l;
+    return ofd(lock_fd, F_OFD_GETLK, F_WRLCK, process, &l) != 0 || l.l_type != F_UNLCK;
+}
+
+void vm__close(int fd) { close(fd); }
+
+/* ---- the barrier ---- */
+
+bool vm__can_drain(void) { return syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED, 0, 0) == 0; }
+void vm__barrier_everywhere(void) { syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL_EXPEDITED, 0, 0); }
+
+/* ---- CPUs and processes ---- */
+
+uint32_t vm__cpu(void)
+{
+    int cpu = sched_getcpu();
+    return cpu < 0 ? 0 : (uint32_t)cpu;
+}
+
+static uint32_t ask(int what, uint32_t *known)
+{
+    uint32_t n = __atomic_load_n(known, __ATOMIC_RELAXED);
+    if (!n) {
+        long said = sysconf(what);
+        n = said < 1 ? 1 : (uint32_t)said;
+        __atomic_store_n(known, n, __ATOMIC_RELAXED);
+    }
+    return n;
+}
+
+uint32_t vm__online_cpus(void)
+{
+    static uint32_t known;
+    return ask(_SC_NPROCESSORS_ONLN, &known);
+}
+
+uint32_t vm__configured_cpus(void)
+{
+    static uint32_t known;
+    return ask(_SC_NPROCESSORS_CONF, &known);
+}
+
+uint32_t vm__pid(void) { return (uint32_t)getpid(); }
+void vm__yield(void) { sched_yield(); }

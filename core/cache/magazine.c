@@ -1,0 +1,244 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Magazines: ready ranges of one exact size, owned by one thread slot.
+ *
+ * alloc.c and free.c hold the hit paths. Here is the rest: refill from the pools in batches, overflow of the older half
+ * to the pools, flush at thread exit. A magazine is a hint: an entry counts only while the range's word says CACHED by
+ * this very slot and incarnation.
+ *
+ * The owner marks whatever takes ranges out of a magazine with plain stores, the hit in the magazine's header, the rest
+ * in in_operation, and then looks at `drain`; drain.c is the other side.
+ * After: Bonwick & Adams, "Magazines and Vmem" (USENIX 2001).
+ */
+#include "cache.h"
+
+/* Caps start at one range and double when a magazine overflows, as long as the growth of all caps stays
+ * within the thread's budget: what a thread may hoard is bounded, and the hot path need not count it. */
+void vm__magazine_init(vm_thread *t)
+{
+    memset(t->cap, 1, sizeof t->cap);
+    t->cap_pages = 0;
+}
+
+static bool grow_cap(vm_thread *t, uint64_t nr_pages)
+{
+    vm_region *r = t->region;
+    uint8_t *cap = &t->cap[nr_pages];
+    uint32_t wanted = *cap * 2 > VM_MAGAZINE_CAP ? VM_MAGAZINE_CAP : *cap * 2u;
+    uint64_t more = (wanted - *cap) * nr_pages;
+    if (t->cap_pages + more > r->budget_pages)
+        return false;
+    t->cap_pages += more;
+    *cap = (uint8_t)wanted;
+    return true;
+}
+
+static bool entry_is_ours(const vm_region *r, const vm_thread *t, uint64_t page, uint64_t nr_pages)
+{
+    return vm__is_within(r, page, nr_pages)
+           && VM_RELAXED(&r->map.heads[page].word) == (vm__cached(t, nr_pages));
+}
+
+void vm__magazines_leave(vm_thread *t)
+{
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    VM_STORE(&t->slot->in_operation, 0);
+}
+
+bool vm__magazines_enter(vm_thread *t)
+{
+    vm_region *r = t->region;
+    vm_slot *slot = t->slot;
+    VM_PUT(&slot->in_operation, 1);
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    vm_token drainer = VM_ACQUIRE(&slot->drain);
+    if (drainer && vm__owner_is_dead(r, drainer) && VM_CAS(&slot->drain, drainer, 0))
+        drainer = 0;
+    if (!drainer)
+        return true;
+    vm__magazines_leave(t);
+    return false;
+}
+
+/* Change the count only; ids go on, in a new block if need be. Between enter and leave. */
+static void set_count(vm_region *r, vm_magazine *m, uint32_t count)
+{
+    uint64_t serial = VM_RELAXED(&m->header) >> 8;
+    if (vm__number_is_spent(serial))
+        serial = vm__new_ids(r);
+    VM_STORE(&m->header, serial << 8 | count);
+}
+
+/* A range of that size and alignment from the magazine, wherever it stands there: what the hit path
+ * leaves to us, also when its ids were spent or stale entries lay on top. */
+bool vm__magazine_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out)
+{
+    vm_region *r = t->region;
+    if (!t->fast_pages || !vm__magazines_enter(t))
+        return false;
+    vm_magazine *m = &t->slot->magazine[nr_pages];
+    uint32_t count = vm__magazine_count(VM_RELAXED(&m->header)), i = count;
+    bool is_found = false;
+    while (i > 0 && !is_found) {
+        uint64_t page = VM_RELAXED(&m->page[--i]);
+        if (!entry_is_ours(r, t, page, nr_pages)) {
+            count = i + 1 == count ? i : count; /* stale and on top */
+        } else if ((page & (align_pages - 1)) == 0) {
+            vm__hand_out(t, page, nr_pages, false, out);
+            is_found = true;
+            count--;
+            for (; i < count; i++)
+                VM_PUT(&m->page[i], VM_RELAXED(&m->page[i + 1]));
+        }
+    }
+    set_count(r, m, count);
+    vm__magazines_leave(t);
+    return is_found;
+}
+
+/* Move the older `nr` entries of a magazine to the pools. Returns how many stay. */
+static uint32_t flush_oldest(vm_thread *t, uint64_t nr_pages, uint32_t nr)
+{
+    vm_region *r = t->region;
+    vm_magazine *m = &t->slot->magazine[nr_pages];
+    uint32_t count = vm__magazine_count(VM_RELAXED(&m->header)), moved = 0;
+    uint64_t pages[VM_MAGAZINE_CAP];
+    if (nr > count)
+        nr = count;
+    for (uint32_t i = 0; i < nr; i++) {
+        uint64_t page = VM_RELAXED(&m->page[i]);
+        if (entry_is_ours(r, t, page, nr_pages)) {
+            VM_STORE(&r->map.heads[page].word, vm__moving(t, nr_pages));
+            pages[moved++] = page;
+        }
+    }
+    for (uint32_t i = nr; i < count; i++)
+        VM_PUT(&m->page[i - nr], VM_RELAXED(&m->page[i]));
+    set_count(r, m, count - nr);
+    vm__pool_give(t, nr_pages, moved, pages);
+    return count - nr;
+}
+
+/* Between enter and leave: room for one more; returns how many there are. */
+static uint32_t make_room(vm_thread *t, vm_magazine *m, uint64_t nr_pages)
+{
+    uint32_t count = vm__magazine_count(VM_RELAXED(&m->header));
+    if (count < t->cap[nr_pages])
+        return count;
+    grow_cap(t, nr_pages);
+    uint32_t cap = t->cap[nr_pages];
+    if (count < cap)
+        return count;
+    return flush_oldest(t, nr_pages, count - cap / 2);
+}
+
+/* Keep a range whose word is MOVING(t), making room if needed. False: the slot is being drained. */
+bool vm__magazine_put_slow(vm_thread *t, uint64_t page, uint64_t nr_pages)
+{
+    vm_region *r = t->region;
+    if (!vm__magazines_enter(t))
+        return false;
+    vm_magazine *m = &t->slot->magazine[nr_pages];
+    uint32_t count = make_room(t, m, nr_pages);
+    VM_STORE(&r->map.heads[page].word, vm__cached(t, nr_pages));
+    VM_PUT(&m->page[count], (uint32_t)page);
+    set_count(r, m, count + 1);
+    vm__magazines_leave(t);
+    return true;
+}
+
+/* Keep a range another process holds, with the one CAS by which a free of it wins. ENOENT: another
+ * free did. EAGAIN: the slot is being drained. */
+int vm__magazine_put_foreign(vm_thread *t, uint64_t page, vm_word w)
+{
+    vm_region *r = t->region;
+    uint64_t nr_pages = vm__len(w);
+    if (!vm__magazines_enter(t))
+        return -EAGAIN;
+    vm_magazine *m = &t->slot->magazine[nr_pages];
+    uint32_t count = make_room(t, m, nr_pages);
+    bool is_ours = VM_CAS(&r->map.heads[page].word, w, vm__cached(t, nr_pages));
+    if (is_ours) {
+        VM_PUT(&m->page[count], (uint32_t)page);
+        set_count(r, m, count + 1);
+    }
+    vm__magazines_leave(t);
+    return is_ours ? 0 : -ENOENT;
+}
+
+/* Put ranges, MOVING(t), as far as there is room without overflow. Returns how many. */
+static uint32_t put_many(vm_thread *t, uint64_t nr_pages, uint32_t nr, const uint64_t *pages)
+{
+    vm_region *r = t->region;
+    uint32_t put = 0;
+    if (!nr || !vm__magazines_enter(t))
+        return 0;
+    vm_magazine *m = &t->slot->magazine[nr_pages];
+    uint32_t count = vm__magazine_count(VM_RELAXED(&m->header));
+    for (; put < nr && count < t->cap[nr_pages]; put++, count++) {
+        VM_STORE(&r->map.heads[pages[put]].word, vm__cached(t, nr_pages));
+        VM_PUT(&m->page[count], (uint32_t)pages[put]);
+    }
+    set_count(r, m, count);
+    vm__magazines_leave(t);
+    return put;
+}
+
+/* Keep what was taken beyond the one to hand out: in the magazine as far as it goes, then in a pool. */
+static void keep(vm_thread *t, uint64_t nr_pages, uint32_t nr, const uint64_t *pages)
+{
+    uint32_t put = put_many(t, nr_pages, nr, pages);
+    if (put < nr)
+        vm__pool_give(t, nr_pages, nr - put, pages + put);
+}
+
+/* Hand out a range and put a few more of its size into the magazine. Called after a miss. Who misses
+ * again and again, because others free what it takes, gets larger batches. */
+int vm__magazine_refill(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out)
+{
+    uint64_t pages[VM_MAGAZINE_REFILL_MAX];
+    uint32_t room = t->cap[nr_pages] / 2 + 1, want = room < VM_MAGAZINE_REFILL_MAX ? room : VM_MAGAZINE_REFILL_MAX;
+    uint32_t got = vm__pool_take(t, nr_pages, align_pages, want, pages);
+    if (!got)
+        return -ENOSPC;
+    if (got == want)
+        grow_cap(t, nr_pages);
+    vm__hand_out(t, pages[0], nr_pages, false, out);
+    keep(t, nr_pages, got - 1, pages + 1);
+    return 0;
+}
+
+/* Hand out a range from space and stock up: who keeps asking for a size gets twice as many at a time,
+ * up to VM_MAGAZINE_STOCK_PAGES, for one turn at the space lock, and half as many after a failure. ENOSPC: not that
+ * many; ask for one. */
+int vm__magazine_stock(vm_thread *t, uint64_t nr_pages, unsigned flags, vm_range *out)
+{
+    uint64_t pages[VM_MAGAZINE_STOCK_PAGES];
+    uint32_t want = 1u << t->stock[nr_pages];
+    uint32_t got = want > 1 ? vm__space_take_many(t, nr_pages, want, flags, pages) : 0;
+    if (want > 1 && !got)
+        t->stock[nr_pages]--;
+    else if (nr_pages << (t->stock[nr_pages] + 1) <= VM_MAGAZINE_STOCK_PAGES)
+        t->stock[nr_pages]++;
+    if (!got)
+        return -ENOSPC;
+    vm__hand_out(t, pages[0], nr_pages, false, out);
+    while (t->cap[nr_pages] < VM_MAGAZINE_CAP && t->cap[nr_pages] < got && grow_cap(t, nr_pages))
+        ;
+    keep(t, nr_pages, got - 1, pages + 1);
+    return 0;
+}
+
+/* Everything back to the pools; `slot` is t's own. False: somebody drains it. */
+bool vm__magazine_flush_all(vm_thread *t)
+{
+    if (!t->fast_pages)
+        return true;
+    if (!vm__magazines_enter(t))
+        return false;
+    for (uint32_t n = 1; n <= VM_POOL_PAGES_MAX; n++)
+        if (vm__magazine_count(VM_RELAXED(&t->slot->magazine[n].header)))
+            flush_oldest(t, n, VM_MAGAZINE_CAP);
+    vm__magazines_leave(t);
+    return true;
+}

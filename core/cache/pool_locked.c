@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Pools as in the patch: a list and its length per size, one lock per node for all sizes.
+ *
+ * Links live in the ranges' heads (aux). A range leaves and enters the list and changes its word
+ * inside one critical section; who dies in there leaves the lock to a thief, who rebuilds the node's
+ * lists from the words.
+ *
+ * The node's pool_lock is mended by rebuilding its lists from the words.
+ * After: Linux mm/vmalloc.c, node_pool_del_va() and decay_va_pool_node().
+ */
+#include "cache.h"
+
+/* The range a stored link names, or VM_NONE where the list ends or a hint is wrong. */
+static uint64_t entry_of(const vm_region *r, uint64_t link, uint64_t nr_pages, uint32_t node)
+{
+    if (link == 0 || link > r->map.nr_pages)
+        return VM_NONE;
+    vm_word w = VM_RELAXED(&r->map.heads[link - 1].word);
+    bool is_ready = vm__state(w) == VM_POOLED && vm__len(w) == nr_pages && vm__owner(w) == node;
+    return is_ready && vm__is_within(r, link - 1, nr_pages) ? link - 1 : VM_NONE;
+}
+
+static vm_word pooled(uint32_t node, uint64_t nr_pages) { return vm__word(VM_POOLED, VM_WORD_DIRTY, nr_pages, node, 0); }
+
+static void push(vm_region *r, vm_node *n, uint64_t page, uint64_t nr_pages)
+{
+    VM_ASSERT_RANK_HELD(r, VM_RANK_POOL);
+    vm_pool *p = &n->pool[vm__pool_index(nr_pages)];
+    VM_PUT(&r->map.heads[page].aux, VM_RELAXED(&p->head));
+    VM_STORE(&r->map.heads[page].word, pooled(vm__node_index(r, n), nr_pages));
+    VM_PUT(&p->head, (uint32_t)page + 1);
+    VM_PUT(&p->nr_ranges, VM_RELAXED(&p->nr_ranges) + 1);
+}
+
+/* Lists of this node from the words. */
+static int rebuild(vm_thread *t, vm_node *n, unsigned flags)
+{
+    vm_region *r = t->region;
+    VM_ASSERT_HELD(t, &n->pool_lock);
+    int rc = vm__space_lock(t, flags);
+    if (rc)
+        return rc;
+    for (uint32_t i = 0; i < VM_POOL_PAGES_MAX; i++) {
+        VM_PUT(&n->pool[i].head, 0);
+        VM_PUT(&n->pool[i].nr_ranges, 0);
+    }
+    uint64_t page = 0;
+    for (vm_word w; (w = vm__word_at(r, page)); page += vm__len(w))
+        if (vm__state(w) == VM_POOLED && vm__owner(w) == vm__node_index(r, n) && vm__len(w) <= VM_POOL_PAGES_MAX)
+            push(r, n, page, vm__len(w));
+    vm__space_unlock(t);
+    return page == r->map.nr_pages ? 0 : VM_CORRUPT(r);
+}
+
+static int lock_node(vm_thread *t, vm_node *n, unsigned flags)
+{
+    int rc = vm__lock(t, &n->pool_lock, flags);
+    if (rc || vm_likely(!VM_RELAXED(&n->pool_lock.needs_mending)))
+        return rc;
+    rc = rebuild(t, n, flags);
+    if (rc)
+        vm__unlock(t, &n->pool_lock);
+    else
+        VM_STORE(&n->pool_lock.needs_mending, 0);
+    return rc;
+}
+
+/* Unlink the head. */
+static void pop(vm_thread *t, vm_pool *p, uint64_t page, uint64_t nr_pages)
+{
+    vm_region *r = t->region;
+    VM_ASSERT_RANK_HELD(r, VM_RANK_POOL);
+    uint64_t next = VM_RELAXED(&r->map.heads[page].aux);
+    VM_STORE(&r->map.heads[page].word, vm__moving(t, nr_pages));
+    VM_PUT(&p->head, (uint32_t)next);
+    uint32_t nr = VM_RELAXED(&p->nr_ranges);
+    VM_PUT(&p->nr_ranges, nr ? nr - 1 : 0);
+}
+
+/* As in the kernel only the head is looked at; a misaligned one is a miss. A lock somebody holds for
+ * long is a miss too: the next node, or space, will do. */
+static uint32_t take(vm_thread *t, vm_node *n, uint64_t nr_pages, uint64_t align_pages, uint32_t max,
+                     uint64_t *pages)
+{
+    vm_region *r = t->region;
+    if (lock_node(t, n, VM_LOCK_BRIEF) != 0)
+        return 0;
+    vm_pool *p = &n->pool[vm__pool_index(nr_pages)];
+    uint32_t got = 0;
+    while (got < max) {
+        uint64_t page = entry_of(r, VM_RELAXED(&p->head), nr_pages, vm__node_index(r, n));
+        if (page == VM_NONE || page & (align_pages - 1))
+            break;
+        pop(t, p, page, nr_pages);
+        pages[got++] = page;
+    }
+    vm__unlock(t, &n->pool_lock);
+    return got;
+}
+
+static uint32_t give(vm_thread *t, vm_node *n, uint64_t nr_pages, uint32_t count, const uint64_t *pages)
+{
+    vm_region *r = t->region;
+    uint32_t cap = vm__pool_cap(nr_pages), kept = 0;
+    vm_pool *p = &n->pool[vm__pool_index(nr_pages)];
+    if (VM_RELAXED(&p->nr_ranges) >= cap || lock_node(t, n, VM_LOCK_BRIEF) != 0)
+        return 0;
+    for (; kept < count && VM_RELAXED(&p->nr_ranges) < cap; kept++)
+        push(r, n, pages[kept], nr_pages);
+    vm__unlock(t, &n->pool_lock);
+    return kept;
+}
+
+/* The list is hot first: keep its front, take the rest. Counter and links are hints: no list is longer than
+ * the region has room for, whatever they say. */
+static void decay_one(vm_thread *t, vm_node *n, uint64_t nr_pages, bool full, vm_batch *out)
+{
+    vm_region *r = t->region;
+    VM_ASSERT_RANK_HELD(r, VM_RANK_POOL);
+    vm_pool *p = &n->pool[vm__pool_index(nr_pages)];
+    uint64_t most = r->map.nr_pages / nr_pages;
+    uint32_t node = vm__node_index(r, n), counted = VM_RELAXED(&p->nr_ranges);
+    uint32_t len = counted < most ? counted : (uint32_t)most, keep = full ? 0 : len - vm__decay_quota(len);
+    uint64_t last = VM_NONE, page = entry_of(r, VM_RELAXED(&p->head), nr_pages, node);
+    for (uint32_t i = 0; i < keep && page != VM_NONE; i++) {
+        last = page;
+        page = entry_of(r, VM_RELAXED(&r->map.heads[page].aux), nr_pages, node);
+    }
+    for (uint64_t steps = 0; page != VM_NONE && steps < most; steps++) {
+        uint64_t next = VM_RELAXED(&r->map.heads[page].aux);
+        VM_STORE(&r->map.heads[page].word, vm__purging(t, nr_pages));
+        vm__batch_add(t, out, page, nr_pages);
+        page = entry_of(r, next, nr_pages, node);
+    }
+    if (last == VM_NONE)
+        VM_PUT(&p->head, 0);
+    else
+        VM_PUT(&r->map.heads[last].aux, 0);
+    VM_PUT(&p->nr_ranges, keep);
+}
+
+static int decay(vm_thread *t, vm_node *n, bool full, unsigned flags, vm_batch *out)
+{
+    VM_ASSERT_HELD(t, &t->region->map.h->purge_lock);
+    bool any = false;
+    for (uint32_t i = 0; i < VM_POOL_PAGES_MAX && !any; i++)
+        any = VM_RELAXED(&n->pool[i].nr_ranges) != 0;
+    if (!any)
+        return 0;
+    int rc = lock_node(t, n, flags);
+    if (rc)
+        return rc;
+    for (uint32_t i = 0; i < VM_POOL_PAGES_MAX; i++)
+        if (VM_RELAXED(&n->pool[i].nr_ranges))
+            decay_one(t, n, i + 1, full, out);
+    vm__unlock(t, &n->pool_lock);
+    return 0;
+}
+
+/* Only a lock left by a dead owner means damage. */
+static int before_scan(vm_thread *t, vm_node *n, unsigned flags)
+{
+    vm_region *r = t->region;
+    vm_token owner = VM_ACQUIRE(&n->pool_lock.owner) & VM_TOKEN_MASK;
+    if (!VM_RELAXED(&n->pool_lock.needs_mending) && (!owner || !vm__owner_is_dead(r, owner)))
+        return 0;
+    int rc = lock_node(t, n, flags);
+    if (rc == 0)
+        vm__unlock(t, &n->pool_lock);
+    return rc;
+}
+static void after_scan(vm_thread *t, vm_node *n, vm_batch *out) { (void)t, (void)n, (void)out; }
+
+static int doubt(vm_thread *t, vm_node *n, void (*look)(const vm_region *, uint32_t, void *), void *arg)
+{
+    int rc = vm__lock(t, &n->pool_lock, 0);
+    if (rc)
+        return rc;
+    look(t->region, vm__node_index(t->region, n), arg);
+    VM_PUT(&n->pool_lock.needs_mending, 1); /* the scan, or whoever comes first, rebuilds */
+    vm__unlock(t, &n->pool_lock);
+    return 0;
+}
+
+const vm_pools_kept vm__pools_locked = {
+    .take = take,
+    .give = give,
+    .decay = decay,
+    .before_scan = before_scan,
+    .after_scan = after_scan,
+    .doubt = doubt,
+    .check = vm__check_lists_of_pools,
+};

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Pools: ready ranges of one exact size in a node; which design keeps them is the region's choice.
+ *
+ * One interface (vm_pools_kept), a file each: pool_locked.c (the patch, and under the magazines), pool_llist.c
+ * (Chinner's question). A request looks at its CPU's node, then at the neighbours that seem to have its size. What the
+ * pools refuse goes to the lazy lists.
+ */
+#include "cache.h"
+
+#define DECLARE(name, pools, has_magazines) extern const vm_pools_kept vm__pools_##pools;
+VM_POOL_DESIGNS(DECLARE)
+const vm_pools_kept vm__pools_none = {0}; /* vm__is_pooled() is false */
+
+#define ROW(name, pools, has_magazines) {#name, &vm__pools_##pools, has_magazines},
+static const vm_pool_design designs[] = {VM_POOL_DESIGNS(ROW)};
+
+const vm_pool_design *vm__pool_design(uint32_t pools)
+{
+    return pools < sizeof designs / sizeof *designs ? &designs[pools] : NULL;
+}
+
+uint32_t vm__pool_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint32_t max, uint64_t *pages)
+{
+    vm_region *r = t->region;
+    uint32_t here = vm__node_here(r), index = vm__pool_index(nr_pages), got = 0;
+    for (uint32_t i = 0; i < r->map.nr_nodes && !got; i++) {
+        vm_node *n = &r->map.nodes[(here + i) % r->map.nr_nodes];
+        if (VM_RELAXED(&n->pool[index].head))
+            got = r->design->kept->take(t, n, nr_pages, align_pages, max, pages);
+    }
+    return got;
+}
+
+/* Words are MOVING(t). What this CPU's pool does not keep becomes lazy. */
+void vm__pool_give(vm_thread *t, uint64_t nr_pages, uint32_t count, const uint64_t *pages)
+{
+    vm_region *r = t->region;
+    vm_node *n = &r->map.nodes[vm__node_here(r)];
+    uint32_t kept = count ? r->design->kept->give(t, n, nr_pages, count, pages) : 0;
+    for (uint32_t i = kept; i < count; i++)
+        vm__lazy_put(t, pages[i], nr_pages);
+}

@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Threads: a slot per thread that allocates.
+ *
+ * A thread finds its slot through one thread-local pointer, whose attachment must be the region's. It points to memory
+ * the kernel wipes in a child, so that not even a raw clone writes through its parent's slot. Slots
+ * 0..VM_PROCESSES-1 belong to the process of that number and serve its threads that got no slot of their own.
+ */
+#include "cache.h"
+
+static vm_thread nobody = {.attachment = UINT64_MAX, .fast_attachment = UINT64_MAX};
+_Thread_local vm_thread *vm__current __attribute__((tls_model("initial-exec"))) = &nobody;
+static _Thread_local vm_thread *my_threads; /* this thread in each of its regions */
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static pthread_key_t exit_key;
+
+static void fill_thread(vm_thread *t, uint32_t index, uint64_t state)
+{
+    vm_region *r = t->region;
+    t->region = r;
+    t->index = index;
+    t->slot = &r->map.slots[index];
+    t->magazine = t->slot->magazine;
+    uint32_t incarnation = (uint32_t)(state >> 32) & VM_INC_MASK;
+    t->token = vm__token(index, incarnation);
+    t->busy = vm__word(VM_BUSY, VM_WORD_DIRTY, 0, r->process, r->process_inc);
+    t->cached = vm__word(VM_CACHED, VM_WORD_DIRTY, 0, index, incarnation);
+    t->flip = t->busy ^ t->cached;
+    t->moving = vm__word(VM_MOVING, VM_WORD_DIRTY, 0, index, incarnation);
+    t->purging = vm__word(VM_PURGING, VM_WORD_DIRTY, 0, index, incarnation);
+    t->common = index < VM_PROCESSES;
+    t->fast_pages = !t->common && r->design->has_magazines ? VM_POOL_PAGES_MAX : 0;
+    vm__magazine_init(t);
+}
+
+/* Before a slot's first use, so that whoever looks for used ones finds it. */
+static void raise_high_slot(vm_region *r, uint32_t i)
+{
+    uint64_t seen;
+    while ((seen = VM_ACQUIRE(&r->map.h->high_slot)) <= i && !VM_CAS(&r->map.h->high_slot, seen, (uint64_t)i + 1))
+        ;
+}
+
+/* What the last owner of a slot left in it: its ids must not go on, its marks stopped a drainer. */
+static void forget_magazines(vm_slot *s, uint64_t state)
+{
+    for (uint32_t i = 1; state >> 32 && i <= VM_POOL_PAGES_MAX; i++)
+        if (VM_RELAXED(&s->magazine[i].header))
+            VM_PUT(&s->magazine[i].header, 0);
+}
+
+static bool claim_thread(vm_thread *t)
+{
+    vm_region *r = t->region;
+    for (uint32_t i = VM_PROCESSES; i < r->map.nr_threads; i++) {
+        raise_high_slot(r, i);
+        uint64_t state = VM_ACQUIRE(&r->map.slots[i].state), mine = (state >> 32) << 32 | (uint64_t)r->process << 1 | 1;
+        vm_slot *s = &r->map.slots[i];
+        vm_token drainer = VM_ACQUIRE(&s->drain);
+        if (drainer && !vm__owner_is_dead(r, drainer))
+            continue; /* a neighbour still empties what the last owner left */
+        if (state & 1 || !VM_CAS(&s->state, state, mine))
+            continue;
+        VM_PUT(&s->in_operation, 0);
+        forget_magazines(s, state);
+        if (drainer)
+            VM_CAS(&s->drain, drainer, 0);
+        fill_thread(t, i, mine);
+        return true;
+    }
+    return false;
+}
+
+static void leave_region(vm_thread *t)
+{
+    vm_region *r = t->region;
+    uint64_t state = VM_ACQUIRE(&t->slot->state);
+    if (t->common || !(state & 1) || (state >> 32 & VM_INC_MASK) != vm__token_inc(t->token))
+        return; /* none of its own, or retired: another thread of ours is detaching the region */
+    bool is_empty = vm__magazine_flush_all(t);
+    VM_STORE(&t->slot->state, ((state >> 32) + 1) << 32);
+    if (!is_empty) /* a drainer was at it; what it leaves is found by the words */
+        VM_PUT(&r->map.h->purge_needs_scan, 1);
+}
+
+/* Give this thread's slot back and go on in the process's: that one ends with the process slot, so a
+ * detach that dies right after freeing the process slot leaves no thread slot without a process. */
+void vm__give_up_slot(vm_thread *t)
+{
+    vm_region *r = t->region;
+    leave_region(t);
+    t->fast_attachment = UINT64_MAX;
+    fill_thread(t, r->process, VM_ACQUIRE(&r->map.slots[r->process].state));
+}
+
+static void thread_exits(void *unused)
+{
+    (void)unused;
+    vm__current = &nobody;
+    vm__registry_lock();
+    while (my_threads) {
+        vm_thread *t = my_threads;
+        my_threads = t->next;
+        if (vm__is_registered(t->region, t->attachment))
+            leave_region(t);
+        vm__private_free(t, sizeof *t);
+    }
+    vm__registry_unlock();
+}
+static void make_exit_key(void) { pthread_key_create(&exit_key, thread_exits); }
+
+/* Drop what this thread knew of regions the process has detached since. */
+static void forget_detached(void)
+{
+    vm__registry_lock();
+    for (vm_thread **at = &my_threads; *at;) {
+        vm_thread *t = *at;
+        if (vm__is_registered(t->region, t->attachment)) {
+            at = &t->next;
+            continue;
+        }
+        *at = t->next;
+        vm__private_free(t, sizeof *t);
+    }
+    vm__registry_unlock();
+}
+
+static vm_thread *join_region(vm_region *r)
+{
+    vm_thread *t = vm__private_pages(sizeof *t, true);
+    if (!t)
+        return NULL;
+    pthread_once(&once, make_exit_key);
+    t->region = r;
+    if (!claim_thread(t))
+        fill_thread(t, r->process, VM_ACQUIRE(&r->map.slots[r->process].state));
+    t->attachment = r->attachment;
+    t->fast_attachment = t->fast_pages ? r->attachment : UINT64_MAX;
+    t->next = my_threads;
+    my_threads = t;
+    pthread_setspecific(exit_key, t);
+    return vm__current = t;
+}
+
+/* `may_forget`: the registry is not ours yet. */
+vm_thread *vm__thread_find(vm_region *r, bool may_forget)
+{
+    if (*r->wiped == 0 || r->process >= VM_PROCESSES)
+        return NULL;
+    for (vm_thread *t = my_threads; t; t = t->next)
+        if (t->attachment == r->attachment)
+            return vm__current = t;
+    vm__current = &nobody;
+    if (my_threads && may_forget)
+        forget_detached();
+    return join_region(r);
+}
+vm_thread *vm__thread_slow(vm_region *r) { return vm__thread_find(r, true); }
+
+int vm__thread_error(vm_region *r)
+{
+    if (r->readonly)
+        return -EROFS;
+    return *r->wiped == 0 ? -EOWNERDEAD : r->process >= VM_PROCESSES ? -ENOLCK : -ENOMEM;
+}
+
+/* Threads without a slot of their own take turns with the process's. */
+void vm__enter(vm_thread *t)
+{
+    if (vm_unlikely(t->common))
+        vm__mutex_lock(t->region, &t->region->common_mutex, VM_RANK_COMMON);
+}
+void vm__leave(vm_thread *t)
+{
+    if (vm_unlikely(t->common))
+        vm__mutex_unlock(t->region, &t->region->common_mutex, VM_RANK_COMMON);
+}
+
+/* In a child: the threads were the parent's, and giving their slots back is not ours to do. */
+void vm__forget_threads(void)
+{
+    my_threads = NULL;
+    vm__current = &nobody;
+}

@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Alloc: the way of a request, top to bottom.
+ *
+ *   magazine -> pool (this CPU's node, then neighbours) -> lazy (warm large ranges) -> space
+ *            -> purge once, retry -> shrink and drain, retry -> recover the dead, retry -> ENOSPC
+ *
+ * The magazine step is here, inline, because it is the hot path: plain stores, no locked
+ * instruction, between an entry and an exit mark that let a neighbour drain this slot safely
+ * (magazine.c). Everything below it is a station of its own.
+ */
+#include "face.h"
+
+static void count(uint64_t *counter) { VM_PUT(counter, VM_RELAXED(counter) + 1); }
+
+/* A ready range of exactly that size, from the magazine (what the hit leaves to us) or from a pool. */
+static int take_ready(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out)
+{
+    uint64_t page;
+    if (vm__magazine_take(t, nr_pages, align_pages, out))
+        return 0;
+    if (t->fast_pages)
+        return vm__magazine_refill(t, nr_pages, align_pages, out);
+    if (!vm__pool_take(t, nr_pages, align_pages, 1, &page))
+        return -ENOSPC;
+    vm__hand_out(t, page, nr_pages, false, out);
+    return 0;
+}
+
+/* One pass through the stations below the hit; ENOSPC if none has it. */
+static int try_stations(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags,
+                        vm_range *out)
+{
+    vm_region *r = t->region;
+    if (vm__is_pooled(r, nr_pages) && take_ready(t, nr_pages, align_pages, out) == 0) {
+        count(&t->slot->nr_pool_hit);
+        return 0;
+    }
+    if (nr_pages > VM_POOL_PAGES_MAX && vm__lazy_take(t, nr_pages, align_pages, out) == 0) {
+        count(&t->slot->nr_lazy_hit);
+        return 0;
+    }
+    int rc = -ENOSPC;
+    if (nr_pages <= t->fast_pages && align_pages == 1)
+        rc = vm__magazine_stock(t, nr_pages, flags & VM_NO_WAIT, out);
+    if (rc)
+        rc = vm__space_take(t, nr_pages, align_pages, flags, out);
+    if (rc == 0)
+        count(&t->slot->nr_space_hit);
+    return rc;
+}
+
+int vm__make_room(vm_thread *t, int attempt, unsigned flags)
+{
+    uint64_t pages = 0;
+    if (attempt == 0)
+        return vm__purge(t, flags, &pages);
+    vm__drain_all(t); /* again each time: neighbours who run fill theirs again, and one who is at work keeps his */
+    int rc = attempt == 1 ? 0 : vm__recover_dead(t, flags, &pages);
+    return rc ? rc : vm__purge(t, flags | VM_PURGE_FULL, &pages);
+}
+
+int vm__alloc_slow(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out)
+{
+    vm_region *r = t->region;
+    if (VM_ACQUIRE(&r->map.h->corrupt))
+        return -EUCLEAN;
+    vm__enter(t);
+    count(&t->slot->nr_alloc);
+    int rc = try_stations(t, nr_pages, align_pages, flags, out);
+    for (int attempt = 0; rc == -ENOSPC && attempt < VM_ROOM_ATTEMPTS && !(flags & VM_NO_PURGE); attempt++) {
+        rc = vm__make_room(t, attempt, flags);
+        if (rc == 0)
+            rc = try_stations(t, nr_pages, align_pages, flags, out);
+    }
+    if (rc == -ENOSPC)
+        count(&t->slot->nr_failed);
+    vm__leave(t);
+    return rc;
+}
+
+static bool injected_failure(vm_region *r)
+{
+    return vm_unlikely(r->fail_every) && __atomic_add_fetch(&r->nr_requests, 1, __ATOMIC_RELAXED) % r->fail_every == 0;
+}
+
+/* All that is not a plain hit. Kept out of line so that the hit needs no stack frame. */
+static __attribute__((noinline, cold)) int alloc_checked(vm_region *r, uint64_t nr_pages, uint64_t align_pages,
+                                                         unsigned flags, vm_range *out)
+{
+    if (flags & VM_HIT_ONLY)
+        return -EAGAIN;
+    vm_thread *t = vm__thread(r);
+    if (!t)
+        return vm__thread_error(r);
+    if (!vm__is_power_of_two(align_pages) || nr_pages == 0)
+        return -EINVAL;
+    if (injected_failure(r) || nr_pages > r->map.nr_pages || align_pages > r->map.nr_pages)
+        return -ENOSPC;
+    return vm__alloc_slow(t, nr_pages, align_pages, flags, out);
+}
+
+/* The hit: a ready range from this thread's magazine. Larger alignments go the checked way. */
+int vm_alloc(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out)
+{
+    vm_thread *t = vm__current;
+    if (vm_unlikely(t->fast_attachment != r->fast_attachment || nr_pages > VM_POOL_PAGES_MAX || align_pages != 1))
+        return alloc_checked(r, nr_pages, align_pages, flags, out);
+    vm_magazine *m = &t->magazine[nr_pages];
+    uint64_t header = VM_RELAXED(&m->header), serial = header >> 8;
+    VM_PUT(&m->header, VM_MAGAZINE_TAKING);
+    __atomic_signal_fence(__ATOMIC_SEQ_CST); /* the drainer's membarrier is the other half */
+    uint64_t page = VM_RELAXED(vm__magazine_top(m, header));
+    if (vm_unlikely(VM_PLAIN(&t->slot->drain) || page + nr_pages > r->map.nr_pages || vm__number_is_spent(serial)))
+        goto missed;
+    vm_head *head = &r->map.heads[page];
+    vm_word cached = vm__cached(t, nr_pages);
+    if (vm_unlikely(VM_PLAIN(&head->word) != cached))
+        goto missed;
+    uint64_t id = serial << VM_ID_SIZE_BITS | nr_pages;
+    VM_PUT(&head->aux, id);
+    VM_STORE(&head->word, cached ^ t->flip);
+    __atomic_signal_fence(__ATOMIC_SEQ_CST);
+    VM_STORE(&m->header, header + (1 << 8) - 1); /* the next serial, one range less */
+    *out = (vm_range){page, nr_pages, id, false};
+    return 0;
+missed:
+    VM_STORE(&m->header, header);
+    return alloc_checked(t->region, nr_pages, 1, flags, out);
+}
+
+int vm_lookup(vm_region *r, uint64_t page, vm_range *out) { return vm__lookup(r, page, out); }
+
+void vm_fail_every(vm_region *r, uint64_t nth)
+{
+    r->fail_every = nth;
+    r->nr_requests = 0;
+    r->fast_attachment = nth ? 0 : r->attachment;
+}

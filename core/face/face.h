@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Layer 6, face: what a program calls. Every public function stands here, and policy: the way of a request and back,
+ * regions, fork, upkeep, and looking inside.
+ */
+#ifndef VM_FACE_H
+#define VM_FACE_H
+
+#include "../mend/mend.h"
+#include "../vmalloc.h"
+
+/* ---- alloc.c ---- */
+
+int vm__alloc_slow(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out);
+/* After the attempt-th request found no room: what may still bring pages back, cheapest first. */
+int vm__make_room(vm_thread *t, int attempt, unsigned flags);
+
+/* ---- fork.c ---- */
+
+void vm__register_fork(void);
+
+/* ---- walk.c ---- */
+
+/* Walk the words under space_lock. Without it in a read-only attachment (`t` is NULL): again and again, until
+ * `walk` returns 0 and nothing moved meanwhile, or for about 0.1 s; then what the last one gave. */
+int vm__look(vm_region *r, vm_thread *t, int (*walk)(vm_region *r, void *arg), void *arg);
+/* Around that: the thread, NULL in a read-only attachment; then *rc is 0. */
+vm_thread *vm__look_enter(vm_region *r, int *rc);
+void vm__look_leave(vm_thread *t);
+
+/* ---- check.c: comparisons that repair.c counts before it puts things right ---- */
+
+typedef struct vm_check_state {
+    vm_region *r;
+    bool at_rest;
+    vm_report report;
+    uint64_t *leased; /* sorted: the pages that entries of the lease table name */
+    size_t nr_leased;
+    uint64_t pages[16]; /* by state */
+} vm_check_state;
+
+uint64_t vm__wrong_bits(const vm_region *r, uint64_t page, uint64_t nr_pages, bool is_free);
+uint64_t vm__stray_bits(const vm_region *r, uint64_t bits, uint32_t i);
+void vm__collect_leases(vm_check_state *c);
+uint64_t vm__leases_of(const vm_check_state *c, uint64_t page, size_t *at);
+bool vm__is_stray_thread(const vm_region *r, uint32_t i);
+
+#endif

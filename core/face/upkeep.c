@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Upkeep: purge, shrink, recover and tick, on request; and how long this process waits.
+ *
+ * Shrink gives everything back: every magazine is drained, the dead are recovered, and a full purge empties pools and
+ * lazy lists: the same code path and lock as an ordinary purge, because a shrinker beside a purger once leaked ranges in
+ * the kernel (fixed April 2026). After: Linux mm/vmalloc.c, vmap_node_shrink_scan().
+ */
+#include "face.h"
+
+/* A purge on request: of what is lazy and a quarter of the pools, or of everything (VM_PURGE_FULL). */
+static int give_back(vm_region *r, unsigned flags, uint64_t *pages_returned)
+{
+    vm_thread *t = vm__thread(r);
+    if (!t)
+        return vm__thread_error(r);
+    if (VM_ACQUIRE(&r->map.h->corrupt))
+        return -EUCLEAN;
+    vm__enter(t);
+    uint64_t pages = 0;
+    int rc = vm__recover_dead(t, 0, NULL);
+    vm__expire_leases(t, VM_NO_WAIT, 0, NULL); /* what it frees may go into our magazines */
+    if (flags & VM_PURGE_FULL)
+        vm__drain_all(t);
+    if (rc == 0)
+        rc = vm__purge(t, flags, &pages);
+    vm__leave(t);
+    if (rc == 0 && pages_returned)
+        *pages_returned = pages;
+    return rc;
+}
+
+int vm_purge(vm_region *r, uint64_t *pages_returned) { return give_back(r, 0, pages_returned); }
+int vm_shrink(vm_region *r, uint64_t *pages_returned) { return give_back(r, VM_PURGE_FULL, pages_returned); }
+
+int vm_recover(vm_region *r, uint64_t *pages_reclaimed)
+{
+    vm_thread *t = vm__thread(r);
+    uint64_t pages = 0;
+    if (!t)
+        return vm__thread_error(r);
+    if (VM_ACQUIRE(&r->map.h->corrupt))
+        return -EUCLEAN;
+    vm__enter(t);
+    int rc = vm__recover_dead(t, 0, &pages);
+    if (rc == 0 && VM_ACQUIRE(&r->map.h->purge_needs_scan))
+        rc = vm__purge_scan(t, 0, NULL, NULL);
+    vm__leave(t);
+    if (rc == 0 && pages_reclaimed)
+        *pages_reclaimed = pages;
+    return rc;
+}
+
+int vm_expire_leases(vm_region *r, uint64_t older_than_ns, uint64_t *nr_ended)
+{
+    vm_thread *t = vm__thread(r);
+    uint64_t nr = 0;
+    if (!t)
+        return vm__thread_error(r);
+    vm__enter(t);
+    int rc = vm__recover_dead(t, 0, NULL);
+    if (rc == 0)
+        rc = vm__expire_leases(t, 0, older_than_ns, &nr);
+    vm__leave(t);
+    if (rc == 0)
+        *nr_ended = nr;
+    return rc;
+}
+
+int vm_tick(vm_region *r)
+{
+    vm_thread *t = vm__thread(r);
+    return t ? 0 : vm__thread_error(r);
+}
+
+/* ---- waiting ---- */
+
+void vm_wait_begin(uint64_t timeout_ns, bool in_slices) { vm__wait_begin(timeout_ns, in_slices); }
+void vm_wait_end(void) { vm__wait_end(); }
+uint32_t vm_busy_pid(const vm_region *r)
+{
+    (void)r;
+    return vm__busy_pid();
+}
+
+void vm_set_lock_timeout(vm_region *r, double seconds) { r->lock_timeout_ns = (uint64_t)(seconds * 1e9); }
+
+uint64_t vm_lock_wait_ns(vm_region *r)
+{
+    vm_thread *t = vm__thread(r);
+    return t ? VM_RELAXED(&t->slot->lock_wait_ns) : 0;
+}

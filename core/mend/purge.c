@@ -1,0 +1,177 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Purge: make lazily freed ranges reusable by any size, and give their pages back.
+ *
+ * Under one lock: every node's pools decay by their share (all of them if full), its lazy list is
+ * detached whole, the shelf is cleared; what was collected is sorted, neighbours become runs, each
+ * run is discarded by one punched hole and returned to space by one merge. The start node rotates,
+ * so that low-numbered nodes are not always hit first. Purge, shrink (`full`) and recovery (a scan:
+ * trust no list, look at the words; keep what is found warm) are this one code path.
+ *
+ * Death: collected ranges are PURGING(owner). Whoever gets purge_lock from a dead owner scans the
+ * words for them; discarding twice is harmless.
+ * After: Linux mm/vmalloc.c, __purge_vmap_area_lazy(); start bias: Chinner's complaint of 12 January 2024.
+ */
+#include "mend.h"
+
+#define RUNS_PER_LOCK 64   /* others get a turn on space_lock in between */
+#define LOOK_FOR_DEATH_EVERY 64
+
+/* Put pieces back on the lazy lists, range by range as their words say (`merged`: a piece may hold
+ * several). */
+static void keep_lazy(vm_thread *t, const vm_batch *b, size_t from)
+{
+    vm_region *r = t->region;
+    for (size_t i = from; i < b->nr; i++) {
+        uint64_t end = b->piece[i].page + b->piece[i].nr_pages;
+        for (uint64_t page = b->piece[i].page, len; page < end; page += len) {
+            len = vm__len(VM_ACQUIRE(&r->map.heads[page].word));
+            if (len == 0 || len > end - page)
+                break;
+            VM_STORE(&r->map.heads[page].word, vm__moving(t, len));
+            vm__lazy_put(t, page, len);
+        }
+    }
+}
+
+/* Discard outside the lock, then hand runs to space. On failure the rest stays lazy. */
+static int return_to_space(vm_thread *t, vm_batch *b, unsigned flags)
+{
+    vm_region *r = t->region;
+    vm__batch_merge(b);
+    for (size_t i = 0; i < b->nr;) {
+        bool dirty[RUNS_PER_LOCK];
+        size_t n = b->nr - i < RUNS_PER_LOCK ? b->nr - i : RUNS_PER_LOCK;
+        for (size_t k = 0; k < n; k++)
+            dirty[k] = vm__pages_discard(r, b->piece[i + k].page, b->piece[i + k].nr_pages) != 0;
+        int rc = vm__space_lock(t, flags & VM_NO_WAIT ? 0 : flags);
+        if (rc) {
+            keep_lazy(t, b, i);
+            b->nr = 0;
+            return rc;
+        }
+        for (size_t k = 0; k < n; k++, i++) {
+            vm__space_put(t, b->piece[i].page, b->piece[i].nr_pages, dirty[k]);
+            b->pages_returned += b->piece[i].nr_pages;
+        }
+        VM_PUT(&r->map.h->nr_discards, r->map.h->nr_discards + n);
+        vm__space_unlock(t);
+    }
+    b->nr = 0;
+    return 0;
+}
+
+/* Every list is detached, whatever happens to the pools: after a scan none may keep what it took. */
+static int collect(vm_thread *t, unsigned flags, bool decays, vm_batch *b)
+{
+    vm_region *r = t->region;
+    uint64_t start = VM_RELAXED(&r->map.h->purge_start_node);
+    const vm_pools_kept *kept = r->design->kept;
+    int first = 0;
+    VM_PUT(&r->map.h->purge_start_node, start + 1);
+    for (uint32_t i = 0; i < r->map.nr_nodes; i++) {
+        vm_node *n = &r->map.nodes[(start + i) % r->map.nr_nodes];
+        int rc = decays && kept->decay ? kept->decay(t, n, flags & VM_PURGE_FULL, flags, b) : 0; /* before this cycle's */
+        vm__lazy_collect(t, n, b);
+        first = first ? first : rc;
+    }
+    vm__lazy_collect_shelf(t, b);
+    return first;
+}
+
+/* After a death: the words first, then the lists, so that no list keeps what the scan found. */
+static int scan_and_collect(vm_thread *t, unsigned flags, bool decays, vm_batch *b)
+{
+    vm_region *r = t->region;
+    const vm_pools_kept *kept = r->design->kept;
+    uint32_t entered = 0;
+    int rc = 0;
+    VM_PUT(&r->map.h->purge_needs_scan, 0);
+    while (kept->before_scan && entered < r->map.nr_nodes
+           && (rc = kept->before_scan(t, &r->map.nodes[entered], flags)) == 0)
+        entered++;
+    if (rc == 0)
+        rc = vm__scan(t, flags, b);
+    if (rc == 0)
+        rc = vm__lease_deaths(t, flags);
+    int collected = collect(t, flags, decays, b);
+    while (entered-- > 0)
+        kept->after_scan(t, &r->map.nodes[entered], b);
+    if (rc)
+        VM_PUT(&r->map.h->purge_needs_scan, 1);
+    return rc ? rc : collected;
+}
+
+/* The recent peak of use sets the threshold; at each purge it sinks towards present use. */
+static void sink_peak(vm_thread *t)
+{
+    vm_region *r = t->region;
+    uint64_t most = r->map.flags & VM_FLAG_NO_DATA ? UINT64_MAX : vm__headroom_pages(r);
+    if (vm__space_lock(t, 0) != 0)
+        return;
+    uint64_t used = r->map.nr_pages - r->map.h->free_pages, peak = r->map.h->used_peak;
+    VM_PUT(&r->map.h->used_peak, peak > used ? peak - (peak - used) * VM_PEAK_SINK_PERCENT / 100 : used);
+    vm__space_grant(t, used, most);
+    vm__space_unlock(t);
+}
+
+/* A freeing thread leaves the purge to whoever is at it, unless that one died. */
+static int try_lock_purge(vm_thread *t)
+{
+    vm_region *r = t->region;
+    if (vm__trylock(t, &r->map.h->purge_lock))
+        return 0;
+    vm_token owner = VM_ACQUIRE(&r->map.h->purge_lock.owner) & VM_TOKEN_MASK;
+    if (++t->nr_purges_left % LOOK_FOR_DEATH_EVERY || !owner || !vm__owner_is_dead(r, owner))
+        return -EAGAIN;
+    return vm__lock(t, &r->map.h->purge_lock, 0);
+}
+
+static int lock_purge(vm_thread *t, unsigned flags)
+{
+    vm_region *r = t->region;
+    int rc = flags & VM_PURGE_IF_IDLE ? try_lock_purge(t) : vm__lock(t, &r->map.h->purge_lock, flags);
+    if (rc == 0 && VM_RELAXED(&r->map.h->purge_lock.needs_mending)) {
+        VM_PUT(&r->map.h->purge_needs_scan, 1);
+        VM_STORE(&r->map.h->purge_lock.needs_mending, 0);
+    }
+    return rc;
+}
+
+int vm__purge(vm_thread *t, unsigned flags, uint64_t *pages_returned)
+{
+    vm_region *r = t->region;
+    vm_batch b = {0};
+    int rc = lock_purge(t, flags);
+    if (rc)
+        return rc;
+    vm__expire_leases(t, VM_NO_WAIT, 0, NULL); /* somebody has the lock: the next purge, then */
+    rc = VM_ACQUIRE(&r->map.h->purge_needs_scan) ? scan_and_collect(t, flags, true, &b) : collect(t, flags, true, &b);
+    int returned = return_to_space(t, &b, flags);
+    sink_peak(t);
+    VM_PUT(&r->map.h->nr_purges, r->map.h->nr_purges + 1);
+    VM_PUT(&r->map.h->nr_purged_pages, r->map.h->nr_purged_pages + b.pages_returned);
+    vm__unlock(t, &r->map.h->purge_lock);
+    free(b.piece);
+    if (pages_returned)
+        *pages_returned += b.pages_returned;
+    return rc ? rc : returned;
+}
+
+int vm__purge_scan(vm_thread *t, unsigned flags, void (*then)(vm_region *, const void *), const void *arg)
+{
+    vm_region *r = t->region;
+    vm_batch b = {0};
+    int rc = lock_purge(t, flags);
+    if (rc)
+        return rc;
+    rc = scan_and_collect(t, flags, false, &b);
+    keep_lazy(t, &b, 0);
+    if (rc == 0)
+        rc = vm__mend_lazy_pages(t, flags);
+    if (rc == 0 && then)
+        then(r, arg);
+    vm__unlock(t, &r->map.h->purge_lock);
+    free(b.piece);
+    return rc;
+}

@@ -1,0 +1,314 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Leases: references inside messages, held by nobody yet.
+ *
+ * Who pickles a reference makes a lease before it may let go of the range; who loads it claims the
+ * lease: it makes itself the entry's owner, adopts the range, then ends the lease. An entry is
+ * committed by its id, and a range's count is raised before that and lowered after its end, so a death
+ * in between leaves it too high and never too low.
+ *
+ * Nobody waits for a message that nobody loads: when an entry's owner is found dead, it gets a
+ * deadline, and what is past it ends at the next purge. A process that lives keeps its leases, however
+ * late the message is, until vm_expire_leases() is told otherwise.
+ *
+ * lease_lock, stolen from a dead owner, is mended before use: the counts and the chain of unused entries are made
+ * anew from the entries.
+ */
+#include "share.h"
+
+static vm_lease_entry *entry_of(vm_region *r, uint64_t lease)
+{
+    vm_lease_entry *e = &r->map.leases[lease % VM_LEASES];
+    return lease && VM_ACQUIRE(&e->id) == lease ? e : NULL;
+}
+
+static uint32_t entries_used(const vm_region *r)
+{
+    uint32_t high = VM_RELAXED(&r->map.h->lease_high);
+    return high < VM_LEASES ? high : VM_LEASES;
+}
+
+/* ---- mending ---- */
+
+/* Of each page, how many entries name its range. Entries that name none end here. */
+static uint32_t *count_entries(vm_region *r, size_t bytes)
+{
+    VM_ASSERT_RANK_HELD(r, VM_RANK_LEASE);
+    uint32_t *count = vm__private_pages(bytes, false);
+    uint64_t nr = 0;
+    if (!count)
+        return NULL;
+    for (uint32_t i = 0; i < entries_used(r); i++) {
+        vm_lease_entry *e = &r->map.leases[i];
+        uint64_t id = VM_ACQUIRE(&e->id), page = VM_RELAXED(&e->page);
+        if (!id)
+            continue;
+        bool is_good = id % VM_LEASES == i && page < r->map.nr_pages && vm__is_shared(VM_ACQUIRE(&r->map.heads[page].word))
+                       && VM_ACQUIRE(&r->map.heads[page].aux) == VM_RELAXED(&e->range_id);
+        if (is_good) {
+            count[page]++;
+            nr++;
+        } else
+            VM_STORE(&e->id, 0);
+    }
+    VM_PUT(&r->map.h->nr_leases, nr);
+    return count;
+}
+
+static int write_counts(vm_thread *t, const uint32_t *count, unsigned flags)
+{
+    vm_region *r = t->region;
+    VM_ASSERT_RANK_HELD(r, VM_RANK_LEASE);
+    uint64_t page = 0;
+    int rc = vm__space_lock(t, flags & VM_NO_WAIT);
+    if (rc)
+        return rc;
+    for (vm_word w; (w = vm__word_at(r, page)); page += vm__len(w))
+        if (vm__is_shared(w) && VM_ACQUIRE(&r->map.sharings[page].nr_leases) != count[page])
+            VM_STORE(&r->map.sharings[page].nr_leases, count[page]);
+    vm__space_unlock(t);
+    return page == r->map.nr_pages ? 0 : VM_CORRUPT(r);
+}
+
+static void chain_unused(vm_region *r)
+{
+    VM_ASSERT_RANK_HELD(r, VM_RANK_LEASE);
+    uint32_t next = 0;
+    for (uint32_t i = entries_used(r); i-- > 0;)
+        if (!VM_ACQUIRE(&r->map.leases[i].id)) {
+            VM_PUT(&r->map.leases[i].next, next);
+            next = i + 1;
+        }
+    VM_PUT(&r->map.h->lease_unused, next);
+}
+
+/* What somebody who died with the lock left: counts that are too high, a torn chain. */
+static int mend(vm_thread *t, unsigned flags)
+{
+    vm_region *r = t->region;
+    VM_ASSERT_HELD(t, &r->map.h->lease_lock);
+    size_t bytes = r->map.nr_pages * sizeof(uint32_t);
+    uint32_t *count = count_entries(r, bytes);
+    if (!count)
+        return -ENOMEM;
+    int rc = write_counts(t, count, flags);
+    vm__private_free(count, bytes);
+    chain_unused(r);
+    VM_PUT(&r->map.h->lease_due_ns, 1);     /* look at all of them */
+    VM_PUT(&r->map.h->purge_needs_scan, 1); /* it takes what nobody holds now */
+    return rc;
+}
+
+int vm__lease_lock(vm_thread *t, unsigned flags)
+{
+    vm_region *r = t->region;
+    vm_lock *lock = &r->map.h->lease_lock;
+    int rc = vm__lock(t, lock, flags);
+    if (rc || vm_likely(!VM_RELAXED(&lock->needs_mending)))
+        return rc;
+    rc = mend(t, flags);
+    if (rc == 0)
+        VM_STORE(&lock->needs_mending, 0);
+    else
+        vm__unlock(t, lock);
+    return rc;
+}
+
+/* ---- one entry ---- */
+
+/* An unused entry, or NULL. */
+static vm_lease_entry *take_entry(vm_region *r, uint32_t *index)
+{
+    VM_ASSERT_RANK_HELD(r, VM_RANK_LEASE);
+    uint32_t first = VM_RELAXED(&r->map.h->lease_unused), high = entries_used(r);
+    if (first && first <= high && !VM_ACQUIRE(&r->map.leases[first - 1].id)) {
+        *index = first - 1;
+        VM_PUT(&r->map.h->lease_unused, VM_RELAXED(&r->map.leases[*index].next));
+    } else if (high < VM_LEASES) {
+        *index = high;
+        VM_PUT(&r->map.h->lease_high, high + 1);
+    } else
+        return NULL;
+    return &r->map.leases[*index];
+}
+
+static int make(vm_thread *t, uint64_t page, uint64_t id, uint64_t *lease)
+{
+    vm_region *r = t->region;
+    VM_ASSERT_HELD(t, &r->map.h->lease_lock);
+    uint32_t index;
+    vm_lease_entry *e = take_entry(r, &index);
+    if (!e)
+        return -EXFULL;
+    uint64_t serial = r->map.h->lease_number + 1;
+    VM_PUT(&r->map.h->lease_number, serial);
+    VM_ADD(&r->map.sharings[page].nr_leases, 1);
+    VM_PUT(&e->page, page);
+    VM_PUT(&e->range_id, id);
+    VM_PUT(&e->made_ns, vm__now_ns());
+    VM_PUT(&e->deadline_ns, 0);
+    VM_PUT(&e->owner, vm__lease_owner(r->process, r->process_inc));
+    *lease = serial << VM_LEASE_BITS | index;
+    VM_STORE(&e->id, *lease);
+    VM_PUT(&r->map.h->nr_leases, r->map.h->nr_leases + 1);
+    return 0;
+}
+
+/* The range may be unheld now. */
+static void end(vm_thread *t, vm_lease_entry *e)
+{
+    vm_region *r = t->region;
+    uint64_t page = VM_RELAXED(&e->page);
+    VM_ASSERT_HELD(t, &r->map.h->lease_lock);
+    VM_STORE(&e->id, 0);
+    VM_PUT(&e->next, VM_RELAXED(&r->map.h->lease_unused));
+    VM_PUT(&r->map.h->lease_unused, (uint32_t)(e - r->map.leases) + 1);
+    VM_PUT(&r->map.h->nr_leases, r->map.h->nr_leases - 1);
+    if (page >= r->map.nr_pages || VM_ACQUIRE(&r->map.heads[page].aux) != VM_RELAXED(&e->range_id)
+        || !VM_ACQUIRE(&r->map.sharings[page].nr_leases))
+        return; /* scribbled over */
+    VM_ADD(&r->map.sharings[page].nr_leases, (uint64_t)0 - 1);
+    vm__release_if_unheld(t, page);
+}
+
+/* ---- make, claim, drop ---- */
+
+int vm__lease(vm_thread *t, uint64_t page, uint64_t id, uint64_t *lease)
+{
+    vm_region *r = t->region;
+    int rc = vm__share(t, page, id);
+    if (rc == 0)
+        rc = vm__lease_lock(t, 0);
+    if (rc)
+        return rc;
+    vm__mutex_lock(r, &r->holder_mutex, VM_RANK_HOLDER); /* another thread of ours may have let go of it since */
+    rc = vm__holds(r, page, id) ? make(t, page, id, lease) : -ENOENT;
+    vm__mutex_unlock(r, &r->holder_mutex, VM_RANK_HOLDER);
+    vm__unlock(t, &r->map.h->lease_lock);
+    return rc;
+}
+
+#define NO_OWNER UINT32_MAX
+
+/* From now on the lease ends with us, if we die before we end it. *owner: whose it was, NO_OWNER if it
+ * is none of that range. */
+static int own(vm_thread *t, uint64_t page, uint64_t id, uint64_t lease, uint32_t *owner)
+{
+    vm_region *r = t->region;
+    int rc = vm__lease_lock(t, 0);
+    if (rc)
+        return rc;
+    vm_lease_entry *e = entry_of(r, lease);
+    *owner = NO_OWNER;
+    if (e && VM_RELAXED(&e->page) == page && VM_RELAXED(&e->range_id) == id) {
+        *owner = VM_RELAXED(&e->owner);
+        VM_PUT(&e->owner, vm__lease_owner(r->process, r->process_inc));
+        VM_PUT(&e->deadline_ns, 0);
+    }
+    vm__unlock(t, &r->map.h->lease_lock);
+    return 0;
+}
+
+/* The claim failed; the message may be loaded again. If its sender died, the next scan sees that. */
+static void disown(vm_thread *t, uint64_t lease, uint32_t owner)
+{
+    vm_region *r = t->region;
+    if (vm__lease_lock(t, 0) != 0)
+        return;
+    vm_lease_entry *e = entry_of(r, lease);
+    if (e && VM_RELAXED(&e->owner) == vm__lease_owner(r->process, r->process_inc))
+        VM_PUT(&e->owner, owner);
+    VM_PUT(&r->map.h->purge_needs_scan, 1);
+    vm__unlock(t, &r->map.h->lease_lock);
+}
+
+int vm__drop_lease(vm_thread *t, uint64_t lease)
+{
+    vm_region *r = t->region;
+    int rc = vm__lease_lock(t, 0);
+    if (rc)
+        return rc;
+    vm_lease_entry *e = entry_of(r, lease);
+    if (e)
+        end(t, e);
+    vm__unlock(t, &r->map.h->lease_lock);
+    return e ? 0 : -ENOENT;
+}
+
+int vm__claim(vm_thread *t, uint64_t page, uint64_t id, uint64_t lease, vm_range *out)
+{
+    uint32_t owner;
+    uint64_t started = vm__now_ns();
+    int rc = own(t, page, id, lease, &owner);
+    if (rc)
+        return rc;
+    rc = vm__adopt(t, page, id, out);
+    if (owner != NO_OWNER && rc == 0)
+        while (vm__drop_lease(t, lease) == -EINTR && !vm__time_is_up(t->region, started))
+            ; /* if that fails, it is ours, and ends when we do */
+    else if (owner != NO_OWNER)
+        disown(t, lease, owner);
+    return rc;
+}
+
+/* ---- owners that died ---- */
+
+/* Give the leases of the dead a deadline. Whoever owns one is known to be dead by incarnation. */
+int vm__lease_deaths(vm_thread *t, unsigned flags)
+{
+    vm_region *r = t->region;
+    if (!VM_RELAXED(&r->map.h->lease_high))
+        return 0;
+    int rc = vm__lease_lock(t, flags & VM_NO_WAIT);
+    if (rc)
+        return rc;
+    uint64_t deadline = vm__now_ns() + r->map.h->lease_ttl_ns, due = VM_RELAXED(&r->map.h->lease_due_ns);
+    for (uint32_t i = 0; i < entries_used(r); i++) {
+        vm_lease_entry *e = &r->map.leases[i];
+        uint32_t owner = VM_RELAXED(&e->owner);
+        if (!VM_ACQUIRE(&e->id) || VM_RELAXED(&e->deadline_ns) || !vm__process_is_retired(r, owner & 0xffff, owner >> 16))
+            continue;
+        VM_PUT(&e->deadline_ns, deadline);
+        if (!due)
+            VM_PUT(&r->map.h->lease_due_ns, due = deadline);
+    }
+    vm__unlock(t, &r->map.h->lease_lock);
+    return 0;
+}
+
+static uint64_t expire(vm_thread *t, uint64_t older_than_ns)
+{
+    vm_region *r = t->region;
+    VM_ASSERT_HELD(t, &r->map.h->lease_lock);
+    uint64_t nr = 0, now = vm__now_ns(), due = 0;
+    for (uint32_t i = 0; i < entries_used(r); i++) {
+        vm_lease_entry *e = &r->map.leases[i];
+        uint64_t deadline = VM_RELAXED(&e->deadline_ns);
+        if (!VM_ACQUIRE(&e->id))
+            continue;
+        bool is_old = older_than_ns && now - VM_RELAXED(&e->made_ns) >= older_than_ns;
+        if (is_old || (deadline && deadline <= now)) {
+            end(t, e);
+            nr++;
+        } else if (deadline && (!due || deadline < due))
+            due = deadline;
+    }
+    VM_PUT(&r->map.h->lease_due_ns, due);
+    return nr;
+}
+
+int vm__expire_leases(vm_thread *t, unsigned flags, uint64_t older_than_ns, uint64_t *nr)
+{
+    vm_region *r = t->region;
+    uint64_t due = VM_ACQUIRE(&r->map.h->lease_due_ns);
+    if (vm_likely(!older_than_ns && (!due || due > vm__now_ns())))
+        return 0;
+    int rc = vm__lease_lock(t, flags & VM_NO_WAIT);
+    if (rc)
+        return rc;
+    uint64_t ended = expire(t, older_than_ns);
+    vm__unlock(t, &r->map.h->lease_lock);
+    if (nr)
+        *nr += ended;
+    return 0;
+}

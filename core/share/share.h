@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Layer 4, share: who references a range. Holders, which are processes; leases, which are messages; names, which are the
+ * region itself.
+ */
+#ifndef VM_SHARE_H
+#define VM_SHARE_H
+
+#include "../cache/cache.h"
+
+/* ---- holder.c ---- */
+
+int vm__share(vm_thread *t, uint64_t page, uint64_t id);
+int vm__adopt(vm_thread *t, uint64_t page, uint64_t id, vm_range *out);
+/* *ask: do only the dead hold it still? Then the caller recovers them. */
+int vm__drop_shared(vm_thread *t, uint64_t page, uint64_t id, unsigned flags, bool *ask);
+bool vm__take_if_unheld(vm_thread *t, uint64_t page, vm_word taken);
+void vm__release_if_unheld(vm_thread *t, uint64_t page);
+int vm__wait_while_freeing(vm_thread *t, uint64_t page, vm_word *out);
+uint64_t vm__drop_inherited(vm_thread *t);
+/* The rest: [holder_mutex] */
+bool vm__holds(const vm_region *r, uint64_t page, uint64_t id);
+int vm__share_for(vm_thread *t, uint64_t page, uint64_t id, uint32_t heir);
+int vm__hold_for(vm_thread *t, uint64_t page, uint64_t id, uint32_t heir, bool may_wait);
+int vm__inherit(vm_region *r, const vm_inherited *range);
+
+/* ---- lease.c ---- */
+
+int vm__lease_lock(vm_thread *t, unsigned flags); /* mended if it was stolen */
+int vm__lease(vm_thread *t, uint64_t page, uint64_t id, uint64_t *lease);
+int vm__claim(vm_thread *t, uint64_t page, uint64_t id, uint64_t lease, vm_range *out);
+int vm__drop_lease(vm_thread *t, uint64_t lease);
+int vm__lease_deaths(vm_thread *t, unsigned flags);
+int vm__expire_leases(vm_thread *t, unsigned flags, uint64_t older_than_ns, uint64_t *nr);
+
+/* ---- names.c ---- */
+
+int vm__names_lock(vm_thread *t); /* mended if it was stolen */
+int vm__name_set(vm_thread *t, const char *name, uint64_t page, uint64_t id, const void *meta, size_t bytes,
+                 bool must_be_new);
+int vm__name_get(vm_thread *t, const char *name, vm_range *out, void *meta, size_t *bytes);
+int vm__name_delete(vm_thread *t, const char *name);
+int vm__name_list(vm_region *r, int (*each)(void *, const char *, uint64_t page), void *arg);
+/* Of a shared range, as all of these: */
+bool vm__is_named(const vm_region *r, uint64_t page, uint64_t id);
+bool vm__names_hold(const vm_region *r, uint64_t page);
+void vm__hold_for_name(vm_region *r, uint64_t page);
+bool vm__unhold_unnamed(vm_region *r, uint64_t page); /* [names_lock] */
+
+#endif

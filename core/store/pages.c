@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Pages: memory of the system, shared and private. With headroom.c the only file that asks for it.
+ *
+ * One memfd and one mapping a region, however many blocks it has: no file names, no quota of /dev/shm, and nothing is left
+ * when the last process goes. Discarding is hole punching.
+ */
+#include "store.h"
+
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* ---- shared ---- */
+
+/* A memfd of that size, nothing of it touched; it can be neither shrunk nor grown by anybody, and opened anew
+ * through /proc only by its owner. */
+int vm__pages_create(const char *name, uint64_t bytes, int *fd)
+{
+    struct rlimit file_size;
+    char full[128];
+    if (getrlimit(RLIMIT_FSIZE, &file_size) == 0 && file_size.rlim_cur != RLIM_INFINITY && bytes > file_size.rlim_cur)
+        return -EFBIG; /* ftruncate would raise SIGXFSZ */
+    if (bytes > INT64_MAX)
+        return -EFBIG;
+    snprintf(full, sizeof full, "vmalloc:%s", name ? name : "");
+    int made = memfd_create(full, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (made < 0)
+        return -errno;
+    if (fchmod(made, S_IRUSR | S_IWUSR) < 0 || ftruncate(made, (off_t)bytes) < 0
+        || fcntl(made, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0) {
+        int rc = -errno;
+        close(made);
+        return rc;
+    }
+    *fd = made;
+    return 0;
+}
+
+/* Is it a region that nobody can shrink under us, and this user's (any, for root)? Its header is copied once: what is
+ * checked is what is used. */
+static int read_header(int fd, vm_header *h, uint64_t *file_bytes, bool *is_allowed)
+{
+    struct stat st;
+    if (fstat(fd, &st) < 0)
+        return -errno;
+    ssize_t n = pread(fd, h, sizeof *h, 0);
+    if (n < 0)
+        return -errno;
+    int seals = fcntl(fd, F_GET_SEALS);
+    bool is_sealed = seals >= 0 && seals & F_SEAL_SHRINK;
+    if (n < (ssize_t)sizeof *h || !is_sealed)
+        return n >= 8 && h->magic == VM_MAGIC ? -EUCLEAN : -ENOEXEC;
+    *file_bytes = (uint64_t)st.st_size;
+    *is_allowed = st.st_uid == geteuid() || geteuid() == 0;
+    return 0;
+}
+
+int vm__pages_open(int fd, int *own, vm_header *h, uint64_t *file_bytes, bool *is_allowed)
+{
+    int rc = read_header(fd, h, file_bytes, is_allowed);
+    if (rc)
+        return rc;
+    int made = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+    if (made < 0)
+        return -errno;
+    *own = made;
+    return 0;
+}
+
+/* Mapped at a multiple of VM_MAP_ALIGN, so that up to there an aligned page is an aligned address. */
+int vm__pages_map(int fd, uint64_t bytes, bool readonly, void **base)
+{
+    uint64_t reserved = bytes + VM_MAP_ALIGN;
+    uint8_t *all = mmap(NULL, reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (all == MAP_FAILED)
+        return -errno;
+    uint8_t *at = all + (VM_MAP_ALIGN - (uintptr_t)all % VM_MAP_ALIGN) % VM_MAP_ALIGN;
+    int access = readonly ? PROT_READ : PROT_READ | PROT_WRITE;
+    if (mmap(at, bytes, access, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, fd, 0) == MAP_FAILED) {
+        int rc = -errno;
+        munmap(all, reserved);
+        return rc;
+    }
+    uint64_t page_bytes = (uint64_t)sysconf(_SC_PAGESIZE), used = (bytes + page_bytes - 1) / page_bytes * page_bytes;
+    if (at != all)
+        munmap(all, (size_t)(at - all));
+    munmap(at + used, (size_t)(all + reserved - (at + used)));
+    madvise(at, bytes, MADV_DONTDUMP);
+    *base = at;
+    return 0;
+}
+
+void vm__pages_unmap(void *base, uint64_t bytes) { munmap(base, bytes); }
+
+/* Return the pages to the system; they read as zeros afterwards. Idempotent. */
+int vm__pages_discard(vm_region *r, uint64_t page, uint64_t nr_pages)
+{
+    if (r->map.flags & VM_FLAG_NO_DATA)
+        return 0;
+    VM_FAULT();
+    off_t offset = (off_t)(r->map.data_offset + (page << r->map.page_shift));
+    int rc = fallocate(r->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, (off_t)(nr_pages << r->map.page_shift));
+    return rc < 0 ? -errno : 0;
+}
+
+uint64_t vm__pages_resident_bytes(const vm_region *r)
+{
+    struct stat st;
+    return fstat(r->fd, &st) == 0 ? (uint64_t)st.st_blocks * 512 : 0;
+}
+
+uint64_t vm__page_bytes(void) { return (uint64_t)sysconf(_SC_PAGESIZE); }
+uint64_t vm__memory_bytes(void)
+{
+    static uint64_t known;
+    uint64_t n = __atomic_load_n(&known, __ATOMIC_RELAXED);
+    if (!n) {
+        n = (uint64_t)sysconf(_SC_PHYS_PAGES) * vm__page_bytes();
+        __atomic_store_n(&known, n, __ATOMIC_RELAXED);
+    }
+    return n;
+}
+
+/* ---- private ---- */
+
+void *vm__private_pages(size_t bytes, bool wiped)
+{
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED)
+        return NULL;
+    if (!wiped || madvise(p, bytes, MADV_WIPEONFORK) == 0)
+        return p;
+    munmap(p, bytes);
+    return NULL;
+}
+
+void vm__private_free(void *p, size_t bytes) { munmap(p, bytes); }
+
+int vm__random(void *out, size_t bytes) { return getrandom(out, bytes, 0) == (ssize_t)bytes ? 0 : -EIO; }

@@ -1,0 +1,281 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Space: all free ranges in address order; lowest-address first fit, split and merge.
+ *
+ * The words are the truth, index.c is how they are found. Every split and merge commits by one
+ * store on a head word, ordered so that a death before it changes nothing and after it only leaves
+ * hints to rebuild:
+ *   split   the remainder's head (invisible inside the free range), the new range's head (the same),
+ *           then the free range shrinks: that store makes both visible;
+ *   merge   our head grows over the right neighbour, then the left neighbour grows over us.
+ *
+ * All of it under space_lock. After: Linux mm/vmalloc.c, __alloc_vmap_area() and merge_or_add.
+ */
+#include "store.h"
+
+#define GRANT_BYTES (64ull << 20) /* headroom is asked for once per this much growth */
+
+int vm__space_lock(vm_thread *t, unsigned flags)
+{
+    vm_region *r = t->region;
+    int rc = vm__lock(t, &r->map.h->space_lock, flags);
+    if (rc || vm_likely(!VM_RELAXED(&r->map.h->space_lock.needs_mending)))
+        return rc;
+    rc = vm__space_rebuild(t);
+    if (rc) {
+        vm__unlock(t, &r->map.h->space_lock);
+        return rc;
+    }
+    VM_STORE(&r->map.h->space_lock.needs_mending, 0);
+    return 0;
+}
+
+void vm__space_unlock(vm_thread *t) { vm__unlock(t, &t->region->map.h->space_lock); }
+
+/* The free range at `page` and its free neighbours become one. Returns its length. */
+static uint64_t join_free(vm_region *r, uint64_t page, vm_word w)
+{
+    VM_ASSERT_RANK_HELD(r, VM_RANK_SPACE);
+    uint64_t len = vm__len(w), merged = len, dirty = w & VM_WORD_DIRTY;
+    for (vm_word next; (next = vm__word_at(r, page + merged)) && vm__state(next) == VM_FREE; merged += vm__len(next))
+        dirty |= next & VM_WORD_DIRTY;
+    if (merged != len)
+        VM_STORE(&r->map.heads[page].word, vm__word(VM_FREE, dirty, merged, 0, 0));
+    return merged;
+}
+
+/* Make index and counters agree with the words; neighbours that are free become one. Idempotent. */
+int vm__space_rebuild(vm_thread *t)
+{
+    vm_region *r = t->region;
+    VM_ASSERT_HELD(t, &r->map.h->space_lock);
+    uint64_t free_pages = 0, known = VM_RELAXED(&r->map.h->high_pages), high = known > r->map.nr_pages ? 0 : known, len;
+    for (uint64_t page = 0; page < r->map.nr_pages; page += len) {
+        vm_word w = vm__word_at(r, page);
+        if (!w)
+            return VM_CORRUPT(r);
+        bool is_free = vm__state(w) == VM_FREE;
+        len = is_free ? join_free(r, page, w) : vm__len(w);
+        free_pages += is_free ? len : 0;
+        __builtin_prefetch(&r->map.heads[page + 32 * len < r->map.nr_pages ? page + 32 * len : page]); /* if they are alike */
+        uint64_t end = page + len;
+        if (is_free && end == r->map.nr_pages) /* the last one: nothing was ever touched beyond */
+            end = high > page ? high : page;
+        else if (end > high)
+            high = end;
+        vm__index_write_bits(&r->map, page, end - page, !is_free);
+    }
+    if (high != known)
+        VM_PUT(&r->map.h->high_pages, high);
+    vm__index_summarise_all(&r->map);
+    VM_PUT(&r->map.h->free_pages, free_pages);
+    return 0;
+}
+
+#ifdef VM_HOOKS
+/* What the index must find, from the words alone. */
+static uint64_t linear_find(const vm_region *r, uint64_t nr_pages, uint64_t align_pages)
+{
+    for (uint64_t page = 0; page < r->map.nr_pages;) {
+        vm_word w = vm__word_at(r, page);
+        if (!w)
+            return VM_NONE;
+        uint64_t first = (page + align_pages - 1) & ~(align_pages - 1);
+        if (vm__state(w) == VM_FREE && first + nr_pages <= page + vm__len(w))
+            return first;
+        page += vm__len(w);
+    }
+    return VM_NONE;
+}
+#define LINEAR_CHECK_PAGES 8192
+#endif
+
+/* Lowest aligned run. A run that is long enough but not aligned moves the search to the next
+ * aligned page, so the cost is O(log) for each such candidate. */
+static uint64_t find_aligned(const vm_region *r, uint64_t nr_pages, uint64_t align_pages)
+{
+    uint64_t from = 0, found;
+    while ((found = vm__index_find(&r->map, from, nr_pages)) != VM_NONE) {
+        from = (found + align_pages - 1) & ~(align_pages - 1);
+        if (from == found)
+            break;
+    }
+#ifdef VM_HOOKS
+    if (r->map.nr_pages <= LINEAR_CHECK_PAGES)
+        VM_ASSERT(found == linear_find(r, nr_pages, align_pages));
+#endif
+    return found;
+}
+
+/* Pages outside space by the counter, which is a hint. */
+static uint64_t used_pages(const vm_region *r)
+{
+    VM_ASSERT_RANK_HELD(r, VM_RANK_SPACE);
+    uint64_t free_pages = VM_RELAXED(&r->map.h->free_pages);
+    return free_pages < r->map.nr_pages ? r->map.nr_pages - free_pages : 0;
+}
+
+/* Let `used` pages and some more leave space without asking the system again. */
+void vm__space_grant(vm_thread *t, uint64_t used, uint64_t most)
+{
+    vm_region *r = t->region;
+    VM_ASSERT_HELD(t, &r->map.h->space_lock);
+    uint64_t slack = GRANT_BYTES >> r->map.page_shift;
+    VM_PUT(&r->map.h->granted_pages, used + slack < most ? used + slack : most);
+}
+
+/* May nr_pages more leave space, by the limit and by what the machine has left? */
+int vm__space_fits(vm_thread *t, uint64_t nr_pages)
+{
+    vm_region *r = t->region;
+    VM_ASSERT_HELD(t, &r->map.h->space_lock);
+    vm_header *h = r->map.h;
+    uint64_t used = used_pages(r), limit = VM_RELAXED(&h->limit_pages);
+    if (limit && used + nr_pages > limit)
+        return -ENOSPC;
+    if (r->map.flags & VM_FLAG_NO_DATA || used + nr_pages <= VM_RELAXED(&h->granted_pages))
+        return 0;
+    vm__space_grant(t, used + nr_pages, vm__headroom_pages(r));
+    return used + nr_pages <= VM_RELAXED(&h->granted_pages) ? 0 : -ENOSPC;
+}
+
+static void count_taken(vm_region *r, uint64_t nr_pages)
+{
+    VM_PUT(&r->map.h->free_pages, VM_RELAXED(&r->map.h->free_pages) - nr_pages);
+    uint64_t used = used_pages(r);
+    if (used > VM_RELAXED(&r->map.h->used_peak))
+        VM_PUT(&r->map.h->used_peak, used);
+}
+
+/* A free range as its word said at one moment. */
+typedef struct free_range {
+    uint64_t start, end, dirty;
+} free_range;
+
+/* The free range around [page, page + nr_pages), by the words: the index is a hint, and so what is cut must
+ * be what was looked at. */
+static bool find_around(const vm_region *r, uint64_t page, uint64_t nr_pages, free_range *out)
+{
+    uint64_t start = vm__index_run_start(&r->map, page);
+    vm_word w = vm__word_at(r, start);
+    *out = (free_range){start, start + vm__len(w), w & VM_WORD_DIRTY};
+    return w && vm__state(w) == VM_FREE && out->end >= page + nr_pages;
+}
+
+/* Cut [page, page + nr_pages) out of the free range around it: BUSY, ours, with a new id. False: there is none. */
+bool vm__space_carve(vm_thread *t, uint64_t page, uint64_t nr_pages, vm_range *out)
+{
+    vm_region *r = t->region;
+    VM_ASSERT_HELD(t, &r->map.h->space_lock);
+    free_range f;
+    if (!find_around(r, page, nr_pages, &f))
+        return false;
+    uint64_t id = vm__new_id(t, nr_pages), end = page + nr_pages;
+    if (f.end > end) {
+        VM_STORE(&r->map.heads[end].word, vm__word(VM_FREE, f.dirty, f.end - end, 0, 0));
+        VM_PUT(&r->map.h->nr_splits, VM_RELAXED(&r->map.h->nr_splits) + 1);
+    }
+    VM_PUT(&r->map.heads[page].aux, id);
+    VM_STORE(&r->map.heads[page].word, (t->busy & ~VM_WORD_DIRTY) | f.dirty | nr_pages << VM_WORD_LEN_SHIFT);
+    if (f.start != page)
+        VM_STORE(&r->map.heads[f.start].word, vm__word(VM_FREE, f.dirty, page - f.start, 0, 0));
+    vm__index_set(&r->map, page, nr_pages, true);
+    count_taken(r, nr_pages);
+    *out = (vm_range){page, nr_pages, id, !f.dirty && !(r->map.flags & VM_FLAG_NO_DATA)};
+    return true;
+}
+
+/* Does the free range of the words really hold [page, page + nr_pages)? */
+bool vm__space_words_agree(const vm_region *r, uint64_t page, uint64_t nr_pages)
+{
+    free_range f;
+    return find_around(r, page, nr_pages, &f);
+}
+
+int vm__space_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags,
+                   vm_range *out)
+{
+    vm_region *r = t->region;
+    int rc = vm__space_lock(t, flags);
+    if (rc)
+        return rc;
+    rc = vm__space_fits(t, nr_pages);
+    uint64_t page = rc ? VM_NONE : find_aligned(r, nr_pages, align_pages);
+    if (page != VM_NONE && vm_unlikely(!vm__space_carve(t, page, nr_pages, out))) {
+        rc = vm__space_rebuild(t); /* somebody scribbled over the index */
+        page = rc ? VM_NONE : find_aligned(r, nr_pages, align_pages);
+        if (page != VM_NONE && !vm__space_carve(t, page, nr_pages, out))
+            rc = VM_CORRUPT(r);
+    }
+    if (page == VM_NONE && rc == 0)
+        rc = -ENOSPC;
+    vm__space_unlock(t);
+    return rc;
+}
+
+/* Cut nr ranges side by side, MOVING(t), from the front of a free range. The first one's head is written
+ * last: it makes the others visible. */
+static void carve_many(vm_thread *t, const free_range *f, uint64_t nr_pages, uint32_t nr, uint64_t *pages)
+{
+    vm_region *r = t->region;
+    VM_ASSERT_HELD(t, &r->map.h->space_lock);
+    uint64_t page = f->start, end = page + nr * nr_pages;
+    if (f->end > end) {
+        VM_STORE(&r->map.heads[end].word, vm__word(VM_FREE, f->dirty, f->end - end, 0, 0));
+        VM_PUT(&r->map.h->nr_splits, VM_RELAXED(&r->map.h->nr_splits) + 1);
+    }
+    for (uint32_t i = nr; i-- > 0;) {
+        pages[i] = page + i * nr_pages;
+        VM_STORE(&r->map.heads[pages[i]].word, vm__moving(t, nr_pages));
+    }
+    vm__index_set(&r->map, page, nr * nr_pages, true);
+    count_taken(r, nr * nr_pages);
+}
+
+/* Up to `max` ranges side by side at the lowest place where one fits: what as many single requests
+ * would get, for one turn at the lock. Their words are MOVING(t). Returns how many; 0: take one. */
+uint32_t vm__space_take_many(vm_thread *t, uint64_t nr_pages, uint32_t max, unsigned flags,
+                             uint64_t *pages)
+{
+    vm_region *r = t->region;
+    uint32_t got = 0;
+    if (vm__space_lock(t, flags) != 0)
+        return 0;
+    uint64_t page = vm__space_fits(t, nr_pages * max) == 0 ? find_aligned(r, nr_pages, 1) : VM_NONE;
+    free_range f;
+    if (page != VM_NONE && find_around(r, page, nr_pages, &f) && f.start == page) {
+        uint64_t room = (f.end - f.start) / nr_pages;
+        got = room < max ? (uint32_t)room : max;
+        carve_many(t, &f, nr_pages, got, pages);
+    }
+    vm__space_unlock(t);
+    return got;
+}
+
+/* Give a range back: its word is ours (PURGING or MOVING). Merges with both neighbours. */
+void vm__space_put(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_dirty)
+{
+    vm_region *r = t->region;
+    VM_ASSERT_HELD(t, &r->map.h->space_lock);
+    uint64_t dirty = is_dirty ? VM_WORD_DIRTY : 0, start = page, end = page + nr_pages;
+    vm_word right = vm__index_is_free(&r->map, end) ? vm__word_at(r, end) : 0;
+    if (right && vm__state(right) == VM_FREE) {
+        end += vm__len(right);
+        dirty |= right & VM_WORD_DIRTY;
+        VM_PUT(&r->map.h->nr_merges, VM_RELAXED(&r->map.h->nr_merges) + 1);
+    }
+    VM_STORE(&r->map.heads[page].word, vm__word(VM_FREE, dirty, end - page, 0, 0));
+    if (page && vm__index_is_free(&r->map, page - 1)) {
+        start = vm__index_run_start(&r->map, page - 1);
+        vm_word left = vm__word_at(r, start);
+        if (left && vm__state(left) == VM_FREE && start + vm__len(left) == page) {
+            dirty |= left & VM_WORD_DIRTY;
+            VM_STORE(&r->map.heads[start].word, vm__word(VM_FREE, dirty, end - start, 0, 0));
+            VM_PUT(&r->map.h->nr_merges, VM_RELAXED(&r->map.h->nr_merges) + 1);
+        } else {
+            VM_PUT(&r->map.h->space_lock.needs_mending, 1); /* the index lied */
+        }
+    }
+    vm__index_set(&r->map, page, nr_pages, false);
+    VM_PUT(&r->map.h->free_pages, VM_RELAXED(&r->map.h->free_pages) + nr_pages);
+}

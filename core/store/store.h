@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Layer 2, store: all pages. Space and its index, the lazy ranges, and the only files that ask the system for memory.
+ */
+#ifndef VM_STORE_H
+#define VM_STORE_H
+
+#include "../base/base.h"
+
+/* ---- pages.c: memory of the system, shared and private ---- */
+
+int vm__pages_create(const char *name, uint64_t bytes, int *fd);
+/* A region's memfd as somebody else's: a descriptor of our own, and its header, copied once and not
+ * checked. *is_allowed: it is this user's, or we are root. */
+int vm__pages_open(int fd, int *own, vm_header *h, uint64_t *file_bytes, bool *is_allowed);
+int vm__pages_map(int fd, uint64_t bytes, bool readonly, void **base);
+void vm__pages_unmap(void *base, uint64_t bytes);
+int vm__pages_discard(vm_region *r, uint64_t page, uint64_t nr_pages);
+uint64_t vm__pages_resident_bytes(const vm_region *r);
+uint64_t vm__page_bytes(void);
+uint64_t vm__memory_bytes(void); /* of the machine */
+/* Private memory, zero and not touched; `wiped`: the kernel wipes it in a child. NULL: there is none. */
+void *vm__private_pages(size_t bytes, bool wiped);
+void vm__private_free(void *p, size_t bytes);
+int vm__random(void *out, size_t bytes);
+
+/* ---- headroom.c: what the machine and the cgroup have left ---- */
+
+uint64_t vm__headroom_pages(const vm_region *r); /* pages that may be outside space at once */
+
+/* ---- index.c: the free index; all but init [space_lock] ---- */
+
+void vm__index_init(vm_map *m);
+void vm__index_set(vm_map *m, uint64_t page, uint64_t nr_pages, bool taken);
+bool vm__index_is_free(const vm_map *m, uint64_t page);
+uint64_t vm__index_find(const vm_map *m, uint64_t from, uint64_t nr_pages);
+uint64_t vm__index_run_start(const vm_map *m, uint64_t page);
+void vm__index_write_bits(vm_map *m, uint64_t page, uint64_t nr_pages, bool taken);
+void vm__index_summarise_all(vm_map *m);
+uint64_t vm__index_largest(const vm_map *m);
+uint64_t vm__index_nr_wrong(const vm_map *m, uint32_t *first_level, uint64_t *first_entry);
+
+/* ---- space.c ---- */
+
+int vm__space_lock(vm_thread *t, unsigned flags); /* rebuilt if it was stolen */
+void vm__space_unlock(vm_thread *t);
+int vm__space_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out);
+uint32_t vm__space_take_many(vm_thread *t, uint64_t nr_pages, uint32_t max, unsigned flags, uint64_t *pages);
+/* The rest: [space_lock] */
+void vm__space_grant(vm_thread *t, uint64_t used, uint64_t most);
+void vm__space_put(vm_thread *t, uint64_t page, uint64_t nr_pages, bool dirty);
+int vm__space_rebuild(vm_thread *t);
+bool vm__space_carve(vm_thread *t, uint64_t page, uint64_t nr_pages, vm_range *out);
+bool vm__space_words_agree(const vm_region *r, uint64_t page, uint64_t nr_pages);
+int vm__space_fits(vm_thread *t, uint64_t nr_pages);
+
+/* ---- lazy.c ---- */
+
+void vm__lazy_put(vm_thread *t, uint64_t page, uint64_t nr_pages); /* its word is MOVING(t) */
+int vm__lazy_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out);
+void vm__lazy_collect(vm_thread *t, vm_node *node, vm_batch *out); /* [purge_lock] */
+void vm__lazy_collect_shelf(vm_thread *t, vm_batch *out);          /* [purge_lock] */
+uint64_t vm__lazy_pages_max(const vm_region *r);
+/* As vm__lazy_pages_max() in a region whose recent peak is `peak` pages, on a machine with so many CPUs and bytes. */
+uint64_t vm__lazy_threshold(const vm_region *r, uint64_t peak, uint32_t cpus, uint64_t memory_bytes);
+void vm__list_push(vm_region *r, uint32_t *head, uint64_t page);
+uint64_t vm__chain_take(vm_thread *t, uint64_t link, vm_batch *out);
+/* Walk a list that nobody changes; every entry must be in `state`, and of nr_pages if that is not 0. Returns its
+ * pages; *nr: how many entries. */
+uint64_t vm__list_check(const vm_region *r, uint64_t link, vm_state state, uint64_t nr_pages, const char *what,
+                        uint32_t *nr, vm_report *report);
+static inline uint32_t vm__node_here(const vm_region *r) { return vm__cpu() % r->map.nr_nodes; }
+
+#endif

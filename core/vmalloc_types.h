@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: MIT */
+/* The types and flags of vmalloc.h, without its functions: what the layers below the face may know of it. */
+#ifndef VMALLOC_TYPES_H
+#define VMALLOC_TYPES_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "vmalloc_facts.h"
+
+#define VM_API __attribute__((visibility("default")))
+
+typedef struct vm_region vm_region;
+
+/* A busy range as its holder knows it. `id` is never used twice in a region's life. */
+typedef struct vm_range {
+    uint64_t page;
+    uint64_t nr_pages;
+    uint64_t id;
+    bool zeroed; /* the pages read as zeros (never touched, or discarded) */
+} vm_range;
+
+typedef struct vm_options {
+    uint64_t nr_pages;       /* allocatable; metadata comes on top                          */
+    uint64_t granule_bytes;  /* 0: memory; else an address space of nr_pages such granules  */
+    uint64_t base;           /* address space: value of its first granule                   */
+    uint64_t limit_pages;    /* 0: no limit but nr_pages                                    */
+    uint64_t lazy_pages_max; /* 0: chosen by machine and recent peak, see docs/design.md    */
+    uint32_t nr_nodes;       /* 0: one per CPU, at most VM_NODES_MAX                        */
+    uint32_t nr_threads;     /* 0: 1024 thread slots                                        */
+    vm_pools pools;
+    bool keep_on_death;      /* ranges of dead processes stay allocated                     */
+    double lease_ttl_s;      /* an unclaimed lease outlives its owner so long; 0: 60 s      */
+    const char *name;        /* shown in /proc/PID/maps as memfd:vmalloc:NAME; may be NULL  */
+} vm_options;
+
+typedef struct vm_info {
+    uint8_t id[16];
+    uint64_t nr_pages, page_bytes, granule_bytes, base, total_bytes, limit_pages, lazy_pages_max;
+    uint32_t nr_nodes, nr_threads, process_slot, format, flags;
+    vm_pools pools;
+} vm_info;
+
+enum {
+    VM_NO_WAIT = 1,   /* EAGAIN instead of waiting for a lock; a pool's may still take some milliseconds */
+    VM_NO_PURGE = 2,  /* ENOSPC instead of purging (the kernel's GFP_NOWAIT) */
+    VM_HIT_ONLY = 4,  /* EAGAIN unless this thread's magazine serves it: takes no lock, calls nothing */
+    VM_INHERITED = 8, /* vm_free: what this process has from fork, see vm_drop_inherited() */
+};
+
+typedef struct vm_stats {
+    uint64_t nr_pages, free_pages, busy_pages, cached_pages, pooled_pages, lazy_pages, moving_pages;
+    uint64_t nr_ranges, nr_busy, nr_shared, nr_free_ranges, largest_free_pages;
+    uint64_t resident_bytes;   /* of the whole memfd, metadata included */
+    uint64_t nr_processes, nr_thread_slots;
+    uint64_t nr_alloc, nr_pool_hit, nr_lazy_hit, nr_space_hit, nr_failed, lock_wait_ns;
+    uint64_t nr_purges, nr_purged_pages, nr_discards, nr_splits, nr_merges, nr_recovered;
+    uint64_t nr_leases;
+} vm_stats;
+
+typedef struct vm_range_info {
+    uint64_t page, nr_pages, id;
+    uint32_t state, owner; /* vm_state of layout.h; process, thread slot or node */
+    bool shared, dirty;
+} vm_range_info;
+
+#endif
