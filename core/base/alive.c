@@ -78,7 +78,7 @@ void vm__retire_threads(vm_region *r, uint32_t process, const vm_thread *but)
 }
 
 /* Take a slot of that kind for whoever has `lock_fd`: a clean one becomes LIVE; a dead process's stays
- * DYING until its new owner, with vm__finish_join(), has reclaimed what the dead left, since holder bits
+ * DYING until its new owner, with finish_join(), has reclaimed what the dead left, since holder bits
  * have no incarnation. */
 bool vm__take_process(vm_region *r, bool clean, int lock_fd, uint32_t *process, uint32_t *incarnation)
 {
@@ -105,7 +105,7 @@ bool vm__take_process(vm_region *r, bool clean, int lock_fd, uint32_t *process, 
     return false;
 }
 
-/* Find this process a slot: a clean one (0), else a dead process's (1: vm__finish_join() has work). */
+/* Find this process a slot: a clean one (0), else a dead process's (1: finish_join() has work). */
 int vm__join(vm_region *r)
 {
     r->process = VM_PROCESSES;

@@ -24,21 +24,17 @@
 #define VM_FORMAT 3u
 #define VM_MAP_ALIGN (2ull << 20) /* of the mapping and, in it, of the data */
 
-/* The limits of the format that are not in vmalloc_facts.h. */
+/* The limits of the format, from those of vmalloc_facts.h. */
 enum {
-    VM_PROCESSES = 256,        /* process slots; the last one is the region's own (names)       */
-    VM_PROCESS_NAMES = 255,    /* holder bit of named references                                */
-    VM_THREADS_MAX = 4096,     /* thread slots, the word's owner field                          */
-    VM_LEAF_PAGES = 512,       /* pages one leaf of the free index covers                       */
-    VM_FANOUT = 8,             /* children of one summary                                       */
-    VM_LEVELS_MAX = 9,         /* summary levels above the leaves, 2^30 pages                   */
-    VM_NAMES = 1024,           /* named references                                              */
-    VM_NAME_BYTES = 64,
-    VM_NAME_META_BYTES = 416,
-    VM_LEASES = 1 << 16,       /* references inside messages at one time                        */
+    VM_PROCESSES = VM_PROCESSES_MAX + 1, /* process slots; the last one is the region's own (names)   */
+    VM_PROCESS_NAMES = VM_PROCESSES_MAX, /* holder bit of named references                            */
+    VM_THREAD_SLOTS_MAX = VM_PROCESSES + VM_THREADS_MAX, /* the word's owner field                    */
+    VM_LEAF_PAGES = 512, /* pages one leaf of the free index covers                                   */
+    VM_FANOUT = 8,       /* children of one summary                                                   */
+    VM_LEVELS_MAX = 9,   /* summary levels above the leaves, 2^30 pages                               */
+    VM_NAME_BYTES = VM_NAME_BYTES_MAX + 1,
 };
 #define VM_NONE UINT64_MAX /* "no page" as a result; in lists page + 1 is stored and 0 is the end */
-#define VM_PAGES_MAX ((1ull << 30) - 1)
 
 /* ---- the word -------------------------------------------------------------------------------- */
 
@@ -76,13 +72,13 @@ static inline vm_word vm__word(vm_state state, uint64_t flags, uint64_t nr_pages
            | (uint64_t)(incarnation & VM_INC_MASK) << VM_WORD_INC_SHIFT;
 }
 static inline vm_state vm__state(vm_word w) { return (vm_state)(w & VM_WORD_STATE_MASK); }
-static inline uint64_t vm__len(vm_word w) { return w >> VM_WORD_LEN_SHIFT & VM_PAGES_MAX; }
+static inline uint64_t vm__len(vm_word w) { return w >> VM_WORD_LEN_SHIFT & (uint64_t)VM_PAGES_MAX; }
 static inline uint32_t vm__owner(vm_word w)
 {
-    return (uint32_t)(w >> VM_WORD_OWNER_SHIFT) & (VM_THREADS_MAX - 1);
+    return (uint32_t)(w >> VM_WORD_OWNER_SHIFT) & (VM_THREAD_SLOTS_MAX - 1);
 }
 static inline uint32_t vm__inc(vm_word w) { return (uint32_t)(w >> VM_WORD_INC_SHIFT); }
-#define VM_WORD_LEN_MASK (VM_PAGES_MAX << VM_WORD_LEN_SHIFT)
+#define VM_WORD_LEN_MASK ((uint64_t)VM_PAGES_MAX << VM_WORD_LEN_SHIFT)
 static inline vm_word vm__len_bits(uint64_t nr_pages) { return nr_pages << VM_WORD_LEN_SHIFT; }
 static inline vm_word vm__with_len(vm_word w, uint64_t nr_pages)
 {
@@ -102,8 +98,8 @@ static inline bool vm__is_shared(vm_word w)
 
 _Static_assert(VM_WORD_LEN_SHIFT + 30 == VM_WORD_OWNER_SHIFT, "length has 30 bits");
 _Static_assert(VM_WORD_OWNER_SHIFT + 12 == VM_WORD_INC_SHIFT, "owner has 12 bits");
-_Static_assert(VM_THREADS_MAX == 1 << 12, "owner field");
-_Static_assert(VM_PROCESSES <= VM_THREADS_MAX && (int)VM_NODES_MAX <= (int)VM_THREADS_MAX, "owner field");
+_Static_assert(VM_THREAD_SLOTS_MAX == 1 << 12, "owner field");
+_Static_assert(VM_PROCESSES <= VM_THREAD_SLOTS_MAX && (int)VM_NODES_MAX <= VM_THREAD_SLOTS_MAX, "owner field");
 
 /* One per page; only a range's first counts. `aux` is the allocation's id while BUSY, and the link
  * (page + 1 of the next, 0 at the end) while POOLED, LAZY or MOVING through a list. */
@@ -230,7 +226,7 @@ typedef struct vm_name {
     char name[VM_NAME_BYTES];
     uint32_t meta_bytes;
     uint32_t pad;
-    char meta[VM_NAME_META_BYTES];
+    char meta[VM_NAME_META_BYTES_MAX];
 } vm_name;
 _Static_assert(sizeof(vm_name) == 504, "region format");
 
@@ -246,7 +242,7 @@ typedef struct vm_lease_entry {
 } vm_lease_entry;
 _Static_assert(sizeof(vm_lease_entry) == 48, "region format");
 #define VM_LEASE_BITS 16
-_Static_assert(VM_LEASES == 1 << VM_LEASE_BITS, "a lease's id holds its index");
+_Static_assert(VM_LEASES_MAX == 1 << VM_LEASE_BITS, "a lease's id holds its index");
 static inline uint32_t vm__lease_owner(uint32_t process, uint32_t incarnation)
 {
     return process | (incarnation & VM_INC_MASK) << 16;

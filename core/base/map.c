@@ -13,9 +13,9 @@ void vm__lay_out(vm_header *h)
     h->off_nodes = at;
     at = align_up(at + h->nr_nodes * sizeof(vm_node), 4096);
     h->off_names = at;
-    at = align_up(at + VM_NAMES * sizeof(vm_name), 4096);
+    at = align_up(at + VM_NAMES_MAX * sizeof(vm_name), 4096);
     h->off_leases = at;
-    at = align_up(at + VM_LEASES * sizeof(vm_lease_entry), 4096);
+    at = align_up(at + VM_LEASES_MAX * sizeof(vm_lease_entry), 4096);
     h->off_threads = at;
     at = align_up(at + h->nr_threads * sizeof(vm_slot), 4096);
     h->off_bits = at;

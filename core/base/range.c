@@ -2,7 +2,7 @@
 /* Ranges: ids, hand-out, lookup, and the mark that a region is corrupt. */
 #include "base.h"
 
-/* Ids are unique for the region's life: threads take their serials in blocks from one counter. */
+/* Ids are unique for the region's life: threads take their numbers in blocks from one counter. */
 uint64_t vm__new_ids(vm_region *r) { return VM_ADD(&r->map.h->next_id, VM_ID_BLOCK) + 1; }
 
 /* Make a range whose word is ours (MOVING) busy: the id first, the word commits. */

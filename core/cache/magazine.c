@@ -63,10 +63,10 @@ bool vm__magazines_enter(vm_thread *t)
 /* Change the count only; ids go on, in a new block if need be. Between enter and leave. */
 static void set_count(vm_region *r, vm_magazine *m, uint32_t count)
 {
-    uint64_t serial = VM_RELAXED(&m->header) >> 8;
-    if (vm__number_is_spent(serial))
-        serial = vm__new_ids(r);
-    VM_STORE(&m->header, serial << 8 | count);
+    uint64_t number = VM_RELAXED(&m->header) >> 8;
+    if (vm__number_is_spent(number))
+        number = vm__new_ids(r);
+    VM_STORE(&m->header, number << 8 | count);
 }
 
 /* A range of that size and alignment from the magazine, wherever it stands there: what the hit path

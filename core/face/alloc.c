@@ -107,21 +107,21 @@ int vm_alloc(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned fla
     if (vm_unlikely(t->fast_attachment != r->fast_attachment || nr_pages > VM_POOL_PAGES_MAX || align_pages != 1))
         return alloc_checked(r, nr_pages, align_pages, flags, out);
     vm_magazine *m = &t->magazine[nr_pages];
-    uint64_t header = VM_RELAXED(&m->header), serial = header >> 8;
+    uint64_t header = VM_RELAXED(&m->header), number = header >> 8;
     VM_PUT(&m->header, VM_MAGAZINE_TAKING);
     __atomic_signal_fence(__ATOMIC_SEQ_CST); /* the drainer's membarrier is the other half */
     uint64_t page = VM_RELAXED(vm__magazine_top(m, header));
-    if (vm_unlikely(VM_PLAIN(&t->slot->drain) || page + nr_pages > r->map.nr_pages || vm__number_is_spent(serial)))
+    if (vm_unlikely(VM_PLAIN(&t->slot->drain) || page + nr_pages > r->map.nr_pages || vm__number_is_spent(number)))
         goto missed;
     vm_head *head = &r->map.heads[page];
     vm_word cached = vm__cached(t, nr_pages);
     if (vm_unlikely(VM_PLAIN(&head->word) != cached))
         goto missed;
-    uint64_t id = serial << VM_ID_SIZE_BITS | nr_pages;
+    uint64_t id = number << VM_ID_SIZE_BITS | nr_pages;
     VM_PUT(&head->aux, id);
     VM_STORE(&head->word, cached ^ t->flip);
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
-    VM_STORE(&m->header, header + (1 << 8) - 1); /* the next serial, one range less */
+    VM_STORE(&m->header, header + (1 << 8) - 1); /* the next number, one range less */
     *out = (vm_range){page, nr_pages, id, false};
     return 0;
 missed:

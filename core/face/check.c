@@ -66,10 +66,10 @@ void vm__collect_leases(vm_check_state *c)
 {
     vm_region *r = c->r;
     uint32_t high = VM_RELAXED(&r->map.h->lease_high);
-    high = high < VM_LEASES ? high : VM_LEASES;
+    high = high < VM_LEASES_MAX ? high : VM_LEASES_MAX;
     c->nr_leased = 0;
     if (!c->leased)
-        c->leased = malloc(VM_LEASES * sizeof *c->leased); /* the next look may find more */
+        c->leased = malloc(VM_LEASES_MAX * sizeof *c->leased); /* the next look may find more */
     for (uint32_t i = 0; c->leased && i < high; i++) {
         uint64_t id = VM_ACQUIRE(&r->map.leases[i].id), page = VM_RELAXED(&r->map.leases[i].page);
         if (!id)
@@ -100,7 +100,7 @@ uint64_t vm__leases_of(const vm_check_state *c, uint64_t page, size_t *at)
 static void check_names(vm_check_state *c)
 {
     vm_region *r = c->r;
-    for (uint32_t i = 0; i < VM_NAMES; i++) {
+    for (uint32_t i = 0; i < VM_NAMES_MAX; i++) {
         uint64_t id = VM_ACQUIRE(&r->map.names[i].state), page = VM_RELAXED(&r->map.names[i].page);
         if (!id)
             continue;

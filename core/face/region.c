@@ -8,9 +8,6 @@
  */
 #include "face.h"
 
-#define DEFAULT_THREADS 1024
-#define DEFAULT_LOCK_TIMEOUT_NS 10000000000ull
-#define DEFAULT_LEASE_TTL_S 60.0
 #define WIPED_BYTES 4096
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -25,7 +22,7 @@ static int check_options(const vm_options *o)
         return -EINVAL;
     if (!(o->lease_ttl_s >= 0 && o->lease_ttl_s < 1e9))
         return -EINVAL;
-    if (o->nr_nodes > VM_NODES_MAX || o->nr_threads > VM_THREADS_MAX - VM_PROCESSES)
+    if (o->nr_nodes > VM_NODES_MAX || o->nr_threads > VM_THREADS_MAX)
         return -EINVAL;
     return 0;
 }
@@ -52,9 +49,9 @@ static int describe_new(const vm_options *o, vm_header *h)
     h->pools = (uint32_t)o->pools;
     h->flags = (o->granule_bytes ? VM_FLAG_NO_DATA : 0) | (o->keep_on_death ? VM_FLAG_KEEP : 0);
     h->nr_nodes = o->nr_nodes ? o->nr_nodes : most_nodes();
-    h->nr_threads = VM_PROCESSES + (o->nr_threads ? o->nr_threads : DEFAULT_THREADS);
+    h->nr_threads = VM_PROCESSES + (o->nr_threads ? o->nr_threads : VM_THREADS_DEFAULT);
     h->next_id = VM_ID_BLOCK; /* 0 is never an id */
-    h->lease_ttl_ns = (uint64_t)((o->lease_ttl_s > 0 ? o->lease_ttl_s : DEFAULT_LEASE_TTL_S) * 1e9);
+    h->lease_ttl_ns = (uint64_t)((o->lease_ttl_s > 0 ? o->lease_ttl_s : VM_LEASE_TTL_S) * 1e9);
     vm__lay_out(h);
     return vm__random(h->id, sizeof h->id);
 }
@@ -68,7 +65,7 @@ static int check_header(const vm_header *h, uint64_t file_bytes)
     if (h->format != VM_FORMAT || h->page_bytes != vm__page_bytes())
         return -EPROTO;
     if (!h->ready || h->nr_pages == 0 || h->nr_pages > VM_PAGES_MAX || h->nr_nodes == 0 || h->nr_nodes > VM_NODES_MAX
-        || h->nr_threads < VM_PROCESSES || h->nr_threads > VM_THREADS_MAX || !vm__is_power_of_two(h->granule_bytes)
+        || h->nr_threads < VM_PROCESSES || h->nr_threads > VM_THREAD_SLOTS_MAX || !vm__is_power_of_two(h->granule_bytes)
         || (!(h->flags & VM_FLAG_NO_DATA) && h->granule_bytes != h->page_bytes) || !vm__pool_design(h->pools))
         return -EUCLEAN;
     vm__lay_out(&expected);
@@ -97,7 +94,7 @@ static int prepare_private(vm_region *r)
         return -ENOMEM;
     *r->wiped = 1;
     r->fast_attachment = r->attachment = vm__new_attachment();
-    r->lock_timeout_ns = DEFAULT_LOCK_TIMEOUT_NS;
+    r->lock_timeout_ns = VM_LOCK_TIMEOUT_S * 1000000000ull;
     r->can_drain = vm__can_drain();
     pthread_mutex_init(&r->holder_mutex, NULL);
     pthread_mutex_init(&r->recover_mutex, NULL);

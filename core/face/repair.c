@@ -53,7 +53,7 @@ static int repair_space(vm_thread *t, vm_report *report)
 static void drop_names_of_nothing(vm_region *r, vm_report *report)
 {
     uint64_t nr = 0;
-    for (uint32_t i = 0; i < VM_NAMES; i++) {
+    for (uint32_t i = 0; i < VM_NAMES_MAX; i++) {
         uint64_t id = VM_ACQUIRE(&r->map.names[i].state), page = VM_RELAXED(&r->map.names[i].page);
         if (!id)
             continue;

@@ -18,14 +18,14 @@
 
 static vm_lease_entry *entry_of(vm_region *r, uint64_t lease)
 {
-    vm_lease_entry *e = &r->map.leases[lease % VM_LEASES];
+    vm_lease_entry *e = &r->map.leases[lease % VM_LEASES_MAX];
     return lease && VM_ACQUIRE(&e->id) == lease ? e : NULL;
 }
 
 static uint32_t entries_used(const vm_region *r)
 {
     uint32_t high = VM_RELAXED(&r->map.h->lease_high);
-    return high < VM_LEASES ? high : VM_LEASES;
+    return high < VM_LEASES_MAX ? high : VM_LEASES_MAX;
 }
 
 /* ---- mending ---- */
@@ -43,7 +43,7 @@ static uint32_t *count_entries(vm_region *r, size_t bytes)
         uint64_t id = VM_ACQUIRE(&e->id), page = VM_RELAXED(&e->page);
         if (!id)
             continue;
-        bool is_good = id % VM_LEASES == i && page < r->map.nr_pages && vm__is_shared(VM_ACQUIRE(&r->map.heads[page].word))
+        bool is_good = id % VM_LEASES_MAX == i && page < r->map.nr_pages && vm__is_shared(VM_ACQUIRE(&r->map.heads[page].word))
                        && VM_ACQUIRE(&r->map.heads[page].aux) == VM_RELAXED(&e->range_id);
         if (is_good) {
             count[page]++;
@@ -124,7 +124,7 @@ static vm_lease_entry *take_entry(vm_region *r, uint32_t *index)
     if (first && first <= high && !VM_ACQUIRE(&r->map.leases[first - 1].id)) {
         *index = first - 1;
         VM_PUT(&r->map.h->lease_unused, VM_RELAXED(&r->map.leases[*index].next));
-    } else if (high < VM_LEASES) {
+    } else if (high < VM_LEASES_MAX) {
         *index = high;
         VM_PUT(&r->map.h->lease_high, high + 1);
     } else
@@ -140,15 +140,15 @@ static int make(vm_thread *t, uint64_t page, uint64_t id, uint64_t *lease)
     vm_lease_entry *e = take_entry(r, &index);
     if (!e)
         return -EXFULL;
-    uint64_t serial = r->map.h->lease_number + 1;
-    VM_PUT(&r->map.h->lease_number, serial);
+    uint64_t number = r->map.h->lease_number + 1;
+    VM_PUT(&r->map.h->lease_number, number);
     VM_ADD(&r->map.sharings[page].nr_leases, 1);
     VM_PUT(&e->page, page);
     VM_PUT(&e->range_id, id);
     VM_PUT(&e->made_ns, vm__now_ns());
     VM_PUT(&e->deadline_ns, 0);
     VM_PUT(&e->owner, vm__lease_owner(r->process, r->process_inc));
-    *lease = serial << VM_LEASE_BITS | index;
+    *lease = number << VM_LEASE_BITS | index;
     VM_STORE(&e->id, *lease);
     VM_PUT(&r->map.h->nr_leases, r->map.h->nr_leases + 1);
     return 0;

@@ -18,7 +18,7 @@ static uint64_t *names_holder(vm_region *r, uint64_t page)
 
 static vm_name *find(vm_region *r, const char *name)
 {
-    for (uint32_t i = 0; i < VM_NAMES; i++) {
+    for (uint32_t i = 0; i < VM_NAMES_MAX; i++) {
         vm_name *n = &r->map.names[i];
         if (VM_ACQUIRE(&n->state) && strncmp(n->name, name, VM_NAME_BYTES) == 0)
             return n;
@@ -28,7 +28,7 @@ static vm_name *find(vm_region *r, const char *name)
 
 static vm_name *find_unused(vm_region *r)
 {
-    for (uint32_t i = 0; i < VM_NAMES; i++)
+    for (uint32_t i = 0; i < VM_NAMES_MAX; i++)
         if (!VM_ACQUIRE(&r->map.names[i].state))
             return &r->map.names[i];
     return NULL;
@@ -36,7 +36,7 @@ static vm_name *find_unused(vm_region *r)
 
 bool vm__is_named(const vm_region *r, uint64_t page, uint64_t id)
 {
-    for (uint32_t i = 0; i < VM_NAMES; i++)
+    for (uint32_t i = 0; i < VM_NAMES_MAX; i++)
         if (VM_ACQUIRE(&r->map.names[i].state) == id && VM_RELAXED(&r->map.names[i].page) == page)
             return true;
     return false;
@@ -150,7 +150,7 @@ int vm__name_set(vm_thread *t, const char *name, uint64_t page, uint64_t id, con
                  bool must_be_new)
 {
     int rc = check_name(name);
-    if (rc == 0 && bytes > VM_NAME_META_BYTES)
+    if (rc == 0 && bytes > VM_NAME_META_BYTES_MAX)
         rc = -EINVAL;
     if (rc == 0)
         rc = vm__names_lock(t);
@@ -170,7 +170,7 @@ static int name_get(vm_thread *t, const char *name, vm_range *out, void *meta, s
     int rc = n ? vm__adopt(t, VM_RELAXED(&n->page), VM_ACQUIRE(&n->state), out) : -ENOENT;
     if (rc)
         return rc;
-    size_t said = VM_RELAXED(&n->meta_bytes), have = said > VM_NAME_META_BYTES ? 0 : said;
+    size_t said = VM_RELAXED(&n->meta_bytes), have = said > VM_NAME_META_BYTES_MAX ? 0 : said;
     *bytes = have < *bytes ? have : *bytes;
     memcpy(meta, n->meta, *bytes);
     return 0;
@@ -210,7 +210,7 @@ int vm__name_delete(vm_thread *t, const char *name)
 
 int vm__name_list(vm_region *r, int (*each)(void *, const char *, uint64_t page), void *arg)
 {
-    for (uint32_t i = 0; i < VM_NAMES; i++) {
+    for (uint32_t i = 0; i < VM_NAMES_MAX; i++) {
         vm_name *n = &r->map.names[i];
         if (!VM_ACQUIRE(&n->state))
             continue;

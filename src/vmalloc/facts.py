@@ -29,6 +29,26 @@ POOL_DESIGNS = (
 POOLS = tuple(design.name for design in POOL_DESIGNS)
 POOLS_DEFAULT = "magazine"
 
+# limits of a region's format
+PROCESSES_MAX = 255
+"""Process slots that processes can have; one more is the region's own, for names."""
+THREADS_MAX = 3840
+"""Thread slots beside one for each process slot."""
+PAGES_MAX = (1 << 30) - 1
+"""Pages of a region: a word has 30 bits for a length."""
+NAMES_MAX = 1024
+NAME_BYTES_MAX = 63
+NAME_META_BYTES_MAX = 416
+"""Of the description that is kept with a name."""
+LEASES_MAX = 1 << 16
+"""References inside messages at one time."""
+
+# defaults
+THREADS_DEFAULT = 1024
+LOCK_TIMEOUT_S = 10
+LEASE_TTL_S = 60
+"""How long an unclaimed lease outlives its owner."""
+
 # nodes and pools
 NODES_MAX = 128
 """The kernel's cap. Nodes = clamp(CPUs, 1, NODES_MAX)."""

@@ -246,7 +246,7 @@ static void send_and_claim(stage *s)
 static void leave_a_lease_of_the_dead(stage *s)
 {
     lease_gift_and_let_go(s);
-    s->r->map.leases[s->lease % VM_LEASES].owner = vm__lease_owner(200, 0x3ff0);
+    s->r->map.leases[s->lease % VM_LEASES_MAX].owner = vm__lease_owner(200, 0x3ff0);
     s->r->map.h->purge_needs_scan = 1;
     s->r->map.h->lease_ttl_ns = 1;
 }
@@ -611,7 +611,7 @@ static void damage(stage *s)
     share_gifts(s);
     CHECK_EQ(vm_name_set(r, "unheld", named->page, named->id, NULL, 0), 0);
     r->map.sharings[named->page].holders[VM_PROCESS_NAMES / 64] &= ~(1ull << VM_PROCESS_NAMES % 64);
-    for (int i = VM_NAMES - 1; i > VM_NAMES - 3; i--)
+    for (int i = VM_NAMES_MAX - 1; i > VM_NAMES_MAX - 3; i--)
         r->map.names[i].state = 1 << 20; /* of what is gone, at page 0 */
     r->map.sharings[s->gift[0].page].holders[stranger / 64] |= 1ull << stranger % 64;
     r->map.sharings[s->gift[0].page].holders[VM_PROCESS_NAMES / 64] |= 1ull << VM_PROCESS_NAMES % 64;

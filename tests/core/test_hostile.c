@@ -11,7 +11,7 @@
  *   test_hostile SECONDS SEED    runs the round `alone` with that seed, then goes on from there.
  * VM_HOSTILE_SECONDS and VM_HOSTILE_SEED in the environment do the same.
  *
- * Assertions are off here: some of them compare what a neighbour may have written (internal.h).
+ * Assertions are off here: some of them compare what a neighbour may have written (base.h).
  */
 #include "kit.h"
 
@@ -296,7 +296,7 @@ static void op_names(worker *w)
     static const char *const names[] = {"a", "b", "frame", "a name of some length"};
     const char *name = names[chance(&w->seed, LENGTH(names))];
     vm_range *a = any_held(w), got;
-    char meta[VM_NAME_META_BYTES] = "meta";
+    char meta[VM_NAME_META_BYTES_MAX] = "meta";
     size_t bytes = sizeof meta;
     uint64_t sum = 0;
     vm_name_set(w->r, name, a->page, a->id, meta, chance(&w->seed, sizeof meta));

@@ -165,14 +165,14 @@ static void at_the_limit_of_leases_one_must_end_first(vm_pools d)
     vm_region *r = make(d, LONG_S);
     vm_range a = take(r, 1);
     uint64_t lease = 0, none = 0;
-    for (uint32_t i = 0; i < VM_LEASES; i++)
+    for (uint32_t i = 0; i < VM_LEASES_MAX; i++)
         lease = lease_of(r, a);
-    CHECK_EQ(stats_of(r).nr_leases, VM_LEASES);
+    CHECK_EQ(stats_of(r).nr_leases, VM_LEASES_MAX);
     CHECK_EQ(vm_lease(r, a.page, a.id, &none), -EXFULL);
     CHECK_EQ(none, 0);
     CHECK_EQ(vm_drop_lease(r, lease), 0);
     lease_of(r, a);
-    CHECK_EQ(expire(r, true), VM_LEASES);
+    CHECK_EQ(expire(r, true), VM_LEASES_MAX);
     GIVE_BACK(r, a);
     FINISH(r);
 }
@@ -284,7 +284,7 @@ static void the_table_of_one_who_died_over_it_is_mended(vm_pools d)
     r->map.h->lease_unused = 1; /* and torn the chain: entry 0 is in use */
     b = take(r, 2);
     uint64_t another = lease_of(r, b);
-    CHECK(another % VM_LEASES != lease % VM_LEASES);
+    CHECK(another % VM_LEASES_MAX != lease % VM_LEASES_MAX);
     CHECK_EQ(stats_of(r).nr_leases, 2);
     GIVE_BACK(r, b);
     CHECK_EQ(vm_drop_lease(r, lease), 0);

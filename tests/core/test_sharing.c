@@ -246,16 +246,16 @@ static void wrong_names_are_refused_and_a_full_table_says_so(vm_pools d)
     CHECK_EQ(vm_name_set(r, name, a.page, a.id, "", 0), -EINVAL);
     CHECK_EQ(vm_name_set(r, "", a.page, a.id, "", 0), -EINVAL);
     CHECK_EQ(vm_name_set(r, "x", a.page, a.id + 1, "", 0), -ESTALE);
-    CHECK_EQ(vm_name_set(r, "x", a.page, a.id, "", VM_NAME_META_BYTES + 1), -EINVAL);
-    for (int i = 0; i < VM_NAMES; i++) {
+    CHECK_EQ(vm_name_set(r, "x", a.page, a.id, "", VM_NAME_META_BYTES_MAX + 1), -EINVAL);
+    for (int i = 0; i < VM_NAMES_MAX; i++) {
         snprintf(name, sizeof name, "name %d", i);
         CHECK_EQ(vm_name_set(r, name, a.page, a.id, "", 0), 0);
     }
     CHECK_EQ(vm_name_set(r, "one more", a.page, a.id, "", 0), -ENFILE);
     int nr = 0;
     CHECK_EQ(vm_name_list(r, count_names, &nr), 0);
-    CHECK_EQ(nr, VM_NAMES);
-    for (int i = 0; i < VM_NAMES; i++) {
+    CHECK_EQ(nr, VM_NAMES_MAX);
+    for (int i = 0; i < VM_NAMES_MAX; i++) {
         snprintf(name, sizeof name, "name %d", i);
         CHECK_EQ(vm_name_delete(r, name), 0);
     }

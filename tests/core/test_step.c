@@ -342,7 +342,7 @@ static void path_of_self(char *path, size_t bytes)
     path[n] = 0;
 }
 
-/* "core/lease.c:12 (discriminator 3)" is lease.c:12 */
+/* "core/share/lease.c:12 (discriminator 3)" is lease.c:12 */
 static const char *short_name(char *said)
 {
     said[strcspn(said, " \n")] = 0;

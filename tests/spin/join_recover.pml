@@ -1,9 +1,9 @@
 /*
  * Processes that join, die and recover each other, and a lock that is stolen from the dead.
  *
- * Mirrors core/slot.c: vm__join(), take_process(), vm__finish_join(), vm__owner_is_dead() (process);
- * core/recover.c: claim_dead(), vm__retire_threads(), mark_dying(), vm__recover_scan(),
- * drop_holder_bits(), release_slots() (recover_others, scan); core/region.c: vm_detach(); core/lock.c:
+ * Mirrors core/base/alive.c: vm__join(), vm__take_process(), finish_join(), vm__owner_is_dead() (process);
+ * core/mend/recover.c: claim_dead(), vm__retire_threads(), mark_dying(), vm__scan(),
+ * drop_holder_bits(), release_slots() (recover_others, scan); core/face/region.c: vm_detach(); core/base/lock.c:
  * tokens, vm__lock_steal() (acquire). `lock` stands for purge_lock and space_lock, which a scan holds
  * both. A process's life is the OFD lock on its slot's byte, which the kernel gives back at death;
  * who recovers a slot takes that byte first, and so does who joins.
@@ -90,7 +90,7 @@ inline acquire()
 
 inline release() { W(assert(lock == name); lock = 0; inside = false; critical--) }
 
-/* vm__recover_scan(): the word by incarnation, the bits of what was DYING when it began. */
+/* vm__scan(): the word by incarnation, the bits of what was DYING when it began. */
 inline scan()
 {
     acquire();

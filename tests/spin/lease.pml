@@ -1,11 +1,11 @@
 /*
  * Leases: references inside messages, held by nobody yet.
  *
- * Mirrors core/lease.c: make(), own() and vm_claim() (load), end(), drop_lease(), vm__lease_lock() with
- * mend(), vm__lease_deaths(), expire(); core/holder.c: is_held(), vm__take_if_unheld(), adopt(),
- * clear_bit(); core/recover.c: mend_tables(), scan_shared(). One range, shared from the start and under one
+ * Mirrors core/share/lease.c: make(), own() and vm_claim() (load), end(), drop_lease(), vm__lease_lock() with
+ * mend(), vm__lease_deaths(), expire(); core/share/holder.c: is_held(), vm__take_if_unheld(), adopt(),
+ * clear_bit(); core/mend/recover.c: mend_tables(), scan_shared(). One range, shared from the start and under one
  * id (a page that is used again is share.pml's), its count of leases, and a table of one entry, used again
- * under other serials. Of the chain of unused entries, which is made anew by mend(), nothing is modelled.
+ * under other numbers. Of the chain of unused entries, which is made anew by mend(), nothing is modelled.
  *
  * Rules found here, all needed:
  *   - The count is raised before the entry is committed and lowered after it has ended. A death in between
@@ -18,7 +18,7 @@
  *   - A claimer owns the entry before it adopts, and a lease that is being claimed has no deadline: else a
  *     claimer that dies leaves a lease that lives as long as its sender (BUG_OWNER_STAYS), or the lease ends
  *     between the claimer's look at it and its bit (BUG_DEADLINE_STAYS).
- *   - A lease is named by its serial, since a late or second claim finds the entry used again
+ *   - A lease is named by its number, since a late or second claim finds the entry used again
  *     (BUG_BY_INDEX).
  *   - A deadline that nobody looks for is none: mend() makes everybody look (BUG_MEND_NO_DUE).
  * Time is a choice: a lease with a deadline may expire at any moment after. So of two that claim one lease, the
@@ -57,11 +57,11 @@ byte word = SHARED;
 bit bits[3];
 byte nr_leases;
 /* the table */
-byte entry, entry_owner; /* entry: serial, 0 unused: the commit word */
+byte entry, entry_owner; /* entry: its number, 0 unused: the commit word */
 bit deadline;
-byte serial;
+byte number;
 /* lease_lock; lease_due_ns: nobody looks for deadlines without; purge_needs_scan */
-byte lock; bit needs_repair, due, needs_scan;
+byte lock; bit needs_mending, due, needs_scan;
 
 byte alive = 31, retired, recovered, finished; /* masks of processes */
 byte deaths;
@@ -126,7 +126,7 @@ inline drop() /* clear_bit() */
 inline adopt()
 {
     W(bits[me] = 1);
-    do /* vm__settled_word() */
+    do /* vm__wait_while_freeing() */
     :: DIES
     :: atomic { word == SHARED || (IS_FREEING && BUG_CLAIM_NO_WAIT) -> got = true } break
     :: atomic { word != SHARED && !IS_FREEING -> got = false } break
@@ -149,17 +149,17 @@ inline lock_leases() /* vm__lease_lock() */
     :: DIES
     :: atomic { lock == 0 -> lock = me + 1 }
     :: atomic { lock != 0 && !IS_ALIVE(lock - 1) -> lock = me + 1 }
-       W(needs_repair = 1)
+       W(needs_mending = 1)
     fi;
     if
-    :: needs_repair && !BUG_NO_MEND -> /* mend() */
+    :: needs_mending && !BUG_NO_MEND -> /* mend() */
        if
        :: word == SHARED || IS_FREEING -> W(nr_leases = (entry != 0))
        :: else
        fi;
        if :: !BUG_MEND_NO_DUE -> W(due = 1) :: else fi;
        if :: !BUG_MEND_NO_SCAN -> W(needs_scan = 1) :: else fi;
-       W(needs_repair = 0)
+       W(needs_mending = 0)
     :: else
     fi
 }
@@ -170,14 +170,14 @@ inline make()
     if
     :: entry == 0 ->
        if :: !BUG_ENTRY_FIRST -> W(nr_leases++) :: else fi;
-       W(serial++; entry_owner = me; deadline = 0);
-       W(entry = serial);
+       W(number++; entry_owner = me; deadline = 0);
+       W(entry = number);
        if :: BUG_ENTRY_FIRST -> W(nr_leases++) :: else fi;
        ok = true
     :: else -> ok = false /* no entry left */
     fi;
     unlock();
-    if :: ok -> sent = serial :: else fi;
+    if :: ok -> sent = number :: else fi;
     ok = false
 }
 
@@ -259,7 +259,7 @@ died:
     skip
 }
 
-/* vm__recover_scan() and vm__lease_deaths(); purge_lock is recoverer 3's as long as it lives. */
+/* vm__scan() and vm__lease_deaths(); purge_lock is recoverer 3's as long as it lives. */
 inline scan()
 {
     W(needs_scan = 0);
@@ -289,7 +289,7 @@ inline recover(p)
 {
     W(retired = retired | 1 << p);
     if /* mend_tables() */
-    :: needs_repair || (lock != 0 && !IS_ALIVE(lock - 1)) -> lock_leases(); unlock()
+    :: needs_mending || (lock != 0 && !IS_ALIVE(lock - 1)) -> lock_leases(); unlock()
     :: else
     fi;
     scan();

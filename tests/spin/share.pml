@@ -1,9 +1,9 @@
 /*
  * Sharing: holder bits, the last drop, and references that came too late.
  *
- * Mirrors core/holder.c: vm__share_for() with write_holders() (share), adopt() with vm__settled_word()
- * (adopt), clear_bit() (drop), is_held(), vm__take_if_unheld() (free_if_unheld); core/recover.c:
- * claim_dead(), mark_dying(), vm__recover_scan() with drop_holder_bits(), is_lost() and scan_shared(),
+ * Mirrors core/share/holder.c: vm__share_for() with write_holders() (share), adopt() with vm__wait_while_freeing()
+ * (adopt), clear_bit() (drop), is_held(), vm__take_if_unheld() (free_if_unheld); core/mend/recover.c:
+ * claim_dead(), mark_dying(), vm__scan() with drop_holder_bits(), is_lost() and scan_shared(),
  * release_slots() (recover, scan). One range: its word, its id, one holder bit a process slot (each read and
  * written by itself, as bits in different 64-bit words are). Leases are in lease.pml, fork is in fork.pml.
  *
@@ -144,7 +144,7 @@ inline adopt(wanted)
        if :: got -> W(bits[slot] = 1) :: else fi
     :: !BUG_CHECK_THEN_BIT ->
        W(bits[slot] = 1);
-       do /* vm__settled_word() */
+       do /* vm__wait_while_freeing() */
        :: DIES
        :: atomic { word == SHARED -> got = true } break
        :: atomic { word != SHARED && !IS_FREEING && !IS_SHARING -> got = false } break
@@ -245,7 +245,7 @@ inline drop_bit(p)
     fi
 }
 
-/* vm__recover_scan(), under purge_lock. The word is loaded once; a CAS that fails is not repeated. */
+/* vm__scan(), under purge_lock. The word is loaded once; a CAS that fails is not repeated. */
 inline scan(p)
 {
     atomic { dying = retired & ~recovered; seen = word };
