@@ -148,6 +148,7 @@ uint32_t vm__cpu(void); /* this thread's, now */
 uint32_t vm__online_cpus(void);
 uint32_t vm__configured_cpus(void);
 uint32_t vm__pid(void);
+bool vm__is_stopped(uint32_t pid); /* by its state in /proc; undecidable means yes */
 void vm__yield(void);
 void vm__close(int fd);
 
@@ -161,9 +162,12 @@ void vm__point(vm_map *m, void *base, const vm_header *h); /* the header was che
 
 uint64_t vm__now_ns(void);
 void vm__sleep_ns(uint64_t ns);
-/* Between looks at a stuck owner: 0 to go on, EBUSY when the call's time is up, EINTR when its slice is. */
-int vm__wait_slice(const vm_region *r, uint64_t started_ns, vm_token owner);
-bool vm__time_is_up(const vm_region *r, uint64_t started_ns);
+uint64_t vm__wait_start(void); /* the time now; before the first look at whoever is in the way */
+/* Between looks at whoever is in the way, `owner` (any number that tells him from others) of process `pid`: 0 to go on,
+ * EINTR when the slice is over, EBUSY when the call's time is up and he was seen stopped, or never got on. */
+int vm__wait_slice(const vm_region *r, uint64_t started_ns, uint64_t owner, uint32_t pid);
+uint64_t vm__wait_left_ns(const vm_region *r, uint64_t started_ns); /* until it would say anything but 0 */
+bool vm__time_is_up(const vm_region *r);
 void vm__wait_begin(uint64_t timeout_ns, bool in_slices); /* as vm_wait_begin() */
 void vm__wait_end(void);
 uint32_t vm__busy_pid(void);

@@ -14,6 +14,7 @@
 static _Thread_local struct {
     uint64_t timeout_ns; /* 0: the region's */
     uint64_t since_ns;   /* of the first wait; 0: none yet */
+    uint64_t owner, owner_since_ns; /* who was in the way when we looked last, and since when always the same */
     bool is_on, in_slices;
 } wait;
 static _Thread_local uint32_t busy_pid;
@@ -47,24 +48,51 @@ void vm__wait_begin(uint64_t timeout_ns, bool in_slices)
     wait.in_slices = in_slices;
 }
 
-void vm__wait_end(void) { wait.is_on = wait.in_slices = false; }
+void vm__wait_end(void)
+{
+    wait.is_on = wait.in_slices = false;
+    wait.timeout_ns = 0;
+}
 uint32_t vm__busy_pid(void) { return busy_pid; }
 
-bool vm__time_is_up(const vm_region *r, uint64_t started_ns)
+uint64_t vm__wait_start(void)
 {
-    uint64_t since = started_ns, timeout = r->lock_timeout_ns;
-    if (wait.is_on) {
-        since = wait.since_ns = wait.since_ns ? wait.since_ns : started_ns;
-        timeout = wait.timeout_ns ? wait.timeout_ns : timeout;
+    uint64_t now = vm__now_ns();
+    if (!wait.is_on || !wait.since_ns) {
+        wait.since_ns = wait.owner_since_ns = now;
+        wait.owner = 0;
     }
-    return vm__now_ns() - since > timeout;
+    return now;
 }
 
-int vm__wait_slice(const vm_region *r, uint64_t started_ns, vm_token owner)
+static uint64_t timeout_of(const vm_region *r) { return wait.timeout_ns ? wait.timeout_ns : r->lock_timeout_ns; }
+bool vm__time_is_up(const vm_region *r) { return vm__now_ns() - wait.since_ns > timeout_of(r); }
+
+uint64_t vm__wait_left_ns(const vm_region *r, uint64_t started_ns)
 {
-    bool is_up = vm__time_is_up(r, started_ns);
-    if (!is_up && !(wait.is_on && wait.in_slices && vm__now_ns() - started_ns > INTERRUPT_NS))
-        return 0;
-    busy_pid = vm__pid_of(r, owner);
-    return is_up ? -EBUSY : -EINTR;
+    uint64_t now = vm__now_ns(), end = wait.since_ns + timeout_of(r), slice = started_ns + INTERRUPT_NS;
+    if (wait.is_on && wait.in_slices && slice < end)
+        end = slice;
+    return end > now ? end - now : 0;
+}
+
+/* Is the one in the way really stopped? One who only is slow gets as much time again, and one who changes all the time
+ * never counts: others have their turns. */
+static bool is_stuck(uint32_t pid, uint64_t timeout)
+{
+    uint64_t same = vm__now_ns() - wait.owner_since_ns;
+    return same > timeout && (same > 2 * timeout || vm__is_stopped(pid));
+}
+
+int vm__wait_slice(const vm_region *r, uint64_t started_ns, uint64_t owner, uint32_t pid)
+{
+    if (owner != wait.owner) {
+        wait.owner = owner;
+        wait.owner_since_ns = vm__now_ns();
+    }
+    if (vm__time_is_up(r) && is_stuck(pid, timeout_of(r))) {
+        busy_pid = pid;
+        return -EBUSY;
+    }
+    return wait.is_on && wait.in_slices && vm__now_ns() - started_ns > INTERRUPT_NS ? -EINTR : 0;
 }

@@ -3,19 +3,18 @@
  * Locks between processes that may be killed while they hold one, and the private ones beside them.
  *
  * A lock word names its owner (thread slot and incarnation). A waiter spins about 2 us, then sleeps on the word as a
- * futex, in slices that grow, lest many waiters wake just to look. Unlocking is one exchange, so that no wake-up is
- * missed. When a slice ends without the lock, the waiter asks whether the owner is dead; if so it steals the lock and
- * marks it needs_mending. Whoever holds a lock with that mark mends what it protects before using it. A live owner is
- * never robbed: when the call's time is up the waiter gives up with EBUSY.
+ * futex. Unlocking is one exchange, so that no wake-up is missed, and wakes one. One waiter of a lock watches: it looks
+ * every 100 us whether the owner is dead, and steals the lock then and marks it needs_mending; all others sleep until
+ * woken, however many they are. Whoever holds a lock with that mark mends what it protects before using it. A live owner is
+ * never robbed: when the call's time is up and he is seen stopped, the waiter gives up with EBUSY.
  *
  * The order of all locks is vm_rank (base.h), which builds with hooks assert.
  */
 #include "base.h"
 
 #define SPIN_ROUNDS 60
-#define SLICE_NS 250000
 #define WATCH_NS 100000
-#define SLICE_MAX_NS 4000000
+#define SLEEP_NS 100000000 /* so often a sleeper looks whether there is a watcher at all */
 #define BRIEF_NS 5000000ull
 
 /* ---- ranks ---- */
@@ -144,30 +143,45 @@ static bool watch(vm_thread *t, vm_lock *lock)
     return (now == 0 || vm__owner_is_dead(r, now)) && VM_CAS(&lock->watcher, now, t->token);
 }
 
+/* How long to sleep: the watcher looks often, the others sleep until they are woken or have to give up. */
+static long slice_of(const vm_region *r, unsigned flags, uint64_t started, bool watches)
+{
+    if (watches)
+        return WATCH_NS;
+    uint64_t left = vm__wait_left_ns(r, started), most = flags & VM_LOCK_BRIEF ? BRIEF_NS : SLEEP_NS;
+    left = left < WATCH_NS ? WATCH_NS : left;
+    return (long)(left < most ? left : most);
+}
+
 /* The time is looked at in every round: the owner that a round sees need not be the same. */
-static int wait_in_slices(vm_thread *t, vm_lock *lock, unsigned flags, uint64_t started, bool *watches)
+static int wait_watching(vm_thread *t, vm_lock *lock, unsigned flags, uint64_t started, bool *watches)
 {
     vm_region *r = t->region;
-    for (long slice = SLICE_NS;; slice = *watches ? WATCH_NS : slice < SLICE_MAX_NS ? slice * 2 : SLICE_MAX_NS) {
+    for (;;) {
         vm_token seen = VM_RELAXED(&lock->owner);
-        if (seen == 0 ? try_with(t, lock, VM_TOKEN_WAITERS) : sleep_or_steal(t, lock, seen, slice))
+        *watches = *watches || watch(t, lock);
+        if (seen == 0 ? try_with(t, lock, VM_TOKEN_WAITERS)
+                      : sleep_or_steal(t, lock, seen, slice_of(r, flags, started, *watches)))
             return 0;
-        bool is_stuck = seen && ((VM_RELAXED(&lock->owner) ^ seen) & VM_TOKEN_MASK) == 0;
-        if (flags & VM_LOCK_BRIEF && is_stuck && vm__now_ns() - started > BRIEF_NS)
+        vm_token owner = seen & VM_TOKEN_MASK;
+        bool is_same = owner && (VM_RELAXED(&lock->owner) & VM_TOKEN_MASK) == owner;
+        if (flags & VM_LOCK_BRIEF && is_same && vm__now_ns() - started > BRIEF_NS)
             return -EAGAIN; /* alive but not running: the caller has another way */
-        int rc = vm__wait_slice(r, started, seen & VM_TOKEN_MASK);
+        int rc = owner ? vm__wait_slice(r, started, owner, vm__pid_of(r, owner)) : 0;
         if (rc)
             return rc;
-        *watches = *watches || watch(t, lock);
     }
 }
 
+/* Whoever stops watching wakes another to go on with it: one who sleeps must not have to look for himself. */
 static int wait_for(vm_thread *t, vm_lock *lock, unsigned flags, uint64_t started)
 {
     bool watches = false;
-    int rc = wait_in_slices(t, lock, flags, started, &watches);
-    if (watches)
+    int rc = wait_watching(t, lock, flags, started, &watches);
+    if (watches) {
         VM_PUT(&lock->watcher, 0);
+        vm__futex_wake_one(&lock->owner);
+    }
     return rc;
 }
 
@@ -183,7 +197,7 @@ bool vm__trylock(vm_thread *t, vm_lock *lock)
 /* Spin a little, then sleep. */
 static int take_contended(vm_thread *t, vm_lock *lock, unsigned flags)
 {
-    uint64_t started = vm__now_ns();
+    uint64_t started = vm__wait_start();
     int rc = -EAGAIN;
     for (int i = 0; rc && i < SPIN_ROUNDS; i++) {
         relax();

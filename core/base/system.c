@@ -104,4 +104,18 @@ uint32_t vm__configured_cpus(void)
 }
 
 uint32_t vm__pid(void) { return (uint32_t)getpid(); }
+/* The state is the letter behind the last bracket of /proc/PID/stat. */
+bool vm__is_stopped(uint32_t pid)
+{
+    char path[32], text[512];
+    snprintf(path, sizeof path, "/proc/%u/stat", pid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    if (fd >= 0)
+        close(fd);
+    text[n < 0 ? 0 : n] = 0;
+    const char *name_end = strrchr(text, ')');
+    return !name_end || name_end[1] != ' ' || strchr("TtDZX", name_end[2]);
+}
+
 void vm__yield(void) { sched_yield(); }

@@ -155,14 +155,14 @@ static int decay(vm_thread *t, vm_node *n, bool full, unsigned flags, vm_batch *
 static int before_scan(vm_thread *t, vm_node *n, unsigned flags)
 {
     vm_region *r = t->region;
-    uint64_t started = vm__now_ns();
+    uint64_t started = vm__wait_start();
     for (uint32_t i = 0; i < VM_POOL_PAGES_MAX; i++) {
         vm_pool *p = &n->pool[i];
         for (;;) {
             vm_token owner = VM_ACQUIRE(&p->in_use);
             if (owner == t->token || ((!owner || vm__owner_is_dead(r, owner)) && VM_CAS(&p->in_use, owner, t->token)))
                 break;
-            int rc = flags & VM_NO_WAIT ? -EAGAIN : vm__wait_slice(r, started, owner);
+            int rc = flags & VM_NO_WAIT ? -EAGAIN : vm__wait_slice(r, started, owner, vm__pid_of(r, owner));
             if (rc == 0) {
                 vm__yield();
                 continue;

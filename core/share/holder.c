@@ -150,12 +150,18 @@ int vm__share(vm_thread *t, uint64_t page, uint64_t id)
 
 /* ---- adopt ---- */
 
+/* Of the process that frees or shares it. */
+static uint32_t pid_of_owner(const vm_region *r, vm_word w)
+{
+    return vm__owner(w) < VM_PROCESSES ? VM_RELAXED(&r->map.processes[vm__owner(w)].pid) : 0;
+}
+
 /* The word once nobody is in the middle of freeing it; a dead freer is recovered. One that died before
  * the range was shared is left to the scan, which must find it as it was. */
 int vm__wait_while_freeing(vm_thread *t, uint64_t page, vm_word *out)
 {
     vm_region *r = t->region;
-    uint64_t started = vm__now_ns();
+    uint64_t started = vm__wait_start();
     for (;;) {
         *out = __atomic_load_n(&r->map.heads[page].word, __ATOMIC_SEQ_CST);
         if (vm__state(*out) != VM_FREEING)
@@ -165,7 +171,7 @@ int vm__wait_while_freeing(vm_thread *t, uint64_t page, vm_word *out)
             return 0;
         if (is_dead)
             VM_CAS(&r->map.heads[page].word, *out, vm__with_state(*out, VM_BUSY));
-        int rc = vm__wait_slice(r, started, t->token);
+        int rc = vm__wait_slice(r, started, *out, pid_of_owner(r, *out));
         if (rc)
             return rc;
         vm__yield();

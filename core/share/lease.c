@@ -238,13 +238,12 @@ int vm__drop_lease(vm_thread *t, uint64_t lease)
 int vm__claim(vm_thread *t, uint64_t page, uint64_t id, uint64_t lease, vm_range *out)
 {
     uint32_t owner;
-    uint64_t started = vm__now_ns();
     int rc = own(t, page, id, lease, &owner);
     if (rc)
         return rc;
     rc = vm__adopt(t, page, id, out);
     if (owner != NO_OWNER && rc == 0)
-        while (vm__drop_lease(t, lease) == -EINTR && !vm__time_is_up(t->region, started))
+        while (vm__drop_lease(t, lease) == -EINTR && !vm__time_is_up(t->region))
             ; /* if that fails, it is ours, and ends when we do */
     else if (owner != NO_OWNER)
         disown(t, lease, owner);
