@@ -2,7 +2,7 @@
 /*
  * Alive: who is who, and who is dead. A process slot per attached process; threads' slots name theirs.
  *
- * A process is dead when the kernel dropped its OFD lock (system.c). Pids are kept for messages only. Every reissue of a
+ * A process is dead when the kernel dropped its OFD lock (descriptor.c). Pids are kept for messages only. Every reissue of a
  * slot raises its incarnation, and words and locks name slot and incarnation, so what a dead owner wrote is never taken
  * for its successor's. Who retires a dead one's slots makes that visible without a system call.
  */
@@ -13,7 +13,7 @@
 /* Undecidable means alive. */
 bool vm__process_is_dead(vm_region *r, uint32_t process)
 {
-    return process != r->process && process < VM_PROCESS_NAMES && !vm__process_is_claimed(r->lock_fd, process);
+    return process != r->process && process < VM_PROCESS_NAMES && !vm__process_is_claimed(r, process);
 }
 
 bool vm__incarnation_is_dead(vm_region *r, uint32_t process, uint32_t incarnation)
@@ -77,17 +77,17 @@ void vm__retire_threads(vm_region *r, uint32_t process, const vm_thread *but)
     }
 }
 
-/* Take a slot of that kind for whoever has `lock_fd`: a clean one becomes LIVE; a dead process's stays
+/* Take a slot of that kind for whoever has the tie: a clean one becomes LIVE; a dead process's stays
  * DYING until its new owner, with finish_join(), has reclaimed what the dead left, since holder bits
  * have no incarnation. */
-bool vm__take_process(vm_region *r, bool clean, int lock_fd, uint32_t *process, uint32_t *incarnation)
+bool vm__take_process(vm_region *r, bool clean, const vm_tie *tie, uint32_t *process, uint32_t *incarnation)
 {
     for (uint32_t p = 0; p < VM_PROCESS_NAMES; p++) {
-        if (((uint32_t)VM_ACQUIRE(&r->map.processes[p].state) == 0) != clean || vm__claim_process(lock_fd, p) != 0)
+        if (((uint32_t)VM_ACQUIRE(&r->map.processes[p].state) == 0) != clean || vm__claim_process(r, tie, p) != 0)
             continue;
         uint64_t state = VM_ACQUIRE(&r->map.processes[p].state), inc = (state >> 32) + 1;
         if (((uint32_t)state == 0) != clean) { /* it changed before we had the lock */
-            vm__unclaim_process(lock_fd, p);
+            vm__unclaim_process(r, tie, p);
             continue;
         }
         if (!clean) {
@@ -96,6 +96,7 @@ bool vm__take_process(vm_region *r, bool clean, int lock_fd, uint32_t *process, 
         }
         uint64_t *common = &r->map.slots[p].state;
         VM_PUT(&r->map.processes[p].pid, vm__pid());
+        VM_PUT(&r->map.processes[p].no_barrier, !r->can_drain);
         VM_STORE(common, ((VM_ACQUIRE(common) >> 32) + 1) << 32 | (uint64_t)p << 1 | 1);
         VM_STORE(&r->map.processes[p].state, inc << 32 | (clean ? VM_PROCESS_LIVE : VM_PROCESS_DYING));
         *process = p;
@@ -109,9 +110,9 @@ bool vm__take_process(vm_region *r, bool clean, int lock_fd, uint32_t *process, 
 int vm__join(vm_region *r)
 {
     r->process = VM_PROCESSES;
-    if (vm__take_process(r, true, r->lock_fd, &r->process, &r->process_inc))
+    if (vm__take_process(r, true, &r->tie, &r->process, &r->process_inc))
         return 0;
-    return vm__take_process(r, false, r->lock_fd, &r->process, &r->process_inc) ? 1 : -ENOLCK;
+    return vm__take_process(r, false, &r->tie, &r->process, &r->process_inc) ? 1 : -ENOLCK;
 }
 
 void vm__free_process(vm_region *r, uint32_t process)

@@ -73,9 +73,14 @@ typedef struct vm_inherited { /* what a child has from its parent */
     uint32_t count;
 } vm_inherited;
 
+typedef struct vm_tie { /* descriptor.c */
+    int fd; /* -1: not needed any more */
+    void *page;
+} vm_tie;
+
 /* What a parent prepares for the child it is about to have (fork.c). */
 typedef struct vm_heir {
-    int lock_fd; /* its own description, which holds the OFD lock of its process slot; -1: no slot */
+    vm_tie tie; /* holds the OFD lock of its process slot */
     uint32_t process, process_inc;
     vm_inherited *range;
     size_t nr, room;
@@ -90,7 +95,9 @@ struct vm_region {
     uint64_t fail_every, nr_requests;
     volatile uint64_t *wiped; /* a page the kernel wipes in a child, also of a raw clone; else 1 */
 
-    int fd, lock_fd;
+    int fd, probe_fd; /* of the file; one to look at others' locks. Ours only as long as vm__is_ours() says so */
+    uint64_t inode, device; /* of the file */
+    vm_tie tie; /* holds the OFD lock by which others see that we live */
     bool is_leaving; /* vm_detach() is at it [registry] */
     bool can_drain;  /* membarrier across processes works here */
     bool readonly;   /* mapped to look only: no slot, every change is EROFS */
@@ -138,10 +145,6 @@ static inline vm_word vm__purging(const vm_thread *t, uint64_t nr_pages) { retur
 
 void vm__futex_wait(vm_token *word, vm_token seen, long ns);
 void vm__futex_wake_one(vm_token *word);
-int vm__open_for_locks(const vm_region *r); /* a descriptor, or -errno */
-int vm__claim_process(int lock_fd, uint32_t process); /* its OFD lock; 0 when ours now */
-void vm__unclaim_process(int lock_fd, uint32_t process);
-bool vm__process_is_claimed(int lock_fd, uint32_t process); /* by anybody; undecidable means yes */
 bool vm__can_drain(void); /* registers this process for membarriers of others */
 void vm__barrier_everywhere(void);
 uint32_t vm__cpu(void); /* this thread's, now */
@@ -150,7 +153,23 @@ uint32_t vm__configured_cpus(void);
 uint32_t vm__pid(void);
 bool vm__is_stopped(uint32_t pid); /* by its state in /proc; undecidable means yes */
 void vm__yield(void);
-void vm__close(int fd);
+
+/* ---- descriptor.c: numbers that may be another file's at any time ---- */
+
+int vm__note_file(vm_region *r); /* which file r->fd is, while it certainly is ours */
+bool vm__is_ours(const vm_region *r, int fd);
+void vm__close_ours(const vm_region *r, int fd); /* leaves it alone if it is another file's */
+int vm__above_standard_streams(int fd); /* the same file, under a number above 2 */
+int vm__open_region(const vm_region *r); /* a new description of the region's file; -EBADF: nobody has it any more */
+int vm__fd(vm_region *r); /* a number of the region's file, a new one if need be; -EBADF */
+/* What keeps OFD locks: a description of our own, held by a mapping of one of its pages. */
+int vm__tie(const vm_region *r, vm_tie *tie); /* children inherit it until ... */
+int vm__tie_to_this_process(vm_tie *tie);
+void vm__tie_without_number(const vm_region *r, vm_tie *tie); /* nothing more can be locked through it */
+void vm__untie(const vm_region *r, vm_tie *tie);
+int vm__claim_process(const vm_region *r, const vm_tie *tie, uint32_t process); /* its OFD lock; 0 when ours now */
+void vm__unclaim_process(const vm_region *r, const vm_tie *tie, uint32_t process);
+bool vm__process_is_claimed(vm_region *r, uint32_t process); /* by anybody; undecidable means yes */
 
 /* ---- map.c: where everything lies, from the sizes alone; creator and attacher compute the same ---- */
 
@@ -187,7 +206,7 @@ bool vm__owner_is_dead(vm_region *r, vm_token token);
 bool vm__process_is_retired(const vm_region *r, uint32_t process, uint32_t incarnation);
 bool vm__owner_is_retired(const vm_region *r, vm_word w);
 uint32_t vm__pid_of(const vm_region *r, vm_token owner);
-bool vm__take_process(vm_region *r, bool clean, int lock_fd, uint32_t *process, uint32_t *incarnation);
+bool vm__take_process(vm_region *r, bool clean, const vm_tie *tie, uint32_t *process, uint32_t *incarnation);
 int vm__join(vm_region *r);                            /* a process slot: 0, or 1 if it was a dead one's */
 void vm__free_process(vm_region *r, uint32_t process); /* its slot, under the next incarnation [purge_lock] */
 void vm__retire_threads(vm_region *r, uint32_t process, const vm_thread *but);
@@ -246,6 +265,7 @@ static inline uint64_t vm__new_id(vm_thread *t, uint64_t nr_pages)
 }
 void vm__hand_out(vm_thread *t, uint64_t page, uint64_t nr_pages, bool zeroed, vm_range *out);
 int vm__lookup(const vm_region *r, uint64_t page, vm_range *out);
+int vm__health(const vm_region *r); /* 0; EUCLEAN: it is corrupt; ENOTCONN: this process lost its slot and must stop */
 int vm__corrupt(vm_region *r, int line); /* marks the region; -EUCLEAN */
 #define VM_CORRUPT(r) vm__corrupt((r), __LINE__)
 

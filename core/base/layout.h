@@ -142,7 +142,7 @@ _Static_assert(sizeof(vm_lock) == 64, "one cache line");
 typedef struct vm_process {
     _Alignas(64) uint64_t state; /* incarnation << 32 | VM_PROCESS_LIVE or _DYING; low half 0: unused */
     uint32_t pid;                /* for messages only; pid namespaces lie */
-    uint32_t pad;
+    uint32_t no_barrier;         /* others' membarriers do not reach it: its magazines are not drained */
 } vm_process;
 #define VM_PROCESS_LIVE 1u
 #define VM_PROCESS_DYING 2u /* its threads' slots are retired, its ranges not yet reclaimed */

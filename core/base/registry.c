@@ -26,19 +26,22 @@ bool vm__is_registered(const vm_region *r, uint64_t attachment)
 
 static int join_and_register(vm_region *r)
 {
-    r->lock_fd = vm__open_for_locks(r);
-    if (r->lock_fd < 0)
-        return r->lock_fd;
-    int joined = vm__join(r);
-    if (joined >= 0) {
-        r->next = registry;
-        registry = r;
+    int rc = vm__tie(r, &r->tie);
+    if (rc == 0)
+        rc = vm__tie_to_this_process(&r->tie);
+    int joined = rc ? rc : vm__join(r);
+    if (joined < 0) {
+        vm__untie(r, &r->tie);
+        return joined;
     }
+    vm__tie_without_number(r, &r->tie);
+    r->next = registry;
+    registry = r;
     return joined;
 }
 
-/* vm__join() with an OFD lock of its own. In one step for a fork: a child with a copy of that descriptor
- * which it does not know would keep this process's slot alive. */
+/* vm__join() with an OFD lock of its own. In one step for a fork: a child that inherits the tie before it is ours alone
+ * would keep this process's slot alive. */
 int vm__register(vm_region *r)
 {
     vm__registry_lock();
@@ -64,8 +67,6 @@ void vm__unregister(vm_region *r)
             *at = r->next;
             break;
         }
-    if (r->lock_fd > 0) /* 0: attached read-only */
-        vm__close(r->lock_fd);
-    r->lock_fd = -1;
+    vm__untie(r, &r->tie);
     vm__registry_unlock();
 }

@@ -1,9 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * System: every call to the kernel that is not about memory. Futexes, OFD locks, the barrier across processes, CPUs.
- *
- * A process owns its slot as long as the kernel holds its OFD lock on that byte of the memfd. The lock lives on a
- * description the process opened itself, close-on-exec, so it ends with the process and with nothing else.
+ * System: calls to the kernel that are about neither memory nor descriptors. Futexes, the barrier across processes, CPUs.
  */
 #include "base.h"
 
@@ -25,47 +22,6 @@ void vm__futex_wait(vm_token *word, vm_token seen, long ns)
 }
 
 void vm__futex_wake_one(vm_token *word) { syscall(SYS_futex, word, FUTEX_WAKE, 1, NULL, NULL, 0); }
-
-/* ---- OFD locks ---- */
-
-/* A description of the memfd of our own: locks on an inherited one would outlive us in the others. */
-int vm__open_for_locks(const vm_region *r)
-{
-    char path[64];
-    snprintf(path, sizeof path, "/proc/self/fd/%d", r->fd);
-    int fd = open(path, O_RDWR | O_CLOEXEC);
-    if (fd >= 0 && fd <= STDERR_FILENO) { /* somebody closed his standard streams, and may open them again */
-        int moved = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
-        close(fd);
-        fd = moved;
-    }
-    return fd < 0 ? -errno : fd;
-}
-
-static int ofd(int lock_fd, int command, short type, uint32_t process, struct flock *l)
-{
-    *l = (struct flock){.l_type = type, .l_whence = SEEK_SET, .l_start = process, .l_len = 1};
-    return fcntl(lock_fd, command, l) < 0 ? -errno : 0;
-}
-int vm__claim_process(int lock_fd, uint32_t process)
-{
-    struct flock l;
-    return ofd(lock_fd, F_OFD_SETLK, F_WRLCK, process, &l);
-}
-
-void vm__unclaim_process(int lock_fd, uint32_t process)
-{
-    struct flock l;
-    ofd(lock_fd, F_OFD_SETLK, F_UNLCK, process, &l);
-}
-
-bool vm__process_is_claimed(int lock_fd, uint32_t process)
-{
-    struct flock l;
-    return ofd(lock_fd, F_OFD_GETLK, F_WRLCK, process, &l) != 0 || l.l_type != F_UNLCK;
-}
-
-void vm__close(int fd) { close(fd); }
 
 /* ---- the barrier ---- */
 

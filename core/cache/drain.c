@@ -65,6 +65,8 @@ static int drain(vm_thread *t, uint32_t index, uint64_t *lost)
     vm_token drainer = VM_ACQUIRE(&slot->drain);
     if (!(state & 1))
         return 0;
+    if (VM_RELAXED(&r->map.processes[vm__slot_process(state)].no_barrier))
+        return -EAGAIN; /* our barrier would not reach it */
     if (drainer && (!vm__owner_is_dead(r, drainer) || !VM_CAS(&slot->drain, drainer, 0)))
         return -EAGAIN;
     if (!VM_CAS(&slot->drain, 0, t->token))

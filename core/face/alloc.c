@@ -63,8 +63,9 @@ int vm__make_room(vm_thread *t, int attempt, unsigned flags)
 int vm__alloc_slow(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out)
 {
     vm_region *r = t->region;
-    if (VM_ACQUIRE(&r->map.h->corrupt))
-        return -EUCLEAN;
+    int health = vm__health(r);
+    if (vm_unlikely(health))
+        return health;
     vm__enter(t);
     count(&t->slot->nr_alloc);
     int rc = try_stations(t, nr_pages, align_pages, flags, out);

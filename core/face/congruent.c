@@ -64,8 +64,8 @@ int vm_alloc_congruent(vm_region *r, size_t n, const uint64_t *offsets, const ui
     uint64_t total = 0;
     vm_thread *t = vm__thread(r);
     int rc = t ? check_congruent(r, n, offsets, nr_pages, align_pages, &total) : vm__thread_error(r);
-    if (rc == 0 && VM_ACQUIRE(&r->map.h->corrupt))
-        rc = -EUCLEAN;
+    if (rc == 0)
+        rc = vm__health(r);
     if (rc)
         return rc;
     vm__enter(t);

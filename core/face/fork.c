@@ -3,7 +3,7 @@
  * Fork: a child keeps what it finds in its memory, whatever its parent frees meanwhile.
  *
  * Everything that can fail happens in the parent, before the fork: it takes a process slot for the
- * child, under a description of the memfd that only the child will keep, and makes the child a holder
+ * child, under a tie that only the child will keep, and makes the child a holder
  * of all that this process holds; what was private becomes shared. The child only installs that.
  * A fork that fails, or a child that dies or execs at once, leaves a process slot whose OFD lock is
  * gone: an ordinary dead process, recovered like any other.
@@ -26,20 +26,19 @@
 static void take_heir_slot(vm_thread *t, vm_heir *heir)
 {
     vm_region *r = t->region;
-    int fd = vm__open_for_locks(r);
-    if (fd < 0)
+    if (vm__tie(r, &heir->tie) != 0)
         return;
-    bool has_slot = vm__take_process(r, true, fd, &heir->process, &heir->process_inc);
+    bool has_slot = vm__take_process(r, true, &heir->tie, &heir->process, &heir->process_inc);
     if (!has_slot) {
         vm__enter(t);
         vm__recover_dead(t, 0, NULL);
         vm__leave(t);
-        has_slot = vm__take_process(r, true, fd, &heir->process, &heir->process_inc);
+        has_slot = vm__take_process(r, true, &heir->tie, &heir->process, &heir->process_inc);
     }
     if (has_slot)
-        heir->lock_fd = fd;
+        vm__tie_without_number(r, &heir->tie);
     else
-        vm__close(fd);
+        vm__untie(r, &heir->tie);
 }
 
 static bool remember(vm_heir *heir, uint64_t page, uint64_t id, uint32_t count)
@@ -99,26 +98,24 @@ static int bequeath(vm_thread *t, vm_heir *heir)
     return rc == -ENOMEM ? rc : 0;
 }
 
-static void close_heir(vm_heir *heir)
+static void untie_heir(const vm_region *r, vm_heir *heir)
 {
-    if (heir->lock_fd >= 0)
-        vm__close(heir->lock_fd); /* of the child's, if there is one, a copy stays there */
-    heir->lock_fd = -1;
+    vm__untie(r, &heir->tie); /* the child, if there is one, has inherited it */
     heir->process = VM_PROCESSES;
 }
 
 static void prepare_region(vm_region *r)
 {
     vm_thread *t = r->is_leaving ? NULL : vm__thread_find(r, false);
-    r->heir = (vm_heir){.lock_fd = -1, .process = VM_PROCESSES};
-    bool is_usable = t && !VM_ACQUIRE(&r->map.h->corrupt);
+    r->heir = (vm_heir){.tie.fd = -1, .process = VM_PROCESSES};
+    bool is_usable = t && vm__health(r) == 0;
     if (is_usable)
         take_heir_slot(t, &r->heir);
     vm__mutex_lock(r, &r->common_mutex, VM_RANK_COMMON);
     vm__mutex_lock(r, &r->recover_mutex, VM_RANK_RECOVER);
     vm__mutex_lock(r, &r->holder_mutex, VM_RANK_HOLDER);
     if (is_usable && bequeath(t, &r->heir) != 0)
-        close_heir(&r->heir); /* a stopped process has space_lock, or no memory: the child must do without */
+        untie_heir(r, &r->heir); /* a stopped process has space_lock, or no memory: the child must do without */
 }
 
 static void before_fork(void)
@@ -152,7 +149,7 @@ static void in_parent(void)
 {
     for (vm_region *r = vm__registry(); r; r = r->next) {
         uint32_t child = r->heir.process;
-        close_heir(&r->heir);
+        untie_heir(r, &r->heir);
         free(r->heir.range);
         r->heir.range = NULL;
         unlock_region(r);
@@ -165,11 +162,13 @@ static void in_child(void)
 {
     vm__forget_threads();
     for (vm_region *r = vm__registry(); r; r = r->next) {
-        vm__close(r->lock_fd); /* or the parent's death would go unnoticed while we live */
         free(r->inheritance.range);
         r->inheritance = r->heir;
         r->heir.range = NULL;
-        r->lock_fd = r->heir.lock_fd;
+        r->tie = r->heir.tie; /* the parent's own did not come along */
+        r->heir.tie = (vm_tie){.fd = -1};
+        if (r->tie.page)
+            vm__tie_to_this_process(&r->tie);
         r->process = r->heir.process;
         r->process_inc = r->heir.process_inc;
         r->attachment = vm__new_attachment();

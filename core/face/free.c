@@ -22,8 +22,9 @@ static int drop_shared(vm_thread *t, uint64_t page, uint64_t id, unsigned flags)
 static int free_slow(vm_thread *t, uint64_t page, uint64_t id, vm_word w, unsigned flags)
 {
     vm_region *r = t->region;
-    if (VM_ACQUIRE(&r->map.h->corrupt))
-        return -EUCLEAN;
+    int health = vm__health(r);
+    if (vm_unlikely(health))
+        return health;
     if (vm__state(w) == VM_FREEING && !(w & VM_WORD_SHARED)) { /* a fork shares it just now */
         int rc = vm__wait_while_freeing(t, page, &w);
         if (rc)

@@ -109,12 +109,11 @@ static void forget(vm_region *r)
         vm__private_free(r->references, r->map.nr_pages * sizeof *r->references);
     if (r->wiped)
         vm__private_free((void *)r->wiped, WIPED_BYTES);
+    vm__untie(r, &r->tie);
     if (r->map.h)
         vm__pages_unmap(r->map.h, r->map.mapped_bytes);
-    if (r->lock_fd > 0) /* 0 is never ours: see vm__pages_open() */
-        vm__close(r->lock_fd);
-    if (r->fd > 0)
-        vm__close(r->fd);
+    vm__close_ours(r, r->probe_fd);
+    vm__close_ours(r, r->fd);
     free(r);
 }
 
@@ -155,6 +154,14 @@ static int enter_region(vm_region *r, vm_region **out)
     return 0;
 }
 
+static vm_region *new_region(void)
+{
+    vm_region *r = calloc(1, sizeof *r);
+    if (r)
+        r->fd = r->probe_fd = r->tie.fd = r->heir.tie.fd = -1;
+    return r;
+}
+
 static void write_header(vm_region *r, const vm_header *h)
 {
     memcpy(r->map.h, h, sizeof *h);
@@ -172,11 +179,13 @@ int vm_create(const vm_options *options, vm_region **out)
         rc = describe_new(options, &h);
     if (rc)
         return rc;
-    vm_region *r = calloc(1, sizeof *r);
+    vm_region *r = new_region();
     void *base = NULL;
     if (!r)
         return -ENOMEM;
     rc = vm__pages_create(options->name, h.total_bytes, &r->fd);
+    if (rc == 0)
+        rc = vm__note_file(r);
     if (rc == 0)
         rc = vm__pages_map(r->fd, h.total_bytes, false, &base);
     if (rc == 0) {
@@ -204,7 +213,7 @@ static int attach(int fd, bool readonly, vm_region **out)
     vm_header h;
     uint64_t file_bytes;
     bool is_allowed;
-    vm_region *r = calloc(1, sizeof *r);
+    vm_region *r = new_region();
     void *base = NULL;
     if (!r)
         return -ENOMEM;
@@ -214,6 +223,8 @@ static int attach(int fd, bool readonly, vm_region **out)
         rc = check_header(&h, file_bytes);
     if (rc == 0 && !is_allowed)
         rc = -EACCES;
+    if (rc == 0)
+        rc = vm__note_file(r);
     if (rc == 0)
         rc = vm__pages_map(r->fd, h.total_bytes, readonly, &base);
     if (rc == 0) {
@@ -241,7 +252,7 @@ static void release_own_slot(vm_region *r, const void *unused)
 int vm_detach(vm_region *r)
 {
     vm_thread *t = vm__thread(r);
-    if (t && !VM_ACQUIRE(&r->map.h->corrupt)) {
+    if (t && vm__health(r) == 0) {
         uint64_t state = VM_ACQUIRE(&r->map.processes[r->process].state);
         vm__give_up_slot(t);
         vm__start_leaving(r, t);
@@ -257,7 +268,8 @@ int vm_detach(vm_region *r)
 
 /* ---- describe ---- */
 
-int vm_fd(const vm_region *r) { return r->fd; }
+/* A number that is the region's now. If the program closed ours, a new one. */
+int vm_fd(const vm_region *r) { return vm__fd((vm_region *)r); }
 
 void *vm_pointer(const vm_region *r, uint64_t page)
 {

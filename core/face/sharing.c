@@ -6,9 +6,10 @@
 static vm_thread *enter(vm_region *r, int *rc)
 {
     vm_thread *t = vm__thread(r);
-    *rc = t ? 0 : vm__thread_error(r);
-    if (t)
-        vm__enter(t);
+    *rc = t ? vm__health(r) : vm__thread_error(r);
+    if (*rc)
+        return NULL;
+    vm__enter(t);
     return t;
 }
 

@@ -14,8 +14,9 @@ static int give_back(vm_region *r, unsigned flags, uint64_t *pages_returned)
     vm_thread *t = vm__thread(r);
     if (!t)
         return vm__thread_error(r);
-    if (VM_ACQUIRE(&r->map.h->corrupt))
-        return -EUCLEAN;
+    int health = vm__health(r);
+    if (vm_unlikely(health))
+        return health;
     vm__enter(t);
     uint64_t pages = 0;
     int rc = vm__recover_dead(t, 0, NULL);
@@ -39,8 +40,9 @@ int vm_recover(vm_region *r, uint64_t *pages_reclaimed)
     uint64_t pages = 0;
     if (!t)
         return vm__thread_error(r);
-    if (VM_ACQUIRE(&r->map.h->corrupt))
-        return -EUCLEAN;
+    int health = vm__health(r);
+    if (vm_unlikely(health))
+        return health;
     vm__enter(t);
     int rc = vm__recover_dead(t, 0, &pages);
     if (rc == 0 && VM_ACQUIRE(&r->map.h->purge_needs_scan))

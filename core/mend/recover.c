@@ -34,16 +34,16 @@ static void mend_tables(vm_thread *t)
 }
 
 /* Steps 1 and 2 for every dead process we can claim. Returns how many. */
-static uint32_t claim_dead(vm_region *r, bool claimed[VM_PROCESSES])
+static uint32_t claim_dead(vm_region *r, const vm_tie *tie, bool claimed[VM_PROCESSES])
 {
     uint32_t nr = 0;
     for (uint32_t p = 0; p < VM_PROCESS_NAMES; p++) {
         claimed[p] = false;
-        if (p == r->process || (uint32_t)VM_ACQUIRE(&r->map.processes[p].state) == 0 || vm__claim_process(r->lock_fd, p) != 0)
+        if (p == r->process || (uint32_t)VM_ACQUIRE(&r->map.processes[p].state) == 0 || vm__claim_process(r, tie, p) != 0)
             continue;
         uint64_t state = VM_ACQUIRE(&r->map.processes[p].state);
         if ((uint32_t)state == 0) { /* recovered by another, just now */
-            vm__unclaim_process(r->lock_fd, p);
+            vm__unclaim_process(r, tie, p);
             continue;
         }
         VM_PUT(&r->map.h->purge_needs_scan, 1);
@@ -64,11 +64,13 @@ static void release_slots(vm_region *r, const void *arg)
             vm__free_process(r, p);
 }
 
-static void unclaim_dead(vm_region *r, const bool claimed[VM_PROCESSES])
+/* Is there anybody to claim? Looked at before a claim is made, which takes a description of its own. */
+static bool may_be_dead(vm_region *r)
 {
     for (uint32_t p = 0; p < VM_PROCESS_NAMES; p++)
-        if (claimed[p])
-            vm__unclaim_process(r->lock_fd, p);
+        if (p != r->process && (uint32_t)VM_ACQUIRE(&r->map.processes[p].state) && vm__process_is_dead(r, p))
+            return true;
+    return false;
 }
 
 /* Recover every dead process. 0 also when there was none. */
@@ -76,16 +78,19 @@ int vm__recover_dead(vm_thread *t, unsigned flags, uint64_t *pages)
 {
     vm_region *r = t->region;
     bool claimed[VM_PROCESSES];
+    vm_tie tie;
     int rc = 0;
     if (!(flags & VM_NO_WAIT)) /* claims are per process: threads take turns */
         vm__mutex_lock(r, &r->recover_mutex, VM_RANK_RECOVER);
     else if (!vm__mutex_trylock(r, &r->recover_mutex, VM_RANK_RECOVER))
         return -EAGAIN;
     uint64_t before = VM_ACQUIRE(&r->map.h->nr_recovered);
-    if (claim_dead(r, claimed)) {
-        mend_tables(t);
-        rc = vm__purge_scan(t, flags & VM_NO_WAIT, release_slots, claimed);
-        unclaim_dead(r, claimed);
+    if (may_be_dead(r) && vm__tie(r, &tie) == 0) {
+        if (claim_dead(r, &tie, claimed)) {
+            mend_tables(t);
+            rc = vm__purge_scan(t, flags & VM_NO_WAIT, release_slots, claimed);
+        }
+        vm__untie(r, &tie); /* and with it every claim */
     }
     if (pages)
         *pages += VM_ACQUIRE(&r->map.h->nr_recovered) - before;

@@ -3,12 +3,11 @@
  * Pages: memory of the system, shared and private. With headroom.c the only file that asks for it.
  *
  * One memfd and one mapping a region, however many blocks it has: no file names, no quota of /dev/shm, and nothing is left
- * when the last process goes. Discarding is hole punching.
+ * when the last process goes. Discarding is MADV_REMOVE on the mapping.
  */
 #include "store.h"
 
 #include <fcntl.h>
-#include <linux/falloc.h>
 #include <stdio.h>
 #include <sys/mman.h>
 #include <sys/random.h>
@@ -29,7 +28,7 @@ int vm__pages_create(const char *name, uint64_t bytes, int *fd)
     if (bytes > INT64_MAX)
         return -EFBIG;
     snprintf(full, sizeof full, "vmalloc:%s", name ? name : "");
-    int made = memfd_create(full, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    int made = vm__above_standard_streams(memfd_create(full, MFD_CLOEXEC | MFD_ALLOW_SEALING));
     if (made < 0)
         return -errno;
     if (fchmod(made, S_IRUSR | S_IWUSR) < 0 || ftruncate(made, (off_t)bytes) < 0
@@ -98,21 +97,40 @@ int vm__pages_map(int fd, uint64_t bytes, bool readonly, void **base)
 
 void vm__pages_unmap(void *base, uint64_t bytes) { munmap(base, bytes); }
 
-/* Return the pages to the system; they read as zeros afterwards. Idempotent. */
+/* What is locked into memory (mlockall) cannot be given back through its own mapping; through a second one it can. */
+static int discard_locked(void *at, uint64_t bytes)
+{
+    void *again = mremap(at, 0, bytes, MREMAP_MAYMOVE);
+    if (again == MAP_FAILED)
+        return -errno;
+    munlock(again, bytes);
+    int rc = madvise(again, bytes, MADV_REMOVE) < 0 ? -errno : 0;
+    munmap(again, bytes);
+    return rc;
+}
+
+/* Return the pages to the system; they read as zeros afterwards. Through the mapping: a number may be another file's by
+ * now. Idempotent. */
 int vm__pages_discard(vm_region *r, uint64_t page, uint64_t nr_pages)
 {
     if (r->map.flags & VM_FLAG_NO_DATA)
         return 0;
     VM_FAULT();
-    off_t offset = (off_t)(r->map.data_offset + (page << r->map.page_shift));
-    int rc = fallocate(r->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, (off_t)(nr_pages << r->map.page_shift));
-    return rc < 0 ? -errno : 0;
+    void *at = r->map.data + (page << r->map.page_shift);
+    uint64_t bytes = nr_pages << r->map.page_shift;
+    if (madvise(at, bytes, MADV_REMOVE) == 0)
+        return 0;
+    return errno == EINVAL ? discard_locked(at, bytes) : -errno;
 }
 
+/* Without a number to ask through: what is not free may be resident. */
 uint64_t vm__pages_resident_bytes(const vm_region *r)
 {
     struct stat st;
-    return fstat(r->fd, &st) == 0 ? (uint64_t)st.st_blocks * 512 : 0;
+    if (vm__is_ours(r, r->fd) && fstat(r->fd, &st) == 0 && vm__is_ours(r, r->fd))
+        return (uint64_t)st.st_blocks * 512;
+    uint64_t free_pages = VM_RELAXED(&r->map.h->free_pages);
+    return free_pages < r->map.nr_pages ? (r->map.nr_pages - free_pages) << r->map.page_shift : 0;
 }
 
 uint64_t vm__page_bytes(void) { return (uint64_t)sysconf(_SC_PAGESIZE); }

@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Descriptors: numbers that a program may close, or give to another file, at any time.
+ *
+ * So no effect on others goes through a number without proof that it is the region's: the file behind it is looked at
+ * before and after, and a number that is not ours any more is forgotten and not closed. What must last, the OFD lock by
+ * which others see that this process lives, hangs on a mapping: one page of a description of its own is mapped, not
+ * inherited by children, and the number is closed. The kernel lets go of the lock when the mapping goes: at unmap, exec and
+ * death, and at nothing else.
+ */
+#include "base.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define TIE_BYTES 4096
+
+static bool is_it(const vm_region *r, const struct stat *st)
+{
+    return st->st_ino == r->inode && st->st_dev == r->device;
+}
+
+bool vm__is_ours(const vm_region *r, int fd)
+{
+    struct stat st;
+    return fd >= 0 && fstat(fd, &st) == 0 && is_it(r, &st);
+}
+
+void vm__close_ours(const vm_region *r, int fd)
+{
+    if (vm__is_ours(r, fd))
+        close(fd);
+}
+
+int vm__above_standard_streams(int fd)
+{
+    if (fd < 0 || fd > STDERR_FILENO)
+        return fd;
+    int moved = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+    close(fd);
+    return moved;
+}
+
+int vm__note_file(vm_region *r)
+{
+    struct stat st;
+    if (fstat(r->fd, &st) < 0)
+        return -errno;
+    r->inode = st.st_ino;
+    r->device = st.st_dev;
+    return 0;
+}
+
+/* ---- a new description ---- */
+
+static int open_if_ours(const vm_region *r, int dir, const char *path)
+{
+    int fd = vm__above_standard_streams(openat(dir, path, (r->readonly ? O_RDONLY : O_RDWR) | O_CLOEXEC));
+    if (fd >= 0 && vm__is_ours(r, fd))
+        return fd;
+    if (fd >= 0)
+        close(fd);
+    return -1;
+}
+
+static int open_own(const vm_region *r, int number)
+{
+    char path[32];
+    if (!vm__is_ours(r, number))
+        return -1;
+    snprintf(path, sizeof path, "/proc/self/fd/%d", number);
+    return open_if_ours(r, AT_FDCWD, path);
+}
+
+static int open_anothers(const vm_region *r, uint32_t pid)
+{
+    char path[32];
+    struct stat st;
+    int found = -1;
+    snprintf(path, sizeof path, "/proc/%u/fd", pid);
+    DIR *dir = opendir(path);
+    for (const struct dirent *e; dir && found < 0 && (e = readdir(dir));)
+        if (fstatat(dirfd(dir), e->d_name, &st, 0) == 0 && is_it(r, &st))
+            found = open_if_ours(r, dirfd(dir), e->d_name);
+    if (dir)
+        closedir(dir);
+    return found;
+}
+
+int vm__open_region(const vm_region *r)
+{
+    int fd = open_own(r, r->fd);
+    if (fd < 0)
+        fd = open_own(r, r->probe_fd);
+    for (uint32_t p = 0; fd < 0 && p < VM_PROCESS_NAMES; p++)
+        if ((uint32_t)VM_ACQUIRE(&r->map.processes[p].state))
+            fd = open_anothers(r, VM_RELAXED(&r->map.processes[p].pid));
+    return fd < 0 ? -EBADF : fd;
+}
+
+int vm__fd(vm_region *r)
+{
+    int now = __atomic_load_n(&r->fd, __ATOMIC_RELAXED);
+    if (vm__is_ours(r, now))
+        return now;
+    int fd = vm__open_region(r);
+    if (fd >= 0 && !__atomic_compare_exchange_n(&r->fd, &now, fd, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+        close(fd);
+        fd = now; /* another thread of ours was first */
+    }
+    return fd;
+}
+
+/* ---- OFD locks ---- */
+
+static int ofd(int fd, int command, short type, uint32_t process, struct flock *l)
+{
+    *l = (struct flock){.l_type = type, .l_whence = SEEK_SET, .l_start = process, .l_len = 1};
+    return fcntl(fd, command, l) < 0 ? -errno : 0;
+}
+
+int vm__claim_process(const vm_region *r, const vm_tie *tie, uint32_t process)
+{
+    struct flock l;
+    int rc = ofd(tie->fd, F_OFD_SETLK, F_WRLCK, process, &l);
+    return rc == 0 && !vm__is_ours(r, tie->fd) ? -EBADF : rc;
+}
+
+void vm__unclaim_process(const vm_region *r, const vm_tie *tie, uint32_t process)
+{
+    struct flock l;
+    if (vm__is_ours(r, tie->fd))
+        ofd(tie->fd, F_OFD_SETLK, F_UNLCK, process, &l);
+}
+
+/* 1: somebody has it. 0: nobody. -1: the number is not the region's any more. */
+static int probe(const vm_region *r, int fd, uint32_t process)
+{
+    struct flock l;
+    if (!vm__is_ours(r, fd))
+        return -1;
+    int rc = ofd(fd, F_OFD_GETLK, F_WRLCK, process, &l);
+    return !vm__is_ours(r, fd) ? -1 : rc != 0 || l.l_type != F_UNLCK;
+}
+
+bool vm__process_is_claimed(vm_region *r, uint32_t process)
+{
+    int fd = __atomic_load_n(&r->probe_fd, __ATOMIC_RELAXED), answer = probe(r, fd, process);
+    if (answer >= 0)
+        return answer;
+    int fresh = vm__open_region(r);
+    if (fresh < 0)
+        return true;
+    answer = probe(r, fresh, process);
+    if (!__atomic_compare_exchange_n(&r->probe_fd, &fd, fresh, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+        vm__close_ours(r, fresh);
+    return answer != 0;
+}
+
+/* ---- ties ---- */
+
+int vm__tie(const vm_region *r, vm_tie *tie)
+{
+    *tie = (vm_tie){.fd = vm__open_region(r)};
+    if (tie->fd < 0)
+        return tie->fd;
+    void *page = mmap(NULL, TIE_BYTES, PROT_READ, MAP_SHARED, tie->fd, 0);
+    int rc = page == MAP_FAILED ? -errno : !vm__is_ours(r, tie->fd) ? -EBADF : 0;
+    if (page != MAP_FAILED)
+        tie->page = page;
+    if (rc)
+        vm__untie(r, tie);
+    return rc;
+}
+
+int vm__tie_to_this_process(vm_tie *tie) { return madvise(tie->page, TIE_BYTES, MADV_DONTFORK) < 0 ? -errno : 0; }
+
+void vm__tie_without_number(const vm_region *r, vm_tie *tie)
+{
+    vm__close_ours(r, tie->fd);
+    tie->fd = -1;
+}
+
+void vm__untie(const vm_region *r, vm_tie *tie)
+{
+    vm__tie_without_number(r, tie);
+    if (tie->page)
+        munmap(tie->page, TIE_BYTES);
+    tie->page = NULL;
+}
