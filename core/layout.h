@@ -124,7 +124,7 @@ typedef struct vm_lock {
     _Alignas(64) vm_token owner; /* futex; top bit: somebody sleeps             */
     uint32_t needs_repair;       /* stolen from a dead owner, not yet mended    */
     vm_token watcher;            /* hint: the waiter that looks after the owner */
-    pthread_mutex_t mutex;       /* only in regions created with VM_LOCK_PTHREAD */
+    pthread_mutex_t mutex;       /* only in regions with VM_FLAG_PTHREAD */
 } vm_lock;
 _Static_assert(sizeof(vm_lock) == 64, "one cache line");
 

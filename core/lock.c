@@ -2,14 +2,13 @@
 /*
  * Locks between processes that may be killed while they hold one.
  *
- * The lock word names its owner (thread slot and incarnation). A waiter spins about 2 us, then
- * sleeps on the word as a futex, in slices that grow, lest many waiters wake just to look. Unlocking is
- * one exchange, so that no wake-up is missed. When a slice ends without the lock, the waiter asks whether the owner is dead;
- * if so it steals the lock and marks it needs_repair. Whoever holds a lock with that mark rebuilds
- * what it protects before using it (space.c, pool.c). A live owner is never robbed: after
- * lock_timeout the waiter gives up with EBUSY.
- *
- * Regions made with pthread_locks use robust process-shared mutexes instead, for comparison.
+ * The lock word names its owner (thread slot and incarnation). A waiter spins about 2 us, then sleeps on the
+ * word as a futex, in slices that grow, lest many waiters wake just to look; one of them, the watcher, keeps
+ * to short ones. Unlocking is one exchange, so that no wake-up is missed. When a slice ends without the lock,
+ * the waiter asks whether the owner is dead; if so it steals the lock and marks it `needs_repair`. Whoever
+ * holds a lock with that mark rebuilds or mends what it protects before using it: space, a node's pools,
+ * names and leases each have a function of their own that takes their lock. A live owner is never robbed:
+ * after the lock timeout the waiter gives up with EBUSY.
  */
 #include "internal.h"
 
