@@ -7,7 +7,7 @@ import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 
 from tests.docs import comments
 from tests.docs.sources import matching, text, tracked
@@ -40,8 +40,9 @@ class Defined:
     members: dict[str, set[str]] = field(default_factory=dict)  #: of a struct or class, by its name
     bases: dict[str, set[str]] = field(default_factory=dict)  #: of a class
 
-    @property
+    @cached_property
     def names(self) -> set[str]:
+        """All but words; asked for when the scan is over."""
         return self.functions | self.others
 
     def members_of(self, owner: str) -> set[str]:

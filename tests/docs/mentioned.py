@@ -7,6 +7,7 @@ import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from tests.docs import comments
 from tests.docs.sources import current
@@ -108,6 +109,7 @@ def _is_command(span: str) -> bool:
     return bool(COMMAND.match(span)) and (" " in span) and "(" not in span
 
 
-def in_file(path: str) -> list[Mention]:
+@cache
+def in_file(path: str) -> tuple[Mention, ...]:
     """All that a tracked file names."""
-    return list((in_markdown if path.endswith(".md") else in_source)(path, current(path)))
+    return tuple((in_markdown if path.endswith(".md") else in_source)(path, current(path)))

@@ -55,3 +55,10 @@ def test_numbers_are_read_as_people_write_them(document: str, value: int | None)
 def test_the_table_of_designs_has_a_row_for_each_pool_design() -> None:
     table = text("docs/design.md").partition("| design |")[2].partition("\n\n")[0]
     assert tuple(re.findall(r"(?m)^\| `(\w+)` \|", table)) == facts.POOLS
+
+
+def test_the_table_of_what_differs_between_designs_is_that_of_the_presets() -> None:
+    from vmalloc.lab.kernel_model_report import differences_table, fill_in
+
+    document = text("docs/kernel-model.md")
+    assert document == fill_in(document, "differences", differences_table())
