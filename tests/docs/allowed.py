@@ -18,7 +18,8 @@ _NAMES = {
     "environment of every program": "PYTHONPATH",
     "numpy's array type, where the module is plain": "ndarray",
     "the name np.ndarray has for what it lies in": "buffer",
-    "method of executors": "submit",
+    "of multiprocessing and executors": "Process submit",
+    "of prctl()": "PR_SET_DUMPABLE",
     "pytest's own": "pytest.mark.soak",
     "line of /proc/meminfo": "MemAvailable",
     "switch of the kernel": "kernel.kptr_restrict",
@@ -27,12 +28,12 @@ _NAMES = {
     "the kernel's, named by the model alone": "vb_alloc vb_free purge_fragmented_block addr_to_node_id"
     " encode_vn_id merge_or_add_vmap_area vmalloc_info_show",
     "the kernel's test suite": "do_concurrent_test shuffle_array get_cycles avg",
-    "what the kernel, trace-cmd and perf print": "tracer tgid PERF_RECORD_LOST",
+    "what the kernel, trace-cmd and perf print": "tracer entries tgid PERF_RECORD_LOST",
     "options of perf and trace-cmd": "--ns --show-lost-events -t",
     "made of two parts in record_kernel.py": "SNAP_BEFORE SNAP_BEFORE_END SNAP_AFTER SNAP_AFTER_END",
     "kinds of events that are reserved": "magazine_hit pool_hit space_alloc",
     "other programs that read Parquet": "polars.read_parquet duckdb pandas",
-    "what a program's output line holds": "MAX_PAGES NS_PER_PAIR RESIDENT_BYTES wake",
+    "in lines that describe arguments and output": "NR_PAGES MAX_PAGES NS_PER_PAIR RESIDENT_BYTES wake",
     "the operation modulo": "mod",
     "a method by name and a stand-in for another": "Block.__dlpack__ VM_POOLS_NAME",
     "read by the benchmarks with a name of their own": "VMALLOC_CFLAGS",
@@ -43,8 +44,8 @@ _FILES = {
     "another project's": "dlpack.h",
     "made while building": "vmalloc_facts.h ../lib .venv/bin/python",
     "made by spin": "pan.c",
-    "example of a recording": "run.trace.gz run.before.vmallocinfo.gz run.after.vmallocinfo.gz trace.dat"
-    " NAME.state0",
+    "example of a recording": "run.trace.gz run.before.vmallocinfo.gz run.after.vmallocinfo.gz"
+    " NAME.state0 trace.dat perf.data",
     "comes with the core's layers": "core/cache/pools.c core/cache/pool_NAME.c",
 }
 

@@ -16,7 +16,7 @@ from functools import cache
 
 import click
 from tests.docs import allowed
-from tests.docs.defined import defined, words_of
+from tests.docs.defined import Defined, defined, words_of
 from tests.docs.mentioned import FILE, Mention
 from tests.docs.sources import matching, text, tracked
 
@@ -25,7 +25,13 @@ SOURCES = (".c", ".h", ".pml", ".py", ".pyx", ".pxi", ".pxd", ".pyi")
 CHAIN = re.compile(r"(?<![\w.$-])([A-Za-z_][\w]*(?:\.[A-Za-z_]\w*)*)(\(?)")
 STRING = re.compile(r'"[^"]*"|\'[^\']*\'')
 FOLDERS = ("tests/", "docs/", "core/", "src/", "benchmarks/", "examples/")
-INSTANCES = {"region": "Region", "block": "Block", "holding": "Holding", "offsets": "AddressSpace"}
+INSTANCES = {
+    "region": "Region",
+    "block": "Block",
+    "holding": "Holding",
+    "offsets": "AddressSpace",
+    "shm": "SharedMemory",
+}
 """Variables that the documents use for an object of a class."""
 SYSTEM = ("errno", "signal", "socket", "fcntl", "mmap", "os", "stat", "resource")
 """Modules of the standard library that know the system's constants and calls."""
@@ -59,18 +65,23 @@ def _unknown(mention: Mention) -> Iterator[tuple[str, Iterable[str]]]:
     """Names that do not exist, each with the names it may have been meant to be."""
     match mention.kind:
         case "command":
-            yield from _unknown_in_command(mention.text)
+            yield from _unknown_in_command(mention.text, known_in(mention.path).names)
         case "file":
             if not is_file(mention.text):
                 yield mention.text, tracked()
         case "constant":
             if not _is_known(mention.text, mention.path):
-                yield mention.text, defined().names
+                yield mention.text, known_in(mention.path).names
         case "call":
             if not _is_call(mention.text, mention.path):
-                yield f"{mention.text}()", defined().functions
+                yield f"{mention.text}()", known_in(mention.path).functions
         case _:
             yield from _unknown_in_span(mention.text, mention.path)
+
+
+def known_in(path: str) -> Defined:
+    """What a file may name."""
+    return defined(for_tests=path.startswith("tests/"))
 
 
 # ---- files --------------------------------------------------------------------------------------
@@ -123,15 +134,15 @@ def targets() -> frozenset[str]:
     return frozenset(declared.split())
 
 
-def _unknown_in_command(line: str) -> Iterator[tuple[str, Iterable[str]]]:
+def _unknown_in_command(line: str, names: set[str]) -> Iterator[tuple[str, Iterable[str]]]:
     words = re.sub(r"'[^']*'|\"[^\"]*\"", "''", line).split()
     while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
         variable = words.pop(0).split("=")[0]
-        if variable not in defined().names:
-            yield variable, defined().names
+        if variable not in names:
+            yield variable, names
     program, arguments = words[0], words[1:]
     if program == "make":
-        yield from _unknown_in_make(arguments)
+        yield from _unknown_in_make(arguments, names)
     elif program == "vmalloc" and arguments and not re.fullmatch("[A-Z]+", arguments[0]):
         if arguments[0] not in commands():
             yield f"vmalloc {arguments[0]}", commands()
@@ -148,11 +159,11 @@ def _unknown_in_command(line: str) -> Iterator[tuple[str, Iterable[str]]]:
             yield word, tracked()
 
 
-def _unknown_in_make(arguments: list[str]) -> Iterator[tuple[str, Iterable[str]]]:
+def _unknown_in_make(arguments: list[str], names: set[str]) -> Iterator[tuple[str, Iterable[str]]]:
     for word in arguments:
         name, assigned, _ = word.partition("=")
-        if assigned and name not in defined().others:
-            yield name, defined().others
+        if assigned and name not in names:
+            yield name, names
         elif not assigned and word[0].isalpha() and word.islower() and word not in targets():
             yield f"make {word}", targets()
 
@@ -161,7 +172,7 @@ def _unknown_in_make(arguments: list[str]) -> Iterator[tuple[str, Iterable[str]]
 
 
 def _unknown_in_span(span: str, path: str) -> Iterator[tuple[str, Iterable[str]]]:
-    if span in defined().words or span in targets() or is_file(span):
+    if span in known_in(path).words or span in targets() or is_file(span):
         return
     if re.fullmatch(r"--?[a-z][\w-]*", span):
         if span not in all_options():
@@ -180,9 +191,9 @@ def _unknown_in_span(span: str, path: str) -> Iterator[tuple[str, Iterable[str]]
     rest = re.sub(r"(?<!\S)--?[a-z][\w-]*|0x[0-9a-f]+|\b\d[\w.]*", " ", rest)
     for at in CHAIN.finditer(rest):
         if at[2] and not _is_call(at[1], path):
-            yield f"{at[1]}()", defined().functions
+            yield f"{at[1]}()", known_in(path).functions
         elif not at[2] and not _is_known(at[1], path):
-            yield at[1], defined().names
+            yield at[1], known_in(path).names
 
 
 @cache
@@ -217,8 +228,8 @@ def _is_call(name: str, path: str) -> bool:
     if last in allowed.KERNEL or _external(name):
         return True
     if not owners:
-        return last in defined().functions or (path.endswith(SOURCES) and last in words_of(path))
-    return _is_known(name, path) and (last in defined().functions or last in words_of_comment(path))
+        return last in known_in(path).functions or (path.endswith(SOURCES) and last in words_of(path))
+    return _is_known(name, path) and (last in known_in(path).functions or last in words_of_comment(path))
 
 
 def words_of_comment(path: str) -> frozenset[str]:
@@ -230,7 +241,7 @@ def _is_known(name: str, path: str) -> bool:
         return True
     own = words_of_comment(path)
     parts = name.split(".")
-    names, words = defined().names, defined().words
+    names, words = known_in(path).names, known_in(path).words
     if name.endswith("_"):
         return any(known.startswith(name) for known in names)
     if re.fullmatch("[A-Z]+", name):
@@ -240,7 +251,7 @@ def _is_known(name: str, path: str) -> bool:
     if all(part in allowed.KERNEL for part in parts):
         return True
     for owner, member in itertools.pairwise(parts):
-        known = defined().members_of(INSTANCES.get(owner, owner))
+        known = known_in(path).members_of(INSTANCES.get(owner, owner))
         if known and member not in known and member not in own:
             return False
     return all(part in names or part in own or part in INSTANCES for part in parts)

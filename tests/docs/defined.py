@@ -95,12 +95,12 @@ def scan_c(source: str, found: Defined) -> None:
     code = comments.without_c(source)
     for name, call in re.findall(r"(?m)^[ \t]*#[ \t]*define[ \t]+(\w+)(\(?)", code):
         (found.functions if call else found.others).add(name)
-    found.others.update(re.findall(r'"([A-Z][A-Z0-9_]*_[A-Z0-9_]+)"', source))  # of the environment
     for head, body in _c_statements(source):
         kind = re.search(r"\b(struct|union|enum)\b\s*(\w*)", head)
         if body == "":
             called = re.findall(r"\b([A-Za-z_]\w*)\s*\(", head)
             found.functions.update([name for name in called if name not in C_KEYWORDS][:1])
+            found.others.update(re.findall(r"\b([A-Za-z_]\w*)\)?\s*(?=[,)]|\()", head.partition("(")[2]))
         elif kind and body is not None and "=" not in head.split("{")[0]:
             members = _last_names(body) | set(re.findall(r"\(\*(\w+)\)", body))
             found.functions.update(re.findall(r"\(\*(\w+)\)", body))
@@ -174,19 +174,26 @@ def scan_cython(source: str, found: Defined) -> None:
 
 
 @cache
-def defined() -> Defined:
-    """Everything that the documents and comments of this repository may name."""
+def defined(for_tests: bool) -> Defined:
+    """Everything that documents and comments may name; what is of the tests alone only where they name it.
+
+    A function that is renamed is thus missed though a test or a model has one of the old name.
+    """
     found = Defined()
     for path in matching("*.c", "*.h"):
-        scan_c(text(path), found)
+        if for_tests or not path.startswith("tests/"):
+            scan_c(text(path), found)
         found.others.add(path.rpartition("/")[2].partition(".")[0])  # the program it becomes
+        found.others.update(re.findall(r'"([A-Z][A-Z0-9_]*_[A-Z0-9_]+)"', text(path)))  # in its environment
     for path in matching("*.py", "*.pyi"):
-        scan_python(text(path), found, with_words=path.startswith("src/"))
+        if for_tests or not path.startswith("tests/"):
+            scan_python(text(path), found, with_words=path.startswith("src/"))
     for path in matching("*.pyx", "*.pxi", "*.pxd"):
         scan_cython(text(path), found)
     for path in matching("*.pml"):
         found.others.update(re.findall(r"\b[A-Z][A-Z0-9_]+\b", comments.without_c(text(path))))
-        found.functions.update(re.findall(r"\b(?:inline|proctype)\s+(\w+)", text(path)))
+        if for_tests:
+            found.functions.update(re.findall(r"\b(?:inline|proctype)\s+(\w+)", text(path)))
     for path in matching("src/*.py", "src/*.pyx"):
         found.others.update(path.removesuffix(".py").removesuffix(".pyx").split("/")[1:])
     found.others.update(f"VM_{name}" for name in facts.numbers())

@@ -10,7 +10,7 @@ from tests.docs.sources import documents, matching
 
 SOURCES = [
     path
-    for path in matching("*.c", "*.h", "*.py", "*.pyx", "*.pxi", "*.pxd", "*.pyi")
+    for path in matching("*.c", "*.h", "*.pml", "*.py", "*.pyx", "*.pxi", "*.pxd", "*.pyi")
     if not path.startswith("tests/docs/")  # there made-up names are the subject
 ]
 

@@ -1,11 +1,11 @@
 /*
  * Leases: references inside messages, held by nobody yet.
  *
- * Mirrors core/lease.c: make(), own() and vm_claim() (load), end(), drop_lease(), vm__lease_lock() with
- * mend(), vm__lease_deaths(), expire(); core/holder.c: is_held(), vm__take_if_unheld(), adopt(),
- * clear_bit(); core/recover.c: mend_tables(), scan_shared(). One range, shared from the start and under one
+ * Mirrors make(), own() and vm_claim() (load), end(), drop_lease(), vm__lease_lock() with mend(),
+ * vm__lease_deaths(), expire(); is_held(), vm__take_if_unheld(), adopt(), clear_bit(); mend_tables(),
+ * scan_shared(). One range, shared from the start and under one
  * id (a page that is used again is share.pml's), its count of leases, and a table of one entry, used again
- * under other serials. Of the chain of unused entries, which is made anew by mend(), nothing is modelled.
+ * under other lease numbers. Of the chain of unused entries, which is made anew by mend(), nothing is modelled.
  *
  * Rules found here, all needed:
  *   - The count is raised before the entry is committed and lowered after it has ended. A death in between
@@ -18,7 +18,7 @@
  *   - A claimer owns the entry before it adopts, and a lease that is being claimed has no deadline: else a
  *     claimer that dies leaves a lease that lives as long as its sender (BUG_OWNER_STAYS), or the lease ends
  *     between the claimer's look at it and its bit (BUG_DEADLINE_STAYS).
- *   - A lease is named by its serial, since a late or second claim finds the entry used again
+ *   - A lease is named by its number, since a late or second claim finds the entry used again
  *     (BUG_BY_INDEX).
  *   - A deadline that nobody looks for is none: mend() makes everybody look (BUG_MEND_NO_DUE).
  * Time is a choice: a lease with a deadline may expire at any moment after. So of two that claim one lease, the
