@@ -9,11 +9,28 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+BUILT = {
+    "build",
+    "dist",
+    ".venv",
+    "__pycache__",
+    ".pytest_cache",
+    ".hypothesis",
+    ".ruff_cache",
+    ".mypy_cache",
+    "PKG-INFO",
+}
 
 
 @cache
 def tracked() -> tuple[str, ...]:
-    """Paths of all files that git knows and that are there, relative to the root, in order."""
+    """Paths of all files that git knows and that are there, relative to the root, in order.
+
+    Without git, as in a source archive: all files, but for what is built or hidden by the user's tools.
+    """
+    if not (ROOT / ".git").exists():
+        found = (path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file())
+        return tuple(sorted(str(path) for path in found if not BUILT & {*path.parts}))
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True)
     return tuple(path for path in listed.stdout.split("\0") if path and (ROOT / path).is_file())
 
