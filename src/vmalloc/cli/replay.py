@@ -17,7 +17,7 @@ from vmalloc.errors import VmallocError
 from vmalloc.lab import replay
 from vmalloc.lab.events import TraceError
 from vmalloc.lab.state import StateError
-from vmalloc.model import PRESETS
+from vmalloc.model import KERNEL_PRESETS, PRESETS
 
 PATH = click.Path(exists=True, dir_okay=False, path_type=Path)
 DESIGNS = (*PRESETS, "all")
@@ -79,6 +79,8 @@ def command(
     """
     if predicting == (target is not None):
         raise click.UsageError("say either --predict or --on model|core")
+    if predicting and design not in (*KERNEL_PRESETS, "all"):
+        raise click.UsageError(f"--predict compares with a kernel; {design} is none of its designs")
     if pools and target != "core":
         raise click.UsageError("--pools goes with --on core")
     console = Console(stderr=False)
@@ -146,7 +148,7 @@ def _predict(
     with _progress(console) as bar:
         task = bar.add_task(design, total=len(recording.events))
         outcome = replay.predict(
-            recording, PRESETS[design], end_state, lambda at: bar.update(task, completed=at)
+            recording, KERNEL_PRESETS[design], end_state, lambda at: bar.update(task, completed=at)
         )
     result = outcome.as_dict()
     _print_prediction(console, recording, result)

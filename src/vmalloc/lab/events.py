@@ -94,7 +94,7 @@ class Problems:
         for problem in self.found:
             log.warning("%s: %s", name, problem)
 
-    # What follows is the wording, in one place for the line reader and the block reader.
+    # What follows is the wording, in one place for the line reader and the chunk reader.
 
     def other_event(self, line: int, event: str, count: int = 1) -> None:
         self.note("event " + event, line, f"event {event} is not a vmalloc event, skipped", count)

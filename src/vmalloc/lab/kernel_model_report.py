@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vmalloc.lab.events import ALLOC
 from vmalloc.lab.replay import Outcome, Recording, load, predict, rank, run_on_model, score
-from vmalloc.model import PRESETS, differences
+from vmalloc.model import KERNEL_PRESETS, PRESETS, differences
 
 GUESTS = (
     "random_size_1t", "vm_map_ram_1t", "pcpu_1t", "fix_align_1t", "align_shift_1t", "long_busy", "mix_smp1",
@@ -36,7 +36,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def differences_table() -> str:
-    return table(("choice", *PRESETS), [(f"`{name}`", *values) for name, values in differences()])
+    return table(("choice", *KERNEL_PRESETS), [(f"`{name}`", *values) for name, values in differences()])
 
 
 def guest_table(data: Path) -> str:
@@ -44,7 +44,7 @@ def guest_table(data: Path) -> str:
     for name in GUESTS:
         folder = data / "guest"
         recording = load(folder / f"{name}.trace.xz", folder / f"{name}.state0.xz")
-        outcome = predict(recording, PRESETS["linux-6.9"], folder / f"{name}.state1.xz")
+        outcome = predict(recording, KERNEL_PRESETS["linux-6.9"], folder / f"{name}.state1.xz")
         p, end = outcome.prediction, outcome.end
         assert end is not None
         rows.append((
@@ -71,7 +71,7 @@ def live_table(data: Path) -> str:
 
 
 def _live_row(name: str, recording: Recording) -> tuple[object, ...]:
-    p = predict(recording, PRESETS["linux-6.16"]).prediction
+    p = predict(recording, KERNEL_PRESETS["linux-6.16"]).prediction
     return (
         name, f"{p.all.allocs:,}", f"{p.all.share:.1%}", f"{p.last_quarter.share:.1%}",
         f"{p.warm.allocs / p.all.allocs:.1%}", f"{p.warm.share:.2%}", f"{p.level.share:.2%}",

@@ -23,7 +23,7 @@ from collections import Counter
 from vmalloc.lab.events import Event
 from vmalloc.lab.ledger import LedgerSpace
 from vmalloc.lab.orders import Forecast, World
-from vmalloc.lab.repair import Found, claim, evict
+from vmalloc.lab.reconcile import Found, claim, evict
 from vmalloc.model import PAGE, Level, Space
 from vmalloc.model.space import search_length
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Lines to events, one at a time: the specification of reading, in plain Python.
 
-blocks.py gives the same answers many lines at a time, and hands every line it does not know by heart to
+chunks.py gives the same answers many lines at a time, and hands every line it does not know by heart to
 `parse_line` here; a test holds the two equal.
 
 A reading keeps little between lines: the counts of a ring's header, the time of the last event, and the last
@@ -71,8 +71,8 @@ class Reading:
             self.problems.note("missing", self.nr_lines, counts + ": its end is missing")
 
 
-def events_of_block(data: bytes, reading: Reading) -> Iterator[Event]:
-    """The events of a block of lines, in file order."""
+def events_of_chunk(data: bytes, reading: Reading) -> Iterator[Event]:
+    """The events of a chunk of lines, in file order."""
     lines = data.split(b"\n")
     whole = lines[-1] == b""
     if whole:

@@ -28,7 +28,7 @@ from vmalloc.lab.events import ALLOC, FREE, LOST, PURGE, Event
 from vmalloc.lab.learn import Learner
 from vmalloc.lab.ledger import LedgerSpace, with_ledger
 from vmalloc.lab.orders import Forecast, Timeline, World, explain, shrunk
-from vmalloc.lab.repair import Found, claim
+from vmalloc.lab.reconcile import Found, claim
 from vmalloc.model import PAGE, Area, Kernel, Level, Purge
 
 Category = Literal[

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import overload
 
 from vmalloc.lab.events import PAGE_SIZE_MIN, Problem, Problems, TraceError
-from vmalloc.lab.files import StrPath, blocks, open_bytes
+from vmalloc.lab.files import StrPath, chunks, open_bytes
 
 LINE = re.compile(rb"0x([0-9a-f]+)-0x([0-9a-f]+) +(\d+) *(.*)")
 NODE_PAGES = re.compile(r"N(\d+)=(\d+)")
@@ -78,7 +78,7 @@ def read_vmallocinfo(path: StrPath, *, problems: list[Problem] | None = None) ->
     """Read a snapshot, compressed or not. Raises TraceError if no line of it is one of /proc/vmallocinfo."""
     damage: list[str] = []
     with open_bytes(path) as stream:
-        text = b"".join(blocks(stream, damage))
+        text = b"".join(chunks(stream, damage))
     found = Problems(problems)
     info = parse_vmallocinfo(text, found)
     for what in damage:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Repair: after a miss, put the model where the kernel provably is.
+"""Reconcile: after a miss, put the model where the kernel provably is.
 
 The kernel has handed out `[start, start + size)`, so nothing else can be there. Whatever the model has in the
 way leaves its pool, its lazy set or the purge in flight; of an area that sticks out the rest becomes free.
