@@ -14,12 +14,12 @@ from vmalloc._core import STATES, CoreRegion
 from vmalloc.array import ArrayFunctions, holding_of
 from vmalloc.attach import attach, attached, region_at, serve_region, where_of
 from vmalloc.errors import RegionCorrupt, RegionUnavailable
+from vmalloc.facts import POOLS
 from vmalloc.stats import Range, Stats
 from vmalloc.view import describe, from_json, rebuild, to_json
 
 __all__ = ["Region", "default_region", "parse_size", "region_of"]
 
-POOL_DESIGNS = ("off", "locked", "llist", "magazine")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
@@ -77,8 +77,8 @@ class RegionBase(CoreRegion):
     ) -> None:
         if "/" in name:
             raise ValueError(f"a region's name has no '/': attach() takes {name!r} for a path")
-        if pools not in POOL_DESIGNS:
-            raise ValueError(f"pools must be one of {', '.join(POOL_DESIGNS)}, not {pools!r}")
+        if pools not in POOLS:
+            raise ValueError(f"pools must be one of {', '.join(POOLS)}, not {pools!r}")
         if locks not in ("futex", "pthread"):
             raise ValueError(f"locks must be 'futex' or 'pthread', not {locks!r}")
         if nr_pages > (1 << 30) - 1:

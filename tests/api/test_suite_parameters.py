@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from vmalloc.facts import POOLS
 from vmalloc.suite import TESTS, Parameters, Plan, parse
 from vmalloc.suite.driver import shuffled
 
@@ -65,7 +66,7 @@ def test_a_bad_word_is_told_with_what_is_allowed_in_one_line(word: str) -> None:
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ({"designs": ("off", "maple")}, "off, locked, llist, magazine, off-mutex"),
+        ({"designs": ("off", "maple")}, ", ".join((*POOLS, "off-mutex"))),
         ({"designs": ("off", "off")}, "each design once"),
         ({"designs": ()}, "each design once"),
         ({"workers": "fibres"}, "threads or processes"),

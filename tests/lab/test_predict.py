@@ -219,7 +219,8 @@ def test_one_odd_address_is_not_enough_for_a_shrinker_run():
 
 def test_the_model_replays_a_hundred_thousand_events_a_second():
     recording, _ = guest("random_size_1t")
-    best = max(run_on_model(recording, KERNEL_PRESETS["linux-6.9"]).as_dict()["events_per_s"] for _ in range(5))
+    design = KERNEL_PRESETS["linux-6.9"]
+    best = max(run_on_model(recording, design).as_dict()["events_per_s"] for _ in range(5))
     assert best >= 100_000
 
 

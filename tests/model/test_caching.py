@@ -115,7 +115,10 @@ def test_the_peak_sinks_towards_use_at_each_purge():
     assert k.used_peak_pages == 563  # the quarter is rounded down
 
 
-@pytest.mark.parametrize(("pools", "level"), [("off", "space"), ("locked", "pool"), ("llist", "pool"), ("magazine", "magazine")])
+@pytest.mark.parametrize(
+    ("pools", "level"),
+    [("off", "space"), ("locked", "pool"), ("llist", "pool"), ("magazine", "magazine")],
+)
 def test_a_freed_range_is_ready_where_the_pool_design_keeps_it(pools, level):
     k = CachingAllocator(CachingDesign(pools, pools), 1, WINDOW)
     k.free(k.alloc(4 * PAGE).start)
@@ -123,4 +126,5 @@ def test_a_freed_range_is_ready_where_the_pool_design_keeps_it(pools, level):
 
 
 def test_a_budget_is_64_mib_or_a_sixteenth_of_the_region():
-    assert [DESIGN.magazine_budget_pages(size // PAGE) * PAGE for size in (GIB, 32 * GIB)] == [64 << 20, 2 * GIB]
+    budgets = [DESIGN.magazine_budget_pages(size // PAGE) * PAGE for size in (GIB, 32 * GIB)]
+    assert budgets == [64 << 20, 2 * GIB]

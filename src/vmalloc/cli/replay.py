@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from vmalloc.errors import VmallocError
+from vmalloc.facts import POOLS
 from vmalloc.lab import replay
 from vmalloc.lab.events import TraceError
 from vmalloc.lab.state import StateError
@@ -32,7 +33,7 @@ DESIGNS = (*PRESETS, "all")
 @click.option(
     "--pools",
     multiple=True,
-    help="With --on core: the pool designs to time, by commas; by default off,locked,llist,magazine.",
+    help=f"With --on core: the pool designs to time, by commas; by default {','.join(POOLS)}.",
 )
 @click.option(
     "--repeat",
@@ -106,7 +107,7 @@ def _on_core(
     """Serve the requests with the real allocator."""
     from vmalloc.lab import replay_on_core as on_core  # it needs the compiled core, the rest does not
 
-    designs = [name for text in pools for name in text.split(",")] or list(on_core.DESIGNS)
+    designs = [name for text in pools for name in text.split(",")] or list(POOLS)
     load = on_core.load_of(recording)
     with _progress(console) as bar:
         task = bar.add_task("runs", total=len(set(designs)) * repeats)

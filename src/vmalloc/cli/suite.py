@@ -8,9 +8,8 @@ from pathlib import Path
 
 import click
 
+from vmalloc.facts import POOLS
 from vmalloc.suite.parameters import MODES, TESTS, Parameters
-
-ALL = "off,locked,llist,magazine"
 
 
 class _BadPlan(click.ClickException):
@@ -43,7 +42,9 @@ workers fill a quarter of the region; the table says which it was.
 
 
 @click.command(epilog=_details())
-@click.option("--pools", default=ALL, show_default=True, help="Designs to compare. Also: off-mutex.")
+@click.option(
+    "--pools", default=",".join(POOLS), show_default=True, help="Designs to compare. Also: off-mutex."
+)
 @click.option(
     "--workers", type=click.Choice(["threads", "processes"]), default="threads", show_default=True,
     help="What nr_threads counts.",

@@ -32,7 +32,7 @@ import numpy as np
 from vmalloc.lab.columns import DTYPES, NAMED, Array, Columns, Mask, Names
 from vmalloc.lab.dialect import Dialect
 from vmalloc.lab.events import ALLOC, FREE, KERNEL_KINDS, LOST, PAGE_SIZE_MIN
-from vmalloc.lab.line_shape import LAST, PAD, Fields, Heads, Index, LineShape, Lines, Text, U, Words, learn
+from vmalloc.lab.line_shape import LAST, PAD, Fields, Heads, Index, Lines, LineShape, Text, U, Words, learn
 from vmalloc.lab.lines import NARROW_END, Reading, parse_line
 
 SHAPES_MAX = 32  # tried for each kind and chunk; what is left is read line by line
@@ -213,7 +213,9 @@ def _take(cut: _Cut, text: Text, dialect: Dialect, kind: str, lines: Lines) -> N
         _fill(cut, kind, candidates.rows, heads, shape, values)
 
 
-def _fill(cut: _Cut, kind: str, rows: Index, heads: Heads, shape: LineShape, values: dict[str, Array]) -> None:
+def _fill(
+    cut: _Cut, kind: str, rows: Index, heads: Heads, shape: LineShape, values: dict[str, Array]
+) -> None:
     comm = [heads.word(shape.comm[1], at=8), heads.word(shape.comm[1], at=16)]
     length = shape.comm[1]
     comm = [comm[0] & LAST[min(length, 8)], comm[1] & LAST[max(length - 8, 0)]]

@@ -31,13 +31,13 @@ from typing import Any
 from vmalloc import _core
 from vmalloc.address_space import AddressSpace
 from vmalloc.errors import VmallocError
+from vmalloc.facts import POOLS
 from vmalloc.lab.events import ALLOC, FREE
 from vmalloc.lab.replay import Recording
 from vmalloc.model import PAGE
 
-__all__ = ["DESIGNS", "Load", "Result", "Run", "load_of", "run_on_core"]
+__all__ = ["Load", "Result", "Run", "load_of", "run_on_core"]
 
-DESIGNS = ("off", "locked", "llist", "magazine")
 REPEATS = 3
 ROOM = 4
 """The address space has so many times the pages that are live at once, and at least PAGES_MIN."""
@@ -139,7 +139,7 @@ class Result:
 
 def run_on_core(
     load: Load,
-    designs: Sequence[str] = DESIGNS,
+    designs: Sequence[str] = POOLS,
     repeats: int = REPEATS,
     progress: Callable[[int], object] | None = None,
 ) -> list[Result]:
@@ -147,9 +147,9 @@ def run_on_core(
 
     Raises ValueError for an unknown design, RegionUnavailable where the core does not run.
     """
-    unknown = [design for design in designs if design not in DESIGNS]
+    unknown = [design for design in designs if design not in POOLS]
     if unknown or not designs:
-        raise ValueError(f"{', '.join(unknown) or 'nothing'}: the pool designs are {', '.join(DESIGNS)}")
+        raise ValueError(f"{', '.join(unknown) or 'nothing'}: the pool designs are {', '.join(POOLS)}")
     results = [Result(design) for design in dict.fromkeys(designs)]
     done = 0
     for _ in range(repeats):

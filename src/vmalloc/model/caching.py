@@ -92,7 +92,7 @@ class CachingDesign:
 
     @staticmethod
     def lazy_pages_max(cpus: int, peak_pages: int = 0, memory_bytes: int = MEMORY_BYTES) -> int:
-        """The lazy backlog above which a free purges: the kernel's, a part of a large peak, all of a small one.
+        """The lazy backlog above which a free purges: the kernel's, or the recent peak, or a part of it.
 
         `memory_bytes` is the machine's memory; 0 for an address space, which has none behind it.
         """
@@ -191,9 +191,7 @@ class CachingAllocator(Allocator):
             self.drain_magazines()
         self.purge(full=attempt > 0)
 
-    def _from_magazine(
-        self, pages: int, align: int, cpu: int, kept: Magazines
-    ) -> tuple[Area | None, Level]:
+    def _from_magazine(self, pages: int, align: int, cpu: int, kept: Magazines) -> tuple[Area | None, Level]:
         """The newest range of this size; after a miss a batch from a pool."""
         area = kept.take(pages, align)
         if area is not None:

@@ -206,7 +206,8 @@ class Purge:
 
     def _share(self, allocator: Allocator) -> None:
         """Part 3 begins: a lane for each node that a helper takes, one for the rest."""
-        count = helpers(max(allocator.lazy_pages, self.backlog), allocator.lazy_pages_max, len(self._detached))
+        backlog = max(allocator.lazy_pages, self.backlog)
+        count = helpers(backlog, allocator.lazy_pages_max, len(self._detached))
         self.lanes = [deque([part]) for part in self._detached[:count]] + [deque(self._detached[count:])]
         self._detached = []
 
