@@ -112,15 +112,15 @@ def _on_core(
     with _progress(console) as bar:
         task = bar.add_task("runs", total=len(set(designs)) * repeats)
         results = on_core.run_on_core(load, designs, repeats, lambda done: bar.update(task, completed=done))
-    told = on_core.summary(load, results)
+    report = on_core.summary(load, results)
     levels = ("magazine", "pool", "lazy", "space")
     table = Table(
         "pools", "wall, ms", "ns/request", "CPU ns/request", *levels, "failed", "waits", "lock wait, ms",
         "purges",
-        title=f"{load.allocations:,} allocations, {load.frees:,} frees by {told['threads']} threads "
-        f"on {told['machine_cpus']} CPUs; medians of {repeats}",
+        title=f"{load.allocations:,} allocations, {load.frees:,} frees by {report['threads']} threads "
+        f"on {report['machine_cpus']} CPUs; medians of {repeats}",
     )  # fmt: skip
-    for row in told["designs"]:
+    for row in report["designs"]:
         table.add_row(
             row["pools"],
             f"{row['wall_s'] * 1e3:,.1f}",
@@ -137,10 +137,10 @@ def _on_core(
         "ns/request is wall time over requests. CPU time leaves out waiting for other threads' allocations. "
         "Pool hits include magazine hits off the fast path."
     )
-    for what, count in told["left_out"].items():
+    for what, count in report["left_out"].items():
         if count:
             console.print(f"left out: {count:,} {what}")
-    return told
+    return report
 
 
 def _predict(
@@ -175,8 +175,10 @@ def _rank(console: Console, recording: replay.Recording) -> dict[str, Any]:
             str(row["orders_inferred"]),
         )
     console.print(table)
-    told = ranking.best if ranking.best != "cannot tell" else f"cannot tell ({'; '.join(ranking.candidates)})"
-    console.print(f"kernel generation: {told}")
+    generation = (
+        ranking.best if ranking.best != "cannot tell" else f"cannot tell ({'; '.join(ranking.candidates)})"
+    )
+    console.print(f"kernel generation: {generation}")
     return result
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Make the tables and pictures of docs/kernel-model.md.
 
-    python -m vmalloc.lab.kernel_model_report ../shared/data [docs/kernel-model.md]
+    python -m vmalloc.lab.kernel_model_report DATA [docs/kernel-model.md]
 
 The text between `<!-- generated: NAME -->` and `<!-- end -->` is replaced by the table NAME; the
 rest is kept. Pictures go into the folder of the same name beside the file and need matplotlib.
@@ -89,10 +89,12 @@ def generations_table(data: Path) -> str:
     for folder, name in names:
         ranking = rank(load(data / folder / f"{name}.trace.xz"))
         scores = {o.prediction.design: f"{score(o):.4f}" for o in ranking.outcomes}
-        told = ranking.best
-        if told == "cannot tell":
-            told += ": " + "; ".join(ranking.candidates)
-        rows.append((name, told, *(scores[d] for d in ("linux-6.8", "linux-6.9", "linux-6.16", "llist"))))
+        generation = ranking.best
+        if generation == "cannot tell":
+            generation += ": " + "; ".join(ranking.candidates)
+        rows.append(
+            (name, generation, *(scores[d] for d in ("linux-6.8", "linux-6.9", "linux-6.16", "llist")))
+        )
     return table(("recording", "told", "linux-6.8", "linux-6.9", "linux-6.16", "llist"), rows)
 
 
@@ -100,11 +102,11 @@ def model_table(data: Path) -> str:
     recording = load(data / "guest" / f"{PICTURED}.trace.xz")
     rows = []
     for name, design in PRESETS.items():
-        told = run_on_model(recording, design).as_dict()
-        shares = [f"{told['hit_share'].get(level, 0.0):.1%}" for level in LEVELS]
+        report = run_on_model(recording, design).as_dict()
+        shares = [f"{report['hit_share'].get(level, 0.0):.1%}" for level in LEVELS]
         rows.append((
-            name, *shares, told["purges"], f"{told['footprint_pages_max']:,}", f"{told['events_per_s']:,.0f}",
-            f"{told['bare_loop_events_per_s']:,.0f}",
+            name, *shares, report["purges"], f"{report['footprint_pages_max']:,}",
+            f"{report['events_per_s']:,.0f}", f"{report['bare_loop_events_per_s']:,.0f}",
         ))  # fmt: skip
     head = ("design", *LEVELS, "purges", "footprint, pages", "events/s", "bare loop/s")
     return table(head, rows)
@@ -116,8 +118,8 @@ def core_table(data: Path) -> str:
     rows = []
     for name in LIVE[1:]:
         asked = load_of(load(data / "live" / f"{name}.trace.xz"))
-        told = summary(asked, run_on_core(asked, repeats=9))
-        for row in told["designs"]:
+        report = summary(asked, run_on_core(asked, repeats=9))
+        for row in report["designs"]:
             shares = [f"{row['hit_share'][level]:.1%}" for level in LEVELS]
             rows.append((
                 name, row["pools"], f"{row['wall_s'] * 1e3:.1f}", f"{row['ns_per_request']:.0f}",

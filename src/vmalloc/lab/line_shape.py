@@ -64,14 +64,14 @@ class Text:
     def specials(self) -> Index:
         """Where the chunk has a newline or "="; in slices, so that intermediate arrays stay in the cache."""
         slice_size = 1 << 16
-        found, also = np.empty(slice_size, bool), np.empty(slice_size, bool)
+        newlines, equals = np.empty(slice_size, bool), np.empty(slice_size, bool)
         places = [np.zeros(0, np.int64)]
         for start in range(PAD, len(self.bytes) - PAD, slice_size):
             piece = self.bytes[start : min(start + slice_size, len(self.bytes) - PAD)]
             n = len(piece)
-            np.equal(piece, ord("\n"), out=found[:n])
-            np.equal(piece, ord("="), out=also[:n])
-            places.append(np.flatnonzero(np.logical_or(found[:n], also[:n], out=found[:n])) + start)
+            np.equal(piece, ord("\n"), out=newlines[:n])
+            np.equal(piece, ord("="), out=equals[:n])
+            places.append(np.flatnonzero(np.logical_or(newlines[:n], equals[:n], out=newlines[:n])) + start)
         return np.concatenate(places)
 
     def records(self, places: Index, size: int) -> Array:

@@ -210,12 +210,12 @@ def explain(world: World, line: Timeline, index: int, depth: int = DEPTH_MAX) ->
     event = line.events[index]
     if world.fits(event):
         return world
-    found = _other_first(world, line, index, depth) if depth else None
-    if found is None:
-        found = _purge_further(world, event)
-    if found is None and depth and world.purge is not None:
-        found = _purge_then_other(world, line, index, depth)
-    return found
+    explained = _other_first(world, line, index, depth) if depth else None
+    if explained is None:
+        explained = _purge_further(world, event)
+    if explained is None and depth and world.purge is not None:
+        explained = _purge_then_other(world, line, index, depth)
+    return explained
 
 
 def _other_first(world: World, line: Timeline, index: int, depth: int) -> World | None:
@@ -259,9 +259,9 @@ def _purge_then_other(world: World, line: Timeline, index: int, depth: int) -> W
     tried = world.copy()
     for step in _steps(tried, None):
         if step.op in ("reclaim", "settle"):
-            found = _other_first(tried, line, index, depth - 1)
-            if found is not None:
-                return found
+            explained = _other_first(tried, line, index, depth - 1)
+            if explained is not None:
+                return explained
     return None
 
 

@@ -71,13 +71,13 @@ def read_events(
     event).
     """
     name, stream = _open(path, format)
-    found = Problems(problems)
+    noted = Problems(problems)
     if name == "columnar":
         from vmalloc.lab.columnar import events_of_file
 
         stream.close()
         return events_of_file(path)
-    reading = Reading(DIALECTS[name], found)
+    reading = Reading(DIALECTS[name], noted)
     try:
         from vmalloc.lab.chunks import parse_chunks
         from vmalloc.lab.columns import events_of_columns
@@ -103,13 +103,13 @@ def read_columns(
     from vmalloc.lab.columns import Columns
 
     name, stream = _open(path, format)
-    found = Problems(problems)
+    noted = Problems(problems)
     if name == "columnar":
         from vmalloc.lab.columnar import columns_of_file
 
         stream.close()
         return columns_of_file(path)
-    reading = Reading(DIALECTS[name], found)
+    reading = Reading(DIALECTS[name], noted)
     tables = parse_chunks(chunks(stream, reading.damage), reading, threads)
     return Columns.join(_finish(path, stream, reading, tables))
 

@@ -174,8 +174,8 @@ class CachingAllocator(Allocator):
         elif self.has_magazines:
             area, level = self._from_magazine(pages, align, cpu, self._magazines(cpu, thread))
         elif self.has_pools:
-            found = self._from_pool(pages, align, cpu)
-            area, level = (found[0] if found is not None else None), "pool"
+            hit = self._from_pool(pages, align, cpu)
+            area, level = (hit[0] if hit is not None else None), "pool"
         if area is None:
             area = self._from_space(size, align, cpu, thread)
             level = "none" if area is None else "space"
@@ -196,10 +196,10 @@ class CachingAllocator(Allocator):
         area = kept.take(pages, align)
         if area is not None:
             return area, "magazine"
-        found = self._from_pool(pages, align, cpu)
-        if found is None:
+        hit = self._from_pool(pages, align, cpu)
+        if hit is None:
             return None, "none"
-        area, pool = found
+        area, pool = hit
         self._refill(kept, pool, pages, align, cpu)
         return area, "pool"
 

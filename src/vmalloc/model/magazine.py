@@ -56,10 +56,10 @@ class Magazines:
             return None
         if not ranges[-1].start & (align - 1):
             return ranges.pop()
-        found = next((area for area in reversed(ranges) if not area.start & (align - 1)), None)
-        if found is not None:
-            ranges.remove(found)
-        return found
+        aligned = next((area for area in reversed(ranges) if not area.start & (align - 1)), None)
+        if aligned is not None:
+            ranges.remove(aligned)
+        return aligned
 
     def put(self, area: Area) -> list[Area]:
         """Keep a range; returns what had to leave for it, oldest first."""
@@ -94,10 +94,10 @@ class Magazines:
         """How many ranges this miss takes from the space."""
         return self.stocks.get(pages, 1)
 
-    def stocked(self, pages: int, found: bool) -> None:
+    def stocked(self, pages: int, had_room: bool) -> None:
         """The next miss takes twice as many, or half as many if there were not that many."""
         count = self.stocks.get(pages, 1)
-        if not found and count > 1:
+        if not had_room and count > 1:
             self.stocks[pages] = count // 2
         elif 2 * count * pages <= MAGAZINE_STOCK_PAGES:
             self.stocks[pages] = 2 * count

@@ -104,7 +104,7 @@ def run(plan: Plan, progress: Progress | None = None) -> Run:
 
     Raises KeyboardInterrupt after the workers stopped, and RuntimeError if one of them died.
     """
-    found = Run(
+    result = Run(
         plan.parameters, plan.designs, plan.workers, plan.nr_pages * _PAGE, plan.nr_fit, plan.nr_fit_kernel
     )
     beside = SINGLE_ROUNDS if plan.single and plan.parameters.nr_threads > 1 else 0
@@ -122,11 +122,11 @@ def run(plan: Plan, progress: Progress | None = None) -> Run:
         for one in rounds:
             one.round(meter)
         for one in alone:
-            found.single += one.results()
+            result.single += one.results()
         for one in together:
-            found.results += one.results()
-            found.workers[one.design] = one.workers
-    return found
+            result.results += one.results()
+            result.workers[one.design] = one.workers
+    return result
 
 
 def _region_of(plan: Plan, design: str, nr_workers: int) -> Region:
