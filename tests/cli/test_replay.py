@@ -56,6 +56,12 @@ def test_all_designs_are_ranked(tmp_path):
     }
 
 
+def test_our_own_design_predicts_no_kernel():
+    result = run(GUEST / "random_size_1t.trace.xz", "--predict", "--design", "vmalloc")
+    assert result.exit_code == 2
+    assert "vmalloc is none of its designs" in result.output
+
+
 def test_the_model_runs_on_its_own(tmp_path):
     out = tmp_path / "out.json"
     result = run(GUEST / "random_size_1t.trace.xz", "--on", "model", "--design", "vmalloc", "--json", out)

@@ -166,23 +166,13 @@ class CachingAllocator(Allocator):
         self, size: int, align: int = 1, cpu: int = 0, thread: int | None = None
     ) -> tuple[Area | None, Level]:
         """One pass through the stations."""
-        pages = size // PAGE
-        area: Area | None = None
-        level: Level = "lazy"
-        if pages > POOL_PAGES_MAX:
-            area = self._from_shelf(size, align)
-        elif self.has_magazines:
-            area, level = self._from_magazine(pages, align, cpu, self._magazines(cpu, thread))
-        elif self.has_pools:
-            hit = self._from_pool(pages, align, cpu)
-            area, level = (hit[0] if hit is not None else None), "pool"
+        area, level = self._from_caches(size, align, cpu, thread)
         if area is None:
-            area = self._from_space(size, align, cpu, thread)
-            level = "none" if area is None else "space"
+            area, level = self._from_space(size, align, cpu, thread), "space"
         if area is None:
             self.served["none"] += 1
-        else:
-            self._now_busy(area, level)
+            return None, "none"
+        self._now_busy(area, level)
         return area, level
 
     def _make_room(self, attempt: int) -> None:
@@ -191,27 +181,34 @@ class CachingAllocator(Allocator):
             self.drain_magazines()
         self.purge(full=attempt > 0)
 
-    def _from_magazine(self, pages: int, align: int, cpu: int, kept: Magazines) -> tuple[Area | None, Level]:
-        """The newest range of this size; after a miss a batch from a pool."""
+    def _from_caches(self, size: int, align: int, cpu: int, thread: int | None) -> tuple[Area | None, Level]:
+        """What the pool design has in front of space: a shelf for large ranges, magazines and pools."""
+        pages = size // PAGE
+        if pages > POOL_PAGES_MAX:
+            return self._from_shelf(size, align), "lazy"
+        if not self.has_magazines:
+            return self._from_pool(pages, align, cpu, None), "pool"
+        kept = self._magazines(cpu, thread)
         area = kept.take(pages, align)
         if area is not None:
             return area, "magazine"
-        hit = self._from_pool(pages, align, cpu)
-        if hit is None:
-            return None, "none"
-        area, pool = hit
-        self._refill(kept, pool, pages, align, cpu)
-        return area, "pool"
+        return self._from_pool(pages, align, cpu, kept), "pool"
 
-    def _from_pool(self, pages: int, align: int, cpu: int) -> tuple[Area, Pool] | None:
-        """The head of the first pool that has an aligned one: this CPU's node's, then the next nodes'."""
+    def _from_pool(self, pages: int, align: int, cpu: int, kept: Magazines | None) -> Area | None:
+        """The head of the first pool that has an aligned one: this CPU's node's, then the next nodes'.
+
+        Magazines that missed take a batch along.
+        """
         nodes, nr_nodes = self.nodes, self.nr_nodes
         for offset in range(nr_nodes):
             pool = nodes[(cpu + offset) % nr_nodes].pools.get(pages)
-            if pool is not None and pool.areas:
-                area = pool.take(align, "in place")
-                if area is not None:
-                    return area, pool
+            if pool is None or not pool.areas:
+                continue
+            area = pool.take(align, "in place")
+            if area is not None:
+                if kept is not None:
+                    self._refill(kept, pool, pages, align, cpu)
+                return area
         return None
 
     def _from_shelf(self, size: int, align: int) -> Area | None:
@@ -259,7 +256,7 @@ class CachingAllocator(Allocator):
         return areas[0]
 
     def _refill(self, kept: Magazines, pool: Pool, pages: int, align: int, cpu: int) -> None:
-        """After a pool hit move the rest of a batch into the thread's magazine, the pool's head first."""
+        """Move the rest of a batch into the thread's magazine, the pool's head first."""
         batch: list[Area] = []
         want = kept.refill(pages) - 1
         while len(batch) < want:
