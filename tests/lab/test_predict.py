@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The model predicts real kernels. The core proof runs on copies in tests/data."""
 
 from __future__ import annotations
