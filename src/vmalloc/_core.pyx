@@ -31,7 +31,7 @@ from vmalloc.lab.replay_core cimport (
 )
 from vmalloc.suite.loops cimport (
     VM_SUITE_LONG_BUSY, VM_SUITE_TESTS, vm_suite_board, vm_suite_board_bytes, vm_suite_job, vm_suite_open,
-    vm_suite_result, vm_suite_work,
+    vm_suite_prepare, vm_suite_result, vm_suite_work,
 )
 
 from vmalloc import errors, facts

@@ -35,7 +35,6 @@ class AddressSpace(RegionBase):
         pools: str = "magazine",
         nodes: int | None = None,
         max_threads: int | None = None,
-        locks: str = "futex",
         lock_timeout_s: float = 10.0,
     ) -> None:
         if granule <= 0 or granule & (granule - 1):
@@ -53,7 +52,6 @@ class AddressSpace(RegionBase):
             base=start,
             nodes=nodes,
             max_threads=max_threads,
-            locks=locks,
             keep_on_death=on_death == "keep",
         )
 

@@ -14,12 +14,12 @@ from vmalloc._core import STATES, CoreRegion
 from vmalloc.array import ArrayFunctions, holding_of
 from vmalloc.attach import attach, attached, region_at, serve_region, where_of
 from vmalloc.errors import RegionCorrupt, RegionUnavailable
+from vmalloc.facts import POOLS
 from vmalloc.stats import Range, Stats
 from vmalloc.view import describe, from_json, rebuild, to_json
 
 __all__ = ["Region", "default_region", "parse_size", "region_of"]
 
-POOL_DESIGNS = ("off", "locked", "llist", "magazine")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
@@ -71,14 +71,13 @@ class RegionBase(CoreRegion):
         lazy_pages_max: int = 0,
         nodes: int | None,
         max_threads: int | None,
-        locks: str,
         keep_on_death: bool = False,
         lease_ttl_s: float = 60.0,
     ) -> None:
         if "/" in name:
             raise ValueError(f"a region's name has no '/': attach() takes {name!r} for a path")
-        if pools not in POOL_DESIGNS:
-            raise ValueError(f"pools must be one of {', '.join(POOL_DESIGNS)}, not {pools!r}")
+        if pools not in POOLS:
+            raise ValueError(f"pools must be one of {', '.join(POOLS)}, not {pools!r}")
         if nr_pages > (1 << 30) - 1:
             raise ValueError(f"a region has at most 2**30 - 1 pages, not {nr_pages}")
         if not 0 < lease_ttl_s < 1e9:
@@ -216,7 +215,6 @@ class Region(RegionBase, ArrayFunctions):
         lazy_max: int | str | None = None,
         nodes: int | None = None,
         max_threads: int | None = None,
-        locks: str = "futex",
         lock_timeout_s: float = 10.0,
         lease_ttl_s: float = 60.0,
     ) -> None:
@@ -231,7 +229,6 @@ class Region(RegionBase, ArrayFunctions):
             lazy_pages_max=0 if lazy_max is None else max(parse_size(lazy_max) // page, 1),
             nodes=nodes,
             max_threads=max_threads,
-            locks=locks,
             lease_ttl_s=lease_ttl_s,
         )
 

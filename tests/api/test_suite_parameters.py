@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The suite's parameters: the kernel's names, bits, modes and rules; sizes that follow from them."""
 
 from __future__ import annotations
@@ -6,6 +7,7 @@ import random
 
 import pytest
 
+from vmalloc.facts import POOLS
 from vmalloc.suite import TESTS, Parameters, Plan, parse
 from vmalloc.suite.driver import shuffled
 
@@ -65,7 +67,7 @@ def test_a_bad_word_is_told_with_what_is_allowed_in_one_line(word: str) -> None:
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ({"designs": ("off", "maple")}, "off, locked, llist, magazine, off-mutex"),
+        ({"designs": ("off", "maple")}, ", ".join((*POOLS, "off-mutex"))),
         ({"designs": ("off", "off")}, "each design once"),
         ({"designs": ()}, "each design once"),
         ({"workers": "fibres"}, "threads or processes"),

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The suite on the real allocator: every test, every design, threads and processes; what it notices."""
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import pytest
 from vmalloc import Region, _core
 from vmalloc.suite import TESTS, Parameters, Plan, run
 from vmalloc.suite.board import Board
-from vmalloc.suite.driver import DESIGNS
+from vmalloc.suite.driver import DESIGNS, OFF_MUTEX
 
 ALL_TESTS = (1 << len(TESTS)) - 1
 MAY_FAIL = {test.name for test in TESTS if test.may_fail}
@@ -96,10 +97,11 @@ class Bench:
         stamps.release()
 
 
-@pytest.fixture(params=["off", "locked", "llist", "magazine"])
+@pytest.fixture(params=DESIGNS)
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    with Region(PAGES * 4096, pools=request.param) as region:
-        board = Board.create(1, PAGES)
+    has_mutex = request.param == OFF_MUTEX
+    with Region(PAGES * 4096, pools="off" if has_mutex else request.param) as region:
+        board = Board.create(1, PAGES, has_mutex=has_mutex)
         yield Bench(region, board)
         board.close()
 
@@ -164,7 +166,8 @@ def test_a_board_that_is_too_small_is_refused() -> None:
         board.close()
 
 
-def test_a_killed_worker_ends_the_run_with_its_number_and_signal() -> None:
+@pytest.mark.parametrize("design", ["off", OFF_MUTEX])
+def test_a_killed_worker_ends_the_run_with_its_number_and_signal(design: str) -> None:
     def kill_one() -> None:
         while len(multiprocessing.active_children()) < 2:
             pass
@@ -172,7 +175,7 @@ def test_a_killed_worker_ends_the_run_with_its_number_and_signal() -> None:
 
     killer = threading.Timer(0.5, kill_one)
     killer.start()
-    plan = Plan(small(mask=1, test_loop_count=1 << 40), ("off",), "processes", single=False)
+    plan = Plan(small(mask=1, test_loop_count=1 << 40), (design,), "processes", single=False)
     with pytest.raises(RuntimeError, match=r"worker \d killed by SIGKILL"):
         run(plan)
     killer.join()

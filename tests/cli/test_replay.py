@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """vmalloc replay prints, writes JSON and says in one line what is wrong."""
 
 from __future__ import annotations
@@ -54,6 +55,12 @@ def test_all_designs_are_ranked(tmp_path):
         "linux-6.16",
         "llist",
     }
+
+
+def test_our_own_design_predicts_no_kernel():
+    result = run(GUEST / "random_size_1t.trace.xz", "--predict", "--design", "vmalloc")
+    assert result.exit_code == 2
+    assert "vmalloc is none of its designs" in result.output
 
 
 def test_the_model_runs_on_its_own(tmp_path):

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`vmalloc suite`: what it prints, writes and exits with."""
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from vmalloc.cli import main
+from vmalloc.facts import POOLS
 
 KEYS = {"pools", "workers", "test", "passed", "failed", "xfailed", "usec", "lock_wait_share"}
 SMALL = ("nr_threads=2", "run_test_mask=9", "test_loop_count=50")
@@ -70,7 +72,7 @@ def test_an_expected_failure_exits_with_0() -> None:
         (["nr_threads=0"], "nr_threads=0: the value must be a number from 1 to 65535"),
         (["nr_pages=1", "speed=9"], "'speed' is no parameter; the parameters are nr_threads, "),
         (["quick"], "'quick' is neither a mode (performance, smoke, stress)"),
-        (["--pools", "rbtree"], "no pool design; the designs are off, locked, llist, magazine, off-mutex"),
+        (["--pools", "rbtree"], f"no pool design; the designs are {', '.join(POOLS)}, off-mutex"),
         (["--region", "much"], "'much' is no size"),
         (["--json", "/nowhere/out.json"], "there is no directory /nowhere"),
     ],

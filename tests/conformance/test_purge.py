@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import PAGE, assert_at_rest
 
 import vmalloc
+from vmalloc.facts import DECAY_PERCENT, POOL_DESIGNS
 
 
 def filled(region, nr_pages):
@@ -42,15 +43,16 @@ def test_shrink_gives_everything_back(region):
     assert bytes(kept) == b"\xff" * kept.nbytes
 
 
-@pytest.mark.parametrize("pools", ["locked", "llist"])
-def test_every_purge_decays_a_pool_by_a_quarter_rounded_up(pools):
+@pytest.mark.parametrize("pools", [row.name for row in POOL_DESIGNS if row.pools and not row.magazines])
+def test_every_purge_decays_a_pool_by_its_share_rounded_up(pools):
     region = vmalloc.Region("64M", pools=pools, nodes=1)
     region.free_bulk(region.alloc_bulk(2 * PAGE, 10))
     left = [region.stats().pooled_pages // 2]
+    assert left == [10]
     while left[-1]:
         region.purge()
         left.append(region.stats().pooled_pages // 2)
-    assert left == [10, 7, 5, 3, 2, 1, 0]
+        assert left[-1] == left[-2] - -(-left[-2] * DECAY_PERCENT // 100)
     assert_at_rest(region)
 
 

@@ -1,66 +1,119 @@
+# SPDX-License-Identifier: MIT
 """The plain-Python model's `vmalloc` preset and the C core decide alike, request by request.
 
-One thread, one node. After every step both have the same ranges in the same states, so the next step starts
-from the same place. Which level of the core served a request is seen from the state that the range it gave
-had before.
+One thread, one node; an address space, or a region with memory behind it. After every step both have the same
+ranges in the same states and the same threshold, so the next step starts from the same place. Which level of
+the core served a request is seen from the state that the range it gave had before.
 
-The core's numbers (caps, budget, batches, slack, thresholds) are in its C files, the model's in the preset;
-the directed tests go past each of them.
+Both are built from vmalloc/facts.py. The directed histories go past each number there, and a model with any
+other number is found out by them.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from collections.abc import Callable
+from contextlib import suppress
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import vmalloc
-from vmalloc.model import PAGE, PRESETS, Kernel, Level
+from vmalloc import facts
+from vmalloc.facts import (
+    MAGAZINE_BUDGET_BYTES,
+    MAGAZINE_CAP,
+    NODES_MAX,
+    POOL_CAP_PAGES,
+    POOL_PAGES_MAX,
+    POOLS,
+    ROOM_ATTEMPTS,
+    SHELF_RANGES,
+    SHELF_SLACK_SHIFT,
+)
+from vmalloc.model import PAGE, CachingAllocator, CachingDesign, Level
 
 CPUS = os.sysconf("SC_NPROCESSORS_ONLN")
-OURS = replace(PRESETS["vmalloc"], nodes_max=1)
-DESIGNS = {
-    "magazine": OURS,
-    "locked": replace(OURS, freed_to="pool"),
-    "off": replace(OURS, freed_to="lazy"),
-    "llist": replace(OURS, freed_to="pool", pool_discipline="llist"),
-}
+MEMORY_BYTES = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")
 BASE = 1 << 40  # of the model's window: aligned to whatever is asked for, as the core's page 0 is
+MIB = (1 << 20) // PAGE
 LEVEL_OF_STATE: dict[str, Level] = {"cached": "magazine", "pooled": "pool", "lazy": "lazy", "free": "space"}
 SIZES = st.one_of(st.integers(1, 4), st.sampled_from([16, 64, 200, 255, 256, 257, 260, 290, 300, 600]))
+KINDS = ["addresses", pytest.param("memory", marks=pytest.mark.skipif(
+    os.sysconf("SC_PAGESIZE") != PAGE, reason="the model's pages have 4,096 bytes"))]  # fmt: skip
 
 State = dict[int, tuple[int, str]]
 """Every range by its first page: (pages, state)."""
 
 
+class Addresses:
+    """The core without memory: ranges by their first page."""
+
+    memory_bytes = 0
+
+    def __init__(self, pools: str, nr_pages: int) -> None:
+        self.region = vmalloc.AddressSpace(0, nr_pages * PAGE, granule=PAGE, pools=pools, nodes=1)
+
+    def alloc(self, nr_pages: int, align: int) -> tuple[int, int]:
+        """Page and length of a range. Raises OutOfPages."""
+        start = self.region.alloc(nr_pages * PAGE, align * PAGE)
+        return start // PAGE, self.region.size_of(start) // PAGE
+
+    def free(self, page: int) -> None:
+        self.region.free(page * PAGE)
+
+
+class Memory:
+    """The core with memory: each range is held by a block."""
+
+    memory_bytes = MEMORY_BYTES
+
+    def __init__(self, pools: str, nr_pages: int) -> None:
+        self.region = vmalloc.Region(nr_pages * PAGE, pools=pools, nodes=1)
+        self.blocks: dict[int, vmalloc.Block] = {}
+
+    def alloc(self, nr_pages: int, align: int) -> tuple[int, int]:
+        block = self.region.alloc(nr_pages * PAGE, align * PAGE)
+        page, length, _ = block._range
+        self.blocks[page] = block
+        return page, length
+
+    def free(self, page: int) -> None:
+        self.blocks.pop(page).release()
+
+
 class Pair:
     """The core and the model, asked the same; pages count from the start of both."""
 
-    def __init__(self, pools: str, nr_pages: int) -> None:
-        self.core = vmalloc.AddressSpace(0, nr_pages * PAGE, granule=PAGE, pools=pools, nodes=1)
-        self.model = Kernel(DESIGNS[pools], CPUS, (BASE, BASE + nr_pages * PAGE))
+    def __init__(self, pools: str, nr_pages: int, kind: str = "addresses") -> None:
+        self.core = Memory(pools, nr_pages) if kind == "memory" else Addresses(pools, nr_pages)
+        self.region = self.core.region
+        self.model = CachingAllocator(
+            CachingDesign("vmalloc", pools, nodes_max=1),
+            CPUS,
+            (BASE, BASE + nr_pages * PAGE),
+            memory_bytes=self.core.memory_bytes,
+        )
         self.live: list[int] = []
 
     def alloc(self, nr_pages: int, align: int = 1) -> tuple[Level, int | None]:
         """Ask both; returns the core's level and page after they were found to be the model's."""
-        nr_pages = min(nr_pages, self.core.nr_pages)
-        before, counts = core_state(self.core), counters(self.core)
+        nr_pages = min(nr_pages, self.region.nr_pages)
+        before, counts = core_state(self.region), counters(self.region)
         served = dict(self.model.served)
-        try:
-            page = self.core.alloc(nr_pages * PAGE, align * PAGE) // PAGE
-        except vmalloc.OutOfPages:
-            page = None
-        counted = [now - then for now, then in zip(counters(self.core), counts, strict=True)]
+        page, length = None, 0
+        with suppress(vmalloc.OutOfPages):
+            page, length = self.core.alloc(nr_pages, align)
+        counted = [now - then for now, then in zip(counters(self.region), counts, strict=True)]
         area = self.model.alloc(nr_pages * PAGE, align * PAGE)
         forecast = None if area is None else (area.start - BASE) // PAGE
         assert page == forecast
         if page is None or area is None:
             return "none", None
         level = next(level for level in LEVEL_OF_STATE.values() if self.model.served[level] > served[level])
-        assert self.core.size_of(page * PAGE) == area.size
+        assert length == area.pages
         if not counted[-1]:  # no purge on the way
             assert LEVEL_OF_STATE[state_at(before, page)] == level
         assert counted[:-1] in allowed_counts(level)
@@ -68,27 +121,46 @@ class Pair:
         return level, page
 
     def free(self, place: int) -> None:
-        page, purges = self.live.pop(place), self.core.stats().nr_purges
-        self.core.free(page * PAGE)
+        page, purges = self.live.pop(place), self.region.stats().nr_purges
+        self.core.free(page)
         assert self.model.free(BASE + page * PAGE) is not None
-        assert self.core.stats().nr_purges - purges == self.model.purge_is_due
+        assert self.region.stats().nr_purges - purges == self.model.purge_is_due
         if self.model.purge_is_due:
             self.model.purge()
 
+    def alloc_quietly(self, nr_pages: int, count: int) -> None:
+        """Allocate many of one size without looking in between."""
+        for _ in range(count):
+            self.live.append(self.core.alloc(nr_pages, 1)[0])
+            self.model.alloc(nr_pages * PAGE)
+        assert sorted(self.live) == sorted((start - BASE) // PAGE for start in self.model.busy.areas)
+
+    def free_quietly(self, count: int) -> None:
+        """Free the oldest ones without looking in between."""
+        for _ in range(count):
+            page = self.live.pop(0)
+            self.core.free(page)
+            self.model.free(BASE + page * PAGE)
+            if self.model.purge_is_due:
+                self.model.purge()
+        self.assert_equal()
+
     def purge(self) -> None:
-        self.core.purge()
+        self.region.purge()
         self.model.purge()
 
     def shrink(self) -> None:
-        self.core.shrink()
+        self.region.shrink()
         self.model.shrink()
 
     def assert_equal(self) -> None:
-        assert core_state(self.core) == model_state(self.model)
-        assert self.core.stats().lazy_pages == self.model.lazy_pages
+        assert core_state(self.region) == model_state(self.model)
+        stats = self.region.stats()
+        assert (stats.lazy_pages, stats.nr_purges) == (self.model.lazy_pages, self.model.nr_purges)
+        assert self.region._info()["lazy_pages_max"] == self.model.lazy_pages_max
 
 
-def counters(core: vmalloc.AddressSpace) -> list[int]:
+def counters(core: vmalloc.Region | vmalloc.AddressSpace) -> list[int]:
     s = core.stats()
     return [s.nr_alloc, s.nr_pool_hit, s.nr_lazy_hit, s.nr_space_hit, s.nr_purges]
 
@@ -105,11 +177,11 @@ def state_at(state: State, page: int) -> str:
     return state[start][1]
 
 
-def core_state(core: vmalloc.AddressSpace) -> State:
+def core_state(core: vmalloc.Region | vmalloc.AddressSpace) -> State:
     return {r.start: (r.nr_pages, r.state) for r in core.ranges()}
 
 
-def model_state(model: Kernel) -> State:
+def model_state(model: CachingAllocator) -> State:
     found = {(start, end, "free") for start, end in model.space}
     found |= {(a.start, a.end, "busy") for a in model.busy.areas.values()}
     sizes = [ranges for kept in model.magazines.values() for ranges in kept.sizes.values()]
@@ -122,10 +194,11 @@ def model_state(model: Kernel) -> State:
 
 class History(RuleBasedStateMachine):
     pools = "magazine"
+    kind = "addresses"
 
     @initialize(nr_pages=st.sampled_from([300, 1500, 30000]))
     def begin(self, nr_pages):
-        self.pair = Pair(self.pools, nr_pages)
+        self.pair = Pair(self.pools, nr_pages, self.kind)
 
     @rule(nr_pages=SIZES, align=st.sampled_from([1, 1, 1, 2, 16]))
     def alloc(self, nr_pages, align):
@@ -161,9 +234,13 @@ class History(RuleBasedStateMachine):
             self.pair.assert_equal()
 
 
-def test_every_cap_and_threshold_is_the_cores():
-    pair = Pair("magazine", 120_000)
+# ---- directed histories: each goes past some numbers of vmalloc/facts.py -----------------------------------
+
+
+def caps_and_thresholds(kind: str = "addresses") -> None:
+    pair = Pair("magazine", 120_000, kind)
     # caps of 30 for four sizes grow by 14,848 pages; 256 takes 768 more, 109 another 763, 3 the next 3 of 5
+    assert MAGAZINE_BUDGET_BYTES // PAGE == 16_384
     counts = {1: 300, 2: 200, 254: 80, 255: 80, 256: 80, 109: 40, 3: 40, 257: 66, 300: 70, 3000: 9}
     for nr_pages, count in counts.items():
         for _ in range(count):
@@ -180,34 +257,55 @@ def test_every_cap_and_threshold_is_the_cores():
     pair.assert_equal()
     pair.shrink()
     pair.assert_equal()
-    assert pair.model.used_pages == pair.core.stats().busy_pages
+    assert pair.model.used_pages == pair.region.stats().busy_pages
 
 
-def test_the_shelf_has_64_places_and_wastes_an_eighth():
-    pair = Pair("magazine", 130_000)
-    pair.alloc(100_000)  # a quarter of the peak of use may be lazy
-    for nr_pages in [257] * 66 + [300]:
-        pair.alloc(nr_pages)
-    pair.free(-1)
-    assert pair.alloc(266)[0] == "space"
-    assert pair.alloc(267)[0] == "lazy"
-    for _ in range(66):
-        pair.free(1)
-    assert [pair.alloc(257)[0] for _ in range(66)] == ["lazy"] * 64 + ["space"] * 2
-
-
-def test_the_threshold_is_a_quarter_of_the_recent_peak_of_use():
-    pair = Pair("magazine", 130_000)
-    for _ in range(260):
-        pair.alloc(500)
-    for _ in range(260):
-        pair.free(0)
-    assert pair.model.nr_purges > 0
+def magazines_of_a_large_region(kind: str = "addresses") -> None:
+    """A sixteenth of the region is more than 64 MiB here: 18,750 pages."""
+    pair = Pair("magazine", 300_000, kind)
+    for nr_pages in (256, 255, 254):  # 29 of each size on top of one: 256 + 255 + 125 for the last
+        pair.alloc_quietly(nr_pages, 40)
+        pair.free_quietly(40)
+    for nr_pages in (256, 255, 254):
+        for _ in range(MAGAZINE_CAP + 2):
+            pair.alloc(nr_pages)
     pair.assert_equal()
 
 
-def test_a_misaligned_head_of_a_pool_stays_there():
-    pair = Pair("magazine", 2000)
+def shelf(kind: str = "addresses") -> None:
+    pair = Pair("magazine", 130_000, kind)
+    pair.alloc(100_000)  # a quarter of the peak of use may be lazy
+    smallest = POOL_PAGES_MAX + 1
+    for nr_pages in [smallest] * (SHELF_RANGES + 2) + [300]:
+        pair.alloc(nr_pages)
+    pair.free(-1)
+    closest = next(n for n in range(smallest, 300) if n + (n >> SHELF_SLACK_SHIFT) >= 300)
+    assert pair.alloc(closest - 1)[0] == "space"
+    assert pair.alloc(closest)[0] == "lazy"
+    for _ in range(SHELF_RANGES + 2):
+        pair.free(1)
+    levels = [pair.alloc(smallest)[0] for _ in range(SHELF_RANGES + 2)]
+    assert levels == ["lazy"] * SHELF_RANGES + ["space"] * 2
+
+
+def recent_peak(kind: str = "addresses") -> None:
+    """Up to 600 MiB are used, given back and used again; purges come when the threshold says so."""
+    pair = Pair("magazine", 200_000, kind)
+    pair.assert_equal()
+    for peak in (100 * MIB, 600 * MIB, 300 * MIB):
+        pair.alloc_quietly(512, peak // 512)
+        pair.assert_equal()
+        for _ in range(len(pair.live)):
+            pair.free(0)
+            assert pair.region._info()["lazy_pages_max"] == pair.model.lazy_pages_max
+    pair.assert_equal()
+    for _ in range(4):
+        pair.purge()
+        pair.assert_equal()
+
+
+def misaligned_head_of_a_pool(kind: str = "addresses") -> None:
+    pair = Pair("magazine", 2000, kind)
     for _ in range(100):
         pair.alloc(1)
     for _ in range(100):
@@ -218,49 +316,112 @@ def test_a_misaligned_head_of_a_pool_stays_there():
         pair.alloc(1)
 
 
-def test_a_failing_request_is_tried_seven_times():
-    pair = Pair("magazine", 600)
+def failing_request(kind: str = "addresses") -> None:
+    pair = Pair("magazine", 600, kind)
     pair.alloc(600)
+    purges = pair.region.stats().nr_purges
     assert pair.alloc(2) == ("none", None)
+    assert pair.region.stats().nr_purges - purges == pair.model.nr_purges == ROOM_ATTEMPTS
     pair.free(0)
     pair.shrink()
     pair.alloc(2)
     pair.assert_equal()
-    assert pair.core.stats().free_pages == 600 - 2 * 2  # one, two in vain, one, ... and in the end two
+    assert pair.region.stats().free_pages == 600 - 2 * 2  # one, two in vain, one, ... and in the end two
 
 
-def test_a_pool_keeps_8192_pages_and_what_is_more_becomes_lazy():
-    pair = Pair("magazine", 60_000)
-    for _ in range(8400):
-        pair.core.alloc(PAGE)
-        pair.model.alloc(PAGE)
-    pair.live = [(start - BASE) // PAGE for start in pair.model.busy.areas]
-    for start in [page * PAGE for page in pair.live]:
-        pair.core.free(start)
-        pair.model.free(BASE + start)
-    pair.assert_equal()
-    assert pair.core.stats().pooled_pages == 8192
+def full_pool(kind: str = "addresses") -> None:
+    pair = Pair("magazine", 60_000, kind)
+    pair.alloc_quietly(1, POOL_CAP_PAGES + 208)
+    pair.free_quietly(POOL_CAP_PAGES + 208)
+    assert pair.region.stats().pooled_pages == POOL_CAP_PAGES
     assert pair.model.lazy_pages > 0
 
 
-class OffHistory(History):
-    pools = "off"
+def decaying_pools(kind: str = "addresses") -> None:
+    pair = Pair("locked", 20_000, kind)
+    for nr_pages, count in {1: 1, 2: 2, 3: 3, 4: 4, 5: 9, 6: 200}.items():
+        pair.alloc_quietly(nr_pages, count)
+    pair.free_quietly(len(pair.live))
+    for _ in range(5):
+        pair.purge()
+        pair.assert_equal()
 
 
-class LockedHistory(History):
-    pools = "locked"
+HISTORIES = {
+    "every cap and threshold": caps_and_thresholds,
+    "magazines of a large region": magazines_of_a_large_region,
+    "the shelf": shelf,
+    "the recent peak": recent_peak,
+    "a misaligned head of a pool": misaligned_head_of_a_pool,
+    "a failing request": failing_request,
+    "a full pool": full_pool,
+    "decaying pools": decaying_pools,
+}
 
 
-class LlistHistory(History):
-    pools = "llist"
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("history", HISTORIES.values(), ids=HISTORIES)
+def test_model_and_core_decide_alike(history: Callable[[str], None], kind: str):
+    history(kind)
 
 
-TestMagazine = History.TestCase
-TestOff = OffHistory.TestCase
-TestLocked = LockedHistory.TestCase
-TestLlist = LlistHistory.TestCase
-for history, examples in ((History, 50), (OffHistory, 12), (LockedHistory, 12), (LlistHistory, 12)):
+@pytest.mark.parametrize(
+    ("station", "name", "less", "history"),
+    [
+        ("caching", "POOL_PAGES_MAX", 1, caps_and_thresholds),
+        ("caching", "POOL_CAP_PAGES", 1, full_pool),
+        ("caching", "DECAY_PERCENT", 1, decaying_pools),
+        ("magazine", "MAGAZINE_CAP", 1, caps_and_thresholds),
+        ("magazine", "MAGAZINE_REFILL_MAX", 1, caps_and_thresholds),
+        ("magazine", "MAGAZINE_STOCK_PAGES", 1, caps_and_thresholds),
+        ("caching", "MAGAZINE_BUDGET_BYTES", 256 * PAGE, caps_and_thresholds),
+        ("caching", "MAGAZINE_BUDGET_SHARE", -1, magazines_of_a_large_region),
+        ("caching", "LAZY_BYTES_PER_CPU_BIT", 1 << 20, recent_peak),
+        ("caching", "LAZY_PEAK_PERCENT", 1, recent_peak),
+        ("caching", "PEAK_SINK_PERCENT", 1, recent_peak),
+        ("shelf", "SHELF_RANGES", 1, shelf),
+        ("shelf", "SHELF_SLACK_SHIFT", -1, shelf),
+        ("caching", "ROOM_ATTEMPTS", 1, failing_request),
+    ],
+)
+def test_a_model_with_another_number_is_found_out(monkeypatch, station, name, less, history):
+    monkeypatch.setattr(f"vmalloc.model.{station}.{name}", getattr(facts, name) - less)
+    with pytest.raises((AssertionError, KeyError)):
+        history()
+
+
+@pytest.mark.parametrize(("name", "other"), [("WARM_MEMORY_SHARE", 1 << 20), ("WARM_BYTES_MAX", 400 << 20)])
+@pytest.mark.skipif(os.sysconf("SC_PAGESIZE") != PAGE, reason="the model's pages have 4,096 bytes")
+def test_a_model_that_keeps_another_peak_warm_is_found_out(monkeypatch, name, other):
+    monkeypatch.setattr(f"vmalloc.model.caching.{name}", other)
+    with pytest.raises((AssertionError, KeyError)):
+        recent_peak("memory")
+
+
+def test_nodes_are_the_cpus_up_to_nodes_max():
+    design = CachingDesign("vmalloc")
+    assert vmalloc.AddressSpace(0, 1 << 20)._info()["nr_nodes"] == design.nodes(CPUS)
+    assert vmalloc.AddressSpace(0, 1 << 20, nodes=NODES_MAX)._info()["nr_nodes"] == design.nodes(1 << 20)
+    with pytest.raises(ValueError, match=str(NODES_MAX)):
+        vmalloc.AddressSpace(0, 1 << 20, nodes=NODES_MAX + 1)
+
+
+# ---- histories that nobody thought of ----------------------------------------------------------------------
+
+
+def machine(pools: str, kind: str, examples: int) -> type:
+    """A test case of random histories."""
+    history = type(f"{pools.title()}Of{kind.title()}", (History,), {"pools": pools, "kind": kind})
     history.TestCase.settings = settings(
         max_examples=examples, stateful_step_count=25, deadline=None, derandomize=True,
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
+    return history.TestCase
+
+
+for pools in POOLS:
+    examples = 50 if pools == "magazine" else 12
+    globals()[f"Test{pools.title()}"] = machine(pools, "addresses", examples)
+if os.sysconf("SC_PAGESIZE") == PAGE:
+    TestMagazineWithMemory = machine("magazine", "memory", 25)
+    TestLockedWithMemory = machine("locked", "memory", 6)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Long random histories against an oracle that is a dict of intervals."""
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from tests.conftest import PAGE
 
 import vmalloc
+from vmalloc.facts import POOLS
 
 NR_PAGES = 1024
 SIZES = st.one_of(st.integers(1, 6), st.sampled_from([16, 100, 255, 256, 257, 300, 600]))
@@ -168,18 +170,6 @@ class RegionHistory(RuleBasedStateMachine):
         self.region.check(at_rest=True)
 
 
-class OffHistory(RegionHistory):
-    pools = "off"
-
-
-class LockedHistory(RegionHistory):
-    pools = "locked"
-
-
-class LlistHistory(RegionHistory):
-    pools = "llist"
-
-
 class SpaceHistory(RuleBasedStateMachine):
     starts = Bundle("starts")
 
@@ -231,10 +221,9 @@ class SpaceHistory(RuleBasedStateMachine):
         self.space.check(at_rest=True)
 
 
-TestMagazine = RegionHistory.TestCase
-TestOff = OffHistory.TestCase
-TestLocked = LockedHistory.TestCase
-TestLlist = LlistHistory.TestCase
-TestAddressSpace = SpaceHistory.TestCase
-for history in (RegionHistory, OffHistory, LockedHistory, LlistHistory, SpaceHistory):
+for pools in POOLS:
+    history = type(f"{pools.title()}History", (RegionHistory,), {"pools": pools})
+    globals()[f"Test{pools.title()}"] = history.TestCase
     history.TestCase.settings = FEW
+TestAddressSpace = SpaceHistory.TestCase
+TestAddressSpace.settings = FEW

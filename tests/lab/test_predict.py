@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The model predicts real kernels. The core proof runs on copies in tests/data."""
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import pytest
 from vmalloc.lab.events import Event
 from vmalloc.lab.replay import Recording, load, predict, rank, run_on_model
 from vmalloc.lab.state import State, StateError, compare, read_state
-from vmalloc.model import PAGE, PRESETS, Area
+from vmalloc.model import KERNEL_PRESETS, PAGE, PRESETS, Area
 
 COPIES = Path(__file__).parents[1] / "data"
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -40,7 +41,7 @@ def live(name: str, **known: Path) -> Recording:
 @pytest.mark.parametrize("name", ONE_WORKER + ONE_WORKER_BIG)
 def test_one_worker_is_predicted_to_the_page_and_ends_in_the_dumped_state(name):
     recording, end = guest(name)
-    outcome = predict(recording, PRESETS["linux-6.9"], end)
+    outcome = predict(recording, KERNEL_PRESETS["linux-6.9"], end)
     p = outcome.prediction
     assert p.page.share >= 0.999
     assert p.above.exact + p.within_bounds == p.above.allocs
@@ -52,7 +53,7 @@ def test_one_worker_is_predicted_to_the_page_and_ends_in_the_dumped_state(name):
 @pytest.mark.parametrize("name", SEVERAL_WORKERS)
 def test_several_workers_are_predicted_and_few_orders_are_inferred(name):
     recording, end = guest(name)
-    outcome = predict(recording, PRESETS["linux-6.9"], end)
+    outcome = predict(recording, KERNEL_PRESETS["linux-6.9"], end)
     p = outcome.prediction
     assert p.all.share >= 0.95
     assert p.orders_inferred / p.all.allocs < 0.01
@@ -62,7 +63,7 @@ def test_several_workers_are_predicted_and_few_orders_are_inferred(name):
 
 def test_per_cpu_areas_show_only_when_they_are_freed():
     recording, end = guest("pcpu_1t")
-    outcome = predict(recording, PRESETS["linux-6.9"], end)
+    outcome = predict(recording, KERNEL_PRESETS["linux-6.9"], end)
     assert outcome.prediction.assumed == {"area freed but never seen allocated": 35}
     assert outcome.end is not None
     assert outcome.end.untraced == 1
@@ -71,12 +72,12 @@ def test_per_cpu_areas_show_only_when_they_are_freed():
 @pytest.mark.parametrize(("design", "at_most"), [("linux-6.8", 0.5), ("linux-6.16", 0.8), ("llist", 0.8)])
 def test_a_wrong_design_is_clearly_worse(design, at_most):
     recording, _ = guest("random_size_1t")
-    assert predict(recording, PRESETS[design]).prediction.all.share < at_most
+    assert predict(recording, KERNEL_PRESETS[design]).prediction.all.share < at_most
 
 
 def test_every_miss_has_a_category():
     recording, _ = guest("random_size_1t")
-    p = predict(recording, PRESETS["linux-6.8"]).prediction
+    p = predict(recording, KERNEL_PRESETS["linux-6.8"]).prediction
     missed = p.all.allocs - p.all.exact - p.within_bounds
     assert sum(p.misses.values()) == missed > 0
     assert p.first_miss is not None
@@ -101,7 +102,7 @@ def test_a_live_machine_with_an_unseen_start_is_named_too():
 
 
 def test_what_has_been_seen_of_a_live_machine_is_predicted():
-    p = predict(live("l1_admin"), PRESETS["linux-6.16"]).prediction
+    p = predict(live("l1_admin"), KERNEL_PRESETS["linux-6.16"]).prediction
     assert p.warm.share >= 0.90
     assert p.level.share >= 0.97
     assert sum(p.assumed.values()) > 0
@@ -111,7 +112,7 @@ def test_what_has_been_seen_of_a_live_machine_is_predicted():
 @pytest.mark.soak
 @pytest.mark.parametrize(("name", "over_all"), [("l2_proc", 0.90), ("l8_consist", 0.60)])
 def test_busy_live_machines_are_predicted_after_the_warm_up(name, over_all):
-    p = predict(live(name), PRESETS["linux-6.16"]).prediction
+    p = predict(live(name), KERNEL_PRESETS["linux-6.16"]).prediction
     assert p.warm.share >= 0.90
     assert p.level_warm.share >= 0.97
     assert p.all.share >= over_all
@@ -123,7 +124,7 @@ def test_a_snapshot_of_vmallocinfo_makes_a_start_state():
         pytest.skip("the recordings are not beside this checkout (../shared/data)")
     known = live("l8_consist", vmallocinfo=folder / "l8_snap_before.real.xz")
     unknown = live("l8_consist")
-    with_it, without = (predict(r, PRESETS["linux-6.16"]).prediction for r in (known, unknown))
+    with_it, without = (predict(r, KERNEL_PRESETS["linux-6.16"]).prediction for r in (known, unknown))
     assert with_it.all.share > without.all.share
 
 
@@ -137,7 +138,7 @@ def test_a_hashed_snapshot_is_refused_with_the_reason():
 
 def test_a_state_dump_comes_back_as_it_was_read():
     state = read_state(COPIES / "guest" / "random_size_1t.state1.xz")
-    again = State.of(state.kernel(PRESETS["linux-6.9"], (0, 1 << 64)))
+    again = State.of(state.kernel(KERNEL_PRESETS["linux-6.9"], (0, 1 << 64)))
     assert compare(again, state).equal
     assert sum(map(len, state.pools.values())) == 226
 
@@ -166,20 +167,20 @@ def by_hand(*events: Event) -> Recording:
 
 
 def test_two_cpus_that_print_in_the_wrong_order_are_put_right_and_counted():
-    p = predict(by_hand(alloc(1, 0, 2), alloc(2, 1, 0)), PRESETS["linux-6.9"]).prediction
+    p = predict(by_hand(alloc(1, 0, 2), alloc(2, 1, 0)), KERNEL_PRESETS["linux-6.9"]).prediction
     assert p.all.exact == 2
     assert p.orders_inferred == 1
 
 
 def test_one_task_never_overtakes_itself():
-    p = predict(by_hand(alloc(1, 0, 2), alloc(2, 0, 0)), PRESETS["linux-6.9"]).prediction
+    p = predict(by_hand(alloc(1, 0, 2), alloc(2, 0, 0)), KERNEL_PRESETS["linux-6.9"]).prediction
     assert p.orders_inferred == 0
     assert p.all.exact == 1  # the second is right once the first is put right
     assert p.misses == {"model wrong": 1}
 
 
 def test_an_order_is_not_inferred_unless_every_moved_event_fits():
-    p = predict(by_hand(alloc(1, 0, 4), alloc(2, 1, 0)), PRESETS["linux-6.9"]).prediction
+    p = predict(by_hand(alloc(1, 0, 4), alloc(2, 1, 0)), KERNEL_PRESETS["linux-6.9"]).prediction
     assert p.orders_inferred == 0
     assert p.misses == {"concurrent order": 1}
 
@@ -189,7 +190,7 @@ def test_the_head_of_another_cpus_pool_is_a_migration():
     assert recording.start is not None
     recording.start.pools[1, 2] = [Area(BASE, 2 * PAGE, 1)]
     recording.start.free = [(BASE + 2 * PAGE, BASE + (1 << 29))]
-    p = predict(recording, PRESETS["linux-6.9"]).prediction
+    p = predict(recording, KERNEL_PRESETS["linux-6.9"]).prediction
     assert p.misses == {"migration between choice and event": 1}
 
 
@@ -204,12 +205,12 @@ def pooled_recording(*events: Event) -> Recording:
 
 def test_a_shrinker_run_is_inferred_when_several_allocations_show_it():
     upwards = [alloc(time, 0, 2 * time) for time in range(4)]  # pools go downwards, an emptied space upwards
-    p = predict(pooled_recording(*upwards), PRESETS["linux-6.9"]).prediction
+    p = predict(pooled_recording(*upwards), KERNEL_PRESETS["linux-6.9"]).prediction
     assert (p.shrinks_inferred, p.all.exact) == (1, 4)
 
 
 def test_one_odd_address_is_not_enough_for_a_shrinker_run():
-    p = predict(pooled_recording(alloc(0, 0, 0)), PRESETS["linux-6.9"]).prediction
+    p = predict(pooled_recording(alloc(0, 0, 0)), KERNEL_PRESETS["linux-6.9"]).prediction
     assert (p.shrinks_inferred, p.all.exact) == (0, 0)
     assert p.misses == {"model wrong": 1}
 
@@ -219,7 +220,8 @@ def test_one_odd_address_is_not_enough_for_a_shrinker_run():
 
 def test_the_model_replays_a_hundred_thousand_events_a_second():
     recording, _ = guest("random_size_1t")
-    best = max(run_on_model(recording, PRESETS["linux-6.9"]).as_dict()["events_per_s"] for _ in range(5))
+    design = KERNEL_PRESETS["linux-6.9"]
+    best = max(run_on_model(recording, design).as_dict()["events_per_s"] for _ in range(5))
     assert best >= 100_000
 
 
@@ -227,7 +229,7 @@ def test_the_model_tells_how_long_its_searches_were():
     # one free range: the summary and the range are 2 steps. The aligned request leaves a hole of 2 pages in
     # front of it; the last request looks at that too: 3 steps
     events = [alloc(1, 0, 0), alloc(2, 0, 4)._replace(align=4 * PAGE), alloc(3, 0, 6, pages=4)]
-    told = run_on_model(Recording(events, WINDOW, 1), PRESETS["linux-6.9"]).as_dict()
+    told = run_on_model(Recording(events, WINDOW, 1), KERNEL_PRESETS["linux-6.9"]).as_dict()
     assert [sample["search_length_max"] for sample in told["samples"]] == [2, 2, 3]
     assert (told["searches"], told["search_length_max"]) == (3, 3)
     assert told["search_length_mean"] == pytest.approx(7 / 3)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A recording's requests on the real allocator: every one is served once, whoever frees what."""
 
 from __future__ import annotations
@@ -8,9 +9,10 @@ from array import array
 import pytest
 
 from vmalloc import AddressSpace, _core
+from vmalloc.facts import POOLS
 from vmalloc.lab.events import ALLOC, FREE, Event
 from vmalloc.lab.replay import Recording
-from vmalloc.lab.replay_on_core import DESIGNS, load_of, run_on_core, summary
+from vmalloc.lab.replay_on_core import load_of, run_on_core, summary
 from vmalloc.model import PAGE
 
 WINDOW = (1 << 40, 2 << 40)
@@ -65,7 +67,7 @@ def test_threads_that_free_one_anothers_ranges_all_come_to_an_end():
             events.append(free((at - 99) % 16, at - 100))
     results = run_on_core(load(*events), repeats=1)
     told = summary(load(*events), results)
-    assert [design["pools"] for design in told["designs"]] == list(DESIGNS)
+    assert [design["pools"] for design in told["designs"]] == list(POOLS)
     assert (told["threads"], told["allocations"], told["frees"]) == (16, 6000, 5900)
     for design in told["designs"]:
         assert design["failed"] == 0

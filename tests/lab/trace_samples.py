@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Where recordings are: small samples beside the tests, the full ones in ../shared/data if they are there."""
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""The way of a request through the model, in each version of the kernel and in our own design."""
+# SPDX-License-Identifier: MIT
+"""The way of a request through the kernel, in each of its versions."""
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import pytest
 
-from vmalloc.model import PAGE, PRESETS, Area, Kernel, Purge
+from vmalloc.model import KERNEL_PRESETS, PAGE, Area, Kernel, Purge
 from vmalloc.model.busy import Busy
 from vmalloc.model.percpu import get_areas
 from vmalloc.model.purge import helpers
@@ -16,7 +15,7 @@ BASE = WINDOW[0]
 
 
 def kernel(name: str = "linux-6.9", cpus: int = 4) -> Kernel:
-    return Kernel(PRESETS[name], cpus, WINDOW)
+    return Kernel(KERNEL_PRESETS[name], cpus, WINDOW)
 
 
 def fill_pool(k: Kernel, count: int, pages: int = 2, cpu: int = 0) -> list[int]:
@@ -91,27 +90,23 @@ def test_an_llist_taker_reverses_what_it_puts_back():
     [
         ("linux-6.9", 8, 6),
         ("linux-6.16", 8, 6),
-        ("vmalloc", 8, 6),
         ("linux-6.9", 3, 0),
         ("linux-6.16", 3, 3),
-        ("vmalloc", 3, 2),
         ("patch-v3", 1, 0),
         ("linux-6.16", 1, 1),
-        ("vmalloc", 1, 0),
     ],
 )
 def test_a_quarter_decays_and_the_rounding_is_the_versions(design, length, left):
-    assert length - PRESETS[design].decay_quota(length) == left
+    assert length - KERNEL_PRESETS[design].decay_quota(length) == left
 
 
-def test_the_kernel_decays_the_hot_end_and_ours_the_cold_one():
-    for name, expected in (("linux-6.16", [0, 1, 2]), ("vmalloc", [1, 2, 3])):
-        k = kernel(name)
-        for at in range(4):
-            k.space.take(BASE + at * PAGE, PAGE)
-            k.nodes[0].pool(1).push(Area(BASE + at * PAGE, PAGE, 0))
-        k.purge()
-        assert [(a.start - BASE) // PAGE for a in k.nodes[0].pools[1].areas] == expected
+def test_the_hot_end_decays():
+    k = kernel("linux-6.16")
+    for at in range(4):
+        k.space.take(BASE + at * PAGE, PAGE)
+        k.nodes[0].pool(1).push(Area(BASE + at * PAGE, PAGE, 0))
+    k.purge()
+    assert [(a.start - BASE) // PAGE for a in k.nodes[0].pools[1].areas] == [0, 1, 2]
 
 
 def test_a_full_purge_empties_all_pools_and_fills_none():
@@ -125,7 +120,7 @@ def test_a_full_purge_empties_all_pools_and_fills_none():
 
 
 def test_a_failing_request_purges_everything_and_tries_the_space_once_more():
-    k = Kernel(PRESETS["linux-6.9"], 4, WINDOW, [(BASE, BASE + 4 * PAGE)])
+    k = Kernel(KERNEL_PRESETS["linux-6.9"], 4, WINDOW, [(BASE, BASE + 4 * PAGE)])
     k.free(k.alloc(4 * PAGE).start)
     assert k.alloc(3 * PAGE).start == BASE
     assert k.alloc(2 * PAGE) is None
@@ -155,7 +150,7 @@ def test_before_6_9_lazy_neighbours_merge_and_count_as_one():
     ("cpus", "pages"), [(1, 8192), (2, 16384), (3, 16384), (4, 24576), (8, 32768), (64, 57344), (128, 65536)]
 )
 def test_the_threshold_is_32_mib_for_each_bit_of_the_cpu_count(cpus, pages):
-    assert PRESETS["linux-6.9"].lazy_pages_max(cpus) == pages
+    assert KERNEL_PRESETS["linux-6.9"].lazy_pages_max(cpus) == pages
 
 
 def test_helpers_start_at_twice_the_threshold():
@@ -196,71 +191,9 @@ def test_an_inner_address_is_found_by_walking_the_nodes(descending, asked):
 
 
 def test_per_cpu_areas_take_the_highest_common_base():
-    k = Kernel(PRESETS["linux-6.9"], 4, WINDOW, [(BASE, BASE + 64 * PAGE)])
+    k = Kernel(KERNEL_PRESETS["linux-6.9"], 4, WINDOW, [(BASE, BASE + 64 * PAGE)])
     k.window = (BASE, BASE + 64 * PAGE)
     areas = get_areas(k, [0, 32 * PAGE], [8 * PAGE, 8 * PAGE], 8 * PAGE)
     assert [a.start - BASE for a in areas] == [24 * PAGE, 56 * PAGE]
     again = get_areas(k, [0, 32 * PAGE], [8 * PAGE, 8 * PAGE], 8 * PAGE)
     assert [a.start - BASE for a in again] == [16 * PAGE, 48 * PAGE]
-
-
-def test_our_magazine_hands_back_the_range_freed_last():
-    k = kernel("vmalloc")
-    first, second = k.alloc(4 * PAGE).start, k.alloc(4 * PAGE).start
-    k.free(first)
-    k.free(second)
-    assert k.attempt(4 * PAGE) == (Area(second, 4 * PAGE), "magazine")
-
-
-def test_our_magazine_doubles_when_it_overflows_and_then_gives_its_older_half_away():
-    k = kernel("vmalloc")
-    starts = [k.alloc(PAGE).start for _ in range(31)]
-    kept = []
-    for start in starts:
-        k.free(start)
-        kept.append(len(k.magazines[0].sizes[1]))
-    assert kept == [*range(1, 31), 16]  # the cap was 1, 2, 4, 8, 16, 30
-    assert [a.start for a in k.nodes[0].pools[1].areas] == starts[:15]
-
-
-def test_our_caps_grow_within_the_threads_budget():
-    k = kernel("vmalloc")
-    for pages in (256, 255, 254):  # 29 * 256 + 29 * 255 leave room for 7 * 254 more
-        for start in [k.alloc(pages * PAGE).start for _ in range(31)]:
-            k.free(start)
-    assert [k.magazines[0].cap(pages) for pages in (256, 255, 254, 1)] == [30, 30, 4, 1]
-
-
-def test_our_large_ranges_are_reused_warm_before_a_purge():
-    k = kernel("vmalloc")
-    start = k.alloc(300 * PAGE).start
-    k.free(start)
-    assert k.attempt(266 * PAGE)[1] == "space"  # more than an eighth would be wasted
-    assert k.attempt(267 * PAGE) == (Area(start, 300 * PAGE), "lazy")
-    assert k.lazy_pages == 0
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_every_page_is_in_exactly_one_place(name):
-    k = Kernel(PRESETS[name], 4, WINDOW, [(BASE, BASE + 4096 * PAGE)])
-    live: list[int] = []
-    for step in range(3000):
-        if step % 5 < 3:
-            area = k.alloc((step * 7 % 40 + 1) * PAGE, cpu=step % 4)
-            if area is not None:
-                live.append(area.start)
-        elif live:
-            k.free(live.pop(step * 13 % len(live)), cpu=step % 4)
-        if step % 97 == 0:
-            k.purge()
-    areas = [(a.start, a.end) for a in k.busy.areas.values()] + list(k.space)
-    for node in k.nodes:
-        areas += [(a.start, a.end) for a in node.lazy.areas.values()]
-        areas += [(a.start, a.end) for pool in node.pools.values() for a in pool.areas]
-    areas += [(a.start, a.end) for a in k.shelf.places if a is not None]
-    for kept in k.magazines.values():
-        areas += [(a.start, a.end) for ranges in kept.sizes.values() for a in ranges]
-    areas.sort()
-    assert areas[0][0] == BASE
-    assert areas[-1][1] == BASE + 4096 * PAGE
-    assert all(left[1] == right[0] for left, right in pairwise(areas))

@@ -19,6 +19,7 @@ from tests.conftest import PAGE, assert_at_rest
 from tests.processes.workers import WAIT_S, python, wait_until
 
 import vmalloc
+from vmalloc.facts import POOLS, POOLS_DEFAULT
 
 
 @pytest.fixture
@@ -371,14 +372,14 @@ def test_grandchildren_keep_what_all_before_them_freed(plain):
 
 
 def test_several_regions_are_inherited_at_once(plain):
-    others = [vmalloc.Region("1M", pools=p) for p in ("off", "locked", "llist")]
+    others = [vmalloc.Region("1M", pools=p) for p in POOLS if p != POOLS_DEFAULT]
     arrays = [[r.full(PAGE, i, "u1")] for i, r in enumerate([plain, *others])]
     space = vmalloc.AddressSpace(0, 1 << 30)
     number = space.alloc(PAGE)
 
     def work(wait, say):
         wait()
-        assert [int(a[0][5]) for a in arrays] == [0, 1, 2, 3]
+        assert [int(a[0][5]) for a in arrays] == list(range(len(POOLS)))
         assert space.size_of(number) == PAGE
         space.free(space.alloc(10))
 

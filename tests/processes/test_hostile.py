@@ -21,6 +21,7 @@ from tests.core.test_c import build_of, build_program, run
 from tests.processes.workers import WAIT_S
 
 import vmalloc
+from vmalloc.facts import POOL_DESIGNS
 
 PAGES = 3000
 NR_WORKERS = 2
@@ -95,7 +96,10 @@ def neighbourhood(seed: int, seconds: float) -> None:
     """A region, who works in it, and who scribbles over it: all of one process tree."""
     dice = random.Random(seed)
     region = vmalloc.Region(
-        PAGES * mmap.PAGESIZE, nodes=2, max_threads=8, pools=dice.choice(["locked", "llist", "magazine"])
+        PAGES * mmap.PAGESIZE,
+        nodes=2,
+        max_threads=8,
+        pools=dice.choice([row.name for row in POOL_DESIGNS if row.pools]),
     )
     ends = time.monotonic() + seconds
     context = multiprocessing.get_context("fork")

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from tests.core.test_c import ROOT, build_of, build_program
 
+from vmalloc.facts import POOLS
+
 BUILDS = ["soak_kills", "soak_kills_released"]
 KEPT = ROOT / "build" / "soak"
 LONG = int(os.environ.get("VM_SOAK_KILLS", "100000"))
@@ -43,7 +45,7 @@ def killed(said: str) -> int:
 
 @pytest.mark.timeout(600)  # the first case compiles
 @pytest.mark.parametrize("build", BUILDS)
-@pytest.mark.parametrize("design", ["off", "locked", "llist", "magazine"])
+@pytest.mark.parametrize("design", POOLS)
 def test_processes_killed_at_random_lose_nothing(design: str, build: str) -> None:
     status, said = soak(build, SHORT, "-p", design)
     assert status == 0, said

@@ -1,10 +1,9 @@
 /*
  * Fork: a child keeps what it finds in its memory, while another thread of its parent frees.
  *
- * Mirrors core/face/fork.c: take_heir_slot(), bequeath_range() (bequeath), close_heir(), in_parent(),
- * in_child(); core/share/holder.c: vm__share_for(), vm__hold_for(), vm__drop_shared(), drop_inherited(); core/face/free.c:
- * vm_free() with its plain store, and free_slow() (free); core/face/alloc.c: the hit; core/mend/recover.c as in
- * share.pml. One range, private to the parent at first; its bits: parent 0, child 1, a stranger 2.
+ * Mirrors take_heir_slot(), bequeath_range() (bequeath), close_heir(), in_parent(), in_child();
+ * vm__share_for(), vm__hold_for(), vm__drop_shared(), drop_inherited(); vm_free() with its plain store, and
+ * free_slow() (free); the hit of vm_alloc(); recovery as in share.pml. One range, private to the parent at first; its bits: parent 0, child 1, a stranger 2.
  *
  * Rules found here, all needed:
  *   - All that the child holds is held for it before the fork: afterwards the parent may drop first

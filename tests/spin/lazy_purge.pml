@@ -1,10 +1,10 @@
 /*
  * The lazy list, the shelf, purge, and the scan that finds what a death left in them.
  *
- * Mirrors core/store/lazy.c: vm__lazy_put(), vm__list_push(), put_on_shelf() (push), claim_shelved(),
- * vm__lazy_take() (take_shelved), vm__lazy_collect(), vm__chain_take(), claim() (walk); core/mend/purge.c:
- * lock_purge(), scan_and_collect(), keep_lazy(), vm__purge() (purge); core/mend/recover.c: claim_dead(),
- * vm__scan(), is_lost(), release_slots() (recover, scan).
+ * Mirrors vm__lazy_put(), vm__list_push(), put_on_shelf() (push), claim_shelved(), vm__lazy_take()
+ * (take_shelved), vm__lazy_collect(), vm__chain_take(), claim() (walk); lock_purge(), scan_and_collect(),
+ * keep_lazy(), vm__purge() (purge); claim_dead(), vm__scan(), is_lost(), release_slots() (recover,
+ * scan).
  *
  * The rule that everything rests on: A LINKED RANGE LEAVES ITS LIST ONLY THROUGH WHO DETACHED THE
  * LIST. Its link is then always a link, and a walk needs no guard. The scan keeps it in this order:

@@ -1,11 +1,11 @@
 /*
  * Leases: references inside messages, held by nobody yet.
  *
- * Mirrors core/share/lease.c: make(), own() and vm_claim() (load), end(), drop_lease(), vm__lease_lock() with
- * mend(), vm__lease_deaths(), expire(); core/share/holder.c: is_held(), vm__take_if_unheld(), adopt(),
- * clear_bit(); core/mend/recover.c: mend_tables(), scan_shared(). One range, shared from the start and under one
+ * Mirrors make(), own() and vm_claim() (load), end(), drop_lease(), vm__lease_lock() with mend(),
+ * vm__lease_deaths(), expire(); is_held(), vm__take_if_unheld(), adopt(), clear_bit(); mend_tables(),
+ * scan_shared(). One range, shared from the start and under one
  * id (a page that is used again is share.pml's), its count of leases, and a table of one entry, used again
- * under other numbers. Of the chain of unused entries, which is made anew by mend(), nothing is modelled.
+ * under other lease numbers. Of the chain of unused entries, which is made anew by mend(), nothing is modelled.
  *
  * Rules found here, all needed:
  *   - The count is raised before the entry is committed and lowered after it has ended. A death in between
@@ -57,7 +57,7 @@ byte word = SHARED;
 bit bits[3];
 byte nr_leases;
 /* the table */
-byte entry, entry_owner; /* entry: its number, 0 unused: the commit word */
+byte entry, entry_owner; /* entry: number, 0 unused: the commit word */
 bit deadline;
 byte number;
 /* lease_lock; lease_due_ns: nobody looks for deadlines without; purge_needs_scan */

@@ -1,9 +1,9 @@
 /*
  * The lock-free pool: single pushes, a taker that detaches everything, and the scan after a death.
  *
- * Mirrors core/cache/pool_llist.c: give() with vm__list_push() (push), enter_pool(), take(), claim(),
- * put_back(), leave_pool() (take), before_scan(), after_scan() with vm__chain_take() (purge); and of
- * core/mend/purge.c and core/mend/recover.c scan_and_collect(), vm__scan(), claim_dead() (purge, recover).
+ * Mirrors the pools of llist: give() with vm__list_push() (push), enter_pool(), take(), claim(),
+ * put_back(), leave_pool() (take), before_scan(), after_scan() with vm__chain_take() (purge); and
+ * scan_and_collect(), vm__scan(), claim_dead() (purge, recover).
  * One pool of one size. What a scan collects is LAZY afterwards, and in no list here (lazy_purge.pml
  * has that list); a worker may take it from there as if it came through space.
  *

@@ -1,9 +1,8 @@
 /*
  * A magazine, its owner without locked instructions, and a neighbour that drains it.
  *
- * Mirrors core/face/alloc.c vm_alloc() and core/face/free.c vm_free() (take, put), core/cache/magazine.c
- * vm__magazine_drain(), out_of_operation(), take_all() (neighbour), core/cache/thread.c claim_thread() (the second owner) and core/mend/recover.c
- * vm__retire_threads(), vm__scan() (recovering). The owner's stores to words are plain: the
+ * Mirrors vm_alloc() and vm_free() (take, put), vm__magazine_drain(), out_of_operation(), take_all()
+ * (neighbour), claim_thread() (the second owner), vm__retire_threads() and vm__scan() (recovering). The owner's stores to words are plain: the
  * model asserts at each that it overwrites what the owner saw, so that no drainer's CAS is lost.
  * Between the mark and the load of `drain` the owner has a compiler barrier only; the drainer's
  * membarrier makes the pair sequentially consistent, as it is here (BUG_CHECK_BEFORE_MARK is also

@@ -1,9 +1,8 @@
 /*
  * Sharing: holder bits, the last drop, and references that came too late.
  *
- * Mirrors core/share/holder.c: vm__share_for() with write_holders() (share), adopt() with vm__wait_while_freeing()
- * (adopt), clear_bit() (drop), is_held(), vm__take_if_unheld() (free_if_unheld); core/mend/recover.c:
- * claim_dead(), mark_dying(), vm__scan() with drop_holder_bits(), is_lost() and scan_shared(),
+ * Mirrors vm__share_for() with write_holders() (share), adopt() with vm__wait_while_freeing() (adopt),
+ * clear_bit() (drop), is_held(), vm__take_if_unheld() (free_if_unheld); claim_dead(), mark_dying(), vm__scan() with drop_holder_bits(), is_lost() and scan_shared(),
  * release_slots() (recover, scan). One range: its word, its id, one holder bit a process slot (each read and
  * written by itself, as bits in different 64-bit words are). Leases are in lease.pml, fork is in fork.pml.
  *

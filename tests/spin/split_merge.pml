@@ -1,10 +1,9 @@
 /*
- * Space: split and merge by one store each, and the repair of the hints by who steals space_lock.
+ * Space: split and merge by one store each, and who steals space_lock rebuilds the hints.
  *
- * Mirrors core/store/space.c: vm__space_carve() (take), vm__space_put() (put_locked), vm__space_rebuild(),
- * vm__space_lock(); vm__index_run_start(), vm__index_is_free() and vm__index_set() of core/store/index.c
- * (bits; the summaries are made from them and are not modelled); and of core/mend/recover.c what returns a
- * dead owner's ranges. The words of all pages, `aux` with a busy range's id, one bit a page: taken.
+ * Mirrors vm__space_carve() (take), vm__space_put() (put_locked), vm__space_rebuild(), vm__space_lock();
+ * vm__index_run_start(), vm__index_is_free() and vm__index_set() (bits; the summaries are made from them
+ * and are not modelled); and what returns a dead owner's ranges in a recovery. The words of all pages, `aux` with a busy range's id, one bit a page: taken.
  *
  *   split    the remainder's head; id; the new head, BUSY; then the old head shrinks (commit). At the
  *            old head the new head is the commit

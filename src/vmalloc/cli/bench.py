@@ -89,19 +89,19 @@ def handover(
     except ValueError as error:
         raise _BadPlan(str(error)) from None
     with _progress_bar() as progress:
-        found = bench.run(plan, progress)
+        result = bench.run(plan, progress)
     if json_path is not None:
-        text = json.dumps(found.as_json(), indent=1)
+        text = json.dumps(result.as_json(), indent=1)
         if json_path == "-":
             click.echo(text)
         else:
             Path(json_path).write_text(text + "\n")
-    _show(found, is_stdout_taken=json_path == "-")
-    if plot is not None and found.measured:
-        picture.draw(found, plot)
-    if found.is_interrupted:
+    _show(result, is_stdout_taken=json_path == "-")
+    if plot is not None and result.measured:
+        picture.draw(result, plot)
+    if result.is_interrupted:
         sys.exit(INTERRUPTED)
-    sys.exit(0 if found.measured else 1)
+    sys.exit(0 if result.measured else 1)
 
 
 def _check_outputs(json_path: str | None, plot: Path | None) -> None:
@@ -137,7 +137,7 @@ def _progress_bar() -> Iterator[Callable[[str, float], None] | None]:
         yield show
 
 
-def _show(found: Found, *, is_stdout_taken: bool) -> None:
+def _show(result: Found, *, is_stdout_taken: bool) -> None:
     from rich.console import Console
 
     from vmalloc.bench import report
@@ -145,7 +145,7 @@ def _show(found: Found, *, is_stdout_taken: bool) -> None:
     stream = sys.stderr if is_stdout_taken else sys.stdout
     width = None if stream.isatty() else 80
     console = Console(file=stream, width=width, highlight=False)
-    for table in (*report.details(found), *report.summary(found)):
+    for table in (*report.details(result), *report.summary(result)):
         console.print(table)
-    for line in report.notes(found):
+    for line in report.notes(result):
         console.print(line, soft_wrap=not stream.isatty(), markup=False)

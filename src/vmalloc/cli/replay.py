@@ -14,10 +14,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from vmalloc.errors import VmallocError
+from vmalloc.facts import POOLS
 from vmalloc.lab import replay
 from vmalloc.lab.events import TraceError
 from vmalloc.lab.state import StateError
-from vmalloc.model import PRESETS
+from vmalloc.model import KERNEL_PRESETS, PRESETS
 
 PATH = click.Path(exists=True, dir_okay=False, path_type=Path)
 DESIGNS = (*PRESETS, "all")
@@ -32,7 +33,7 @@ DESIGNS = (*PRESETS, "all")
 @click.option(
     "--pools",
     multiple=True,
-    help="With --on core: the pool designs to time, by commas; by default off,locked,llist,magazine.",
+    help=f"With --on core: the pool designs to time, by commas; by default {','.join(POOLS)}.",
 )
 @click.option(
     "--repeat",
@@ -79,6 +80,8 @@ def command(
     """
     if predicting == (target is not None):
         raise click.UsageError("say either --predict or --on model|core")
+    if predicting and design not in (*KERNEL_PRESETS, "all"):
+        raise click.UsageError(f"--predict compares with a kernel; {design} is none of its designs")
     if pools and target != "core":
         raise click.UsageError("--pools goes with --on core")
     console = Console(stderr=False)
@@ -104,20 +107,20 @@ def _on_core(
     """Serve the requests with the real allocator."""
     from vmalloc.lab import replay_on_core as on_core  # it needs the compiled core, the rest does not
 
-    designs = [name for text in pools for name in text.split(",")] or list(on_core.DESIGNS)
+    designs = [name for text in pools for name in text.split(",")] or list(POOLS)
     load = on_core.load_of(recording)
     with _progress(console) as bar:
         task = bar.add_task("runs", total=len(set(designs)) * repeats)
         results = on_core.run_on_core(load, designs, repeats, lambda done: bar.update(task, completed=done))
-    told = on_core.summary(load, results)
+    report = on_core.summary(load, results)
     levels = ("magazine", "pool", "lazy", "space")
     table = Table(
         "pools", "wall, ms", "ns/request", "CPU ns/request", *levels, "failed", "waits", "lock wait, ms",
         "purges",
-        title=f"{load.allocations:,} allocations, {load.frees:,} frees by {told['threads']} threads "
-        f"on {told['machine_cpus']} CPUs; medians of {repeats}",
+        title=f"{load.allocations:,} allocations, {load.frees:,} frees by {report['threads']} threads "
+        f"on {report['machine_cpus']} CPUs; medians of {repeats}",
     )  # fmt: skip
-    for row in told["designs"]:
+    for row in report["designs"]:
         table.add_row(
             row["pools"],
             f"{row['wall_s'] * 1e3:,.1f}",
@@ -134,10 +137,10 @@ def _on_core(
         "ns/request is wall time over requests. CPU time leaves out waiting for other threads' allocations. "
         "Pool hits include magazine hits off the fast path."
     )
-    for what, count in told["left_out"].items():
+    for what, count in report["left_out"].items():
         if count:
             console.print(f"left out: {count:,} {what}")
-    return told
+    return report
 
 
 def _predict(
@@ -146,7 +149,7 @@ def _predict(
     with _progress(console) as bar:
         task = bar.add_task(design, total=len(recording.events))
         outcome = replay.predict(
-            recording, PRESETS[design], end_state, lambda at: bar.update(task, completed=at)
+            recording, KERNEL_PRESETS[design], end_state, lambda at: bar.update(task, completed=at)
         )
     result = outcome.as_dict()
     _print_prediction(console, recording, result)
@@ -172,8 +175,10 @@ def _rank(console: Console, recording: replay.Recording) -> dict[str, Any]:
             str(row["orders_inferred"]),
         )
     console.print(table)
-    told = ranking.best if ranking.best != "cannot tell" else f"cannot tell ({'; '.join(ranking.candidates)})"
-    console.print(f"kernel generation: {told}")
+    generation = (
+        ranking.best if ranking.best != "cannot tell" else f"cannot tell ({'; '.join(ranking.candidates)})"
+    )
+    console.print(f"kernel generation: {generation}")
     return result
 
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import click
 
+from vmalloc.facts import POOLS
 from vmalloc.suite.parameters import MODES, TESTS, Parameters
-
-ALL = "off,locked,llist,magazine"
 
 
 class _BadPlan(click.ClickException):
@@ -43,7 +42,9 @@ workers fill a quarter of the region; the table says which it was.
 
 
 @click.command(epilog=_details())
-@click.option("--pools", default=ALL, show_default=True, help="Designs to compare. Also: off-mutex.")
+@click.option(
+    "--pools", default=",".join(POOLS), show_default=True, help="Designs to compare. Also: off-mutex."
+)
 @click.option(
     "--workers", type=click.Choice(["threads", "processes"]), default="threads", show_default=True,
     help="What nr_threads counts.",
@@ -102,15 +103,15 @@ def command(
         raise _BadPlan(f"--json {json_path}: there is no directory {json_path.parent}")
     try:
         with progress_bar() as progress:
-            found = run(plan, progress)
+            result = run(plan, progress)
     except (OSError, RuntimeError, MemoryError) as error:
         raise click.ClickException(str(error)) from error
     if dmesg:
-        click.echo("\n".join(report.dmesg(found)))
+        click.echo("\n".join(report.dmesg(result)))
     else:
         from rich.console import Console
 
-        Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(report.table(found))
+        Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(report.table(result))
     if json_path is not None:
-        report.write_json(found, json_path)
-    sys.exit(1 if found.failed else 0)
+        report.write_json(result, json_path)
+    sys.exit(1 if result.failed else 0)

@@ -64,10 +64,10 @@ def to_arrow(columns: Columns) -> Any:
 def from_arrow(table: Any, names: Names | None = None) -> Columns:
     """Columns of a pyarrow.Table or RecordBatch; missing ones are 0, unknown ones are left out."""
     names = names or Names()
-    found = set(table.schema.names)
+    present = set(table.schema.names)
     columns = {}
     for name, dtype in DTYPES.items():
-        columns[name] = _column(table, name, names) if name in found else np.zeros(table.num_rows, dtype)
+        columns[name] = _column(table, name, names) if name in present else np.zeros(table.num_rows, dtype)
     return Columns(columns, names)
 
 
@@ -148,11 +148,11 @@ def columns_of_file(path: StrPath) -> Columns:
         _metadata(path, file)
         names = Names()
         nr_rows = file.metadata.num_rows
-        found = set(file.schema_arrow.names)
+        present = set(file.schema_arrow.names)
         columns = {
-            name: np.zeros(nr_rows if name not in found else 0, dtype) for name, dtype in DTYPES.items()
+            name: np.zeros(nr_rows if name not in present else 0, dtype) for name, dtype in DTYPES.items()
         }
-        for name in found & set(DTYPES):
+        for name in present & set(DTYPES):
             columns[name] = _column(file.read([name]), name, names)
     return Columns(columns, names)
 

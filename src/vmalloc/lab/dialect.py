@@ -43,7 +43,7 @@ class Dialect:
     """How one tool prints the head of a line.
 
     `head` has the groups comm, pid, cpu (may be missing), sec and frac or ticks, event, body; flags where
-    there are some. blocks.py learns from it where the fields of usual lines stand.
+    there are some. chunks.py learns from it where the fields of usual lines stand.
     """
 
     name: str

@@ -71,30 +71,30 @@ class Problems:
     """The problems of one file, in the order in which they were met; each kind is kept once and counted."""
 
     def __init__(self, keep: list[Problem] | None = None) -> None:
-        self.found: list[Problem] = [] if keep is None else keep
+        self.noted: list[Problem] = [] if keep is None else keep
         self._by_key: dict[str, Problem] = {}
 
     def __iter__(self) -> Iterator[Problem]:
-        return iter(self.found)
+        return iter(self.noted)
 
     def __len__(self) -> int:
-        return len(self.found)
+        return len(self.noted)
 
     def note(self, key: str, line: int, what: str, count: int = 1) -> None:
         """Note trouble at `line`. Of each `key` the first line and text are kept, later ones are counted."""
         known = self._by_key.get(key)
         if known is None:
             known = self._by_key[key] = Problem(line, what, count)
-            self.found.append(known)
+            self.noted.append(known)
         else:
             known.count += count
 
     def say(self, name: str) -> None:
         """Log every problem as one line."""
-        for problem in self.found:
+        for problem in self.noted:
             log.warning("%s: %s", name, problem)
 
-    # What follows is the wording, in one place for the line reader and the block reader.
+    # What follows is the wording, in one place for the line reader and the chunk reader.
 
     def other_event(self, line: int, event: str, count: int = 1) -> None:
         self.note("event " + event, line, f"event {event} is not a vmalloc event, skipped", count)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The bytes of a recording: compression undone, cut into blocks of whole lines.
+"""The bytes of a recording: compression undone, cut into chunks of whole lines.
 
 The compression is told by the first bytes, not by the name. gzip and xz are in the standard library; zstd
 takes the standard library's `compression.zstd` (3.14), the `zstandard` package or the `zstd` program,
@@ -26,7 +26,7 @@ GZIP_MAGIC = b"\x1f\x8b"
 XZ_MAGIC = b"\xfd7zXZ\x00"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 PARQUET_MAGIC = b"PAR1"
-CHUNK_SIZE = 1 << 18
+READ_SIZE = 1 << 18
 LONGEST_LINE = 1 << 16  # a text line of a trace is below 4 KiB; more without a newline is not text
 
 StrPath = str | os.PathLike[str]
@@ -63,22 +63,22 @@ def create_bytes(path: StrPath) -> BinaryIO:
     return open(path, "wb")
 
 
-def blocks(stream: BufferedReader, damage: list[str], block_size: int = 1 << 21) -> Iterator[bytes]:
-    """Cut a stream into blocks of whole lines; only the last one may lack its final newline.
+def chunks(stream: BufferedReader, damage: list[str], chunk_size: int = 1 << 21) -> Iterator[bytes]:
+    """Cut a stream into chunks of whole lines; only the last one may lack its final newline.
 
     A damaged compressed file is read up to the damage, which is appended to `damage`.
     """
     parts: list[bytes] = []
     size = 0
-    while chunk := _read(stream, damage):
-        end = chunk.rfind(b"\n") + 1
-        if size + end >= block_size and end:
-            yield b"".join([*parts, chunk[:end]])
+    while read := _read(stream, damage):
+        end = read.rfind(b"\n") + 1
+        if size + end >= chunk_size and end:
+            yield b"".join([*parts, read[:end]])
             parts, size = [], 0
-            chunk = chunk[end:]
-        parts.append(chunk)
-        size += len(chunk)
-        if size > block_size + LONGEST_LINE + CHUNK_SIZE:
+            read = read[end:]
+        parts.append(read)
+        size += len(read)
+        if size > chunk_size + LONGEST_LINE + READ_SIZE:
             raise TraceError(f"no newline in {size:,} bytes: this is not a text trace")
     if size:
         yield b"".join(parts)
@@ -87,7 +87,7 @@ def blocks(stream: BufferedReader, damage: list[str], block_size: int = 1 << 21)
 def _read(stream: BufferedReader, damage: list[str]) -> bytes:
     """Some bytes, or none at the end and at damage. (read1: read would lose what came before the damage.)"""
     try:
-        return stream.read1(CHUNK_SIZE)
+        return stream.read1(READ_SIZE)
     except EOFError:
         damage.append("the compressed file is cut off; used up to here")
     except Exception as error:  # each decompressor has its own

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Make the tables and pictures of docs/kernel-model.md.
 
-    python -m vmalloc.lab.kernel_model_report ../shared/data [docs/kernel-model.md]
+    python -m vmalloc.lab.kernel_model_report DATA [docs/kernel-model.md]
 
 The text between `<!-- generated: NAME -->` and `<!-- end -->` is replaced by the table NAME; the
 rest is kept. Pictures go into the folder of the same name beside the file and need matplotlib.
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vmalloc.lab.events import ALLOC
 from vmalloc.lab.replay import Outcome, Recording, load, predict, rank, run_on_model, score
-from vmalloc.model import PRESETS, differences
+from vmalloc.model import KERNEL_PRESETS, PRESETS, differences
 
 GUESTS = (
     "random_size_1t", "vm_map_ram_1t", "pcpu_1t", "fix_align_1t", "align_shift_1t", "long_busy", "mix_smp1",
@@ -36,7 +36,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def differences_table() -> str:
-    return table(("choice", *PRESETS), [(f"`{name}`", *values) for name, values in differences()])
+    return table(("choice", *KERNEL_PRESETS), [(f"`{name}`", *values) for name, values in differences()])
 
 
 def guest_table(data: Path) -> str:
@@ -44,7 +44,7 @@ def guest_table(data: Path) -> str:
     for name in GUESTS:
         folder = data / "guest"
         recording = load(folder / f"{name}.trace.xz", folder / f"{name}.state0.xz")
-        outcome = predict(recording, PRESETS["linux-6.9"], folder / f"{name}.state1.xz")
+        outcome = predict(recording, KERNEL_PRESETS["linux-6.9"], folder / f"{name}.state1.xz")
         p, end = outcome.prediction, outcome.end
         assert end is not None
         rows.append((
@@ -71,7 +71,7 @@ def live_table(data: Path) -> str:
 
 
 def _live_row(name: str, recording: Recording) -> tuple[object, ...]:
-    p = predict(recording, PRESETS["linux-6.16"]).prediction
+    p = predict(recording, KERNEL_PRESETS["linux-6.16"]).prediction
     return (
         name, f"{p.all.allocs:,}", f"{p.all.share:.1%}", f"{p.last_quarter.share:.1%}",
         f"{p.warm.allocs / p.all.allocs:.1%}", f"{p.warm.share:.2%}", f"{p.level.share:.2%}",
@@ -89,10 +89,12 @@ def generations_table(data: Path) -> str:
     for folder, name in names:
         ranking = rank(load(data / folder / f"{name}.trace.xz"))
         scores = {o.prediction.design: f"{score(o):.4f}" for o in ranking.outcomes}
-        told = ranking.best
-        if told == "cannot tell":
-            told += ": " + "; ".join(ranking.candidates)
-        rows.append((name, told, *(scores[d] for d in ("linux-6.8", "linux-6.9", "linux-6.16", "llist"))))
+        generation = ranking.best
+        if generation == "cannot tell":
+            generation += ": " + "; ".join(ranking.candidates)
+        rows.append(
+            (name, generation, *(scores[d] for d in ("linux-6.8", "linux-6.9", "linux-6.16", "llist")))
+        )
     return table(("recording", "told", "linux-6.8", "linux-6.9", "linux-6.16", "llist"), rows)
 
 
@@ -100,11 +102,11 @@ def model_table(data: Path) -> str:
     recording = load(data / "guest" / f"{PICTURED}.trace.xz")
     rows = []
     for name, design in PRESETS.items():
-        told = run_on_model(recording, design).as_dict()
-        shares = [f"{told['hit_share'].get(level, 0.0):.1%}" for level in LEVELS]
+        report = run_on_model(recording, design).as_dict()
+        shares = [f"{report['hit_share'].get(level, 0.0):.1%}" for level in LEVELS]
         rows.append((
-            name, *shares, told["purges"], f"{told['footprint_pages_max']:,}", f"{told['events_per_s']:,.0f}",
-            f"{told['bare_loop_events_per_s']:,.0f}",
+            name, *shares, report["purges"], f"{report['footprint_pages_max']:,}",
+            f"{report['events_per_s']:,.0f}", f"{report['bare_loop_events_per_s']:,.0f}",
         ))  # fmt: skip
     head = ("design", *LEVELS, "purges", "footprint, pages", "events/s", "bare loop/s")
     return table(head, rows)
@@ -116,8 +118,8 @@ def core_table(data: Path) -> str:
     rows = []
     for name in LIVE[1:]:
         asked = load_of(load(data / "live" / f"{name}.trace.xz"))
-        told = summary(asked, run_on_core(asked, repeats=9))
-        for row in told["designs"]:
+        report = summary(asked, run_on_core(asked, repeats=9))
+        for row in report["designs"]:
             shares = [f"{row['hit_share'][level]:.1%}" for level in LEVELS]
             rows.append((
                 name, row["pools"], f"{row['wall_s'] * 1e3:.1f}", f"{row['ns_per_request']:.0f}",

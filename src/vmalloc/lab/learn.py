@@ -23,7 +23,7 @@ from collections import Counter
 from vmalloc.lab.events import Event
 from vmalloc.lab.ledger import LedgerSpace
 from vmalloc.lab.orders import Forecast, World
-from vmalloc.lab.repair import Found, claim, evict
+from vmalloc.lab.reconcile import Origin, claim, evict
 from vmalloc.model import PAGE, Level, Space
 from vmalloc.model.space import search_length
 
@@ -88,25 +88,25 @@ class Learner:
             if event.align <= PAGE:
                 self.drained.add(self._key(world, event))
 
-    def wrong(self, world: World, event: Event, forecast: Forecast) -> tuple[Found, Level | None]:
-        """The forecast failed: put the model right; tells where it had the range, and the level."""
+    def wrong(self, world: World, event: Event, forecast: Forecast) -> tuple[Origin, Level | None]:
+        """The forecast failed: put the model right; returns where it had the range, and the level."""
         offered = world.kernel.find_space(event.size, event.align, event.vstart, event.vend)
         level = self._served_by(world, event, offered)
         self._walk(world, event)
         self._drop_pool_head(world, event, level)
         self.doubtful.discard(event.addr, event.size)
-        found = claim(world, event)
+        origin = claim(world, event)
         if level == "pool":
-            if found.place == "unseen":
+            if origin.place == "unseen":
                 self.drained.discard(self._key(world, event))
                 self.deep.add(self._key(world, event))
                 self.assumed["pool entry never seen before"] += 1
         elif level == "space":
             self._drop_passed_over(world, event, offered)
             self._from_space(world, event)
-            if found.place == "unseen":
+            if origin.place == "unseen":
                 self._assume_hole(world, event)
-        return found, level
+        return origin, level
 
     def _served_by(self, world: World, event: Event, offered: int | None) -> Level | None:
         """Pool or space? None if the evidence does not tell."""

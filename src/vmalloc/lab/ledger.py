@@ -48,8 +48,8 @@ class LedgerSpace(Space):
         out = self.out
         first = out.bisect_right(start) - 1
         before: tuple[int, int] = out.peekitem(first) if first >= 0 else (0, 0)
-        found = [before] if before[0] < start < before[0] + before[1] else []
-        return found + [(at, out[at]) for at in out.irange(start, start + size, (True, False))]
+        overlaps = [before] if before[0] < start < before[0] + before[1] else []
+        return overlaps + [(at, out[at]) for at in out.irange(start, start + size, (True, False))]
 
     def next_known(self, start: int, limit: int) -> int:
         """The lowest address at or after `start` that is free or in the ledger; `limit` if there is none."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Lines to events, one at a time: the specification of reading, in plain Python.
 
-blocks.py gives the same answers many lines at a time, and hands every line it does not know by heart to
+chunks.py gives the same answers many lines at a time, and hands every line it does not know by heart to
 `parse_line` here; a test holds the two equal.
 
 A reading keeps little between lines: the counts of a ring's header, the time of the last event, and the last
@@ -71,8 +71,8 @@ class Reading:
             self.problems.note("missing", self.nr_lines, counts + ": its end is missing")
 
 
-def events_of_block(data: bytes, reading: Reading) -> Iterator[Event]:
-    """The events of a block of lines, in file order."""
+def events_of_chunk(data: bytes, reading: Reading) -> Iterator[Event]:
+    """The events of a chunk of lines, in file order."""
     lines = data.split(b"\n")
     whole = lines[-1] == b""
     if whole:
@@ -103,18 +103,18 @@ def _event(head: dict[str, bytes | None], number: int, reading: Reading, cut: bo
     pid, cpu = int(head["pid"] or 0), int(head["cpu"] or -1)
     time_ns = _time_ns(head, number, reading.problems)
     common = (time_ns, cpu, pid, comm.decode("utf-8", "replace"))
-    if name == ALLOC_EVENT and (found := ALLOC_BODY.fullmatch(body)):
-        addr, size, align, vstart, vend, failed = found.groups()
+    if name == ALLOC_EVENT and (match := ALLOC_BODY.fullmatch(body)):
+        addr, size, align, vstart, vend, failed = match.groups()
         sizes = (int(addr), int(size), int(align), int(vstart, 16), int(vend, 16), int(failed))
         if max(sizes) <= U64_MAX:
             return Event(*common, ALLOC, *sizes, line=number)
-    if name == FREE_EVENT and (found := FREE_BODY.fullmatch(body)):
-        addr, nr_lazy, nr_lazy_max = found.groups()
+    if name == FREE_EVENT and (match := FREE_BODY.fullmatch(body)):
+        addr, nr_lazy, nr_lazy_max = match.groups()
         counts = (int(nr_lazy), int(nr_lazy_max))
         if max(counts) <= U64_MAX:
             return Event(*common, FREE, int(addr, 16), nr_lazy=counts[0], nr_lazy_max=counts[1], line=number)
-    if name == PURGE_EVENT and (found := PURGE_BODY.fullmatch(body)):
-        start, end, npurged = int(found[1], 16), int(found[2], 16), int(found[3])
+    if name == PURGE_EVENT and (match := PURGE_BODY.fullmatch(body)):
+        start, end, npurged = int(match[1], 16), int(match[2], 16), int(match[3])
         return Event(*common, PURGE, start, max(end - start, 0), npurged=npurged, line=number)
     if name in MARK_EVENTS:
         text = body.removeprefix(b"tracing_mark_write: ").decode("utf-8", "replace").strip()
@@ -139,14 +139,14 @@ def _time_ns(head: dict[str, bytes | None], number: int, problems: Problems) -> 
 
 def _special_line(line: bytes, number: int, reading: Reading, cut: bool) -> Event | None:
     """A line that is no event: the ring's counts, a loss, a comment, a tool's header, or damage."""
-    if found := LOST_LINE.fullmatch(line):
-        cpu = next((int(found[group]) for group in ("cpu1", "cpu2", "cpu3") if found[group]), -1)
-        lost = next((int(found[group]) for group in ("n1", "n2", "n4") if found[group]), 0)
+    if match := LOST_LINE.fullmatch(line):
+        cpu = next((int(match[group]) for group in ("cpu1", "cpu2", "cpu3") if match[group]), -1)
+        lost = next((int(match[group]) for group in ("n1", "n2", "n4") if match[group]), 0)
         what = "events lost while recording" if lost else "events lost while recording, how many is not said"
         reading.problems.note("lost", number, what)
         return Event(cpu=cpu, kind=LOST, lost=lost, text=line.decode("ascii", "replace").strip(), line=number)
-    if found := ENTRIES_LINE.match(line):
-        inside, written = int(found[1]), int(found[2])
+    if match := ENTRIES_LINE.match(line):
+        inside, written = int(match[1]), int(match[2])
         reading.ring = (number, inside, written)
         if written > inside:
             gone = written - inside

@@ -24,7 +24,6 @@ from typing import NamedTuple
 
 from vmalloc.lab.events import ALLOC, FREE, PURGE, Event
 from vmalloc.model import PAGE, Area, Kernel, Level, Purge
-from vmalloc.model.decay import decay_pools
 from vmalloc.model.purge import Step
 
 DEPTH_MAX = 6
@@ -186,7 +185,7 @@ class World:
         kernel = self.kernel
         pool = kernel.nodes[event.cpu % kernel.nr_nodes].pools.get(event.size // PAGE)
         if pool is not None and pool.areas and (event.vstart, event.vend) == kernel.window:
-            pool.take(event.align, kernel.design)
+            pool.take(event.align, kernel.design.pool_discipline)
 
     def hold(self, event: Event, node: int | None = None) -> None:
         """Make the event's area busy, wherever it came from."""
@@ -211,12 +210,12 @@ def explain(world: World, line: Timeline, index: int, depth: int = DEPTH_MAX) ->
     event = line.events[index]
     if world.fits(event):
         return world
-    found = _other_first(world, line, index, depth) if depth else None
-    if found is None:
-        found = _purge_further(world, event)
-    if found is None and depth and world.purge is not None:
-        found = _purge_then_other(world, line, index, depth)
-    return found
+    explained = _other_first(world, line, index, depth) if depth else None
+    if explained is None:
+        explained = _purge_further(world, event)
+    if explained is None and depth and world.purge is not None:
+        explained = _purge_then_other(world, line, index, depth)
+    return explained
 
 
 def _other_first(world: World, line: Timeline, index: int, depth: int) -> World | None:
@@ -260,9 +259,9 @@ def _purge_then_other(world: World, line: Timeline, index: int, depth: int) -> W
     tried = world.copy()
     for step in _steps(tried, None):
         if step.op in ("reclaim", "settle"):
-            found = _other_first(tried, line, index, depth - 1)
-            if found is not None:
-                return found
+            explained = _other_first(tried, line, index, depth - 1)
+            if explained is not None:
+                return explained
     return None
 
 
@@ -275,7 +274,7 @@ def shrunk(world: World, line: Timeline, index: int) -> World | None:
     tried = world.copy()
     for node in tried.kernel.nodes:
         if node.pooled:
-            tried.kernel.reclaim(decay_pools(node, tried.kernel.design, full=True))
+            tried.kernel.reclaim(tried.kernel.decay_pools(node, full=True))
             if tried.fits(line.events[index]) and _witnessed(tried.copy(), line, index):
                 return tried
     return None

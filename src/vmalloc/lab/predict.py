@@ -28,7 +28,7 @@ from vmalloc.lab.events import ALLOC, FREE, LOST, PURGE, Event
 from vmalloc.lab.learn import Learner
 from vmalloc.lab.ledger import LedgerSpace, with_ledger
 from vmalloc.lab.orders import Forecast, Timeline, World, explain, shrunk
-from vmalloc.lab.repair import Found, claim
+from vmalloc.lab.reconcile import Origin, claim
 from vmalloc.model import PAGE, Area, Kernel, Level, Purge
 
 Category = Literal[
@@ -249,12 +249,12 @@ class Predictor:
             self._lost(index, event, forecast)
             return
         before = set(self.world.moved)
-        found = explain(self.world, self.line, index)
-        if found is None and self.learner is None:
-            found = shrunk(self.world, self.line, index)
-            self.result.shrinks_inferred += found is not None
-        if found is not None:
-            self._accept(found, event, before)
+        explained = explain(self.world, self.line, index)
+        if explained is None and self.learner is None:
+            explained = shrunk(self.world, self.line, index)
+            self.result.shrinks_inferred += explained is not None
+        if explained is not None:
+            self._accept(explained, event, before)
         elif not self._printed_late(index, event):
             self.unexplained += 1
             self._lost(index, event, forecast)
@@ -264,14 +264,14 @@ class Predictor:
         assert isinstance(space, LedgerSpace)
         return event.addr not in space.out and space.covering(event.addr) is None
 
-    def _accept(self, found: World, event: Event, before: set[int]) -> None:
+    def _accept(self, explained: World, event: Event, before: set[int]) -> None:
         """Go on in the world where every address is explained."""
-        self.world = found
+        self.world = explained
         self.result.orders_inferred += 1
-        for moved in found.moved.keys() - before:
-            self._score(self.line.events[moved], found.moved[moved], exact=True)
-        exact = found.forecast(event).start == event.addr
-        level = found.apply(event)
+        for moved in explained.moved.keys() - before:
+            self._score(self.line.events[moved], explained.moved[moved], exact=True)
+        exact = explained.forecast(event).start == event.addr
+        level = explained.apply(event)
         self._score(event, level, exact=exact, bounded=not exact)
 
     def _printed_late(self, index: int, event: Event) -> bool:
@@ -279,8 +279,8 @@ class Predictor:
         for at, world in reversed(self.before_steps):
             if self.line.previous[index] >= at:
                 return False
-            found = explain(world.copy(), self.line, index, depth=0)
-            if found is not None:
+            explained = explain(world.copy(), self.line, index, depth=0)
+            if explained is not None:
                 self.result.orders_inferred += 1
                 place = claim(self.world, event).place
                 self._score(event, place if place == "pool" else "space", exact=True)
@@ -290,20 +290,20 @@ class Predictor:
     def _lost(self, index: int, event: Event, forecast: Forecast) -> None:
         level: Level | None
         if self.learner is None:
-            found = claim(self.world, event)
-            level = found.place if found.place in ("pool", "space") else None
+            origin = claim(self.world, event)
+            level = origin.place if origin.place in ("pool", "space") else None
         else:
-            found, level = self.learner.wrong(self.world, event, forecast)
+            origin, level = self.learner.wrong(self.world, event, forecast)
         self._score(event, level, exact=False, forecast=forecast.level)
-        self._miss(index, event, forecast, self._category(index, event, found))
+        self._miss(index, event, forecast, self._category(index, event, origin))
 
     # ------------------------------------------------------------------ bookkeeping
 
-    def _category(self, index: int, event: Event, found: Found) -> Category:
+    def _category(self, index: int, event: Event, origin: Origin) -> Category:
         own = event.cpu % self.kernel.nr_nodes
-        if found.place == "pool" and found.node != own:
+        if origin.place == "pool" and origin.node != own:
             return "migration between choice and event"
-        if found.place in ("unseen", "busy"):
+        if origin.place in ("unseen", "busy"):
             return "untraced operation" if self.learner is None else "unknown start state"
         if not self.sure:
             return "unknown start state"
@@ -334,10 +334,10 @@ class Predictor:
         if 4 * self.index >= 3 * len(self.line.events):
             result.last_quarter.add(exact)
         if level in ("pool", "space"):
-            told = forecast is None or forecast == level
-            result.level.add(told)
+            is_right = forecast is None or forecast == level
+            result.level.add(is_right)
             if self.sure:
-                result.level_warm.add(told)
+                result.level_warm.add(is_right)
             result.levels[level] += 1
         window = "vmalloc" if (event.vstart, event.vend) == self.kernel.window else "modules and other"
         result.by_cpu[event.cpu].add(exact)

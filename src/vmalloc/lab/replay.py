@@ -23,7 +23,15 @@ from vmalloc.lab.orders import Timeline
 from vmalloc.lab.predict import Prediction, Predictor, lost_events, most_used_window
 from vmalloc.lab.state import EndDifference, State, compare, read_state, state_of_vmallocinfo
 from vmalloc.lab.trace import read_events, read_vmallocinfo
-from vmalloc.model import KERNEL_PRESETS, PAGE, PRESETS, Design, Kernel
+from vmalloc.model import (
+    KERNEL_PRESETS,
+    PAGE,
+    Allocator,
+    CachingDesign,
+    Design,
+    Kernel,
+    allocator_of,
+)
 
 GENERATION_MARGIN = 0.001
 """Generations whose scores differ by less than this cannot be told apart."""
@@ -188,7 +196,7 @@ def score(outcome: Outcome) -> float:
 
 def rank(recording: Recording, progress: Callable[[int], object] | None = None) -> Ranking:
     """Predict with every kernel design and name the generation the recording comes from."""
-    outcomes = [predict(recording, PRESETS[name], progress=progress) for name in KERNEL_PRESETS]
+    outcomes = [predict(recording, design, progress=progress) for design in KERNEL_PRESETS.values()]
     outcomes.sort(key=score, reverse=True)
     top = score(outcomes[0])
     near = [o.kernel.design.generation for o in outcomes if score(o) > top - GENERATION_MARGIN]
@@ -267,11 +275,16 @@ def vars_of(sample: Sample) -> dict[str, Any]:
 
 
 def run_on_model(
-    recording: Recording, design: Design, progress: Callable[[int], object] | None = None
+    recording: Recording,
+    design: Design | CachingDesign,
+    progress: Callable[[int], object] | None = None,
 ) -> Course:
-    """Serve the recording's requests from an empty window, purging at the model's own threshold."""
+    """Serve the recording's requests from an empty window, purging at the model's own threshold.
+
+    Ours serves them as an address space, without memory behind it, as replay_on_core does.
+    """
     events = recording.events
-    kernel = Kernel(design, recording.cpus, recording.window)
+    model = allocator_of(design, recording.cpus, recording.window, memory_bytes=0)
     every = max(1, len(events) // SAMPLES)
     samples: list[Sample] = []
     seconds = 0.0
@@ -279,9 +292,9 @@ def run_on_model(
     for start in range(0, len(events), every):
         part = events[start : start + every]
         began = time.process_time()
-        _serve(kernel, part, places)
+        _serve(model, part, places)
         seconds += time.process_time() - began
-        samples.append(_sample(kernel, start + len(part)))
+        samples.append(_sample(model, start + len(part)))
         if progress is not None:
             progress(start + len(part))
     return Course(
@@ -289,17 +302,17 @@ def run_on_model(
         len(events),
         seconds,
         _bare_loop(events),
-        {str(level): count for level, count in kernel.served.items()},
-        kernel.served["none"],
-        kernel.nr_purges,
-        kernel.nr_purged,
+        {str(level): count for level, count in model.served.items()},
+        model.served["none"],
+        model.nr_purges,
+        model.nr_purged,
         samples,
     )
 
 
-def _serve(kernel: Kernel, events: Sequence[Event], places: dict[int, int]) -> None:
+def _serve(model: Allocator, events: Sequence[Event], places: dict[int, int]) -> None:
     """Alloc and free as the events say; `places` maps the recording's addresses to the model's."""
-    alloc, free, window = kernel.alloc, kernel.free, kernel.window
+    alloc, free, window = model.alloc, model.free, model.window
     for event in events:
         kind = event.kind
         if kind == ALLOC:
@@ -312,26 +325,26 @@ def _serve(kernel: Kernel, events: Sequence[Event], places: dict[int, int]) -> N
             place = places.pop(event.addr, None)
             if place is not None:
                 free(place, event.cpu)
-                if kernel.purge_is_due:
-                    kernel.purge()
+                if model.purge_is_due:
+                    model.purge()
 
 
-def _sample(kernel: Kernel, event: int) -> Sample:
+def _sample(model: Allocator, event: int) -> Sample:
     """The model now. Search counts begin anew, so that each sample has its own maximum."""
-    pooled = sum(len(pool) * pages for node in kernel.nodes for pages, pool in node.pools.items())
-    top = kernel.space.covering((kernel.window[1] & -PAGE) - 1)
-    highest = top[0] if top is not None else kernel.window[1]
-    space = kernel.space
+    pooled = sum(len(pool) * pages for node in model.nodes for pages, pool in node.pools.items())
+    top = model.space.covering((model.window[1] & -PAGE) - 1)
+    highest = top[0] if top is not None else model.window[1]
+    space = model.space
     searched = space.searches, space.steps, space.steps_max
     space.searches = space.steps = space.steps_max = 0
     return Sample(
         event,
-        kernel.live_pages,
-        kernel.lazy_pages,
+        model.live_pages,
+        model.lazy_pages,
         pooled,
-        len(kernel.space),
-        kernel.space.longest // PAGE,
-        (highest - kernel.window[0]) // PAGE,
+        len(model.space),
+        model.space.longest // PAGE,
+        (highest - model.window[0]) // PAGE,
         *searched,
     )
 

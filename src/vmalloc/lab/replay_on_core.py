@@ -31,13 +31,13 @@ from typing import Any
 from vmalloc import _core
 from vmalloc.address_space import AddressSpace
 from vmalloc.errors import VmallocError
+from vmalloc.facts import POOLS
 from vmalloc.lab.events import ALLOC, FREE
 from vmalloc.lab.replay import Recording
 from vmalloc.model import PAGE
 
-__all__ = ["DESIGNS", "Load", "Result", "Run", "load_of", "run_on_core"]
+__all__ = ["Load", "Result", "Run", "load_of", "run_on_core"]
 
-DESIGNS = ("off", "locked", "llist", "magazine")
 REPEATS = 3
 ROOM = 4
 """The address space has so many times the pages that are live at once, and at least PAGES_MIN."""
@@ -139,7 +139,7 @@ class Result:
 
 def run_on_core(
     load: Load,
-    designs: Sequence[str] = DESIGNS,
+    designs: Sequence[str] = POOLS,
     repeats: int = REPEATS,
     progress: Callable[[int], object] | None = None,
 ) -> list[Result]:
@@ -147,9 +147,9 @@ def run_on_core(
 
     Raises ValueError for an unknown design, RegionUnavailable where the core does not run.
     """
-    unknown = [design for design in designs if design not in DESIGNS]
+    unknown = [design for design in designs if design not in POOLS]
     if unknown or not designs:
-        raise ValueError(f"{', '.join(unknown) or 'nothing'}: the pool designs are {', '.join(DESIGNS)}")
+        raise ValueError(f"{', '.join(unknown) or 'nothing'}: the pool designs are {', '.join(POOLS)}")
     results = [Result(design) for design in dict.fromkeys(designs)]
     done = 0
     for _ in range(repeats):
@@ -194,7 +194,7 @@ def _run_once(load: Load, pools: str) -> Run:
         ) as space,
         closing(mmap.mmap(-1, _core.replay_board_bytes(load.allocations))) as board,
     ):
-        told = _in_threads(space, board, list(load.requests.values()))
+        measured = _in_threads(space, board, list(load.requests.values()))
         stats = space.stats()
     served = {
         "magazine": load.allocations - stats.nr_alloc,  # nr_alloc counts what missed it
@@ -202,7 +202,7 @@ def _run_once(load: Load, pools: str) -> Run:
         "lazy": stats.nr_lazy_hit,
         "space": stats.nr_space_hit,
     }
-    started, ended, cpu, wait, waits, failed, _, _ = zip(*told, strict=True)
+    started, ended, cpu, wait, waits, failed, _, _ = zip(*measured, strict=True)
     return Run(
         max(ended) - min(started),
         sum(cpu) - sum(wait),
@@ -214,18 +214,18 @@ def _run_once(load: Load, pools: str) -> Run:
     )
 
 
-Told = tuple[int, int, int, int, int, int, int, int]
+Measures = tuple[int, int, int, int, int, int, int, int]
 """What _core.replay_work() returns."""
 
 
-def _in_threads(space: AddressSpace, board: mmap.mmap, requests: Sequence[array[int]]) -> list[Told]:
+def _in_threads(space: AddressSpace, board: mmap.mmap, requests: Sequence[array[int]]) -> list[Measures]:
     """Run one loop for each array of requests; what each returned."""
-    told: dict[int, Told] = {}
+    measured: dict[int, Measures] = {}
     errors: list[BaseException] = []
 
     def work(number: int) -> None:
         try:
-            told[number] = _core.replay_work(space, board, len(requests), requests[number])
+            measured[number] = _core.replay_work(space, board, len(requests), requests[number])
         except BaseException as error:
             errors.append(error)
             _core.replay_stop(board)
@@ -246,8 +246,8 @@ def _in_threads(space: AddressSpace, board: mmap.mmap, requests: Sequence[array[
         raise
     if errors:
         raise errors[0]
-    codes = {result[-1] for result in told.values()} - {0, -errno.EINTR}
+    codes = {result[-1] for result in measured.values()} - {0, -errno.EINTR}
     if codes:
         code = codes.pop()
         raise VmallocError(f"a free of what the replay had allocated failed: {os.strerror(-code)}")
-    return [told[number] for number in range(len(requests))]
+    return [measured[number] for number in range(len(requests))]

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 from vmalloc.lab.dialect import Dialect
 from vmalloc.lab.events import Event, Problem, Problems, TraceError
-from vmalloc.lab.files import PARQUET_MAGIC, StrPath, blocks, create_bytes, open_bytes
+from vmalloc.lab.files import PARQUET_MAGIC, StrPath, chunks, create_bytes, open_bytes
 from vmalloc.lab.ftrace import FTRACE
-from vmalloc.lab.lines import Reading, events_of_block
+from vmalloc.lab.lines import Reading, events_of_chunk
 from vmalloc.lab.perf_script import PERF_SCRIPT
 from vmalloc.lab.trace_cmd import TRACE_CMD
 from vmalloc.lab.vmallocinfo import Area, VmallocInfo, read_vmallocinfo
@@ -71,19 +71,19 @@ def read_events(
     event).
     """
     name, stream = _open(path, format)
-    found = Problems(problems)
+    noted = Problems(problems)
     if name == "columnar":
         from vmalloc.lab.columnar import events_of_file
 
         stream.close()
         return events_of_file(path)
-    reading = Reading(DIALECTS[name], found)
+    reading = Reading(DIALECTS[name], noted)
     try:
-        from vmalloc.lab.blocks import parse_blocks
+        from vmalloc.lab.chunks import parse_chunks
         from vmalloc.lab.columns import events_of_columns
     except ImportError:
         return _finish(path, stream, reading, _plain_events(stream, reading))
-    tables = parse_blocks(blocks(stream, reading.damage), reading, threads=1)
+    tables = parse_chunks(chunks(stream, reading.damage), reading, threads=1)
     return _finish(path, stream, reading, (event for table in tables for event in events_of_columns(table)))
 
 
@@ -96,21 +96,21 @@ def read_columns(
 ) -> Columns:
     """The whole recording as numpy columns named like the fields of Event; needs numpy.
 
-    comm, kind and text are indices into `columns.names`. Blocks are parsed by `threads` threads (default: as
+    comm, kind and text are indices into `columns.names`. Chunks are parsed by `threads` threads (default: as
     many as there are CPUs, at most 4). Raises as read_events does.
     """
-    from vmalloc.lab.blocks import parse_blocks
+    from vmalloc.lab.chunks import parse_chunks
     from vmalloc.lab.columns import Columns
 
     name, stream = _open(path, format)
-    found = Problems(problems)
+    noted = Problems(problems)
     if name == "columnar":
         from vmalloc.lab.columnar import columns_of_file
 
         stream.close()
         return columns_of_file(path)
-    reading = Reading(DIALECTS[name], found)
-    tables = parse_blocks(blocks(stream, reading.damage), reading, threads)
+    reading = Reading(DIALECTS[name], noted)
+    tables = parse_chunks(chunks(stream, reading.damage), reading, threads)
     return Columns.join(_finish(path, stream, reading, tables))
 
 
@@ -170,8 +170,8 @@ def _sniff_file(path: StrPath) -> str:
 
 
 def _plain_events(stream: BufferedReader, reading: Reading) -> Iterator[Event]:
-    for block in blocks(stream, reading.damage):
-        yield from events_of_block(block, reading)
+    for chunk in chunks(stream, reading.damage):
+        yield from events_of_chunk(chunk, reading)
 
 
 def _finish(path: StrPath, stream: BufferedReader, reading: Reading, items: Iterator[T]) -> Iterator[T]:

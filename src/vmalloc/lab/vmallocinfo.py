@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import overload
 
 from vmalloc.lab.events import PAGE_SIZE_MIN, Problem, Problems, TraceError
-from vmalloc.lab.files import StrPath, blocks, open_bytes
+from vmalloc.lab.files import StrPath, chunks, open_bytes
 
 LINE = re.compile(rb"0x([0-9a-f]+)-0x([0-9a-f]+) +(\d+) *(.*)")
 NODE_PAGES = re.compile(r"N(\d+)=(\d+)")
@@ -78,22 +78,22 @@ def read_vmallocinfo(path: StrPath, *, problems: list[Problem] | None = None) ->
     """Read a snapshot, compressed or not. Raises TraceError if no line of it is one of /proc/vmallocinfo."""
     damage: list[str] = []
     with open_bytes(path) as stream:
-        text = b"".join(blocks(stream, damage))
-    found = Problems(problems)
-    info = parse_vmallocinfo(text, found)
+        text = b"".join(chunks(stream, damage))
+    noted = Problems(problems)
+    info = parse_vmallocinfo(text, noted)
     for what in damage:
-        found.note("compressed", text.count(b"\n"), what)
-    if not info and found:
-        raise TraceError(f"{path}: not /proc/vmallocinfo: {next(iter(found))}")
-    found.say(str(path))
+        noted.note("compressed", text.count(b"\n"), what)
+    if not info and noted:
+        raise TraceError(f"{path}: not /proc/vmallocinfo: {next(iter(noted))}")
+    noted.say(str(path))
     return info
 
 
 def parse_vmallocinfo(text: bytes, problems: Problems | None = None) -> VmallocInfo:
     """The areas in a text as the kernel prints it; nothing is logged."""
-    found = Problems() if problems is None else problems
-    areas = list(_areas(text.splitlines(), found))
-    return VmallocInfo(areas, _addresses(areas, found), found.found)
+    noted = Problems() if problems is None else problems
+    areas = list(_areas(text.splitlines(), noted))
+    return VmallocInfo(areas, _addresses(areas, noted), noted.noted)
 
 
 def _areas(lines: list[bytes], problems: Problems) -> Iterator[Area]:

@@ -15,6 +15,9 @@ from bisect import bisect_right
 
 from vmalloc.model.area import Area
 
+ZONE_PAGES = 16
+"""A node's zones are so long; the node of an address is (address / zone) mod nodes."""
+
 
 class Busy:
     """Busy areas by start; the node of an address; the walk that finds the area around an address."""

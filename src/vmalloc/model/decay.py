@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Decay: at every purge each pool gives a part of its entries back to the global space.
 
-It runs before the purge adds this round's areas, so these survive until the next purge. An ordinary purge
-takes a quarter, a full one everything. What a quarter of 1, 2 or 3 is differs by version:
+It runs before the purge adds this round's areas, so these survive until the next purge. A full purge takes
+everything. An ordinary one takes a quarter in the kernel, DECAY_PERCENT of vmalloc/facts.py in ours; what a
+quarter of 1, 2 or 3 is differs by version:
 
 * 6.9 to 6.15: the pool is emptied (a quota of zero is taken for no limit);
 * 6.16 and later: nothing (such a pool never decays in an ordinary purge);
@@ -16,17 +17,20 @@ After: Linux mm/vmalloc.c, decay_va_pool_node().
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from vmalloc.model.area import Area
-from vmalloc.model.design import Design
 from vmalloc.model.node import Node
 
 
-def decay_pools(node: Node, design: Design, full: bool) -> list[Area]:
-    """Cut every pool of the node; returns the areas that belong to the global space now."""
-    decayed: list[Area] = []
-    hot = design.decay_end == "hot"
+def cut_pools(node: Node, quota: Callable[[int], int] | None, hot: bool) -> list[Area]:
+    """Cut every pool of the node; returns the areas that belong to the global space now.
+
+    `quota` says how many of so many entries go; without it all do.
+    """
+    cut: list[Area] = []
     for pool in node.pools.values():
         length = len(pool.areas)
         if length:
-            decayed += pool.cut(length if full else design.decay_quota(length), hot)
-    return decayed
+            cut += pool.cut(length if quota is None else quota(length), hot)
+    return cut

@@ -6,16 +6,14 @@ its own set; a purge takes the whole set at once, in address order. Since 6.9 ar
 merged area would lose its stamp and its exact size. Up to 6.8 the one global set merged neighbours at once,
 so its purges count merged ranges.
 
-Ours has a shelf beside it, one for all nodes: a few places for freed ranges too large for pools. A request of
-nearly the same size takes the closest fit from there, whole and still warm; a purge clears it.
+Ours has a shelf beside it for large ranges: shelf.py.
 
 After: Linux mm/vmalloc.c, free_vmap_area_noflush().
 """
 
 from __future__ import annotations
 
-from vmalloc.model.area import PAGE, Area
-from vmalloc.model.design import Design
+from vmalloc.model.area import Area
 from vmalloc.model.space import Space
 
 
@@ -57,45 +55,4 @@ class Lazy:
             taken = [Area(start, end - start) for start, end in self.merged]
             self.merged = Space()
         self.areas = {}
-        return taken
-
-
-class Shelf:
-    """`design.shelf_ranges` places; a range stands in the lowest that was free."""
-
-    __slots__ = ("places",)
-
-    def __init__(self, design: Design) -> None:
-        self.places: list[Area | None] = [None] * design.shelf_ranges
-
-    def copy(self) -> Shelf:
-        other = Shelf.__new__(Shelf)
-        other.places = self.places[:]
-        return other
-
-    def put(self, area: Area) -> bool:
-        """Whether there was a place for it."""
-        if None not in self.places:
-            return False
-        self.places[self.places.index(None)] = area
-        return True
-
-    def take(self, size: int, align: int, slack_shift: int) -> Area | None:
-        """The closest fit that wastes no more than size >> slack_shift; of equals the lowest place."""
-        most = size + (size // PAGE >> slack_shift) * PAGE
-        fits = [
-            (area.size, place)
-            for place, area in enumerate(self.places)
-            if area is not None and size <= area.size <= most and not area.start & (align - 1)
-        ]
-        if not fits:
-            return None
-        place = min(fits)[1]
-        area, self.places[place] = self.places[place], None
-        return area
-
-    def take_all(self) -> list[Area]:
-        """All ranges in address order, leaving the shelf empty."""
-        taken = sorted(area for area in self.places if area is not None)
-        self.places = [None] * len(self.places)
         return taken

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Pool: ready ranges of one exact size in one node.
 
-Filled only by purges (and, in our own design, by magazines), so everything in it may be handed out at once.
-The head is the entry added last. Two disciplines:
+The kernel fills it by purges only, ours by frees; either way everything in it may be handed out at once. The
+head is the entry added last. What happens to the entries that a taker does not get is the discipline:
 
-* list: look at the head only. If its start is not aligned as asked, move it to the tail (ours: leave it) and
-  report a miss; one candidate is examined per attempt, never more.
+* list: look at the head only. If its start is not aligned as asked, move it to the tail and report a miss;
+  one candidate is examined per attempt, never more.
 * llist: a lock-free list cannot give up one entry safely to several takers, so the taker detaches the whole
-  chain, takes the newest, and puts the rest back as a batch, in its old order or reversed.
+  chain, takes the newest if it is aligned, and puts the rest back as a batch, reversed.
+* in place: look at the head only, and leave it there if it is not aligned. Ours, with a lock and without.
 
 After: Linux mm/vmalloc.c, node_pool_del_va() and node_pool_add_va(); the llist discipline after the thread
 of "mm: vmalloc: Offload free_vmap_area_lock lock", January 2024.
@@ -16,9 +17,11 @@ of "mm: vmalloc: Offload free_vmap_area_lock lock", January 2024.
 from __future__ import annotations
 
 from collections import deque
+from typing import Literal
 
 from vmalloc.model.area import Area
-from vmalloc.model.design import Design
+
+Discipline = Literal["list", "llist", "in place"]
 
 
 class Pool:
@@ -44,21 +47,20 @@ class Pool:
         """Add an area at the head."""
         self.areas.append(area)
 
-    def take(self, align: int, design: Design) -> Area | None:
-        """The head, if it is aligned; a misaligned head of a list moves to the tail, or stays."""
+    def take(self, align: int, discipline: Discipline) -> Area | None:
+        """The head, if it is aligned; the discipline says what else moves."""
         areas = self.areas
         if not areas:
             return None
         area = areas.pop()
-        taken = area.start & (align - 1) == 0
-        if not taken:
+        is_aligned = area.start & (align - 1) == 0
+        if not is_aligned:
             areas.append(area)
-        if design.pool_discipline == "llist":
-            if design.pool_put_back == "reversed":
-                areas.reverse()
-        elif not taken and design.pool_rotates:
+        if discipline == "llist":
+            areas.reverse()
+        elif discipline == "list" and not is_aligned:
             areas.rotate(1)
-        return area if taken else None
+        return area if is_aligned else None
 
     def peek(self, align: int) -> Area | None:
         """What `take` would return, changing nothing."""

@@ -2,8 +2,8 @@
 """Purge: make lazily freed areas usable again.
 
 One purge runs at a time. It is a row of small steps, and other CPUs allocate and free between any two of
-them; the replay needs that, so a purge is an object that is advanced step by step. `Kernel.purge()` simply
-runs all of them. The steps, n = each node in ascending order:
+them; the replay needs that, so a purge is an object that is advanced step by step. `Allocator.purge()`
+simply runs all of them. The steps, n = each node in ascending order:
 
 1. for each n:  decay     cut n's pools (decay.py); the cut entries are nowhere until
                 reclaim   they enter the global space in one go;
@@ -30,10 +30,9 @@ from collections import deque
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from vmalloc.model.area import NO_NODE, PAGE, Area
-from vmalloc.model.decay import decay_pools
 
 if TYPE_CHECKING:
-    from vmalloc.model.kernel import Kernel
+    from vmalloc.model.allocator import Allocator
 
 Op = Literal["decay", "reclaim", "detach", "fill", "settle"]
 COLLECT: tuple[Op, ...] = ("decay", "reclaim", "detach")
@@ -65,57 +64,46 @@ class NodePurge:
         other.aside, other.pages = self.aside[:], self.pages
         return other
 
-    def fill_one(self, kernel: Kernel, populate: bool) -> Step:
+    def fill_one(self, allocator: Allocator, largest: int) -> Step:
         """Hand the next area of the list to its pool, or set it aside."""
         area = self.areas[self.at]
         self.at += 1
         n, pages = self.node, area.size // PAGE
-        if (
-            populate
-            and area.node != NO_NODE
-            and pages <= kernel.design.pool_pages_max
-            and kernel.pool_has_room(n, pages)
-        ):
-            kernel.nodes[n].pool(pages).push(area)
+        if area.node != NO_NODE and pages <= largest:
+            allocator.nodes[n].pool(pages).push(area)
             return Step("fill", n, pages)
         self.aside.append(area)
         return Step("fill", n)
 
-    def fill_all(self, kernel: Kernel, populate: bool) -> None:
+    def fill_all(self, allocator: Allocator, largest: int) -> None:
         """Hand out the rest of the list: `fill_one` until the end, with nobody looking in between."""
-        design, pools = kernel.design, kernel.nodes[self.node].pools
-        largest = design.pool_pages_max * PAGE if populate else 0
-        unbounded = design.pool_cap_pages is None
+        pools, largest_bytes = allocator.nodes[self.node].pools, largest * PAGE
         for area in self.areas[self.at :]:
             size = area.size
-            if (
-                size <= largest
-                and area.node != NO_NODE
-                and (unbounded or kernel.pool_has_room(self.node, size // PAGE))
-            ):
-                pool = pools.get(size // PAGE) or kernel.nodes[self.node].pool(size // PAGE)
+            if size <= largest_bytes and area.node != NO_NODE:
+                pool = pools.get(size // PAGE) or allocator.nodes[self.node].pool(size // PAGE)
                 pool.areas.append(area)
             else:
                 self.aside.append(area)
         self.at = len(self.areas)
 
-    def settle(self, kernel: Kernel) -> Step:
+    def settle(self, allocator: Allocator) -> Step:
         """Account for the whole list and give back what was set aside."""
-        kernel.lazy_pages -= self.pages
-        kernel.reclaim(self.aside)
+        allocator.lazy_pages -= self.pages
+        allocator.reclaim(self.aside)
         return Step("settle", self.node)
 
 
 class Purge:
     """A purge in flight. `advance` does one step; `nr_purged`, `start` and `end` are its report.
 
-    `backlog` is the lazy backlog when helpers are called, if it is known to be more than the kernel's counter
+    `backlog` is the lazy backlog when helpers are called, if it is known to be more than the counter
     says then (frees elsewhere go on meanwhile).
     """
 
     __slots__ = ("_collect", "_decayed", "_detached", "backlog", "end", "full", "lanes", "nr_purged", "start")
 
-    def __init__(self, kernel: Kernel, full: bool, backlog: int = 0) -> None:
+    def __init__(self, allocator: Allocator, full: bool, backlog: int = 0) -> None:
         self.full = full
         self.backlog = backlog
         self.start = 1 << 64
@@ -123,7 +111,7 @@ class Purge:
         self.nr_purged = 0
         self.lanes: list[deque[NodePurge]] = []
         self._collect: deque[tuple[Op, int]] = deque(
-            (op, n) for n in range(kernel.nr_nodes) for op in COLLECT
+            (op, n) for n in range(allocator.nr_nodes) for op in COLLECT
         )
         self._decayed: list[Area] = []
         self._detached: list[NodePurge] = []
@@ -147,36 +135,36 @@ class Purge:
     def done(self) -> bool:
         return not self._collect and not any(self.lanes)
 
-    def advance(self, kernel: Kernel, lane: int | None = None) -> Step:
+    def advance(self, allocator: Allocator, lane: int | None = None) -> Step:
         """Do the next step: of parts 1 and 2, then of the given lane or the first that has work.
 
         Raises IndexError when there is nothing left to do.
         """
         if self._collect:
-            return self._collect_one(kernel)
+            return self._collect_one(allocator)
         if lane is None:
             lane = next((at for at, parts in enumerate(self.lanes) if parts), 0)
         part = self.lanes[lane][0]
         if part.at < len(part.areas):
-            return part.fill_one(kernel, self._populates(kernel))
+            return part.fill_one(allocator, self._largest(allocator))
         self.lanes[lane].popleft()
-        return part.settle(kernel)
+        return part.settle(allocator)
 
-    def run(self, kernel: Kernel) -> None:
+    def run(self, allocator: Allocator) -> None:
         """Do all the steps that are left."""
         while self._collect:
-            self._collect_one(kernel)
+            self._collect_one(allocator)
         for lane in self.lanes:
             for part in lane:
-                part.fill_all(kernel, self._populates(kernel))
-                part.settle(kernel)
+                part.fill_all(allocator, self._largest(allocator))
+                part.settle(allocator)
             lane.clear()
 
-    def _populates(self, kernel: Kernel) -> bool:
-        design = kernel.design
-        return design.purge_fills_pools and not (self.full and design.skip_populate_when_full)
+    def _largest(self, allocator: Allocator) -> int:
+        """The largest size in pages that goes into pools; 0 for none."""
+        return 0 if self.full else allocator.pooled_pages_max
 
-    def drop(self, kernel: Kernel, start: int) -> bool:
+    def drop(self, allocator: Allocator, start: int) -> bool:
         """Forget the area that starts here if this purge has it under way (a replay puts itself right)."""
         for area in self._decayed:
             if area.start == start:
@@ -192,22 +180,21 @@ class Purge:
                         if waiting is part.aside:
                             part.aside.remove(area)
                         part.pages -= area.pages
-                        kernel.lazy_pages -= area.pages
+                        allocator.lazy_pages -= area.pages
                         return True
         return False
 
-    def _collect_one(self, kernel: Kernel) -> Step:
+    def _collect_one(self, allocator: Allocator) -> Step:
         op, n = self._collect.popleft()
         if op == "decay":
-            self._decayed = decay_pools(kernel.nodes[n], kernel.design, self.full)
+            self._decayed = allocator.decay_pools(allocator.nodes[n], self.full)
         elif op == "reclaim":
-            kernel.reclaim(self._decayed)
+            allocator.reclaim(self._decayed)
             self._decayed = []
         else:
-            self._detach(n, kernel.nodes[n].lazy.take_all())
+            self._detach(n, allocator.take_lazy(n))
         if not self._collect:
-            self._detach(n, kernel.shelf.take_all())
-            self._share(kernel)
+            self._share(allocator)
         return Step(op, n)
 
     def _detach(self, n: int, areas: list[Area]) -> None:
@@ -217,9 +204,10 @@ class Purge:
             self.nr_purged += len(areas)
             self._detached.append(NodePurge(n, areas))
 
-    def _share(self, kernel: Kernel) -> None:
+    def _share(self, allocator: Allocator) -> None:
         """Part 3 begins: a lane for each node that a helper takes, one for the rest."""
-        count = helpers(max(kernel.lazy_pages, self.backlog), kernel.lazy_pages_max, len(self._detached))
+        backlog = max(allocator.lazy_pages, self.backlog)
+        count = helpers(backlog, allocator.lazy_pages_max, len(self._detached))
         self.lanes = [deque([part]) for part in self._detached[:count]] + [deque(self._detached[count:])]
         self._detached = []
 

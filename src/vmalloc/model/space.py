@@ -91,8 +91,8 @@ class Space:
         leaf, index = self._at_or_after(vstart)
         mask = align - 1
         fit = None
-        while (found := self._next(leaf, index, want)) is not None:
-            leaf, index = found
+        while (place := self._next(leaf, index, want)) is not None:
+            leaf, index = place
             start = self._starts[leaf][index]
             fit = (max(start, vstart) + mask) & ~mask
             if fit + size <= start + self._sizes[leaf][index]:
@@ -156,10 +156,10 @@ class Space:
         top = len(levels) - 1
         for depth, level in enumerate(levels):  # up, to the right end of each group
             stop = len(level) if depth == top else min(len(level), -(-at // FAN) * FAN)
-            for found in range(at, stop):
-                if level[found] >= want:
-                    self.steps += found - at + 1
-                    return self._down(depth, found, want)
+            for entry in range(at, stop):
+                if level[entry] >= want:
+                    self.steps += entry - at + 1
+                    return self._down(depth, entry, want)
             self.steps += max(stop - at, 0)
             at = -(-at // FAN)
         return None
@@ -227,9 +227,9 @@ class Space:
             low = self._start_after(leaf, index)
             if low >= end:
                 break
-            found = self.covering(max(low, at))
-            assert found is not None
-            low, high = max(found[0], at), min(found[1], end)
+            free = self.covering(max(low, at))
+            assert free is not None
+            low, high = max(free[0], at), min(free[1], end)
             self.take(low, high - low)
             removed += high - low
             at = high

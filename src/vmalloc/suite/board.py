@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The board: what the workers of one run share beside the region (vm_suite_board of loops.h)."""
 
 from __future__ import annotations
@@ -23,13 +24,16 @@ class Board:
             os.close(opened)
 
     @classmethod
-    def create(cls, nr_workers: int, nr_pages: int) -> Board:
-        """For a region of nr_pages; nothing is touched but what is used."""
+    def create(cls, nr_workers: int, nr_pages: int, *, has_mutex: bool = False) -> Board:
+        """For a region of nr_pages; nothing is touched but what is used.
+
+        With a mutex the workers call the allocator one at a time.
+        """
         nbytes = _core.suite_board_bytes(nr_workers, nr_pages)
         fd = os.memfd_create("vmalloc-suite", os.MFD_CLOEXEC)
         os.ftruncate(fd, nbytes)
         board = cls(f"/proc/{os.getpid()}/fd/{fd}", nbytes, fd)
-        _core.suite_prepare(board.memory, nr_workers)
+        _core.suite_prepare(board.memory, nr_workers, has_mutex)
         return board
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The driver: workers at a barrier, rounds, designs.
 
 A round is every enabled test once in every worker, in an order of the worker's own. Each of the
@@ -22,6 +23,7 @@ from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 
 from vmalloc import _core
+from vmalloc.facts import POOLS
 from vmalloc.region import Region, parse_size
 from vmalloc.suite.board import Board
 from vmalloc.suite.parameters import Parameters
@@ -29,13 +31,9 @@ from vmalloc.suite.results import Result, Run, Tally, WorkerTally, results_of
 
 __all__ = ["DESIGNS", "Plan", "run"]
 
-DESIGNS = {
-    "off": {"pools": "off"},
-    "locked": {"pools": "locked"},
-    "llist": {"pools": "llist"},
-    "magazine": {"pools": "magazine"},
-    "off-mutex": {"pools": "off", "locks": "pthread"},
-}
+OFF_MUTEX = "off-mutex"
+"""No pools, and a mutex of the C library around every call: what `off` is when its lock is a plain one."""
+DESIGNS = (*POOLS, OFF_MUTEX)
 LONG_BUSY = _core.SUITE_LONG_BUSY
 SINGLE_ROUNDS = 3  # they are short, and one alone would mostly tell what else the machine did
 PROCESSES_MAX = 250  # a region has 255 process slots
@@ -48,7 +46,7 @@ class Plan:
     """A run: what the kernel's module parameters say, and what only we have."""
 
     parameters: Parameters = field(default_factory=Parameters)
-    designs: tuple[str, ...] = ("off", "locked", "llist", "magazine")
+    designs: tuple[str, ...] = POOLS
     workers: str = "threads"
     region: int | str | None = None  # default: a gibibyte, or twice what all workers' long lists take
     touch: bool = False
@@ -107,7 +105,7 @@ def run(plan: Plan, progress: Progress | None = None) -> Run:
 
     Raises KeyboardInterrupt after the workers stopped, and RuntimeError if one of them died.
     """
-    found = Run(
+    result = Run(
         plan.parameters, plan.designs, plan.workers, plan.nr_pages * _PAGE, plan.nr_fit, plan.nr_fit_kernel
     )
     beside = SINGLE_ROUNDS if plan.single and plan.parameters.nr_threads > 1 else 0
@@ -125,11 +123,11 @@ def run(plan: Plan, progress: Progress | None = None) -> Run:
         for one in rounds:
             one.round(meter)
         for one in alone:
-            found.single += one.results()
+            result.single += one.results()
         for one in together:
-            found.results += one.results()
-            found.workers[one.design] = one.workers
-    return found
+            result.results += one.results()
+            result.workers[one.design] = one.workers
+    return result
 
 
 def _region_of(plan: Plan, design: str, nr_workers: int) -> Region:
@@ -138,8 +136,7 @@ def _region_of(plan: Plan, design: str, nr_workers: int) -> Region:
         name=f"suite-{design}",
         max_threads=min(max(nr_workers + 16, 1024), 3840),
         lock_timeout_s=LOCK_TIMEOUT_S,
-        pools=DESIGNS[design]["pools"],
-        locks=DESIGNS[design].get("locks", "futex"),
+        pools="off" if design == OFF_MUTEX else design,
     )
 
 
@@ -172,7 +169,7 @@ class _Series:
         return results_of(self.design, tests, self.workers, self.nr_rounds, self.wall_ns)
 
     def round(self, meter: _Meter) -> None:
-        board = Board.create(self.nr_workers, self.region.nr_pages)
+        board = Board.create(self.nr_workers, self.region.nr_pages, has_mutex=self.design == OFF_MUTEX)
         crew = [_Worker(self, board, worker) for worker in range(self.nr_workers)]
         try:
             for worker in crew:

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * The tests themselves, in the order of their bits; each is what lib/test_vmalloc.c does, and where the
- * kernel's meaning needs a kernel, its comment says what stands in. Below them the worker.
+ * kernel's meaning needs a kernel, its comment says what stands in. Who runs them is in worker.c.
  *
  * A range is stamped after it was handed out and unstamped before it is given back, with plain loads
  * and stores: the allocator must order them, and a stamp that is not as expected fails the test.
@@ -9,15 +9,11 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include "calls.h"
 #include "loops.h"
 
 #include <errno.h>
-#include <linux/futex.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
 
 #define STOP_EVERY 1024 /* loops */
 #define THREAD_ALIGN 16384
@@ -33,26 +29,6 @@ typedef struct worker {
     uint64_t page_bytes;
     vm_suite_stamp stamp;
 } worker;
-
-static uint64_t now_ns(void)
-{
-    struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
-}
-
-static uint64_t now_cycles(void)
-{
-#if defined(__x86_64__)
-    return __builtin_ia32_rdtsc();
-#elif defined(__aarch64__)
-    uint64_t count;
-    __asm__ volatile("mrs %0, cntvct_el0" : "=r"(count));
-    return count;
-#else
-    return now_ns();
-#endif
-}
 
 /* splitmix64 */
 static uint64_t next_random(worker *w)
@@ -110,7 +86,7 @@ static uint64_t align_pages_of(const worker *w, uint64_t align_bytes)
 
 static int take(const worker *w, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out)
 {
-    int rc = vm_alloc(w->r, nr_pages, align_pages, flags, out);
+    int rc = vm_suite_alloc(w->r, w->job, nr_pages, align_pages, flags, out);
     if (rc)
         return rc;
     if (out->page & (align_pages - 1) || out->nr_pages < nr_pages)
@@ -121,7 +97,7 @@ static int take(const worker *w, uint64_t nr_pages, uint64_t align_pages, unsign
 static int give(const worker *w, const vm_range *v)
 {
     int rc = unstamp(w, v->page, v->nr_pages);
-    return rc ? rc : vm_free(w->r, v->page, v->id, 0);
+    return rc ? rc : vm_suite_free(w->r, w->job, v->page, v->id, 0);
 }
 
 static void touch(const worker *w, const vm_range *v, char value)
@@ -308,7 +284,7 @@ static int take_chunk(const worker *w, vm_range *chunk)
         offsets[g] = g * PCPU_GAP_PAGES;
         sizes[g] = unit;
     }
-    int rc = vm_alloc_congruent(w->r, PCPU_GROUPS, offsets, sizes, 1, chunk);
+    int rc = vm_suite_alloc_congruent(w->r, w->job, PCPU_GROUPS, offsets, sizes, 1, chunk);
     if (rc) {
         chunk[0].nr_pages = 0;
         return rc;
@@ -358,7 +334,7 @@ static int unstamp_batch(const worker *w, const vm_range *range, uint64_t count,
 static int free_batch(const worker *w, const vm_range *range, uint64_t count, vm_suite_stamp stamp)
 {
     int rc = unstamp_batch(w, range, count, stamp);
-    return rc ? rc : vm_free_bulk(w->r, count, range);
+    return rc ? rc : vm_suite_free_bulk(w->r, w->job, count, range);
 }
 
 /* Deferred: a batch is freed when it is full, by the worker itself. */
@@ -435,14 +411,14 @@ static int vm_map_ram(worker *w)
     int rc = take(w, w->job->nr_pages ? w->job->nr_pages : 1, 1, 0, &v);
     if (rc)
         return rc;
-    rc = vm_share(w->r, v.page, v.id);
+    rc = vm_suite_share(w->r, w->job, v.page, v.id);
     for (uint64_t i = 0; rc == 0 && i < w->job->nr_loops; i++) {
-        rc = should_stop(w, i) ? VM_SUITE_STOPPED : vm_adopt(w->r, v.page, v.id, &view);
+        rc = should_stop(w, i) ? VM_SUITE_STOPPED : vm_suite_adopt(w->r, w->job, v.page, v.id, &view);
         if (rc)
             break;
         touch(w, &view, 'a');
         rc = view.page == v.page && view.nr_pages == v.nr_pages ? 0 : VM_SUITE_CONTENTS;
-        rc = either(rc, vm_free(w->r, view.page, view.id, 0));
+        rc = either(rc, vm_suite_free(w->r, w->job, view.page, view.id, 0));
     }
     return either(rc, give(w, &v));
 }
@@ -465,10 +441,10 @@ static int resize(const worker *w, vm_range *v, uint64_t nr_pages)
     if (nr_pages < v->nr_pages) {
         if (unstamp(w, v->page + nr_pages, v->nr_pages - nr_pages))
             return VM_SUITE_OVERLAP;
-        return vm_resize(w->r, v, nr_pages);
+        return vm_suite_resize(w->r, w->job, v, nr_pages);
     }
     int rc = unstamp(w, v->page, v->nr_pages);
-    rc = either(rc, vm_resize(w->r, v, nr_pages));
+    rc = either(rc, vm_suite_resize(w->r, w->job, v, nr_pages));
     return either(stamp_range(w, v), rc);
 }
 
@@ -520,7 +496,7 @@ static const struct {
 };
 _Static_assert(sizeof tests / sizeof *tests == VM_SUITE_TESTS, "one entry per bit");
 
-/* ---- the worker ------------------------------------------------------------------------------ */
+/* ---- one test -------------------------------------------------------------------------------- */
 
 /* An object takes at most a quarter page and its alignment half a page more. */
 uint64_t vm_suite_held_max(const vm_suite_job *job, uint64_t page_bytes)
@@ -531,6 +507,12 @@ uint64_t vm_suite_held_max(const vm_suite_job *job, uint64_t page_bytes)
     return chunks * PCPU_GROUPS > most ? chunks * PCPU_GROUPS : most;
 }
 
+/* Of this thread, for locks of the allocator or for the suite's. */
+static uint64_t lock_wait_ns(vm_region *r, const vm_suite_job *job)
+{
+    return job->mutex ? *job->mutex_wait_ns : vm_lock_wait_ns(r);
+}
+
 int vm_suite_run(vm_region *r, uint32_t test, const vm_suite_job *job, vm_suite_result *out)
 {
     vm_info info;
@@ -539,10 +521,10 @@ int vm_suite_run(vm_region *r, uint32_t test, const vm_suite_job *job, vm_suite_
     vm_describe(r, &info);
     worker w = {.r = r, .job = job, .random = job->seed + test, .page_bytes = info.granule_bytes,
                 .stamp = (vm_suite_stamp)(job->worker + 1)};
-    uint64_t waited = vm_lock_wait_ns(r), started = now_ns();
+    uint64_t waited = lock_wait_ns(r, job), started = vm_suite_now_ns();
     int rc = tests[test].run(&w);
-    out->ns += now_ns() - started;
-    out->lock_wait_ns += vm_lock_wait_ns(r) - waited;
+    out->ns += vm_suite_now_ns() - started;
+    out->lock_wait_ns += lock_wait_ns(r, job) - waited;
     bool is_expected = tests[test].may_fail && (rc == -ENOSPC || rc == -EAGAIN);
     out->passed += rc == 0;
     out->xfailed += is_expected;
@@ -550,60 +532,4 @@ int vm_suite_run(vm_region *r, uint32_t test, const vm_suite_job *job, vm_suite_
     if (rc)
         out->error = rc;
     return rc;
-}
-
-size_t vm_suite_board_bytes(uint32_t nr_workers, uint64_t nr_pages)
-{
-    return sizeof(vm_suite_board) + nr_workers * sizeof(vm_suite_worker) + nr_pages * sizeof(vm_suite_stamp);
-}
-
-vm_suite_stamp *vm_suite_stamps(vm_suite_board *board) { return (vm_suite_stamp *)&board->worker[board->nr_workers]; }
-
-void vm_suite_open(vm_suite_board *board)
-{
-    board->opened_ns = now_ns();
-    __atomic_store_n(&board->is_open, 1, __ATOMIC_RELEASE);
-    syscall(SYS_futex, &board->is_open, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0);
-}
-
-/* False: told to stop, or the parent that would open is gone. */
-static bool wait_at_gate(vm_suite_board *board)
-{
-    struct timespec slice = {0, 100000000};
-    pid_t parent = getppid();
-    __atomic_add_fetch(&board->nr_ready, 1, __ATOMIC_RELEASE);
-    while (!__atomic_load_n(&board->is_open, __ATOMIC_ACQUIRE)) {
-        if (board->stop || getppid() != parent)
-            return false;
-        syscall(SYS_futex, &board->is_open, FUTEX_WAIT, 0, &slice, NULL, 0);
-    }
-    return true;
-}
-
-int vm_suite_work(vm_region *r, vm_suite_board *board, vm_suite_job *job, const uint8_t *order, size_t nr_tests)
-{
-    vm_info info;
-    vm_describe(r, &info);
-    size_t bytes = vm_suite_held_max(job, info.granule_bytes) * sizeof(vm_range);
-    vm_suite_worker *mine = &board->worker[job->worker];
-    int first = 0;
-    job->stamps = vm_suite_stamps(board);
-    job->exchange = board->exchange;
-    job->stop = &board->stop;
-    job->held = malloc(bytes);
-    if (!job->held)
-        return -ENOMEM;
-    memset(job->held, 1, bytes); /* and this thread's slot: both before the clock runs */
-    vm_lock_wait_ns(r);
-    bool is_open = wait_at_gate(board);
-    uint64_t started = now_cycles();
-    for (size_t i = 0; is_open && i < nr_tests && !board->stop; i++) {
-        int rc = vm_suite_run(r, order[i], job, &mine->test[order[i]]);
-        first = first ? first : rc;
-        __atomic_add_fetch(&board->nr_done, 1, __ATOMIC_RELAXED);
-    }
-    mine->cycles = now_cycles() - started;
-    mine->ended_ns = now_ns();
-    free(job->held);
-    return is_open ? first : VM_SUITE_STOPPED;
 }

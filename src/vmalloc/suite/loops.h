@@ -3,13 +3,14 @@
  * The kernel's vmalloc test suite as loops over vmalloc.h, one call per worker and round.
  *
  * Workers are threads or processes. They share a board, one mapping that starts as zeros: the gate
- * they start at, a stop flag, where they write results, and a stamp per page of the region that names
- * the page's present owner, so that a page handed out twice is seen at once.
+ * they start at, a stop flag, where they write results, a mutex for the design that has one, and a stamp per
+ * page of the region that names the page's present owner, so that a page handed out twice is seen at once.
  * After: Linux lib/test_vmalloc.c.
  */
 #ifndef VMALLOC_SUITE_LOOPS_H
 #define VMALLOC_SUITE_LOOPS_H
 
+#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -54,6 +55,8 @@ typedef struct vm_suite_board {
     volatile int stop; /* read rarely; set from outside                         */
     uint32_t nr_ready; /* workers at the gate                                   */
     uint32_t nr_done;  /* tests ended, for a progress bar                       */
+    bool has_mutex;    /* each call of the allocator is made under it           */
+    pthread_mutex_t mutex;
     uint64_t opened_ns;
     vm_suite_exchange exchange[VM_SUITE_EXCHANGES];
     vm_suite_worker worker[]; /* nr_workers of them, then the stamps, one a page */
@@ -69,15 +72,20 @@ typedef struct vm_suite_job {
     uint64_t seed;
     vm_suite_stamp *stamps;
     vm_suite_exchange *exchange;
+    pthread_mutex_t *mutex;  /* NULL: none                           */
+    uint64_t *mutex_wait_ns; /* added to                             */
     const volatile int *stop;
     vm_range *held; /* room for vm_suite_held_max() ranges */
 } vm_suite_job;
 
+uint64_t vm_suite_now_ns(void);
 uint64_t vm_suite_held_max(const vm_suite_job *job, uint64_t page_bytes);
 /* Test number `test` once: 0, or what it failed with, which is also added to *out. */
 int vm_suite_run(vm_region *r, uint32_t test, const vm_suite_job *job, vm_suite_result *out);
 
 size_t vm_suite_board_bytes(uint32_t nr_workers, uint64_t nr_pages);
+/* Make a board of zeros ready. A negative errno if there can be no mutex. */
+int vm_suite_prepare(vm_suite_board *board, uint32_t nr_workers, bool has_mutex);
 vm_suite_stamp *vm_suite_stamps(vm_suite_board *board);
 void vm_suite_open(vm_suite_board *board); /* let the waiting workers start */
 /* A whole worker: wait at the gate, then the tests in this order. `job` lacks only what the board has. */

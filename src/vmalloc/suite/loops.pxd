@@ -34,5 +34,6 @@ cdef extern from "loops.h" nogil:
         uint64_t nr_loops, nr_pages, nr_objects, nr_fit, seed
 
     size_t vm_suite_board_bytes(uint32_t nr_workers, uint64_t nr_pages)
+    int vm_suite_prepare(vm_suite_board *board, uint32_t nr_workers, c_bool has_mutex)
     void vm_suite_open(vm_suite_board *board)
     int vm_suite_work(vm_region *r, vm_suite_board *board, vm_suite_job *job, const uint8_t *order, size_t nr_tests)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 # Part of _core.pyx: `vmalloc suite`, the loops of loops.c, run without the interpreter lock.
 
 SUITE_LONG_BUSY = VM_SUITE_LONG_BUSY
@@ -19,11 +20,13 @@ def suite_board_bytes(uint32_t nr_workers, uint64_t nr_pages):
     return vm_suite_board_bytes(nr_workers, nr_pages)
 
 
-def suite_prepare(board, uint32_t nr_workers):
+def suite_prepare(board, uint32_t nr_workers, bint has_mutex):
+    """Make a board of zeros ready; `has_mutex`: its workers call the allocator one at a time."""
     cdef Py_buffer view
-    cdef vm_suite_board *b = _board(&view, board, 0)
-    b.nr_workers = nr_workers
+    cdef int rc = vm_suite_prepare(_board(&view, board, 0), nr_workers, has_mutex)
     PyBuffer_Release(&view)
+    if rc:
+        raise OSError(-rc, "no mutex for the board")
 
 
 def suite_open(board):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Blocks: vm_map_ram's per-CPU block allocator, which sits on top of the areas.
+"""Vmap blocks: vm_map_ram's per-CPU block allocator, which sits on top of the areas.
 
 A request of at most 64 pages is rounded up to a power of two and cut from a block: an area of `block_pages`
 pages aligned to its own size, owned by the CPU that made it. A block hands out its pages once, front to back,
@@ -26,7 +26,7 @@ def block_pages(possible_cpus: int, vmalloc_bytes: int = 128 << 30) -> int:
     return min(1024, max(128, share))
 
 
-class Block:
+class VmapBlock:
     """One block: `free` untouched pages at the end, `dirty` returned ones, the rest in use."""
 
     __slots__ = ("cpu", "dirty", "free", "pages", "start")
@@ -40,14 +40,14 @@ class Block:
         return self.free + self.dirty == self.pages != self.dirty
 
 
-class BlockAllocator:
+class VmapBlocks:
     """vm_map_ram and vm_unmap_ram over a Kernel."""
 
     def __init__(self, kernel: Kernel, pages: int | None = None) -> None:
         self.kernel = kernel
         self.pages = pages if pages is not None else block_pages(kernel.cpus)
-        self.blocks: dict[int, Block] = {}
-        self.queues: dict[int, list[Block]] = {}
+        self.blocks: dict[int, VmapBlock] = {}
+        self.queues: dict[int, list[VmapBlock]] = {}
 
     def map(self, pages: int, cpu: int = 0) -> int | None:
         """Map `pages` pages; returns the start, or None if there is no room."""
@@ -87,15 +87,15 @@ class BlockAllocator:
             self._free_block(block)
         return len(victims)
 
-    def _new_block(self, cpu: int) -> Block | None:
+    def _new_block(self, cpu: int) -> VmapBlock | None:
         size = self.pages * PAGE
         area = self.kernel.alloc(size, size, cpu, flags=RAM | BLOCK)
         if area is None:
             return None
-        block = self.blocks[area.start] = Block(area.start, cpu, self.pages)
+        block = self.blocks[area.start] = VmapBlock(area.start, cpu, self.pages)
         self.queues.setdefault(cpu, []).append(block)
         return block
 
-    def _free_block(self, block: Block) -> None:
+    def _free_block(self, block: VmapBlock) -> None:
         del self.blocks[block.start]
         self.kernel.free(block.start)

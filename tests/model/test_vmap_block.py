@@ -1,16 +1,17 @@
+# SPDX-License-Identifier: MIT
 """vm_map_ram's blocks: pages are given out once, front to back."""
 
 from __future__ import annotations
 
 import pytest
 
-from vmalloc.model import PAGE, PRESETS, Kernel
-from vmalloc.model.blocks import BlockAllocator, block_pages
+from vmalloc.model import KERNEL_PRESETS, PAGE, Kernel
+from vmalloc.model.vmap_block import VmapBlocks, block_pages
 
 
 @pytest.fixture
-def blocks() -> BlockAllocator:
-    return BlockAllocator(Kernel(PRESETS["linux-6.9"], 4, (1 << 40, 2 << 40)), pages=128)
+def blocks() -> VmapBlocks:
+    return VmapBlocks(Kernel(KERNEL_PRESETS["linux-6.9"], 4, (1 << 40, 2 << 40)), pages=128)
 
 
 def test_a_request_is_rounded_up_to_a_power_of_two(blocks):

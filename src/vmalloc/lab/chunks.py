@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: MIT
-"""Blocks of lines to numpy columns: what lines.py does, for many lines at once.
+"""Chunks of lines to numpy columns: what lines.py does, for many lines at once.
 
 A recording repeats itself: nearly all lines have the same characters in the same places and differ in a few
 numbers. So a line that lines.py understands is taken as a pattern for the others:
 
-1. One pass over a block finds every newline and '=' (`Text.specials`). Counted from the end of a line, '='
+1. One pass over a chunk finds every newline and '=' (`Text.specials`). Counted from the end of a line, '='
    signs give the places of the variable fields, and the key before one tells an allocation from a free.
-2. The first line of a kind goes through the grammar, which gives a `Layout`: where each field of the head
+2. The first line of a kind goes through the grammar, which gives a `LineShape`: where each field of the head
    stands, and which characters are constant. The heads of all lines of the same width are compared with it,
-   eight characters at a time; those that differ wait for another layout (a dozen are enough for any real
+   eight characters at a time; those that differ wait for another shape (a dozen are enough for any real
    file).
-3. The fields are read for all lines at once, and every character of them is checked (layout.py).
-4. What is left (comments, markers, losses, purges, other events, damage, rare layouts) goes to
+3. The fields are read for all lines at once, and every character of them is checked (line_shape.py).
+4. What is left (comments, markers, losses, purges, other events, damage, rare shapes) goes to
    `lines.parse_line`.
 5. Both kinds of rows are put together in file order and checked for trouble as `Reading.check` does.
 
-tests/lab/test_trace_blocks.py holds this equal to lines.py, on damaged lines too.
+tests/lab/test_trace_chunks.py holds this equal to lines.py, on damaged lines too.
 """
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ import numpy as np
 from vmalloc.lab.columns import DTYPES, NAMED, Array, Columns, Mask, Names
 from vmalloc.lab.dialect import Dialect
 from vmalloc.lab.events import ALLOC, FREE, KERNEL_KINDS, LOST, PAGE_SIZE_MIN
-from vmalloc.lab.layout import LAST, PAD, Fields, Heads, Index, Layout, Lines, Text, U, Words, learn
+from vmalloc.lab.line_shape import LAST, PAD, Fields, Heads, Index, Lines, LineShape, Text, U, Words, learn
 from vmalloc.lab.lines import NARROW_END, Reading, parse_line
 
-LAYOUTS_MAX = 32  # tried for each kind and block; what is left is read line by line
+SHAPES_MAX = 32  # tried for each kind and chunk; what is left is read line by line
 
 
-def parse_blocks(blocks: Iterable[bytes], reading: Reading, threads: int | None = None) -> Iterator[Columns]:
-    """The tables of all blocks, in file order. Only what does not depend on order runs in threads."""
+def parse_chunks(chunks: Iterable[bytes], reading: Reading, threads: int | None = None) -> Iterator[Columns]:
+    """The tables of all chunks, in file order. Only what does not depend on order runs in threads."""
     threads = min(os.cpu_count() or 1, 4) if threads is None else threads
     names = Names()
     if threads <= 1:
-        for data in blocks:
-            yield _finish_block(data, _cut_up(data, reading.dialect), reading, names)
+        for data in chunks:
+            yield _finish_chunk(data, _cut_up(data, reading.dialect), reading, names)
         return
     with ThreadPoolExecutor(threads, "vmalloc-trace") as pool:
         waiting: deque[tuple[bytes, Future[_Cut]]] = deque()
-        for data in blocks:
+        for data in chunks:
             waiting.append((data, pool.submit(_cut_up, data, reading.dialect)))
             if len(waiting) > threads + 1:
                 done, cut = waiting.popleft()
-                yield _finish_block(done, cut.result(), reading, names)
+                yield _finish_chunk(done, cut.result(), reading, names)
         while waiting:
             done, cut = waiting.popleft()
-            yield _finish_block(done, cut.result(), reading, names)
+            yield _finish_chunk(done, cut.result(), reading, names)
 
 
 def _writable(columns: dict[str, Array], name: str) -> Array:
@@ -67,12 +67,12 @@ def _writable(columns: dict[str, Array], name: str) -> Array:
 
 
 class _Cut(NamedTuple):
-    """A block cut up: a row for each line; `taken` says which rows are filled, the other lines are `left`."""
+    """A chunk cut up: a row for each line; `taken` says which rows are filled, the other lines are `left`."""
 
     columns: dict[str, Array]
     comm_words: tuple[Words, Words]
     taken: Mask
-    left: list[tuple[int, int, int]]  # row, start and end of the line in the block, without its newline
+    left: list[tuple[int, int, int]]  # row, start and end of the line in the chunk, without its newline
 
 
 def _cut_up(data: bytes, dialect: Dialect) -> _Cut:
@@ -88,8 +88,8 @@ def _cut_up(data: bytes, dialect: Dialect) -> _Cut:
     columns = {name: np.broadcast_to(np.dtype(dtype).type(0), nr_lines) for name, dtype in DTYPES.items()}
     comm_words = np.zeros(nr_lines, np.uint64), np.zeros(nr_lines, np.uint64)
     cut = _Cut(columns, comm_words, np.zeros(nr_lines, bool), [])
-    # Layouts end before the fifth '=' from the end of an allocation, before the second of a free. What stands
-    # there tells the kinds apart, and from other events; the rest of the line is compared with the layout.
+    # Shapes end before the fifth '=' from the end of an allocation, before the second of a free. What stands
+    # there tells the kinds apart, and from other events; the rest of the line is compared with the shape.
     for kind, nr_variable, key in ((ALLOC, 5, b" size="), (FREE, 2, b"nr_lazy=")):
         rows = np.flatnonzero(newlines >= nr_variable)
         rows = rows[text.ends_with(specials[newlines[rows] - nr_variable] + 1, key)]
@@ -102,7 +102,7 @@ def _cut_up(data: bytes, dialect: Dialect) -> _Cut:
     return cut
 
 
-def _finish_block(data: bytes, cut: _Cut, reading: Reading, names: Names) -> Columns:
+def _finish_chunk(data: bytes, cut: _Cut, reading: Reading, names: Names) -> Columns:
     """Steps 4 and 5: the lines left over, and the checks."""
     columns, taken = cut.columns, cut.taken
     reading.nr_entries += int(taken.sum())
@@ -185,21 +185,21 @@ def _last_of_each(values: Array) -> tuple[Array, Array]:
 
 
 def _take(cut: _Cut, text: Text, dialect: Dialect, kind: str, lines: Lines) -> None:
-    """Fill the rows of all lines that have one of the first LAYOUTS_MAX layouts met."""
-    for _ in range(LAYOUTS_MAX):
+    """Fill the rows of all lines that have one of the first SHAPES_MAX shapes met."""
+    for _ in range(SHAPES_MAX):
         if len(lines.rows) == 0:
             return
         start, end = int(lines.starts[0]), int(lines.places[-1][0])
-        layout = learn(text.bytes[start:end].tobytes(), dialect, kind)
-        if layout is None:
+        shape = learn(text.bytes[start:end].tobytes(), dialect, kind)
+        if shape is None:
             lines = lines.select(slice(1, None))
             continue
-        alike = np.asarray(lines.places[0] - lines.starts == layout.width - 1)
+        alike = np.asarray(lines.places[0] - lines.starts == shape.width - 1)
         candidates = lines.select(alike)
         if not alike[0]:  # a stray '=' where the guess did not expect one
             lines = lines.select(slice(1, None))
             continue
-        heads = Heads(text, candidates.starts, layout)
+        heads = Heads(text, candidates.starts, shape)
         if heads.constant.all():
             lines = lines.select(~alike)
         else:
@@ -207,15 +207,17 @@ def _take(cut: _Cut, text: Text, dialect: Dialect, kind: str, lines: Lines) -> N
             alike[0] = True
             lines, candidates = lines.select(~alike), candidates.select(heads.constant)
             heads.keep(heads.constant)
-        values = _head(heads, layout, kind)
+        values = _head(heads, shape, kind)
         read_body = _alloc_body if kind == ALLOC else _free_body
         values |= read_body(Fields(text, heads), candidates)
-        _fill(cut, kind, candidates.rows, heads, layout, values)
+        _fill(cut, kind, candidates.rows, heads, shape, values)
 
 
-def _fill(cut: _Cut, kind: str, rows: Index, heads: Heads, layout: Layout, values: dict[str, Array]) -> None:
-    comm = [heads.word(layout.comm[1], at=8), heads.word(layout.comm[1], at=16)]
-    length = layout.comm[1]
+def _fill(
+    cut: _Cut, kind: str, rows: Index, heads: Heads, shape: LineShape, values: dict[str, Array]
+) -> None:
+    comm = [heads.word(shape.comm[1], at=8), heads.word(shape.comm[1], at=16)]
+    length = shape.comm[1]
     comm = [comm[0] & LAST[min(length, 8)], comm[1] & LAST[max(length - 8, 0)]]
     good = heads.good
     if not good.all():
@@ -228,18 +230,18 @@ def _fill(cut: _Cut, kind: str, rows: Index, heads: Heads, layout: Layout, value
     cut.taken[rows] = True
 
 
-def _head(heads: Heads, layout: Layout, kind: str) -> dict[str, Array]:
-    pid = heads.left_justified(layout.pid) if layout.pid_is_left else heads.right_justified(layout.pid)
-    is_padded = layout.text[layout.sec[0]] == ord(" ")
-    seconds = heads.right_justified(layout.sec) if is_padded else heads.decimal(layout.sec)
-    if layout.flags != (0, 0):
-        heads.without_spaces(layout.flags)
-    nr_decimals = layout.frac[1] - layout.frac[0]
+def _head(heads: Heads, shape: LineShape, kind: str) -> dict[str, Array]:
+    pid = heads.left_justified(shape.pid) if shape.pid_is_left else heads.right_justified(shape.pid)
+    is_padded = shape.text[shape.sec[0]] == ord(" ")
+    seconds = heads.right_justified(shape.sec) if is_padded else heads.decimal(shape.sec)
+    if shape.flags != (0, 0):
+        heads.without_spaces(shape.flags)
+    nr_decimals = shape.frac[1] - shape.frac[0]
     return {
         "pid": pid,
-        "cpu": heads.decimal(layout.cpu),
-        "time_ns": seconds * U(10**9) + heads.decimal(layout.frac) * U(10 ** (9 - nr_decimals)),
-        "addr": heads.decimal(layout.addr) if kind == ALLOC else heads.hexadecimal(layout.addr),
+        "cpu": heads.decimal(shape.cpu),
+        "time_ns": seconds * U(10**9) + heads.decimal(shape.frac) * U(10 ** (9 - nr_decimals)),
+        "addr": heads.decimal(shape.addr) if kind == ALLOC else heads.hexadecimal(shape.addr),
     }
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Repair: after a miss, put the model where the kernel provably is.
+"""Reconcile: after a miss, put the model where the kernel provably is.
 
 The kernel has handed out `[start, start + size)`, so nothing else can be there. Whatever the model has in the
 way leaves its pool, its lazy set or the purge in flight; of an area that sticks out the rest becomes free.
@@ -17,54 +17,54 @@ from vmalloc.model import PAGE
 Place = Literal["pool", "lazy", "busy", "purging", "space", "unseen"]
 
 
-class Found(NamedTuple):
+class Origin(NamedTuple):
     """Where the model had the range, and the node if that is a pool or a lazy set."""
 
     place: Place
     node: int | None = None
 
 
-def claim(world: World, event: Event) -> Found:
+def claim(world: World, event: Event) -> Origin:
     """Take the event's range from wherever the model has it and make it busy."""
     space = world.kernel.space
     assert isinstance(space, LedgerSpace)
     start, size = event.addr, event.size
-    found = [evict(world, at, length) for at, length in space.overlapping(start, size)]
+    origins = [evict(world, at, length) for at, length in space.overlapping(start, size)]
     overlapped = space.overlapping(start, size)
     assert not overlapped
     removed = space.discard(start, size)
     for at in list(space.out.irange(start, start + size, (True, False))):
         del space.out[at]  # discard cut it out in pieces; it is one area now
-    world.hold(event, found[0].node if found and found[0].place == "pool" else None)
+    world.hold(event, origins[0].node if origins and origins[0].place == "pool" else None)
     space.out[start] = size
-    if found:
-        return found[0]
-    return Found("space") if removed == size else Found("unseen")
+    if origins:
+        return origins[0]
+    return Origin("space") if removed == size else Origin("unseen")
 
 
-def evict(world: World, start: int, size: int) -> Found:
+def evict(world: World, start: int, size: int) -> Origin:
     """Remove an area that is out of the space from its place; the space gets it back."""
-    found = _unlink(world, start, size)
+    origin = _unlink(world, start, size)
     world.kernel.space.add(start, size)
-    return found
+    return origin
 
 
-def _unlink(world: World, start: int, size: int) -> Found:
+def _unlink(world: World, start: int, size: int) -> Origin:
     kernel, pages = world.kernel, size // PAGE
     if kernel.busy.unlink(start) is not None:
         kernel.live_pages -= pages
-        return Found("busy")
+        return Origin("busy")
     for node in kernel.nodes:
         lazy = node.lazy.remove(start)
         if lazy is not None:
             kernel.lazy_pages -= pages
-            return Found("lazy", node.id)
+            return Origin("lazy", node.id)
         pool = node.pools.get(pages)
         for area in pool.areas if pool is not None else ():
             if area.start == start:
                 assert pool is not None
                 pool.areas.remove(area)
-                return Found("pool", node.id)
+                return Origin("pool", node.id)
     if world.purge is not None and world.purge.drop(kernel, start):
-        return Found("purging")
-    return Found("unseen")
+        return Origin("purging")
+    return Origin("unseen")

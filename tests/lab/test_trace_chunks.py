@@ -1,4 +1,5 @@
-"""The block reader gives the same events and problems as the line reader, which is the specification."""
+# SPDX-License-Identifier: MIT
+"""The chunk reader gives the same events and problems as the line reader, which is the specification."""
 
 from __future__ import annotations
 
@@ -10,11 +11,11 @@ from hypothesis import strategies as st
 from tests.lab.trace_samples import ALLOC, FREE, PURGE, sample, shared
 
 from vmalloc.lab.events import Event, Problems
-from vmalloc.lab.lines import Reading, events_of_block
+from vmalloc.lab.lines import Reading, events_of_chunk
 from vmalloc.lab.trace import DIALECTS, read_columns
 
 pytest.importorskip("numpy")
-blocks = pytest.importorskip("vmalloc.lab.blocks")
+chunks = pytest.importorskip("vmalloc.lab.chunks")
 
 SAMPLES = {
     "live_admin.trace": "ftrace",
@@ -28,14 +29,14 @@ SAMPLES = {
 
 def by_line(pieces: list[bytes], dialect: str) -> tuple[list[Event], list[str]]:
     reading = Reading(DIALECTS[dialect], Problems())
-    events = [event for piece in pieces for event in events_of_block(piece, reading)]
+    events = [event for piece in pieces for event in events_of_chunk(piece, reading)]
     reading.finish()
     return events, sorted(map(str, reading.problems))
 
 
-def by_block(pieces: list[bytes], dialect: str, threads: int = 1) -> tuple[list[Event], list[str]]:
+def by_chunk(pieces: list[bytes], dialect: str, threads: int = 1) -> tuple[list[Event], list[str]]:
     reading = Reading(DIALECTS[dialect], Problems())
-    tables = blocks.parse_blocks(iter(pieces), reading, threads)
+    tables = chunks.parse_chunks(iter(pieces), reading, threads)
     events = [event for table in tables for event in table.events()]
     reading.finish()
     return events, sorted(map(str, reading.problems))
@@ -50,18 +51,18 @@ def cut(text: bytes, lines_per_piece: int) -> list[bytes]:
 @pytest.mark.parametrize("lines_per_piece", [7, 1000])
 def test_samples_read_the_same_in_blocks_of_any_size(name, lines_per_piece):
     pieces = cut(sample(name), lines_per_piece)
-    assert by_block(pieces, SAMPLES[name]) == by_line(pieces, SAMPLES[name])
+    assert by_chunk(pieces, SAMPLES[name]) == by_line(pieces, SAMPLES[name])
 
 
 def test_threads_do_not_change_the_order():
     pieces = cut(sample("live_admin.trace"), 20)
-    assert by_block(pieces, "ftrace", threads=3) == by_line(pieces, "ftrace")
+    assert by_chunk(pieces, "ftrace", threads=3) == by_line(pieces, "ftrace")
 
 
 @pytest.mark.parametrize("name", ["guest/align_shift_1t.trace.xz", "live/l7_lost_overwrite.trace.xz"])
 def test_real_recordings_read_the_same(name):
     text = lzma.decompress(shared(name).read_bytes())
-    assert by_block([text], "ftrace") == by_line([text], "ftrace")
+    assert by_chunk([text], "ftrace") == by_line([text], "ftrace")
 
 
 LINES = st.sampled_from(
@@ -88,7 +89,7 @@ def test_damaged_lines_read_the_same(lines, cut_at_end):
             line = line[:place] + byte + line[place + 1 :]
         text += line
     text = text[: len(text) - cut_at_end] if cut_at_end else text
-    assert by_block([text], "ftrace") == by_line([text], "ftrace")
+    assert by_chunk([text], "ftrace") == by_line([text], "ftrace")
 
 
 @settings(max_examples=40, deadline=None)
@@ -115,25 +116,25 @@ def test_numbers_of_every_length_read_the_same_and_right(rows):
             f"{'x':>16}-{pid:<7d} [{cpu:03d}] d..2. {seconds:5d}.000002: free_vmap_area_noflush: ".encode()
         )
         text += f"va_start=0x{addr:x} nr_lazy={size} nr_lazy_max={seconds % 10}\n".encode()
-    events, problems = by_block([text], "ftrace")
+    events, problems = by_chunk([text], "ftrace")
     assert (events, problems) == by_line([text], "ftrace")
     got = [(e.addr, e.size, e.pid, e.cpu, e.time_ns // 10**9) for e in events if e.kind == "alloc"]
     assert got == rows
     assert [(e.addr, e.nr_lazy) for e in events if e.kind == "free"] == [row[:2] for row in rows]
 
 
-def test_nearly_every_line_of_a_recording_is_read_by_layout():
+def test_nearly_every_line_of_a_recording_is_read_by_shape():
     text = sample("live_admin.trace") + sample("live_admin.trace") * 5
-    reading_left = blocks._cut_up(text, DIALECTS["ftrace"]).left
-    assert len(reading_left) < 100  # of 2,472: headers, and layouts met once
+    reading_left = chunks._cut_up(text, DIALECTS["ftrace"]).left
+    assert len(reading_left) < 100  # of 2,472: headers, and shapes met once
 
 
 def test_other_events_between_do_not_slow_down_reading():
     other = ALLOC.replace(b"alloc_vmap_area: va_start:", b"sched_switch: a=1 b=2 c=3 d=4 e=5")
     text = b"".join(line + other for line in sample("live_admin.trace").splitlines(keepends=True))
-    left = blocks._cut_up(text, DIALECTS["ftrace"]).left
+    left = chunks._cut_up(text, DIALECTS["ftrace"]).left
     assert len(left) < 412 + 40  # the other events, and few of ours
-    assert by_block([text], "ftrace") == by_line([text], "ftrace")
+    assert by_chunk([text], "ftrace") == by_line([text], "ftrace")
 
 
 def test_columns_are_the_events_turned(tmp_path):

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Lines of one shape taken apart all at once: layouts, and numbers out of 64-bit words.
+"""Lines of one shape taken apart all at once, and numbers read out of 64-bit words.
 
-A `Layout` is learned from one line that the grammar understands. `Heads` compares the heads of many lines
+A `LineShape` is learned from one line that the grammar understands. `Heads` compares the heads of many lines
 with it and reads their fields, which stand at the same places; `Fields` reads those whose places differ. A
 number is read as one unaligned 64-bit load, the characters outside the field masked, and eight digits turned
 into a number by three multiplications ("SIMD within a register"). Nothing is taken on trust: every character
-is either compared with the layout or checked to be what its field may hold, and `good` tells the lines for
+is either compared with the shape or checked to be what its field may hold, and `good` tells the lines for
 which all of it held.
 """
 
@@ -28,7 +28,7 @@ Index = npt.NDArray[np.int64]
 
 DIFFERENT_TEXTS_MAX = 8  # of texts that a recording repeats: windows, limits
 LONGEST_REPEATED = 80
-PAD = 256  # bytes around a block, so that loads beside a field stay inside
+PAD = 256  # bytes around a chunk, so that loads beside a field stay inside
 
 _BLANKS = np.uint64(0x2020202020202020)
 _ZEROS = np.uint64(0x3030303030303030)
@@ -49,7 +49,7 @@ U = np.uint64
 
 
 class Text:
-    """A padded block as bytes, as unaligned 64-bit words and as longer records."""
+    """A padded chunk as bytes, as unaligned 64-bit words and as longer records."""
 
     _scratch = threading.local()  # memory that is touched for the first time costs more than all the rest
 
@@ -62,16 +62,16 @@ class Text:
         self.bytes[size - PAD :] = 0
 
     def specials(self) -> Index:
-        """Where the block has a newline or "="; in slices, so that intermediate arrays stay in the cache."""
+        """Where the chunk has a newline or "="; in slices, so that intermediate arrays stay in the cache."""
         slice_size = 1 << 16
-        found, also = np.empty(slice_size, bool), np.empty(slice_size, bool)
+        newlines, equals = np.empty(slice_size, bool), np.empty(slice_size, bool)
         places = [np.zeros(0, np.int64)]
         for start in range(PAD, len(self.bytes) - PAD, slice_size):
             piece = self.bytes[start : min(start + slice_size, len(self.bytes) - PAD)]
             n = len(piece)
-            np.equal(piece, ord("\n"), out=found[:n])
-            np.equal(piece, ord("="), out=also[:n])
-            places.append(np.flatnonzero(np.logical_or(found[:n], also[:n], out=found[:n])) + start)
+            np.equal(piece, ord("\n"), out=newlines[:n])
+            np.equal(piece, ord("="), out=equals[:n])
+            places.append(np.flatnonzero(np.logical_or(newlines[:n], equals[:n], out=newlines[:n])) + start)
         return np.concatenate(places)
 
     def records(self, places: Index, size: int) -> Array:
@@ -105,7 +105,7 @@ class Lines(NamedTuple):
         return Lines(self.rows[chosen], self.starts[chosen], [place[chosen] for place in self.places])
 
 
-class Layout(NamedTuple):
+class LineShape(NamedTuple):
     """Where the fields of a head stand, from the start of a line to the '=' before its first variable field.
 
     Fields are (start, end). pid and sec include the spaces that pad them.
@@ -129,8 +129,8 @@ class Layout(NamedTuple):
 _BODIES = {ALLOC: (ALLOC_EVENT, ALLOC_BODY), FREE: (FREE_EVENT, FREE_BODY)}
 
 
-def learn(line: bytes, dialect: Dialect, kind: str) -> Layout | None:
-    """The layout of a line, if it is of this kind, as the grammar says, and of the usual shape."""
+def learn(line: bytes, dialect: Dialect, kind: str) -> LineShape | None:
+    """The shape of a line, if it is of this kind, as the grammar says, and not unusual."""
     event, grammar = _BODIES[kind]
     head = dialect.head.fullmatch(line)
     if head is None or head["event"] != event or head["frac"] is None or head["cpu"] is None:
@@ -150,7 +150,7 @@ def learn(line: bytes, dialect: Dialect, kind: str) -> Layout | None:
     flags = head.span("flags") if "flags" in head.groupdict() and head["flags"] else (0, 0)
     start = head.start("body")
     addr = start + body.start(1), start + body.end(1)
-    return Layout(
+    return LineShape(
         width=start + body.start(2),
         comm=(0, comm_end),
         pid=pid,
@@ -173,13 +173,13 @@ class Heads:
 
     LEAD = 16
 
-    def __init__(self, text: Text, starts: Index, layout: Layout) -> None:
-        size = self.LEAD + (layout.width + 7) // 8 * 8
+    def __init__(self, text: Text, starts: Index, shape: LineShape) -> None:
+        size = self.LEAD + (shape.width + 7) // 8 * 8
         self.bytes = text.records(starts - self.LEAD, size)
-        mask = bytearray(b"\0" * self.LEAD + b"\xff" * layout.width).ljust(size, b"\0")
-        for start, end in layout.variable():
+        mask = bytearray(b"\0" * self.LEAD + b"\xff" * shape.width).ljust(size, b"\0")
+        for start, end in shape.variable():
             mask[self.LEAD + start : self.LEAD + end] = bytes(end - start)
-        want = np.frombuffer(bytes(self.LEAD) + layout.text.ljust(size - self.LEAD, b"\0"), "<u8")
+        want = np.frombuffer(bytes(self.LEAD) + shape.text.ljust(size - self.LEAD, b"\0"), "<u8")
         masks = np.frombuffer(bytes(mask), "<u8")
         words = self.bytes.view("<u8")
         differs = np.zeros(len(starts), np.uint64)

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: MIT
+"""The way of a request through our own allocator. Its numbers are those of vmalloc/facts.py."""
+
+from __future__ import annotations
+
+import pytest
+
+from vmalloc.facts import (
+    DECAY_PERCENT,
+    LAZY_BYTES_PER_CPU_BIT,
+    POOL_CAP_PAGES,
+    POOL_CAP_RANGES_MIN,
+    WARM_BYTES_MAX,
+    WARM_MEMORY_SHARE,
+)
+from vmalloc.model import PAGE, PRESETS, Area, CachingAllocator, CachingDesign
+
+BASE = 1 << 40
+WINDOW = (BASE, BASE + (1 << 30))  # a region of 1 GiB
+DESIGN = PRESETS["vmalloc"]
+GIB = 1 << 30
+
+
+def ours(cpus: int = 4) -> CachingAllocator:
+    return CachingAllocator(DESIGN, cpus, WINDOW)
+
+
+def test_a_magazine_hands_back_the_range_freed_last():
+    k = ours()
+    first, second = k.alloc(4 * PAGE).start, k.alloc(4 * PAGE).start
+    k.free(first)
+    k.free(second)
+    assert k.attempt(4 * PAGE) == (Area(second, 4 * PAGE), "magazine")
+
+
+def test_a_magazine_doubles_when_it_overflows_and_then_gives_its_older_half_away():
+    k = ours()
+    starts = [k.alloc(PAGE).start for _ in range(31)]
+    kept = []
+    for start in starts:
+        k.free(start)
+        kept.append(len(k.magazines[0].sizes[1]))
+    assert kept == [*range(1, 31), 16]  # the cap was 1, 2, 4, 8, 16, 30
+    assert [a.start for a in k.nodes[0].pools[1].areas] == starts[:15]
+
+
+def test_caps_grow_within_the_threads_budget():
+    k = ours()
+    for pages in (256, 255, 254):  # 29 * 256 + 29 * 255 leave room for 7 * 254 more
+        for start in [k.alloc(pages * PAGE).start for _ in range(31)]:
+            k.free(start)
+    assert [k.magazines[0].cap(pages) for pages in (256, 255, 254, 1)] == [30, 30, 4, 1]
+
+
+def test_large_ranges_are_reused_warm_before_a_purge():
+    k = ours()
+    start = k.alloc(300 * PAGE).start
+    k.free(start)
+    assert k.attempt(266 * PAGE)[1] == "space"  # more than an eighth would be wasted
+    assert k.attempt(267 * PAGE) == (Area(start, 300 * PAGE), "lazy")
+    assert k.lazy_pages == 0
+
+
+def test_a_pool_keeps_32_mib_of_a_size_but_16_ranges_in_any_case():
+    assert [DESIGN.pool_capacity(pages) for pages in (1, 64, 256)] == [8192, 128, 32]
+    assert DESIGN.pool_capacity(POOL_CAP_PAGES) == POOL_CAP_RANGES_MIN == 16
+
+
+def test_a_quarter_of_a_pool_decays_rounded_up():
+    assert DECAY_PERCENT == 25
+    assert [DESIGN.decay_quota(length) for length in (0, 1, 3, 4, 5, 8)] == [0, 1, 1, 1, 2, 2]
+
+
+def test_the_cold_end_decays():
+    k = CachingAllocator(CachingDesign("locked", "locked"), 1, WINDOW)
+    for at in range(4):
+        k.space.take(BASE + at * PAGE, PAGE)
+        k.nodes[0].pool(1).push(Area(BASE + at * PAGE, PAGE))
+    k.purge()
+    left = [(a.start - BASE) // PAGE for a in k.nodes[0].pools[1].areas]
+    assert left == [0, 1, 2, 3][DESIGN.decay_quota(4) :]
+
+
+def test_the_threshold_without_use_is_the_kernels():
+    assert [DESIGN.lazy_pages_max(cpus) for cpus in (1, 2, 3, 4, 128)] == [
+        bits * LAZY_BYTES_PER_CPU_BIT // PAGE for bits in (1, 2, 2, 3, 8)
+    ]
+
+
+def test_a_small_peak_stays_warm_and_a_quarter_of_a_large_one():
+    mib = (1 << 20) // PAGE
+    assert DESIGN.lazy_pages_max(2, 600 * mib) == 153_600  # all of it
+    assert DESIGN.lazy_pages_max(2, 2048 * mib) == 1024 * mib  # as much as ever stays warm
+    assert DESIGN.lazy_pages_max(2, 8192 * mib) == 2048 * mib  # a quarter is more
+
+
+def test_what_stays_warm_is_a_part_of_the_machines_memory():
+    peak = 4 * GIB // PAGE
+    assert DESIGN.lazy_pages_max(1, peak, memory_bytes=4 * GIB) == peak // 4
+    assert DESIGN.lazy_pages_max(1, peak // 4, memory_bytes=16 * GIB) == 16 * GIB // WARM_MEMORY_SHARE // PAGE
+    assert DESIGN.lazy_pages_max(1, peak, memory_bytes=1 << 50) == WARM_BYTES_MAX // PAGE
+
+
+def test_an_address_space_keeps_nothing_warm():
+    assert DESIGN.lazy_pages_max(2, 153_600, memory_bytes=0) == 38_400
+
+
+def test_the_peak_sinks_towards_use_at_each_purge():
+    k = CachingAllocator(DESIGN, 1, WINDOW)
+    k.free(k.alloc(1000 * PAGE).start)
+    assert (k.used_pages, k.used_peak_pages) == (1000, 1000)
+    k.purge()
+    assert (k.used_pages, k.used_peak_pages) == (0, 750)
+    k.purge()
+    assert k.used_peak_pages == 563  # the quarter is rounded down
+
+
+@pytest.mark.parametrize(
+    ("pools", "level"),
+    [("off", "space"), ("locked", "pool"), ("llist", "pool"), ("magazine", "magazine")],
+)
+def test_a_freed_range_is_ready_where_the_pool_design_keeps_it(pools, level):
+    k = CachingAllocator(CachingDesign(pools, pools), 1, WINDOW)
+    k.free(k.alloc(4 * PAGE).start)
+    assert k.attempt(4 * PAGE)[1] == level
+
+
+def test_a_budget_is_64_mib_or_a_sixteenth_of_the_region():
+    budgets = [DESIGN.magazine_budget_pages(size // PAGE) * PAGE for size in (GIB, 32 * GIB)]
+    assert budgets == [64 << 20, 2 * GIB]
