@@ -11,8 +11,6 @@
  */
 #include "store.h"
 
-#define VM_SHELF_SLACK_SHIFT 3 /* a shelf range serves a request that wastes at most 1/8 of it */
-
 /* Link a page in front of a list. */
 void vm__list_push(vm_region *r, uint32_t *head, uint64_t page)
 {
