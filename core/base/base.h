@@ -180,6 +180,7 @@ void vm__point(vm_map *m, void *base, const vm_header *h); /* the header was che
 /* ---- clock.c: time, and how long a call waits ---- */
 
 uint64_t vm__now_ns(void);
+uint64_t vm__now_s(void); /* coarse and cheap, for ages */
 void vm__sleep_ns(uint64_t ns);
 uint64_t vm__wait_start(void); /* the time now; before the first look at whoever is in the way */
 /* Between looks at whoever is in the way, `owner` (any number that tells him from others) of process `pid`: 0 to go on,
@@ -224,6 +225,7 @@ typedef enum {
     VM_RANK_LEASE,
     VM_RANK_HOLDER, /* private: what this process counts of shared ranges */
     VM_RANK_POOL,   /* a node's */
+    VM_RANK_WARM,
     VM_RANK_SPACE,
 } vm_rank;
 

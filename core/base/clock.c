@@ -34,6 +34,13 @@ uint64_t vm__now_ns(void)
     return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec + ADVANCED_NS;
 }
 
+uint64_t vm__now_s(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &ts);
+    return (uint64_t)ts.tv_sec + ADVANCED_NS / 1000000000;
+}
+
 void vm__sleep_ns(uint64_t ns)
 {
     struct timespec pause = {(time_t)(ns / 1000000000), (long)(ns % 1000000000)};

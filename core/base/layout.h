@@ -45,7 +45,7 @@ typedef enum {
     VM_BUSY = 1,    /* held by processes; owner = the process slot that may use plain stores      */
     VM_CACHED = 2,  /* in a magazine;                        owner = thread slot                  */
     VM_POOLED = 3,  /* in a pool;                            owner = node                         */
-    VM_LAZY = 4,    /* freed, backed, waiting for a purge;   owner = node                         */
+    VM_LAZY = 4,    /* freed, backed, waiting for a purge;   owner = node, incarnation = age      */
     VM_MOVING = 5,  /* between two of the above;             owner = thread slot                  */
     VM_PURGING = 6, /* being discarded and returned;         owner = thread slot                  */
     VM_FREEING = 7, /* last holder looks whether it is last, or, not S yet, the owner shares it first;
@@ -54,11 +54,12 @@ typedef enum {
 
 /*   63        50 49      38 37                     8 7  6 5 4 3   0
  *  +------------+----------+------------------------+----+-+-+-----+
- *  | incarnation|  owner   |  length in pages       | 0  |S|D|state|   S shared, D dirty
+ *  | incarnation|  owner   |  length in pages       | 0|L|S|D|state|   L listed, S shared, D dirty
  *  +------------+----------+------------------------+----+-+-+-----+ */
 #define VM_WORD_STATE_MASK 0xfull
 #define VM_WORD_DIRTY (1ull << 4)  /* pages may be resident and not zero */
 #define VM_WORD_SHARED (1ull << 5) /* exported once: every change is a CAS from now on */
+#define VM_WORD_LISTED (1ull << 6) /* LAZY only: in a list by size (store/warm.c) */
 #define VM_WORD_LEN_SHIFT 8
 #define VM_WORD_OWNER_SHIFT 38
 #define VM_WORD_INC_SHIFT 50
@@ -220,6 +221,31 @@ typedef struct vm_summary {
 } vm_summary;
 _Static_assert(sizeof(vm_summary) == 12, "region format");
 
+/* ---- warm ranges ----------------------------------------------------------------------------- */
+
+/* LAZY ranges by size: exact up to VM_POOL_PAGES_MAX, VM_WARM_STEPS classes a doubling above. */
+enum {
+    VM_POOL_PAGES_LOG = 8,
+    VM_WARM_STEPS_LOG = 3,
+    VM_WARM_STEPS = 1 << VM_WARM_STEPS_LOG,
+    VM_WARM_CLASSES = VM_POOL_PAGES_MAX + (30 - VM_POOL_PAGES_LOG) * VM_WARM_STEPS,
+};
+_Static_assert(VM_POOL_PAGES_MAX == 1 << VM_POOL_PAGES_LOG && VM_PAGES_MAX < 1 << 30, "class_of()");
+
+typedef struct vm_list { /* page + 1; 0: empty. Linked through aux: previous << 32 | next, page + 1 each */
+    uint32_t head, tail;
+} vm_list;
+
+typedef struct vm_warm { /* hints [lock] */
+    vm_lock lock;
+    uint64_t used[VM_WARM_CLASSES / 64 + 1]; /* which lists are not empty                              */
+    uint32_t unsorted;                       /* detached from the nodes' lists, to be sorted, page + 1 */
+    vm_token closed;                         /* by who scans the words: lists are not to be trusted    */
+    uint64_t nr_sorted, nr_walked; /* since the neighbours were joined; words looked at then */
+    vm_list list[VM_WARM_CLASSES];
+} vm_warm;
+_Static_assert(sizeof(vm_warm) == 64 * 3 + VM_WARM_CLASSES * 8, "region format");
+
 typedef struct vm_name {
     uint64_t state;     /* 0 unused, else the range's id: the commit word           */
     uint64_t page;
@@ -284,8 +310,8 @@ typedef struct vm_header {
     uint64_t lease_ttl_ns;             /* how long an unclaimed lease outlives its owner */
 
     _Alignas(64) uint64_t lazy_pages;  /* atomic; at rest the sum of all LAZY lengths   */
-    uint64_t shelf[VM_SHELF_RANGES];          /* hint: page << 32 | pages of large LAZY ranges */
 
+    vm_warm warm;
     vm_lock purge_lock;
     vm_lock space_lock;
     vm_lock names_lock;
@@ -298,7 +324,7 @@ typedef struct vm_header {
     uint64_t nr_splits, nr_merges;
     /* [purge_lock] */
     uint64_t purge_start_node;
-    uint64_t nr_purges, nr_purged_pages, nr_discards;
+    uint64_t nr_purges, nr_purged_pages, nr_discards, nr_steps;
     uint64_t nr_recovered;
     /* [lease_lock] */
     uint64_t nr_leases;    /* entries in use                                                */

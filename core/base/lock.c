@@ -92,6 +92,7 @@ static inline vm_rank rank_of(const vm_region *r, const vm_lock *lock)
            : lock == &h->names_lock ? VM_RANK_NAMES
            : lock == &h->lease_lock ? VM_RANK_LEASE
            : lock == &h->space_lock ? VM_RANK_SPACE
+           : lock == &h->warm.lock  ? VM_RANK_WARM
                                     : VM_RANK_POOL;
 }
 

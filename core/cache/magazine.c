@@ -185,7 +185,7 @@ static uint32_t put_many(vm_thread *t, uint64_t nr_pages, uint32_t nr, const uin
 }
 
 /* Keep what was taken beyond the one to hand out: in the magazine as far as it goes, then in a pool. */
-static void keep(vm_thread *t, uint64_t nr_pages, uint32_t nr, const uint64_t *pages)
+void vm__magazine_keep(vm_thread *t, uint64_t nr_pages, uint32_t nr, const uint64_t *pages)
 {
     uint32_t put = put_many(t, nr_pages, nr, pages);
     if (put < nr)
@@ -204,7 +204,7 @@ int vm__magazine_refill(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, v
     if (got == want)
         grow_cap(t, nr_pages);
     vm__hand_out(t, pages[0], nr_pages, false, out);
-    keep(t, nr_pages, got - 1, pages + 1);
+    vm__magazine_keep(t, nr_pages, got - 1, pages + 1);
     return 0;
 }
 
@@ -225,7 +225,7 @@ int vm__magazine_stock(vm_thread *t, uint64_t nr_pages, unsigned flags, vm_range
     vm__hand_out(t, pages[0], nr_pages, false, out);
     while (t->cap[nr_pages] < VM_MAGAZINE_CAP && t->cap[nr_pages] < got && grow_cap(t, nr_pages))
         ;
-    keep(t, nr_pages, got - 1, pages + 1);
+    vm__magazine_keep(t, nr_pages, got - 1, pages + 1);
     return 0;
 }
 

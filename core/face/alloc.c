@@ -27,24 +27,45 @@ static int take_ready(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_
     return 0;
 }
 
-/* One pass through the stations below the hit; ENOSPC if none has it. */
-static int try_stations(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags,
-                        vm_range *out)
+/* A warm range: of a pooled size a few at once, of a larger one also a little longer. */
+static int take_warm(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out)
 {
-    vm_region *r = t->region;
-    if (vm__is_pooled(r, nr_pages) && take_ready(t, nr_pages, align_pages, out) == 0) {
-        count(&t->slot->nr_pool_hit);
-        return 0;
-    }
-    if (nr_pages > VM_POOL_PAGES_MAX && vm__lazy_take(t, nr_pages, align_pages, out) == 0) {
-        count(&t->slot->nr_lazy_hit);
-        return 0;
-    }
+    uint64_t pages[VM_MAGAZINE_REFILL_MAX];
+    uint32_t most = nr_pages <= t->fast_pages && align_pages == 1 ? VM_MAGAZINE_REFILL_MAX : 1;
+    if (nr_pages <= VM_POOL_PAGES_MAX && !vm__is_pooled(t->region, nr_pages))
+        return -ENOSPC; /* without pools: as the kernel before 6.9 */
+    uint64_t len;
+    uint32_t got = vm__warm_take(t, nr_pages, align_pages, most, pages, &len);
+    if (!got)
+        return -ENOSPC;
+    vm__hand_out(t, pages[0], len, false, out);
+    vm__magazine_keep(t, nr_pages, got - 1, pages + 1);
+    return 0;
+}
+
+/* From space, where pages are cold: while more is lazy than may be, as much is given back as is taken. */
+static int take_cold(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out)
+{
+    if (vm_unlikely(vm__lazy_is_due(t->region)) && !(flags & VM_NO_PURGE))
+        vm__purge_step(t, 2 * nr_pages > VM_PURGE_STEP_PAGES ? 2 * nr_pages : VM_PURGE_STEP_PAGES);
     int rc = -ENOSPC;
     if (nr_pages <= t->fast_pages && align_pages == 1)
         rc = vm__magazine_stock(t, nr_pages, flags & VM_NO_WAIT, out);
-    if (rc)
-        rc = vm__space_take(t, nr_pages, align_pages, flags, out);
+    return rc ? vm__space_take(t, nr_pages, align_pages, flags, out) : 0;
+}
+
+/* One pass through the stations below the hit; ENOSPC if none has it. */
+static int try_stations(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out)
+{
+    if (vm__is_pooled(t->region, nr_pages) && take_ready(t, nr_pages, align_pages, out) == 0) {
+        count(&t->slot->nr_pool_hit);
+        return 0;
+    }
+    if (take_warm(t, nr_pages, align_pages, out) == 0) {
+        count(&t->slot->nr_lazy_hit);
+        return 0;
+    }
+    int rc = take_cold(t, nr_pages, align_pages, flags, out);
     if (rc == 0)
         count(&t->slot->nr_space_hit);
     return rc;

@@ -231,16 +231,8 @@ static void check_pools(vm_check_state *c)
 
 static void check_lazy(vm_check_state *c)
 {
-    vm_region *r = c->r;
-    uint64_t listed = 0, lazy = c->pages[VM_LAZY], counted = VM_RELAXED(&r->map.h->lazy_pages);
-    uint32_t nr;
-    for (uint32_t i = 0; i < r->map.nr_nodes; i++)
-        listed += vm__list_check(r, VM_RELAXED(&r->map.nodes[i].lazy_head), VM_LAZY, 0, "lazy list", &nr, &c->report);
-    for (uint32_t i = 0; i < VM_SHELF_RANGES; i++) {
-        uint64_t e = VM_RELAXED(&r->map.h->shelf[i]), page = e >> 32;
-        if (e && page < r->map.nr_pages && vm__state(VM_ACQUIRE(&r->map.heads[page].word)) == VM_LAZY)
-            listed += (uint32_t)e;
-    }
+    uint64_t lazy = c->pages[VM_LAZY], counted = VM_RELAXED(&c->r->map.h->lazy_pages);
+    uint64_t listed = vm__warm_check(c->r, &c->report);
     if (listed != lazy)
         vm__report(&c->report, "lazy pages: lists %llu, words %llu", P(listed), P(lazy));
     if (counted != lazy)
@@ -284,6 +276,7 @@ static void check_locks(vm_check_state *c)
         snprintf(what, sizeof what, "node %u: pool_lock", i);
         check_lock(c, &r->map.nodes[i].pool_lock, what);
     }
+    check_lock(c, &r->map.h->warm.lock, "warm_lock");
     check_lock(c, &r->map.h->purge_lock, "purge_lock");
     check_lock(c, &r->map.h->names_lock, "names_lock");
     check_lock(c, &r->map.h->lease_lock, "lease_lock");

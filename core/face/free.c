@@ -55,15 +55,11 @@ static int free_slow(vm_thread *t, uint64_t page, uint64_t id, vm_word w, unsign
 
 #define FREE_ATTEMPTS 8 /* another thread of ours would have to fork in the middle of each */
 
-/* Over the threshold the freeing thread purges, unless somebody does already. */
+/* Over the threshold the freeing thread gives back a little, unless somebody is at it already. */
 static void purge_if_due(vm_thread *t)
 {
-    vm_region *r = t->region;
-    int64_t lazy = (int64_t)VM_RELAXED(&r->map.h->lazy_pages); /* a death may leave it a little off, even below 0 */
-    if (vm_likely(lazy <= (int64_t)vm__lazy_pages_max(r)))
-        return;
-    if (vm__purge(t, VM_PURGE_IF_IDLE | VM_NO_WAIT, NULL) == 0)
-        vm__recover_dead(t, VM_NO_WAIT, NULL);
+    if (vm_unlikely(vm__lazy_is_due(t->region)))
+        vm__purge_step(t, VM_PURGE_STEP_PAGES);
 }
 
 static __attribute__((noinline, cold)) int free_checked(vm_region *r, uint64_t page, uint64_t id, unsigned flags)

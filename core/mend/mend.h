@@ -19,6 +19,7 @@ enum {
     VM_PURGE_IF_IDLE = 1 << 9, /* leave it to whoever purges already                              */
 };
 int vm__purge(vm_thread *t, unsigned flags, uint64_t *pages_returned);
+void vm__purge_step(vm_thread *t, uint64_t most_pages);
 /* A purge in scan mode; `then` runs after a complete one, still under purge_lock. */
 int vm__purge_scan(vm_thread *t, unsigned flags, void (*then)(vm_region *, const void *), const void *arg);
 

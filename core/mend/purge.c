@@ -44,7 +44,7 @@ static int return_to_space(vm_thread *t, vm_batch *b, unsigned flags)
         size_t n = b->nr - i < RUNS_PER_LOCK ? b->nr - i : RUNS_PER_LOCK;
         for (size_t k = 0; k < n; k++)
             dirty[k] = vm__pages_discard(r, b->piece[i + k].page, b->piece[i + k].nr_pages) != 0;
-        int rc = vm__space_lock(t, flags & VM_NO_WAIT ? 0 : flags);
+        int rc = vm__space_lock(t, flags & VM_NO_WAIT);
         if (rc) {
             keep_lazy(t, b, i);
             b->nr = 0;
@@ -72,11 +72,10 @@ static int collect(vm_thread *t, unsigned flags, bool decays, vm_batch *b)
     for (uint32_t i = 0; i < r->map.nr_nodes; i++) {
         vm_node *n = &r->map.nodes[(start + i) % r->map.nr_nodes];
         int rc = decays && kept->decay ? kept->decay(t, n, flags & VM_PURGE_FULL, flags, b) : 0; /* before this cycle's */
-        vm__lazy_collect(t, n, b);
         first = first ? first : rc;
     }
-    vm__lazy_collect_shelf(t, b);
-    return first;
+    int rc = vm__warm_collect_all(t, flags & VM_NO_WAIT, b);
+    return first ? first : rc;
 }
 
 /* After a death: the words first, then the lists, so that no list keeps what the scan found. */
@@ -91,6 +90,8 @@ static int scan_and_collect(vm_thread *t, unsigned flags, bool decays, vm_batch 
            && (rc = kept->before_scan(t, &r->map.nodes[entered], flags)) == 0)
         entered++;
     if (rc == 0)
+        rc = vm__warm_close(t, flags & VM_NO_WAIT);
+    if (rc == 0)
         rc = vm__scan(t, flags, b);
     if (rc == 0)
         rc = vm__lease_deaths(t, flags);
@@ -103,14 +104,14 @@ static int scan_and_collect(vm_thread *t, unsigned flags, bool decays, vm_batch 
 }
 
 /* The recent peak of use sets the threshold; at each purge it sinks towards present use. */
-static void sink_peak(vm_thread *t)
+static void sink_peak(vm_thread *t, unsigned flags)
 {
     vm_region *r = t->region;
     uint64_t most = r->map.flags & VM_FLAG_NO_DATA ? UINT64_MAX : vm__headroom_pages(r);
-    if (vm__space_lock(t, 0) != 0)
+    if (vm__space_lock(t, flags) != 0)
         return;
-    uint64_t used = r->map.nr_pages - r->map.h->free_pages, peak = r->map.h->used_peak;
-    VM_PUT(&r->map.h->used_peak, peak > used ? peak - (peak - used) * VM_PEAK_SINK_PERCENT / 100 : used);
+    uint64_t used = r->map.nr_pages - r->map.h->free_pages, live = vm__live_pages(r), peak = r->map.h->used_peak;
+    VM_PUT(&r->map.h->used_peak, peak > live ? peak - (peak - live) * VM_PEAK_SINK_PERCENT / 100 : live);
     vm__space_grant(t, used, most);
     vm__space_unlock(t);
 }
@@ -148,7 +149,7 @@ int vm__purge(vm_thread *t, unsigned flags, uint64_t *pages_returned)
     vm__expire_leases(t, VM_NO_WAIT, 0, NULL); /* somebody has the lock: the next purge, then */
     rc = VM_ACQUIRE(&r->map.h->purge_needs_scan) ? scan_and_collect(t, flags, true, &b) : collect(t, flags, true, &b);
     int returned = return_to_space(t, &b, flags);
-    sink_peak(t);
+    sink_peak(t, 0);
     VM_PUT(&r->map.h->nr_purges, r->map.h->nr_purges + 1);
     VM_PUT(&r->map.h->nr_purged_pages, r->map.h->nr_purged_pages + b.pages_returned);
     vm__unlock(t, &r->map.h->purge_lock);
@@ -156,6 +157,28 @@ int vm__purge(vm_thread *t, unsigned flags, uint64_t *pages_returned)
     if (pages_returned)
         *pages_returned += b.pages_returned;
     return rc ? rc : returned;
+}
+
+#define SINK_EVERY 64
+
+/* A bounded part of a purge, for a thread that has something else to do: it takes the oldest lazy ranges, waits for nobody,
+ * and leaves pools and whatever a death hid to a purge. */
+void vm__purge_step(vm_thread *t, uint64_t most_pages)
+{
+    vm_region *r = t->region;
+    vm_batch b = {0};
+    if (try_lock_purge(t) != 0)
+        return;
+    if (!VM_RELAXED(&r->map.h->purge_lock.needs_mending)
+        && vm__warm_collect(t, most_pages, VM_PURGE_STEP_RANGES, &b) == 0) {
+        return_to_space(t, &b, VM_NO_WAIT);
+        VM_PUT(&r->map.h->nr_purged_pages, r->map.h->nr_purged_pages + b.pages_returned);
+        VM_PUT(&r->map.h->nr_steps, r->map.h->nr_steps + 1);
+        if (r->map.h->nr_steps % SINK_EVERY == 0)
+            sink_peak(t, VM_NO_WAIT);
+    }
+    vm__unlock(t, &r->map.h->purge_lock);
+    free(b.piece);
 }
 
 int vm__purge_scan(vm_thread *t, unsigned flags, void (*then)(vm_region *, const void *), const void *arg)

@@ -29,6 +29,8 @@ static void mend_tables(vm_thread *t)
     vm_region *r = t->region;
     if (is_damaged(r, &r->map.h->names_lock) && vm__names_lock(t) == 0)
         vm__unlock(t, &r->map.h->names_lock);
+    if (is_damaged(r, &r->map.h->warm.lock) && vm__warm_lock(t, 0) == 0)
+        vm__warm_unlock(t);
     if (is_damaged(r, &r->map.h->lease_lock) && vm__lease_lock(t, 0) == 0)
         vm__unlock(t, &r->map.h->lease_lock);
 }

@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Lazy: freed ranges, still backed by pages, waiting for a purge.
+ * Lazy: freed ranges, still backed by pages, on their way to be found again (warm.c) or to be purged.
  *
- * Per node a list that anybody pushes to with one CAS and only the purger detaches, whole; no pop,
- * so no ABA. Large ranges (over VM_POOL_PAGES_MAX) stand on a small shelf instead, where a request
- * of nearly the same size finds them warm. The words are the truth: LAZY, and MOVING(owner) for the
- * moment between word and link. lazy_pages is raised before a range is visible, as in the kernel.
+ * Per node a list that anybody pushes to with one CAS and that is only detached whole; no pop, so no ABA, and nobody
+ * waits. The words are the truth: LAZY, and MOVING(owner) for the moment between word and link. lazy_pages is raised
+ * before a range is visible, as in the kernel.
  *
  * After: Linux mm/vmalloc.c, free_vmap_area_noflush().
  */
@@ -47,92 +46,25 @@ uint64_t vm__lazy_pages_max(const vm_region *r)
                   : vm__lazy_threshold(r, VM_RELAXED(&r->map.h->used_peak), vm__online_cpus(), vm__memory_bytes());
 }
 
-static bool put_on_shelf(vm_region *r, uint64_t page, uint64_t nr_pages)
+/* The counter is read as signed: a death may leave it a little off. */
+bool vm__lazy_is_due(const vm_region *r)
 {
-    for (uint32_t i = 0; i < VM_SHELF_RANGES; i++)
-        if (VM_RELAXED(&r->map.h->shelf[i]) == 0 && VM_CAS(&r->map.h->shelf[i], 0, page << 32 | nr_pages))
-            return true;
-    return false;
+    return (int64_t)VM_RELAXED(&r->map.h->lazy_pages) > (int64_t)vm__lazy_pages_max(r);
+}
+
+vm_word vm__lazy_word(const vm_region *r, uint64_t nr_pages)
+{
+    return vm__word(VM_LAZY, VM_WORD_DIRTY, nr_pages, vm__node_here(r), (uint32_t)vm__now_s());
 }
 
 void vm__lazy_put(vm_thread *t, uint64_t page, uint64_t nr_pages)
 {
     vm_region *r = t->region;
-    uint32_t node = vm__node_here(r);
-    vm_word moving = vm__moving(t, nr_pages);
+    vm_word moving = vm__moving(t, nr_pages), lazy = vm__lazy_word(r, nr_pages);
     VM_ASSERT(VM_ACQUIRE(&r->map.heads[page].word) == moving);
     VM_ADD(&r->map.h->lazy_pages, nr_pages);
-    if (nr_pages <= VM_POOL_PAGES_MAX || !put_on_shelf(r, page, nr_pages))
-        vm__list_push(r, &r->map.nodes[node].lazy_head, page);
-    VM_CAS(&r->map.heads[page].word, moving, vm__word(VM_LAZY, VM_WORD_DIRTY, nr_pages, node, 0));
-}
-static uint64_t shelf_page(uint64_t entry) { return entry >> 32; }
-static uint64_t shelf_pages(uint64_t entry) { return (uint32_t)entry; }
-
-/* The tightest fit on the shelf, or VM_SHELF_RANGES. */
-static uint32_t best_on_shelf(const vm_region *r, uint64_t nr_pages, uint64_t align_pages, uint64_t *entry)
-{
-    uint32_t best = VM_SHELF_RANGES;
-    *entry = 0;
-    for (uint32_t i = 0; i < VM_SHELF_RANGES; i++) {
-        uint64_t e = VM_ACQUIRE(&r->map.h->shelf[i]), len = shelf_pages(e);
-        if (len < nr_pages || len - nr_pages > nr_pages >> VM_SHELF_SLACK_SHIFT || shelf_page(e) & (align_pages - 1)
-            || !vm__is_within(r, shelf_page(e), len))
-            continue;
-        if (best == VM_SHELF_RANGES || len < shelf_pages(*entry)) {
-            best = i;
-            *entry = e;
-        }
-    }
-    return best;
-}
-
-/* Whoever clears a shelf cell owns the entry, as with a detached chain. False: it was stale. */
-static bool claim_shelved(vm_region *r, uint32_t i, uint64_t entry, vm_word mine)
-{
-    uint64_t page = shelf_page(entry), len = shelf_pages(entry);
-    if (!VM_CAS(&r->map.h->shelf[i], entry, 0) || !vm__is_within(r, page, len))
-        return false;
-    for (;;) {
-        vm_word w = VM_ACQUIRE(&r->map.heads[page].word);
-        if ((vm__state(w) != VM_LAZY && vm__state(w) != VM_MOVING) || vm__len(w) != len)
-            return false;
-        if (VM_CAS(&r->map.heads[page].word, w, vm__with_len(mine, len)))
-            break;
-    }
-    VM_ADD(&r->map.h->lazy_pages, (uint64_t)0 - len);
-    return true;
-}
-
-static int take_shelved(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out)
-{
-    vm_region *r = t->region;
-    VM_ASSERT_HELD(t, &r->map.h->purge_lock);
-    for (uint32_t tries = 0; tries < VM_SHELF_RANGES; tries++) {
-        uint64_t entry;
-        uint32_t i = best_on_shelf(r, nr_pages, align_pages, &entry);
-        if (i == VM_SHELF_RANGES)
-            break;
-        if (claim_shelved(r, i, entry, t->moving)) {
-            vm__hand_out(t, shelf_page(entry), shelf_pages(entry), false, out);
-            return 0;
-        }
-    }
-    return -ENOSPC;
-}
-
-/* A warm large range of nearly that size; out->nr_pages may be up to 1/8 more than asked. Under
- * purge_lock, since between the cell and the word a recovery's scan could shelve the range again; while
- * somebody purges, a miss. */
-int vm__lazy_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out)
-{
-    vm_region *r = t->region;
-    uint64_t entry;
-    if (best_on_shelf(r, nr_pages, align_pages, &entry) == VM_SHELF_RANGES || !vm__trylock(t, &r->map.h->purge_lock))
-        return -ENOSPC;
-    int rc = take_shelved(t, nr_pages, align_pages, out);
-    vm__unlock(t, &r->map.h->purge_lock);
-    return rc;
+    vm__list_push(r, &r->map.nodes[vm__owner(lazy)].lazy_head, page);
+    VM_CAS(&r->map.heads[page].word, moving, lazy); /* fails if somebody sorted it already */
 }
 
 /* Make a listed range ours. What a recovery's scan collected before is ours already: 0. */
@@ -161,7 +93,7 @@ uint64_t vm__chain_take(vm_thread *t, uint64_t link, vm_batch *out)
     uint64_t pages = 0;
     bool is_wrong = false;
     for (uint64_t steps = 0; link && link <= r->map.nr_pages && steps < r->map.nr_pages && !is_wrong; steps++) {
-        uint64_t page = link - 1, next = VM_RELAXED(&r->map.heads[page].aux), len = claim(t, page, &is_wrong);
+        uint64_t page = link - 1, next = (uint32_t)VM_RELAXED(&r->map.heads[page].aux), len = claim(t, page, &is_wrong);
         if (len) {
             pages += len;
             vm__batch_add(t, out, page, len);
@@ -171,27 +103,6 @@ uint64_t vm__chain_take(vm_thread *t, uint64_t link, vm_batch *out)
     if (is_wrong)
         VM_PUT(&r->map.h->purge_needs_scan, 1); /* a hint was wrong: the words know */
     return pages;
-}
-
-void vm__lazy_collect(vm_thread *t, vm_node *node, vm_batch *out)
-{
-    vm_region *r = t->region;
-    VM_ASSERT_HELD(t, &r->map.h->purge_lock);
-    if (!VM_RELAXED(&node->lazy_head))
-        return;
-    uint64_t pages = vm__chain_take(t, VM_SWAP(&node->lazy_head, 0), out);
-    VM_ADD(&r->map.h->lazy_pages, (uint64_t)0 - pages);
-}
-
-void vm__lazy_collect_shelf(vm_thread *t, vm_batch *out)
-{
-    vm_region *r = t->region;
-    VM_ASSERT_HELD(t, &r->map.h->purge_lock);
-    for (uint32_t i = 0; i < VM_SHELF_RANGES; i++) {
-        uint64_t entry = VM_ACQUIRE(&r->map.h->shelf[i]);
-        if (entry && claim_shelved(r, i, entry, t->purging))
-            vm__batch_add(t, out, shelf_page(entry), shelf_pages(entry));
-    }
 }
 
 uint64_t vm__list_check(const vm_region *r, uint64_t link, vm_state state, uint64_t nr_pages, const char *what,
@@ -206,7 +117,7 @@ uint64_t vm__list_check(const vm_region *r, uint64_t link, vm_state state, uint6
             break;
         }
         pages += vm__len(w);
-        link = VM_RELAXED(&r->map.heads[link - 1].aux);
+        link = (uint32_t)VM_RELAXED(&r->map.heads[link - 1].aux);
     }
     if (steps > r->map.nr_pages)
         vm__report(report, "%s: the list is a circle", what);

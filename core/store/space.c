@@ -139,12 +139,20 @@ int vm__space_fits(vm_thread *t, uint64_t nr_pages)
     return used + nr_pages <= VM_RELAXED(&h->granted_pages) ? 0 : -ENOSPC;
 }
 
+/* Pages outside space that are not lazy: what sets the threshold must not count what the threshold allows. */
+uint64_t vm__live_pages(const vm_region *r)
+{
+    uint64_t used = used_pages(r);
+    int64_t lazy = (int64_t)VM_RELAXED(&r->map.h->lazy_pages);
+    return lazy > 0 && (uint64_t)lazy < used ? used - (uint64_t)lazy : used;
+}
+
 static void count_taken(vm_region *r, uint64_t nr_pages)
 {
     VM_PUT(&r->map.h->free_pages, VM_RELAXED(&r->map.h->free_pages) - nr_pages);
-    uint64_t used = used_pages(r);
-    if (used > VM_RELAXED(&r->map.h->used_peak))
-        VM_PUT(&r->map.h->used_peak, used);
+    uint64_t live = vm__live_pages(r);
+    if (live > VM_RELAXED(&r->map.h->used_peak))
+        VM_PUT(&r->map.h->used_peak, live);
 }
 
 /* A free range as its word said at one moment. */

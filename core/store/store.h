@@ -53,13 +53,13 @@ int vm__space_rebuild(vm_thread *t);
 bool vm__space_carve(vm_thread *t, uint64_t page, uint64_t nr_pages, vm_range *out);
 bool vm__space_words_agree(const vm_region *r, uint64_t page, uint64_t nr_pages);
 int vm__space_fits(vm_thread *t, uint64_t nr_pages);
+uint64_t vm__live_pages(const vm_region *r);
 
 /* ---- lazy.c ---- */
 
 void vm__lazy_put(vm_thread *t, uint64_t page, uint64_t nr_pages); /* its word is MOVING(t) */
-int vm__lazy_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out);
-void vm__lazy_collect(vm_thread *t, vm_node *node, vm_batch *out); /* [purge_lock] */
-void vm__lazy_collect_shelf(vm_thread *t, vm_batch *out);          /* [purge_lock] */
+vm_word vm__lazy_word(const vm_region *r, uint64_t nr_pages);      /* of a range that becomes lazy here and now */
+bool vm__lazy_is_due(const vm_region *r);                          /* more is lazy than may be */
 uint64_t vm__lazy_pages_max(const vm_region *r);
 /* As vm__lazy_pages_max() in a region whose recent peak is `peak` pages, on a machine with so many CPUs and bytes. */
 uint64_t vm__lazy_threshold(const vm_region *r, uint64_t peak, uint32_t cpus, uint64_t memory_bytes);
@@ -69,6 +69,17 @@ uint64_t vm__chain_take(vm_thread *t, uint64_t link, vm_batch *out);
  * pages; *nr: how many entries. */
 uint64_t vm__list_check(const vm_region *r, uint64_t link, vm_state state, uint64_t nr_pages, const char *what,
                         uint32_t *nr, vm_report *report);
+/* ---- warm.c: lazy ranges by size and age ---- */
+
+uint32_t vm__warm_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint32_t max, uint64_t *pages,
+                       uint64_t *len);
+int vm__warm_lock(vm_thread *t, unsigned flags); /* mended if it was stolen */
+void vm__warm_unlock(vm_thread *t);
+int vm__warm_close(vm_thread *t, unsigned flags);                                             /* [purge_lock] */
+int vm__warm_collect(vm_thread *t, uint64_t most_pages, uint32_t most_ranges, vm_batch *out); /* [purge_lock] */
+int vm__warm_collect_all(vm_thread *t, unsigned flags, vm_batch *out);                        /* [purge_lock] */
+uint64_t vm__warm_check(const vm_region *r, vm_report *report); /* returns the pages listed */
+
 static inline uint32_t vm__node_here(const vm_region *r) { return vm__cpu() % r->map.nr_nodes; }
 
 #endif

@@ -84,10 +84,12 @@ WARM_BYTES_MAX = 1 << 30
 """and up to this."""
 PEAK_SINK_PERCENT = 25
 """At each purge the recent peak sinks by so much of what lies above present use."""
-SHELF_RANGES = 64
-"""So many lazy ranges larger than any pool's are found by size."""
-SHELF_SLACK_SHIFT = 3
-"""A request takes one of at most its own size and that >> this."""
+WARM_SLACK_SHIFT = 3
+"""A request above POOL_PAGES_MAX takes a warm range of at most its own size and that >> this, whole."""
+PURGE_STEP_RANGES = 32
+"""So many lazy ranges, at most, a free above the threshold gives back itself, the oldest first, ..."""
+PURGE_STEP_PAGES = 256
+"""... and so many pages."""
 ROOM_ATTEMPTS = 6
 """How often a request that found no room makes some and tries again."""
 

@@ -56,6 +56,25 @@ static void shelve(stage *s)
     let_go(s);
 }
 static void take_large_warm(stage *s) { take(s->r, 290); }
+static void free_one_twice_as_long(stage *s)
+{
+    hold(s, 700, 1);
+    let_go(s);
+}
+static void free_neighbours(stage *s)
+{
+    hold(s, 300, 3);
+    let_go(s);
+    take(s->r, 300); /* sorts */
+}
+static void take_their_sum(stage *s) { take(s->r, 600); }
+static void free_small_ones(stage *s)
+{
+    hold(s, 1, 70);
+    let_go(s);
+    hold(s, 256, 20);
+    let_go(s);
+}
 static void use_up_most(stage *s)
 {
     vm_range a;
@@ -91,6 +110,11 @@ static void lower_the_threshold(stage *s)
 {
     hold(s, 300, 2);
     s->r->map.h->lazy_pages_fixed = 100;
+}
+static void take_cold_over_the_threshold(stage *s)
+{
+    let_go(s);
+    take(s->r, 2000);
 }
 static void raise_the_threshold(stage *s) { s->r->map.h->lazy_pages_fixed = 1u << 28; }
 
@@ -479,6 +503,16 @@ static void work_and_be_killed(stage *s)
     CHECK_EQ(vm_share(s->r, b.page, b.id), 0);
     kill(getpid(), SIGKILL);
 }
+static void lock_warm_and_be_killed(stage *s)
+{
+    vm_warm *w = &s->r->map.h->warm;
+    wait_for_cue(&s->victim[1].cue, CUE_RUN, 0);
+    CHECK_EQ(vm__warm_lock(vm__thread(s->r), 0), 0);
+    w->list[0].head = w->list[0].tail = 7; /* half-way through something */
+    w->unsorted = 9;
+    s->r->map.nodes[0].lazy_head = 11;
+    kill(getpid(), SIGKILL);
+}
 static void lock_space_and_be_killed(stage *s)
 {
     wait_for_cue(&s->victim[1].cue, CUE_RUN, 0);
@@ -494,6 +528,7 @@ static void let_die(stage *s, void (*live)(stage *))
     CHECK(WIFSIGNALED(end_of(pid)));
 }
 static void let_another_be_killed(stage *s) { let_die(s, work_and_be_killed); }
+static void die_with_the_warm_lock(stage *s) { let_die(s, lock_warm_and_be_killed); }
 static void die_with_the_space_lock(stage *s) { let_die(s, lock_space_and_be_killed); }
 static void leave_pools_in_use(stage *s)
 {
@@ -680,6 +715,16 @@ static void let_a_list_lie(stage *s)
     hold(s, 2, 1);
     s->r->map.nodes[0].lazy_head = (uint32_t)s->held[0].page + 1;
 }
+static void let_warm_lists_lie(stage *s)
+{
+    vm_warm *w = &s->r->map.h->warm;
+    shelve(s);
+    hold(s, 2, 1);
+    w->unsorted = (uint32_t)s->held[s->nr_held - 1].page + 1; /* busy; its id is taken for the next link */
+    for (int i = 0; i < VM_WARM_CLASSES; i++)
+        w->list[i].head = w->list[i].tail = w->unsorted;
+    memset(w->used, 0xff, sizeof w->used - sizeof w->used[0]);
+}
 static void mend_hints(stage *s) { CHECK_EQ(vm_repair(s->r, NULL, NULL) >= 0, 1); }
 
 /* A live neighbour in the way. */
@@ -723,6 +768,12 @@ const operation operations[] = {
     {"alloc miss and refill", .setup = warm_up_forty, .run = take_forty},
     {"alloc aligned, split", .setup = warm_up, .run = take_first_aligned},
     {"alloc large, warm", .setup = shelve, .run = take_large_warm},
+    {"alloc warm, split", .setup = free_one_twice_as_long, .run = take_large_warm},
+    {"alloc warm, joined", .setup = free_neighbours, .run = take_their_sum, .flags = ALONE},
+    {"alloc warm, small", .setup = free_small_ones, .run = take_forty},
+    {"warm lists of the dead", .before = die_with_the_warm_lock, .setup = shelve, .run = take_large_warm, .flags = ALONE},
+    {"alloc over the threshold", .setup = lower_the_threshold, .run = take_cold_over_the_threshold,
+     .after = raise_the_threshold, .flags = ALONE},
     {"alloc out of space", .setup = use_up_most, .run = ask_for_too_much, .flags = HUNGRY},
     {"alloc bulk", .setup = warm_up, .run = take_bulk},
     {"alloc congruent", .setup = warm_up, .run = take_congruent},
@@ -804,6 +855,8 @@ const operation operations[] = {
     {"alloc with a lying index", .setup = let_the_index_promise_too_much, .run = take_large_warm,
      .after = mend_hints, .flags = ALONE},
     {"purge with a lying list", .setup = let_a_list_lie, .run = purge, .flags = ALONE},
+    {"alloc with lying warm lists", .setup = let_warm_lists_lie, .run = take_large_warm, .after = mend_hints,
+     .flags = ALONE},
     {"scan while a pool is in use", .before = use_pools_forever, .setup = make_a_mess, .run = purge_impatiently,
      .after = stop_using_pools, .flags = LLIST | ALONE},
     {"purge while space is locked", .setup = make_a_mess, .meanwhile = hold_space_lock, .run = purge_impatiently,

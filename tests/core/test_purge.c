@@ -2,6 +2,10 @@
 /* Pools, lazy ranges, purge, decay, shrink: what is kept warm, in which order, and what goes back. */
 #include "kit.h"
 
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+
 static vm_region *make(vm_pools d) { return MAKE(.nr_pages = 10000, .pools = d, SMALL); }
 
 /* ---- pools and their decay ---- */
@@ -107,7 +111,7 @@ static void a_request_looks_at_the_neighbours_pools(vm_pools d)
     FINISH(r);
 }
 
-/* ---- lazy and the shelf ---- */
+/* ---- lazy and warm ---- */
 
 static void a_large_range_is_reused_warm(vm_pools d)
 {
@@ -121,14 +125,19 @@ static void a_large_range_is_reused_warm(vm_pools d)
     CHECK_EQ(*(char *)vm_pointer(r, b.page), 7);
     CHECK_EQ(stats_of(r).nr_lazy_hit, 1);
     GIVE_BACK(r, b);
-    vm_range c = take(r, 500); /* too loose a fit */
+    vm_range c = take(r, 600); /* neither close nor twice as long: cold */
     CHECK(c.page != a.page);
+    vm_range e = take(r, 500); /* half of it; the other half stays warm */
+    CHECK(e.page == a.page && e.nr_pages == 500);
+    CHECK_EQ(stats_of(r).lazy_pages, 500);
+    CHECK_CLEAN(r);
+    GIVE_BACK(r, e);
     GIVE_BACK(r, c);
     GIVE_BACK(r, in_front);
     FINISH(r);
 }
 
-static void the_tightest_fit_on_the_shelf_wins(vm_pools d)
+static void the_tightest_warm_fit_wins(vm_pools d)
 {
     vm_region *r = make(d);
     vm_range a = take(r, 420), b = take(r, 405), c = take(r, 440);
@@ -141,30 +150,107 @@ static void the_tightest_fit_on_the_shelf_wins(vm_pools d)
     FINISH(r);
 }
 
-static void more_large_ranges_than_the_shelf_holds_are_not_lost(vm_pools d)
+/* However many there are, of one size: what was taken once is taken again. */
+static void repeated_work_touches_no_new_page(vm_pools d)
 {
-    enum { COUNT = VM_SHELF_RANGES + 10 };
-    vm_region *r = MAKE(.nr_pages = COUNT * 260, .granule_bytes = 4096, .pools = d, SMALL);
+    static const uint64_t sizes[] = {1, 8, 256, 257, 500};
+    enum { COUNT = 3000 };
     static vm_range a[COUNT];
+    if (d == VM_POOLS_OFF)
+        return; /* its small ranges wait for a purge */
+    for (size_t s = 0; s < LENGTH(sizes); s++) {
+        vm_region *r = MAKE(.nr_pages = COUNT * 510, .granule_bytes = 4096, .pools = d, SMALL);
+        for (int i = 0; i < COUNT; i++)
+            a[i] = take(r, sizes[s]);
+        uint64_t high = r->map.h->high_pages, from_space = stats_of(r).nr_space_hit;
+        for (int epoch = 0; epoch < 3; epoch++) {
+            CHECK_EQ(vm_free_bulk(r, COUNT, a), 0);
+            for (int i = 0; i < COUNT; i++)
+                a[i] = take(r, sizes[s]);
+        }
+        CHECK_EQ(r->map.h->high_pages, high);
+        CHECK_EQ(stats_of(r).nr_space_hit, from_space);
+        CHECK_EQ(vm_free_bulk(r, COUNT, a), 0);
+        FINISH(r);
+    }
+}
+
+static void warm_neighbours_become_one_when_a_longer_one_is_wanted(vm_pools d)
+{
+    enum { COUNT = 8 };
+    vm_region *r = make(d);
+    vm_range a[COUNT], fence = {0};
     for (int i = 0; i < COUNT; i++)
-        a[i] = take(r, 260);
+        a[i] = take(r, 300);
+    fence = take(r, 300);
     CHECK_EQ(vm_free_bulk(r, COUNT, a), 0);
-    CHECK_EQ(stats_of(r).lazy_pages, COUNT * 260);
+    vm_range all = take(r, COUNT * 300);
+    CHECK_EQ(all.page, a[0].page);
+    CHECK_EQ(stats_of(r).lazy_pages, 0);
     CHECK_CLEAN(r);
+    GIVE_BACK(r, all);
+    GIVE_BACK(r, fence);
     FINISH(r);
 }
 
-static void over_the_threshold_the_freeing_thread_purges(vm_pools d)
+static void the_lists_are_made_anew_after_a_death(vm_pools d)
+{
+    vm_region *r = make(d);
+    vm_range a = take(r, 300), b = take(r, 400), c = take(r, 500);
+    GIVE_BACK(r, a);
+    GIVE_BACK(r, b);
+    vm_range again = take(r, 300); /* sorts */
+    CHECK_EQ(again.page, a.page);
+    GIVE_BACK(r, again);
+    pid_t child;
+    CHILD(child, {
+        vm_thread *t = vm__thread(r);
+        CHECK_EQ(vm__lock(t, &r->map.h->warm.lock, 0), 0);
+        memset(r->map.h->warm.list, 0x55, sizeof r->map.h->warm.list);
+        kill(getpid(), SIGKILL);
+    });
+    CHECK_EQ(waitpid(child, NULL, 0), child);
+    CHECK_EQ(take(r, 400).page, b.page);
+    CHECK_EQ(take(r, 300).page, a.page);
+    (void)c;
+    CHECK_EQ(vm_recover(r, NULL), 0);
+    CHECK_CLEAN(r);
+    vm_detach(r);
+}
+
+static void over_the_threshold_a_free_gives_back_a_little(vm_pools d)
 {
     vm_region *r = MAKE(.nr_pages = 10000, .pools = d, .nr_nodes = 1, .nr_threads = 4, .lazy_pages_max = 1000);
     vm_range a = take(r, 600), b = take(r, 700), keep = take(r, 1);
     GIVE_BACK(r, a);
-    CHECK_EQ(stats_of(r).nr_purges, 0);
     CHECK_EQ(stats_of(r).lazy_pages, 600);
     GIVE_BACK(r, b);
-    CHECK_EQ(stats_of(r).nr_purges, 1);
-    CHECK_EQ(stats_of(r).lazy_pages, 0);
+    CHECK_EQ(stats_of(r).lazy_pages, 1300 - VM_PURGE_STEP_PAGES);
+    CHECK_EQ(r->map.h->nr_steps, 1);
+    CHECK_EQ(stats_of(r).nr_purges, 0);
+    CHECK_CLEAN(r);
     GIVE_BACK(r, keep);
+    FINISH(r);
+}
+
+static void the_oldest_goes_first(vm_pools d)
+{
+    vm_region *r = MAKE(.nr_pages = 10000, .pools = d, .nr_nodes = 1, .nr_threads = 4, .lazy_pages_max = 1000);
+    vm_range a = take(r, 300), e = take(r, 1), b = take(r, 310), g = take(r, 1), c = take(r, 300), h = take(r, 1);
+    GIVE_BACK(r, b);
+    vm_clock_advance(5000000000ull);
+    GIVE_BACK(r, a);
+    GIVE_BACK(r, c); /* 910 */
+    vm_clock_advance(5000000000ull);
+    vm_range f = take(r, 600);
+    GIVE_BACK(r, f); /* over it */
+    vm_word w = r->map.heads[b.page].word;
+    CHECK_EQ(vm__len(w), 310 - VM_PURGE_STEP_PAGES);
+    CHECK_EQ(vm__len(r->map.heads[a.page].word), 300);
+    CHECK_CLEAN(r);
+    GIVE_BACK(r, e);
+    GIVE_BACK(r, g);
+    GIVE_BACK(r, h);
     FINISH(r);
 }
 
@@ -239,9 +325,12 @@ static void the_recent_peak_sinks_to_the_present(vm_pools d)
 
 static void (*const for_every_design[])(vm_pools) = {
     a_large_range_is_reused_warm,
-    the_tightest_fit_on_the_shelf_wins,
-    more_large_ranges_than_the_shelf_holds_are_not_lost,
-    over_the_threshold_the_freeing_thread_purges,
+    the_tightest_warm_fit_wins,
+    repeated_work_touches_no_new_page,
+    warm_neighbours_become_one_when_a_longer_one_is_wanted,
+    the_lists_are_made_anew_after_a_death,
+    over_the_threshold_a_free_gives_back_a_little,
+    the_oldest_goes_first,
     a_purge_gives_the_pages_back_to_the_system,
     neighbours_are_merged_before_they_are_discarded,
     a_shrink_gives_everything_back,
