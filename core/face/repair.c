@@ -159,6 +159,22 @@ static int repair_pools(vm_thread *t, vm_report *report)
     return rc;
 }
 
+static int repair_warm(vm_thread *t, vm_report *report)
+{
+    vm_region *r = t->region;
+    vm_report quiet = {0};
+    int rc = vm__lock(t, &r->map.h->warm.lock, 0);
+    if (rc)
+        return rc;
+    vm__warm_check(r, &quiet);
+    if (quiet.nr)
+        vm__report(report, "warm ranges: lists rebuilt; %d were wrong", quiet.nr);
+    vm__report_end(&quiet, NULL, NULL);
+    VM_PUT(&r->map.h->warm.lock.needs_mending, 1); /* whoever comes first rebuilds */
+    vm__unlock(t, &r->map.h->warm.lock);
+    return 0;
+}
+
 static int sum_lazy(vm_thread *t, uint64_t *sum, uint64_t *largest_number)
 {
     vm_region *r = t->region;
@@ -215,6 +231,8 @@ static int repair(vm_thread *t, vm_report *report)
         rc = repair_tables(t, report);
     if (rc == 0)
         rc = repair_pools(t, report);
+    if (rc == 0)
+        rc = repair_warm(t, report);
     if (rc == 0) {
         uint64_t pages = vm__magazines_reclaim(t);
         if (pages)

@@ -480,8 +480,10 @@ int vm__warm_collect_all(vm_thread *t, unsigned flags, vm_batch *out)
     if (rc)
         return rc;
     uint64_t pages = 0;
-    for (uint32_t class = next_used(w, 0); class < VM_WARM_CLASSES; class = next_used(w, class + 1)) {
+    for (uint32_t class = 0; class < VM_WARM_CLASSES; class++) {
         uint32_t head = VM_RELAXED(&w->list[class].head);
+        if (!head)
+            continue;
         VM_PUT(&w->list[class].head, 0);
         VM_PUT(&w->list[class].tail, 0);
         note_used(w, class, false);
