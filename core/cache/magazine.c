@@ -20,7 +20,7 @@ void vm__magazine_init(vm_thread *t)
     t->cap_pages = 0;
 }
 
-static bool grow_cap(vm_thread *t, uint64_t nr_pages)
+bool vm__magazine_grow(vm_thread *t, uint64_t nr_pages)
 {
     vm_region *r = t->region;
     uint8_t *cap = &t->cap[nr_pages];
@@ -125,7 +125,7 @@ static uint32_t make_room(vm_thread *t, vm_magazine *m, uint64_t nr_pages)
     uint32_t count = vm__magazine_count(VM_RELAXED(&m->header));
     if (count < t->cap[nr_pages])
         return count;
-    grow_cap(t, nr_pages);
+    vm__magazine_grow(t, nr_pages);
     uint32_t cap = t->cap[nr_pages];
     if (count < cap)
         return count;
@@ -192,17 +192,24 @@ void vm__magazine_keep(vm_thread *t, uint64_t nr_pages, uint32_t nr, const uint6
         vm__pool_give(t, nr_pages, nr - put, pages + put);
 }
 
+/* How many ranges a miss takes at once. */
+uint32_t vm__magazine_want(const vm_thread *t, uint64_t nr_pages)
+{
+    uint32_t room = t->cap[nr_pages] / 2 + 1;
+    return room < VM_MAGAZINE_REFILL_MAX ? room : VM_MAGAZINE_REFILL_MAX;
+}
+
 /* Hand out a range and put a few more of its size into the magazine. Called after a miss. Who misses
  * again and again, because others free what it takes, gets larger batches. */
 int vm__magazine_refill(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out)
 {
     uint64_t pages[VM_MAGAZINE_REFILL_MAX];
-    uint32_t room = t->cap[nr_pages] / 2 + 1, want = room < VM_MAGAZINE_REFILL_MAX ? room : VM_MAGAZINE_REFILL_MAX;
+    uint32_t want = vm__magazine_want(t, nr_pages);
     uint32_t got = vm__pool_take(t, nr_pages, align_pages, want, pages);
     if (!got)
         return -ENOSPC;
     if (got == want)
-        grow_cap(t, nr_pages);
+        vm__magazine_grow(t, nr_pages);
     vm__hand_out(t, pages[0], nr_pages, false, out);
     vm__magazine_keep(t, nr_pages, got - 1, pages + 1);
     return 0;
@@ -223,7 +230,7 @@ int vm__magazine_stock(vm_thread *t, uint64_t nr_pages, unsigned flags, vm_range
     if (!got)
         return -ENOSPC;
     vm__hand_out(t, pages[0], nr_pages, false, out);
-    while (t->cap[nr_pages] < VM_MAGAZINE_CAP && t->cap[nr_pages] < got && grow_cap(t, nr_pages))
+    while (t->cap[nr_pages] < VM_MAGAZINE_CAP && t->cap[nr_pages] < got && vm__magazine_grow(t, nr_pages))
         ;
     vm__magazine_keep(t, nr_pages, got - 1, pages + 1);
     return 0;

@@ -31,13 +31,15 @@ static int take_ready(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_
 static int take_warm(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out)
 {
     uint64_t pages[VM_MAGAZINE_REFILL_MAX];
-    uint32_t most = nr_pages <= t->fast_pages && align_pages == 1 ? VM_MAGAZINE_REFILL_MAX : 1;
+    uint32_t most = nr_pages <= t->fast_pages ? vm__magazine_want(t, nr_pages) : 1;
     if (nr_pages <= VM_POOL_PAGES_MAX && !vm__is_pooled(t->region, nr_pages))
         return -ENOSPC; /* without pools: as the kernel before 6.9 */
     uint64_t len;
     uint32_t got = vm__warm_take(t, nr_pages, align_pages, most, pages, &len);
     if (!got)
         return -ENOSPC;
+    if (got == most && nr_pages <= t->fast_pages)
+        vm__magazine_grow(t, nr_pages);
     vm__hand_out(t, pages[0], len, false, out);
     vm__magazine_keep(t, nr_pages, got - 1, pages + 1);
     return 0;

@@ -303,15 +303,17 @@ static vm_word find_close(vm_region *r, uint64_t nr_pages, uint64_t align_pages,
     return w;
 }
 
-/* One that is at least twice as long: what is split off should be of use. */
+/* A longer one to split. For a small one it is at least twice as long, so that what is split off is of use; odd ends of
+ * large ones are of use once their neighbours are free too. */
 static vm_word find_longer(vm_region *r, uint64_t nr_pages, uint64_t align_pages, uint64_t *page)
 {
+    uint64_t least = nr_pages <= VM_POOL_PAGES_MAX ? 2 * nr_pages : nr_pages + 1;
     vm_word w = 0;
-    if (2 * nr_pages > VM_PAGES_MAX)
+    if (least > VM_PAGES_MAX)
         return 0;
-    for (uint32_t class = next_used(warm_of(r), class_of(2 * nr_pages)); !w && class < VM_WARM_CLASSES;
+    for (uint32_t class = next_used(warm_of(r), class_of(least)); !w && class < VM_WARM_CLASSES;
          class = next_used(warm_of(r), class + 1))
-        w = best_of(r, class, align_pages, 2 * nr_pages, VM_PAGES_MAX, page);
+        w = best_of(r, class, align_pages, least, VM_PAGES_MAX, page);
     return w;
 }
 
@@ -355,8 +357,11 @@ static vm_word find(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint6
         more = sort(r);
         w = find_close(r, nr_pages, align_pages, page);
     }
+    bool may_join = !w && VM_ACQUIRE(&r->map.h->lazy_pages) >= nr_pages;
+    if (may_join && nr_pages > VM_POOL_PAGES_MAX && join_neighbours(t)) /* before one of them is split */
+        w = find_close(r, nr_pages, align_pages, page);
     w = w ? w : find_longer(r, nr_pages, align_pages, page);
-    if (!w && VM_ACQUIRE(&r->map.h->lazy_pages) >= nr_pages && join_neighbours(t)) {
+    if (!w && may_join && nr_pages <= VM_POOL_PAGES_MAX && join_neighbours(t)) {
         w = find_close(r, nr_pages, align_pages, page);
         w = w ? w : find_longer(r, nr_pages, align_pages, page);
     }

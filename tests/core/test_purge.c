@@ -125,11 +125,11 @@ static void a_large_range_is_reused_warm(vm_pools d)
     CHECK_EQ(*(char *)vm_pointer(r, b.page), 7);
     CHECK_EQ(stats_of(r).nr_lazy_hit, 1);
     GIVE_BACK(r, b);
-    vm_range c = take(r, 600); /* neither close nor twice as long: cold */
+    vm_range c = take(r, 1100); /* it is too short: cold */
     CHECK(c.page != a.page);
-    vm_range e = take(r, 500); /* half of it; the other half stays warm */
-    CHECK(e.page == a.page && e.nr_pages == 500);
-    CHECK_EQ(stats_of(r).lazy_pages, 500);
+    vm_range e = take(r, 600); /* the other part stays warm */
+    CHECK(e.page == a.page && e.nr_pages == 600);
+    CHECK_EQ(stats_of(r).lazy_pages, 400);
     CHECK_CLEAN(r);
     GIVE_BACK(r, e);
     GIVE_BACK(r, c);
