@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 # Needs python3 (3.11 or newer, with venv), gcc and make. Everything else comes by pip into .venv.
 #
 # Two builds that never mix: the release build is installed into .venv (demo, bench); the build with

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Millions of alloc+free pairs a second, by 1 to 64 worker processes, for the four pool designs.
 
 Every worker takes and frees 1 to 16 pages, 16 ranges live. The designs take turns; the value is the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """How fast are recordings read, beside polars and pyarrow reading the same rows and columns from CSV?
 
     python benchmarks/bench_trace.py                      about a minute

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The suite's parameters: the kernel's names, bits, modes and rules; sizes that follow from them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a run is turned into: means, ratios, the kernel's lines, the file."""
 
 from __future__ import annotations

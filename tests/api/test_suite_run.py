@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The suite on the real allocator: every test, every design, threads and processes; what it notices."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`vmalloc bench handover`: what it prints, writes, survives and clears away."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`vmalloc check`: what it finds, mends, saves, says and exits with."""
 
 from __future__ import annotations

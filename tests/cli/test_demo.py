@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`python -m vmalloc.demo`: both halves, small, and what it says about what is not installed."""
 
 from __future__ import annotations

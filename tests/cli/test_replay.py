@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """vmalloc replay prints, writes JSON and says in one line what is wrong."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`vmalloc suite`: what it prints, writes and exits with."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a request gets, whichever design stands in front of space."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The plain-Python model's `vmalloc` preset and the C core decide alike, request by request.
 
 One thread, one node. After every step both have the same ranges in the same states, so the next step starts

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Long random histories against an oracle that is a dict of intervals."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Many processes that send, receive, drop, fork and die, against an oracle that knows who references what.
 
 Every array is full of its own number, so whatever a process reads tells whose bytes they are. Workers obey

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The model predicts real kernels, recorded in tests/data."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Recording the running kernel: what is recorded, and that nothing is left behind."""
 
 from __future__ import annotations

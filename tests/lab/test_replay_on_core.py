@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A recording's requests on the real allocator: every one is served once, whoever frees what."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The block reader gives the same events and problems as the line reader, which is the specification."""
 
 from __future__ import annotations

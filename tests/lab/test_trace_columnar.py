@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Our own file: what is written is read, by us and by others."""
 
 from __future__ import annotations

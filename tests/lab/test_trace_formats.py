@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Reading recordings: every format gives the same events, every trouble one line."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """/proc/vmallocinfo: typed areas, and what its addresses are worth."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """vm_map_ram's blocks: pages are given out once, front to back."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A preset says everything in which its version differs."""
 
 from __future__ import annotations

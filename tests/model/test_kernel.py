@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The way of a request through the model, in each version of the kernel and in our own design."""
 
 from __future__ import annotations

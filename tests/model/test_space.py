@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The space is lowest-address first fit: equal to a linear scan, with any window and alignment."""
 
 from __future__ import annotations

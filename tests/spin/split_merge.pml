@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /*
  * Space: split and merge by one store each, and the repair of the hints by who steals space_lock.
  *

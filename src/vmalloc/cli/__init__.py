@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The `vmalloc` command: one file per subcommand, loaded only when it is called.
 
 Each module `vmalloc.cli.<name>` holds one click command called `command`; its docstring is its help.

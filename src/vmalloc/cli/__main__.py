@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`python -m vmalloc.cli` is the `vmalloc` command."""
 
 from vmalloc.cli import main

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`vmalloc check`: walk the invariants of a live region or of an image of one."""
 
 from __future__ import annotations

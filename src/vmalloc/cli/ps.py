@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`vmalloc ps`: the regions of this machine."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The kernel's vmalloc test suite on the real allocator, against every pool design.
 
 Read in this order: parameters (what the kernel's script accepts), loops.h and loops.c (the tests),

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The board: what the workers of one run share beside the region (vm_suite_board of loops.h)."""
 
 from __future__ import annotations

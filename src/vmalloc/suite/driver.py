@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The driver: workers at a barrier, rounds, designs.
 
 A round is every enabled test once in every worker, in an order of the worker's own. Each of the

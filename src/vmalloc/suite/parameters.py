@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the kernel's suite can be told, with its names, its bits and its script's rules.
 
 After: Linux lib/test_vmalloc.c and tools/testing/selftests/mm/test_vmalloc.sh.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A progress bar that only shows itself when a terminal watches."""
 
 from __future__ import annotations

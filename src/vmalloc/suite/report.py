@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a run looks like: the table, the kernel's own lines, a file."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a run found: tallies of workers and tests, and the lines a table or a file has."""
 
 from __future__ import annotations
