@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: MIT
 """Every source file begins with its licence, in one line that tools can read.
 
-    .ci/spdx.py [FILE ...]          name the files that lack it (all that git knows), and fail
-    .ci/spdx.py --fix [FILE ...]    put it there
+.ci/spdx.py [FILE ...]          name the files that lack it (all that git knows), and fail
+.ci/spdx.py --fix [FILE ...]    put it there
 """
 
 import subprocess
@@ -13,7 +13,8 @@ from pathlib import Path
 TAG = "SPDX-License-Identifier: MIT"
 C_SUFFIXES = {".c", ".h", ".pml"}
 HASH_SUFFIXES = {".py", ".pyi", ".pyx", ".pxd", ".pxi", ".sh", ".in", ".toml", ".yaml", ".yml"}
-HASH_NAMES = {"Makefile", "meson.build", "meson.options", "run", ".clang-format", ".editorconfig", ".gitignore"}
+DOTFILES = {".clang-format", ".editorconfig", ".gitignore"}
+HASH_NAMES = {"Makefile", "meson.build", "meson.options", "run"} | DOTFILES
 
 
 def expected_line(path: Path) -> str | None:

@@ -4,9 +4,10 @@
     python benchmarks/bench_trace.py                      about a minute
     python benchmarks/bench_trace.py --events 10000000    the memory bar: 10^7 events within 2 GiB
 
-A recording (tests/data/live/l2_proc.trace.xz) is repeated with later times until it has enough events. CSV has
-the 17 columns of docs/trace-format.md. Readers take turns, the best of the repeats counts; each runs in a process
-of its own, so that the peak of its memory can be told. Files are in the page cache; 10^7 events take 3 GB of disk.
+A recording (tests/data/live/l2_proc.trace.xz) is repeated with later times until it has enough events. CSV
+has the 17 columns of docs/trace-format.md. Readers take turns, the best of the repeats counts; each runs in a
+process of its own, so that the peak of its memory can be told. Files are in the page cache; 10^7 events take
+3 GB of disk.
 """
 
 from __future__ import annotations
