@@ -129,7 +129,7 @@ lint-%: | $(VENV)/.tools-lint $(VENV)/.tools-test
 LINT.spdx         = $(PY) .ci/spdx.py
 LINT.ruff         = ruff check .
 LINT.ruff-format  = ruff format --check .
-LINT.clang-format = clang-format --dry-run --Werror $(C_FILES)
+LINT.clang-format = @clang-format --dry-run --Werror $(C_FILES)
 LINT.mypy         = mypy
 LINT.pyright      = pyright --pythonpath $(PY)
 define LINT.workflows
