@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Page ranges in one shared memory region, for any thread of any process.
 
     region = vmalloc.Region("8G")

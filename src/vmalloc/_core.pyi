@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from mmap import mmap

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 # Part of _core.pyx: references in messages, and Refs.
 
 def offset_of(array, Holding holding not None):

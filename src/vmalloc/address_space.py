@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """AddressSpace: the same allocator, without memory behind it."""
 
 from __future__ import annotations

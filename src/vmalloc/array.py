@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Array functions of a region: plain `np.ndarray` on shared pages.
 
 The base of every array made here is a private owner object that holds the pages: they are freed when

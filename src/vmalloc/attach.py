@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 # pyright: reportPrivateUsage=false
 """Attach: from a descriptor, a path, a name or what a message says to the region.
 

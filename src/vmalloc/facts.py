@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Facts that the core, the model, the lab, the command, the benchmarks and the tests share: each stands here once.
+"""Facts that core, model, lab, command, benchmarks and tests share: each stands here once.
 
 Python reads this file as it is, without a core. The core gets it as a C header, vmalloc_facts.h, which
 core/write_facts.py makes at every build: each number under its name with VM_ in front, each pool design as a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 # pyright: reportPrivateUsage=false
 """Images: a region's metadata in a sparse file, to be checked later or elsewhere.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Messages: arrays by reference through stock multiprocessing and concurrent.futures.
 
 `install()` teaches ForkingPickler, which all of their queues, pipes, pools and arguments use, to send an

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """References: an array or a block passed by reference through any pickler on this machine."""
 
 from __future__ import annotations

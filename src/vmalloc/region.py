@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Region: one shared mapping, allocated from by any thread of any process that attached."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """SharedMemory and ShareableList with the shape of `multiprocessing.shared_memory`.
 
     from vmalloc.shared_memory import SharedMemory   # the one line that changes

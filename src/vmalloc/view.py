@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Views: what another process needs, beside the pages, to see the same array or block.
 
 `describe` and `rebuild` are each other's inverse and know nothing of processes: reference.py sends a

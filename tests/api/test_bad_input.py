@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Bad input: one of our errors with the numbers in it, never a crash, never a corrupt region."""
 
 from __future__ import annotations

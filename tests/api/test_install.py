@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """vmalloc.install(): what becomes a reference, what does not, and what a message leaves."""
 
 from __future__ import annotations

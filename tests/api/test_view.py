@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A description from another process shows bytes of its own range or none: the check is ours, in Python's
 integers, because numpy's own can overflow."""
 

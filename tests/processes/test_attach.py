@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Ways into a region, and ranges that change hands."""
 
 from __future__ import annotations

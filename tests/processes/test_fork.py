@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Fork: a child keeps what it inherited, and what it does is its own."""
 
 from __future__ import annotations

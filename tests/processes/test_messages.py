@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Arrays through stock queues, pipes, pools and arguments, between processes of every start method."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Who may attach, and what a read-only attachment can do: look."""
 
 from __future__ import annotations

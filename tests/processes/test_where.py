@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a message says of its region leads there, by one way or another, or to a clear error."""
 
 from __future__ import annotations

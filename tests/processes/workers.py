@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the children of these tests do, and how the tests wait for them."""
 
 from __future__ import annotations

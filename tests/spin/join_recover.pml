@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /*
  * Processes that join, die and recover each other, and a lock that is stolen from the dead.
  *
