@@ -10,17 +10,11 @@ from typing import Any
 
 import pytest
 
+from vmalloc.facts import POOLS
+
 PAGE = resource.getpagesize()
 
-#: The four pool designs with our locks, and two with plain pthread mutexes, which the suite shows beside.
-DESIGNS = [
-    pytest.param({"pools": "off"}, id="off"),
-    pytest.param({"pools": "locked"}, id="locked"),
-    pytest.param({"pools": "llist"}, id="llist"),
-    pytest.param({"pools": "magazine"}, id="magazine"),
-    pytest.param({"pools": "off", "locks": "pthread"}, id="off-pthread"),
-    pytest.param({"pools": "magazine", "locks": "pthread"}, id="magazine-pthread"),
-]
+DESIGNS = [pytest.param({"pools": name}, id=name) for name in POOLS]
 
 
 def pytest_report_header() -> str:

@@ -7,6 +7,7 @@ from operator import index
 from typing import ClassVar
 
 from vmalloc.errors import NotAllocated, OutOfPages
+from vmalloc.facts import POOLS_DEFAULT
 from vmalloc.region import RegionBase
 
 __all__ = ["AddressSpace"]
@@ -32,10 +33,9 @@ class AddressSpace(RegionBase):
         granule: int = 4096,
         on_death: str = "keep",
         name: str = "",
-        pools: str = "magazine",
+        pools: str = POOLS_DEFAULT,
         nodes: int | None = None,
         max_threads: int | None = None,
-        locks: str = "futex",
         lock_timeout_s: float = 10.0,
     ) -> None:
         if granule <= 0 or granule & (granule - 1):
@@ -53,7 +53,6 @@ class AddressSpace(RegionBase):
             base=start,
             nodes=nodes,
             max_threads=max_threads,
-            locks=locks,
             keep_on_death=on_death == "keep",
         )
 

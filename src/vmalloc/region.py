@@ -14,12 +14,12 @@ from vmalloc._core import STATES, CoreRegion
 from vmalloc.array import ArrayFunctions, holding_of
 from vmalloc.attach import attach, attached, region_at, serve_region, where_of
 from vmalloc.errors import RegionCorrupt, RegionUnavailable
+from vmalloc.facts import NODES_MAX, POOLS, POOLS_DEFAULT
 from vmalloc.stats import Range, Stats
 from vmalloc.view import describe, from_json, rebuild, to_json
 
 __all__ = ["Region", "default_region", "parse_size", "region_of"]
 
-POOL_DESIGNS = ("off", "locked", "llist", "magazine")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
@@ -71,21 +71,18 @@ class RegionBase(CoreRegion):
         lazy_pages_max: int = 0,
         nodes: int | None,
         max_threads: int | None,
-        locks: str,
         keep_on_death: bool = False,
         lease_ttl_s: float = 60.0,
     ) -> None:
         if "/" in name:
             raise ValueError(f"a region's name has no '/': attach() takes {name!r} for a path")
-        if pools not in POOL_DESIGNS:
-            raise ValueError(f"pools must be one of {', '.join(POOL_DESIGNS)}, not {pools!r}")
-        if locks not in ("futex", "pthread"):
-            raise ValueError(f"locks must be 'futex' or 'pthread', not {locks!r}")
+        if pools not in POOLS:
+            raise ValueError(f"pools must be one of {', '.join(POOLS)}, not {pools!r}")
         if nr_pages > (1 << 30) - 1:
             raise ValueError(f"a region has at most 2**30 - 1 pages, not {nr_pages}")
         if not 0 < lease_ttl_s < 1e9:
             raise ValueError(f"lease_ttl_s must be positive and below 1e9, not {lease_ttl_s}")
-        for what, value, most in (("nodes", nodes, 128), ("max_threads", max_threads, 3840)):
+        for what, value, most in (("nodes", nodes, NODES_MAX), ("max_threads", max_threads, 3840)):
             if value is not None and not 1 <= value <= most:
                 raise ValueError(f"{what} must be from 1 to {most}, not {value}")
         self._create(
@@ -98,7 +95,6 @@ class RegionBase(CoreRegion):
             lazy_pages_max=lazy_pages_max,
             nr_nodes=nodes or 0,
             nr_threads=max_threads or 0,
-            pthread_locks=locks == "pthread",
             keep_on_death=keep_on_death,
             lease_ttl_s=lease_ttl_s,
         )
@@ -136,7 +132,9 @@ class RegionBase(CoreRegion):
         `at_rest` also compares lists and counters with the words, which holds only while nobody else
         works. `repair` rebuilds every hint from the words first.
         """
-        found = self._check(at_rest, repair)
+        if repair:
+            self._repair()
+        found = self._check(at_rest)
         if found:
             more = f" (and {len(found) - 5} more)" if len(found) > 5 else ""
             raise RegionCorrupt("; ".join(found[:5]) + more)
@@ -214,12 +212,11 @@ class Region(RegionBase, ArrayFunctions):
         size: int | str = "8G",
         *,
         name: str = "",
-        pools: str = "magazine",
+        pools: str = POOLS_DEFAULT,
         limit: int | str | None = None,
         lazy_max: int | str | None = None,
         nodes: int | None = None,
         max_threads: int | None = None,
-        locks: str = "futex",
         lock_timeout_s: float = 10.0,
         lease_ttl_s: float = 60.0,
     ) -> None:
@@ -234,7 +231,6 @@ class Region(RegionBase, ArrayFunctions):
             lazy_pages_max=0 if lazy_max is None else max(parse_size(lazy_max) // page, 1),
             nodes=nodes,
             max_threads=max_threads,
-            locks=locks,
             lease_ttl_s=lease_ttl_s,
         )
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 # Part of _core.pyx: `vmalloc replay --on core`, the loop of replay_core.c.
 
 def replay_board_bytes(size_t nr_slots):

@@ -34,7 +34,7 @@ DESIGNS = {
     "locked": {"pools": "locked"},
     "llist": {"pools": "llist"},
     "magazine": {"pools": "magazine"},
-    "off-mutex": {"pools": "off", "locks": "pthread"},
+    "off-mutex": {"pools": "off"},
 }
 LONG_BUSY = _core.SUITE_LONG_BUSY
 SINGLE_ROUNDS = 3  # they are short, and one alone would mostly tell what else the machine did
@@ -139,7 +139,6 @@ def _region_of(plan: Plan, design: str, nr_workers: int) -> Region:
         max_threads=min(max(nr_workers + 16, 1024), 3840),
         lock_timeout_s=LOCK_TIMEOUT_S,
         pools=DESIGNS[design]["pools"],
-        locks=DESIGNS[design].get("locks", "futex"),
     )
 
 

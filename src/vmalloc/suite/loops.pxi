@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 # Part of _core.pyx: `vmalloc suite`, the loops of loops.c, run without the interpreter lock.
 
 SUITE_LONG_BUSY = VM_SUITE_LONG_BUSY
