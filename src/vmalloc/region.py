@@ -15,7 +15,7 @@ from vmalloc._core import STATES, CoreRegion
 from vmalloc.array import ArrayFunctions, holding_of
 from vmalloc.attach import attach, attached, region_at, serve_region, where_of
 from vmalloc.errors import RegionCorrupt, RegionUnavailable
-from vmalloc.facts import POOLS
+from vmalloc.facts import NODES_MAX, POOLS, POOLS_DEFAULT
 from vmalloc.stats import Range, Stats
 from vmalloc.view import describe, from_json, rebuild, to_json
 
@@ -83,7 +83,7 @@ class RegionBase(CoreRegion):
             raise ValueError(f"a region has at most 2**30 - 1 pages, not {nr_pages}")
         if not 0 < lease_ttl_s < 1e9:
             raise ValueError(f"lease_ttl_s must be positive and below 1e9, not {lease_ttl_s}")
-        for what, value, most in (("nodes", nodes, 128), ("max_threads", max_threads, 3840)):
+        for what, value, most in (("nodes", nodes, NODES_MAX), ("max_threads", max_threads, 3840)):
             if value is not None and not 1 <= value <= most:
                 raise ValueError(f"{what} must be from 1 to {most}, not {value}")
         self._create(
@@ -133,7 +133,9 @@ class RegionBase(CoreRegion):
         `at_rest` also compares lists and counters with the words, which holds only while nobody else
         works. `repair` rebuilds every hint from the words first.
         """
-        found = self._check(at_rest, repair)
+        if repair:
+            self._repair()
+        found = self._check(at_rest)
         if found:
             more = f" (and {len(found) - 5} more)" if len(found) > 5 else ""
             raise RegionCorrupt("; ".join(found[:5]) + more)
@@ -211,7 +213,7 @@ class Region(RegionBase, ArrayFunctions):
         size: int | str = "8G",
         *,
         name: str = "",
-        pools: str = "magazine",
+        pools: str = POOLS_DEFAULT,
         limit: int | str | None = None,
         lazy_max: int | str | None = None,
         nodes: int | None = None,
