@@ -164,8 +164,7 @@ void vm__sleep_ns(uint64_t ns);
 /* Between looks at a stuck owner: 0 to go on, EBUSY when the call's time is up, EINTR when its slice is. */
 int vm__wait_slice(const vm_region *r, uint64_t started_ns, vm_token owner);
 bool vm__time_is_up(const vm_region *r, uint64_t started_ns);
-void vm__wait_begin(uint64_t timeout_ns, bool in_slices); /* as vm_wait_begin() */
-void vm__wait_end(void);
+void vm__wait_with(vm_wait *wait); /* for this thread, until NULL */
 uint32_t vm__busy_pid(void);
 
 /* ---- alive.c: process slots, and who is dead ---- */

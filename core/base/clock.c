@@ -11,11 +11,7 @@
 
 #define INTERRUPT_NS 20000000ull
 
-static _Thread_local struct {
-    uint64_t timeout_ns; /* 0: the region's */
-    uint64_t since_ns;   /* of the first wait; 0: none yet */
-    bool is_on, in_slices;
-} wait;
+static _Thread_local vm_wait *wait; /* of the call that is under way; NULL: none */
 static _Thread_local uint32_t busy_pid;
 
 #ifdef VM_HOOKS
@@ -39,23 +35,15 @@ void vm__sleep_ns(uint64_t ns)
     nanosleep(&pause, NULL);
 }
 
-void vm__wait_begin(uint64_t timeout_ns, bool in_slices)
-{
-    wait.timeout_ns = timeout_ns;
-    wait.since_ns = 0;
-    wait.is_on = true;
-    wait.in_slices = in_slices;
-}
-
-void vm__wait_end(void) { wait.is_on = wait.in_slices = false; }
+void vm__wait_with(vm_wait *with) { wait = with; }
 uint32_t vm__busy_pid(void) { return busy_pid; }
 
 bool vm__time_is_up(const vm_region *r, uint64_t started_ns)
 {
     uint64_t since = started_ns, timeout = r->lock_timeout_ns;
-    if (wait.is_on) {
-        since = wait.since_ns = wait.since_ns ? wait.since_ns : started_ns;
-        timeout = wait.timeout_ns ? wait.timeout_ns : timeout;
+    if (wait) {
+        since = wait->since_ns = wait->since_ns ? wait->since_ns : started_ns;
+        timeout = wait->timeout_ns ? wait->timeout_ns : timeout;
     }
     return vm__now_ns() - since > timeout;
 }
@@ -63,7 +51,7 @@ bool vm__time_is_up(const vm_region *r, uint64_t started_ns)
 int vm__wait_slice(const vm_region *r, uint64_t started_ns, vm_token owner)
 {
     bool is_up = vm__time_is_up(r, started_ns);
-    if (!is_up && !(wait.is_on && wait.in_slices && vm__now_ns() - started_ns > INTERRUPT_NS))
+    if (!is_up && !(wait && wait->in_slices && vm__now_ns() - started_ns > INTERRUPT_NS))
         return 0;
     busy_pid = vm__pid_of(r, owner);
     return is_up ? -EBUSY : -EINTR;

@@ -21,7 +21,6 @@
 #include "vmalloc_facts.h"
 
 #define VM_MAGIC 0x31636f6c6c616d76ull /* "vmalloc1" in memory order */
-#define VM_FORMAT 3u
 #define VM_MAP_ALIGN (2ull << 20) /* of the mapping and, in it, of the data */
 
 /* The limits of the format, from those of vmalloc_facts.h. */

@@ -75,8 +75,8 @@ int vm_tick(vm_region *r)
 
 /* ---- waiting ---- */
 
-void vm_wait_begin(uint64_t timeout_ns, bool in_slices) { vm__wait_begin(timeout_ns, in_slices); }
-void vm_wait_end(void) { vm__wait_end(); }
+void vm_wait_begin(vm_wait *wait) { vm__wait_with(wait); }
+void vm_wait_end(void) { vm__wait_with(NULL); }
 uint32_t vm_busy_pid(const vm_region *r)
 {
     (void)r;

@@ -61,9 +61,13 @@ cdef int call_recover(vm_region *r, Call *c) noexcept nogil:
     return vm_recover(r, &c.nr)
 
 
+cdef int call_tick(vm_region *r, Call *c) noexcept nogil:
+    return vm_tick(r)
+
+
 cdef int call_check(vm_region *r, Call *c) noexcept nogil:
     forget_texts(c.found)  # what an interrupted look found, the next one finds
-    return vm_check(r, c.at_rest, False, append_text, c.found)
+    return vm_check(r, c.at_rest, append_text, c.found)
 
 
 cdef int call_repair(vm_region *r, Call *c) noexcept nogil:

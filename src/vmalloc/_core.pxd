@@ -88,7 +88,12 @@ cdef extern from "vmalloc.h" nogil:
     int vm_walk(vm_region *r, int (*each)(void *, const vm_range_info *) noexcept, void *arg)
     int vm_check(vm_region *r, c_bool at_rest, void (*say)(void *, const char *) noexcept, void *arg)
     int vm_repair(vm_region *r, void (*say)(void *, const char *) noexcept, void *arg)
-    void vm_wait_begin(uint64_t timeout_ns, c_bool in_slices)
+    ctypedef struct vm_wait:
+        uint64_t timeout_ns
+        c_bool in_slices
+        uint64_t since_ns
+
+    void vm_wait_begin(vm_wait *wait)
     void vm_wait_end()
     int vm_tick(vm_region *r)
     void vm_set_lock_timeout(vm_region *r, double seconds)
@@ -137,7 +142,6 @@ cdef class RegionHandle:
     cdef int pages_check(self) except -1
     cdef int result_of(self, Work work, Call *call) except? -1
     cdef int run(self, Work work, Call *call, object what, object nr_pages=*) except -1
-    cdef bint is_over(self, double *started) except? -1
     cdef object fail(self, int rc, object what, object nr_pages=*, str call=*, dict told=*)
     cdef str room(self, object nr_pages)
 

@@ -15,7 +15,6 @@ No Python object is made or dropped while a lock of the core is held.
 
 import os
 import pickle
-import time
 import weakref
 from operator import index
 
@@ -23,7 +22,7 @@ cimport cython
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_New
-from libc.errno cimport EAGAIN, EBUSY, EINTR, ENOMEM, ENOSPC
+from libc.errno cimport EAGAIN, EBUSY, EINTR, ENOMEM, ENOSPC, EPROTO
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free as c_free, malloc as c_malloc
 from libc.string cimport memcpy, memset
@@ -37,8 +36,12 @@ from vmalloc.suite.loops cimport (
 )
 
 from vmalloc import errors
-from vmalloc.facts import POOLS
+from vmalloc.facts import FORMAT, POOLS
 from vmalloc.results import error_of
+
+
+cdef extern from *:
+    const char *VM_VERSION  # meson.build holds it
 
 
 cdef extern from "errno.h":

@@ -14,6 +14,16 @@ cdef int _forget(bytes id) except -1:
     return 0
 
 
+def _versions(int fd):
+    """What made the region behind a descriptor, and what this is: offsets of the header that every format keeps."""
+    head = os.pread(fd, 48, 0)
+    form, page_bytes = (int.from_bytes(head[at:at + 4], "little") for at in (8, 12))
+    made_by = head[32:48].rstrip(b"\0").decode("ascii", "replace") if form >= 3 else ""
+    return (f"it has format {form}{made_by and ', of vmalloc ' + made_by}, and pages of {page_bytes} bytes; this is vmalloc "
+            f"{VM_VERSION.decode()}, which reads format {FORMAT}, and pages of {os.sysconf('SC_PAGESIZE')} bytes. "
+            "Use the version that made it, or make the region anew")
+
+
 cdef class RegionHandle:
     """A region's mapping in this process."""
 
@@ -64,7 +74,7 @@ cdef class RegionHandle:
             rc = vm_attach_readonly(fd, &self.r) if readonly else vm_attach(fd, &self.r)
         if rc:
             self.closed = True
-            raise error_of(-rc, "attach", what=f"descriptor {fd}")
+            raise error_of(-rc, "attach", what=f"descriptor {fd}", versions=_versions(fd) if rc == -EPROTO else "")
         self.remember()
 
     cdef int remember(self) except -1:
@@ -105,24 +115,17 @@ cdef class RegionHandle:
         the slices may call the core themselves, so nothing of this wait may be in force there.
         """
         cdef int rc
-        cdef double started = 0
+        cdef vm_wait wait
+        memset(&wait, 0, sizeof(wait))
+        wait.in_slices = True
         while True:
             with nogil:
-                vm_wait_in_slices(True)
+                vm_wait_begin(&wait)
                 rc = work(self.r, call)
-                vm_wait_in_slices(False)
+                vm_wait_end()
             if rc != -EINTR:
                 return rc
             PyErr_CheckSignals()
-            if self.is_over(&started):
-                return -EBUSY
-
-    cdef bint is_over(self, double *started) except? -1:
-        """The clock of result_of(), until the core's own runs on over the slices."""
-        cdef double now = time.monotonic()
-        if started[0] == 0:
-            started[0] = now
-        return now - started[0] > self.timeout_s
 
     cdef int run(self, Work work, Call *call, object what, object nr_pages=0) except -1:
         """result_of(), its error raised; `nr_pages` is what was asked for."""

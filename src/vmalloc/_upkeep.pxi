@@ -26,8 +26,9 @@ cdef class RegionUpkeep(RegionHandle):
 
     def tick(self):
         """Where periodic work hangs; does nothing yet. Returns None. RegionClosed."""
+        cdef Call c
         self.open_check()
-        # vm_tick(self.r)
+        self.run(call_tick, &c, "tick")
 
     def expire_leases(self, double older_than_s=0, *, bint all=True):
         """End the leases of messages that nobody loaded; their later loads raise StaleReference.

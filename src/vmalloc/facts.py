@@ -29,7 +29,9 @@ POOL_DESIGNS = (
 POOLS = tuple(design.name for design in POOL_DESIGNS)
 POOLS_DEFAULT = "magazine"
 
-# limits of a region's format
+# a region's format
+FORMAT = 3
+"""Raised by every change after which another version could misread a region."""
 PROCESSES_MAX = 255
 """Process slots that processes can have; one more is the region's own, for names."""
 THREADS_MAX = 3840

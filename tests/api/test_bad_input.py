@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import importlib.metadata
 import os
 import pickle
 import re
@@ -15,6 +17,7 @@ import pytest
 from tests.conftest import PAGE, assert_at_rest
 
 import vmalloc
+from vmalloc import facts
 
 HUGE = [2**40, 2**62, 2**62 + 1, 2**63, 2**64, 2**70]
 
@@ -507,3 +510,18 @@ except vmalloc.OutOfPages as e:
         assert 100 <= int(done.stdout) < 300
     finally:
         os.rmdir(group)
+
+
+def test_a_region_of_another_version_is_refused_with_both_versions_named(region, tmp_path):
+    head = os.pread(region.fileno(), 1 << 16, 0)
+    fd = os.memfd_create("other", os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, os.fstat(region.fileno()).st_size)
+    newer = head[:8] + (77).to_bytes(4, "little") + head[12:32] + b"9.8.7".ljust(16, b"\0") + head[48:]
+    os.pwrite(fd, newer, 0)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    with pytest.raises(vmalloc.RegionUnavailable) as refused:
+        vmalloc.Region.attach(fd)
+    os.close(fd)
+    assert "format 77, of vmalloc 9.8.7" in str(refused.value)
+    ours = importlib.metadata.version("vmalloc")
+    assert f"this is vmalloc {ours}, which reads format {facts.FORMAT}" in str(refused.value)

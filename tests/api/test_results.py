@@ -38,7 +38,9 @@ DOCUMENTED_OF_CALLS = {
     ("attach", "EACCES"): vmalloc.RegionUnavailable,
     ("attach", "ENOENT"): vmalloc.RegionUnavailable,
 }
-TOLD = {"what": "it", "room": "700 free", "pid": 7, "timeout_s": 0.5, "name": "seven", "nbytes": 417}
+TOLD = {
+    "what": "it", "room": "700 free", "pid": 7, "timeout_s": 0.5, "name": "seven", "nbytes": 417, "versions": "two"
+}  # fmt: skip
 
 
 def number(name: str) -> int:
