@@ -130,6 +130,7 @@ def end(stage: Stage) -> None:
 @pytest.fixture(scope="module")
 def space_locked() -> Iterator[Stage]:
     region = new_region(lazy_max=PAGE)
+    region.empty(1)  # imports numpy, which would take the Ctrl-C
     blocks = [region.alloc(PAGE) for _ in range(NR_RANGES)]
     blocks[::2] = [region.alloc(PAGE) for _ in blocks[::2]]  # many ranges: a walk over them takes long
     stage = Stage(region, blocks)
