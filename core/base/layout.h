@@ -291,7 +291,7 @@ typedef struct vm_header {
     vm_lock lease_lock;
     /* [space_lock] */
     uint64_t free_pages;
-    uint64_t used_peak;                /* recent; drops to the present at every purge by a quarter */
+    uint64_t used_peak;                /* recent; sinks towards present use at every purge        */
     uint64_t granted_pages;            /* headroom was checked up to here                          */
     uint64_t high_pages;                   /* the index was never touched from here up             */
     uint64_t nr_splits, nr_merges;

@@ -8,7 +8,7 @@
  */
 #include "face.h"
 
-/* A purge on request: of what is lazy and a quarter of the pools, or of everything (VM_PURGE_FULL). */
+/* A purge on request: of what is lazy and the decay's share of the pools, or of everything (VM_PURGE_FULL). */
 static int give_back(vm_region *r, unsigned flags, uint64_t *pages_returned)
 {
     vm_thread *t = vm__thread(r);

@@ -3,7 +3,7 @@
 
 `install()` teaches ForkingPickler, which all of their queues, pipes, pools and arguments use, to send an
 array that lies in a region as a reference, and to copy larger others into a region first. Every message
-holds a lease of its own, which its first load claims (core/lease.c). Exact np.ndarray only: subclasses,
+holds a lease of its own, which its first load claims (core/share/lease.c). Exact np.ndarray only: subclasses,
 masked arrays and arrays of objects keep their stock way, and so does plain pickle.
 
 A pickler knows nothing of the end of its message, so `dump` is wrapped as well: when it fails half-way, the

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["ShareableList", "SharedMemory"]
 
 _PREFIX = "shm:"
-_NAME_BYTES = 63 - len(_PREFIX)  # what a region keeps, see core/names.c
+_NAME_BYTES = 63 - len(_PREFIX)  # what a region keeps, see core/share/names.c
 _CHUNK = bytes(1 << 20)
 
 
