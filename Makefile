@@ -25,7 +25,7 @@ PYTEST := $(WITH_SITE) $(PY) -m pytest $(if $(JOBS),-n $(JOBS))
 
 SOURCES := pyproject.toml meson.build meson.options \
 	$(shell find core src \( -name __pycache__ -prune \) -o -print)
-C_FILES := $(shell find src benchmarks -name '*.[ch]') # core and tests/core follow
+C_FILES := $(shell find core src benchmarks tests/core -name '*.[ch]')
 
 # pip builds without isolation, so meson, ninja and cython are found here
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)

@@ -25,8 +25,8 @@
  * in every build and answered with an error. Where the two cannot be told apart (is the lock word ours?) the
  * tests that scribble turn assertions off. */
 #ifdef VM_HOOKS
-#define VM_ASSERT(x)                                                                                        \
-    ((x) || !vm__asserts ? (void)0                                                                          \
+#define VM_ASSERT(x)               \
+    ((x) || !vm__asserts ? (void)0 \
                          : (void)(fprintf(stderr, "%s:%d: assertion failed: %s\n", __FILE__, __LINE__, #x), abort()))
 #include <stdio.h>
 #else

@@ -69,8 +69,7 @@ static bool claim(vm_region *r, uint64_t page, uint64_t nr_pages, vm_word mine)
     }
 }
 
-static uint32_t take(vm_thread *t, vm_node *n, uint64_t nr_pages, uint64_t align_pages, uint32_t max,
-                     uint64_t *pages)
+static uint32_t take(vm_thread *t, vm_node *n, uint64_t nr_pages, uint64_t align_pages, uint32_t max, uint64_t *pages)
 {
     vm_region *r = t->region;
     vm_pool *p = pool_of(n, nr_pages);

@@ -28,8 +28,7 @@ static int take_ready(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_
 }
 
 /* One pass through the stations below the hit; ENOSPC if none has it. */
-static int try_stations(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags,
-                        vm_range *out)
+static int try_stations(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out)
 {
     vm_region *r = t->region;
     if (vm__is_pooled(r, nr_pages) && take_ready(t, nr_pages, align_pages, out) == 0) {

@@ -105,7 +105,8 @@ int vm__pages_discard(vm_region *r, uint64_t page, uint64_t nr_pages)
         return 0;
     VM_FAULT();
     off_t offset = (off_t)(r->map.data_offset + (page << r->map.page_shift));
-    int rc = fallocate(r->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, (off_t)(nr_pages << r->map.page_shift));
+    int rc =
+        fallocate(r->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, (off_t)(nr_pages << r->map.page_shift));
     return rc < 0 ? -errno : 0;
 }
 

@@ -53,7 +53,9 @@ RESULTS: dict[tuple[str, int], Meaning] = {
     ("", errno.EOWNERDEAD): Meaning(
         RegionUnavailable, "{what}: this mapping was inherited by a raw clone(); attach anew"
     ),
-    ("", errno.ENOLCK): Meaning(RegionUnavailable, f"{{what}}: all {PROCESSES_MAX} process slots of the region are taken"),
+    ("", errno.ENOLCK): Meaning(
+        RegionUnavailable, f"{{what}}: all {PROCESSES_MAX} process slots of the region are taken"
+    ),
     ("", errno.EROFS): Meaning(
         RegionUnavailable,
         "{what}: the region was attached read-only; attach it without readonly=True to change it or to hold "
@@ -62,10 +64,12 @@ RESULTS: dict[tuple[str, int], Meaning] = {
     ("", errno.EINVAL): Meaning(ValueError, "{what}: argument out of range"),
     ("", errno.EXFULL): Meaning(
         OutOfPages,
-        f"{{what}}: all {LEASES_MAX} leases of the region are taken, by messages nobody loaded; load or drop some, or "
-        "call expire_leases()",
+        f"{{what}}: all {LEASES_MAX} leases of the region are taken, by messages nobody loaded; "
+        "load or drop some, or call expire_leases()",
     ),
-    ("", errno.ENFILE): Meaning(OutOfPages, f"{{what}}: all {NAMES_MAX} names of the region are taken; delete some"),
+    ("", errno.ENFILE): Meaning(
+        OutOfPages, f"{{what}}: all {NAMES_MAX} names of the region are taken; delete some"
+    ),
     ("", errno.ENOMEM): Meaning(
         OutOfPages, "{what}: the process itself is out of memory, or of address space (ulimit -v)"
     ),
@@ -80,7 +84,9 @@ RESULTS: dict[tuple[str, int], Meaning] = {
     ("attach", errno.EUCLEAN): Meaning(
         RegionUnavailable, "{what} is a region whose header is damaged or truncated"
     ),
-    ("attach", errno.ENOLCK): Meaning(RegionUnavailable, f"{{what}} has all {PROCESSES_MAX} process slots taken"),
+    ("attach", errno.ENOLCK): Meaning(
+        RegionUnavailable, f"{{what}} has all {PROCESSES_MAX} process slots taken"
+    ),
     ("attach", errno.EACCES): Meaning(
         RegionUnavailable, "{what} is another user's region; only that user and root may attach it"
     ),

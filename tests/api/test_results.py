@@ -39,8 +39,14 @@ DOCUMENTED_OF_CALLS = {
     ("attach", "ENOENT"): vmalloc.RegionUnavailable,
 }
 TOLD = {
-    "what": "it", "room": "700 free", "pid": 7, "timeout_s": 0.5, "name": "seven", "nbytes": 417, "versions": "two"
-}  # fmt: skip
+    "what": "it",
+    "room": "700 free",
+    "pid": 7,
+    "timeout_s": 0.5,
+    "name": "seven",
+    "nbytes": 417,
+    "versions": "two",
+}
 
 
 def number(name: str) -> int:

@@ -6,16 +6,16 @@
 #include <sys/prctl.h>
 #include <sys/wait.h>
 
-#define ABORTS(...)                                                                                         \
-    do {                                                                                                    \
-        pid_t aborter;                                                                                      \
-        CHILD(aborter, {                                                                                    \
-            fclose(stderr);                                                                                 \
-            __VA_ARGS__;                                                                                    \
-        });                                                                                                 \
-        int status;                                                                                         \
-        CHECK_EQ(waitpid(aborter, &status, 0), aborter);                                                    \
-        CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);                                          \
+#define ABORTS(...)                                                \
+    do {                                                           \
+        pid_t aborter;                                             \
+        CHILD(aborter, {                                           \
+            fclose(stderr);                                        \
+            __VA_ARGS__;                                           \
+        });                                                        \
+        int status;                                                \
+        CHECK_EQ(waitpid(aborter, &status, 0), aborter);           \
+        CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT); \
     } while (0)
 
 static void a_lock_of_a_lower_rank_is_not_taken_inside_a_higher_one(void)
@@ -128,9 +128,9 @@ static void a_lease_expires_by_the_clock_and_not_by_waiting(void)
     pid_t child;
     CHECK_EQ(vm_share(r, a.page, a.id), 0);
     CHILD(child, { /* it holds `a` through fork, leases it and is gone */
-        uint64_t lease;
-        CHECK_EQ(vm_lease(r, a.page, a.id, &lease), 0);
-        kill(getpid(), SIGKILL);
+                   uint64_t lease;
+                   CHECK_EQ(vm_lease(r, a.page, a.id, &lease), 0);
+                   kill(getpid(), SIGKILL);
     });
     CHECK_EQ(waitpid(child, NULL, 0), child);
     GIVE_BACK(r, a);

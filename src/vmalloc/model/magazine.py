@@ -4,16 +4,16 @@
 It keeps the hot path free of anything shared: a free puts the range here, an alloc of the same size takes
 the one put last (the newest that is aligned, for an alignment above a page).
 
-* A magazine's cap starts at one range. An overflow doubles it, up to `magazine_ranges_max`, as long as the
-  growth of all caps of the thread stays within `magazine_budget_pages`. A cap never shrinks.
+* A magazine's cap starts at one range. An overflow doubles it, up to MAGAZINE_CAP, as long as the growth of
+  all caps of the thread stays within its budget. A cap never shrinks.
 * An overflow that may not grow the cap gives the older half of it to the pool of the thread's node, oldest
   first, so that the pool's head is the hottest of them.
 * A miss takes a batch from the head of a pool: the first for the request, the others into the magazine as far
   as they go there, the rest back. If the pool had the whole batch, the cap doubles as well.
 * A miss that the pools cannot serve either takes neighbouring ranges from the lowest place of the space where
-  one fits: one the first time, twice as many each time after, up to `magazine_stock_pages`, and half
-  as many after a failure. The cap doubles
-  until they find room in the magazine; what does not goes to the pool.
+  one fits: one the first time, twice as many each time after, up to MAGAZINE_STOCK_PAGES, and half
+  as many after a failure. The cap doubles until they find room in the magazine; what does not goes to the
+  pool.
 
 After: Bonwick and Adams, "Magazines and Vmem", 2001. The core's are in core/cache/magazine.c.
 """
@@ -22,24 +22,27 @@ from __future__ import annotations
 
 from collections import deque
 
+from vmalloc.facts import MAGAZINE_CAP, MAGAZINE_REFILL_MAX, MAGAZINE_STOCK_PAGES
 from vmalloc.model.area import Area
-from vmalloc.model.design import Design
 
 
 class Magazines:
-    """One thread's magazines, by page count; the right end is the hot end."""
+    """One thread's magazines, by page count; the right end is the hot end.
 
-    __slots__ = ("caps", "design", "grown_pages", "sizes", "stocks")
+    By `budget_pages` all caps together may grow.
+    """
 
-    def __init__(self, design: Design) -> None:
-        self.design = design
+    __slots__ = ("budget_pages", "caps", "grown_pages", "sizes", "stocks")
+
+    def __init__(self, budget_pages: int) -> None:
+        self.budget_pages = budget_pages
         self.sizes: dict[int, deque[Area]] = {}
         self.caps: dict[int, int] = {}
         self.grown_pages = 0
         self.stocks: dict[int, int] = {}
 
     def copy(self) -> Magazines:
-        other = Magazines(self.design)
+        other = Magazines(self.budget_pages)
         other.sizes = {pages: ranges.copy() for pages, ranges in self.sizes.items()}
         other.caps = self.caps.copy()
         other.grown_pages = self.grown_pages
@@ -53,10 +56,10 @@ class Magazines:
             return None
         if not ranges[-1].start & (align - 1):
             return ranges.pop()
-        found = next((area for area in reversed(ranges) if not area.start & (align - 1)), None)
-        if found is not None:
-            ranges.remove(found)
-        return found
+        aligned = next((area for area in reversed(ranges) if not area.start & (align - 1)), None)
+        if aligned is not None:
+            ranges.remove(aligned)
+        return aligned
 
     def put(self, area: Area) -> list[Area]:
         """Keep a range; returns what had to leave for it, oldest first."""
@@ -85,18 +88,18 @@ class Magazines:
 
     def refill(self, pages: int) -> int:
         """How many ranges a miss takes from a pool."""
-        return min(self.cap(pages) // 2 + 1, self.design.magazine_refill_max)
+        return min(self.cap(pages) // 2 + 1, MAGAZINE_REFILL_MAX)
 
     def stock(self, pages: int) -> int:
         """How many ranges this miss takes from the space."""
         return self.stocks.get(pages, 1)
 
-    def stocked(self, pages: int, found: bool) -> None:
+    def stocked(self, pages: int, had_room: bool) -> None:
         """The next miss takes twice as many, or half as many if there were not that many."""
         count = self.stocks.get(pages, 1)
-        if not found and count > 1:
+        if not had_room and count > 1:
             self.stocks[pages] = count // 2
-        elif 2 * count * pages <= self.design.magazine_stock_pages:
+        elif 2 * count * pages <= MAGAZINE_STOCK_PAGES:
             self.stocks[pages] = 2 * count
 
     def drain(self) -> list[Area]:
@@ -108,9 +111,9 @@ class Magazines:
     def grow(self, pages: int) -> bool:
         """Double a cap; whether the budget allows it."""
         cap = self.cap(pages)
-        wanted = min(2 * cap, self.design.magazine_ranges_max)
+        wanted = min(2 * cap, MAGAZINE_CAP)
         more = (wanted - cap) * pages
-        if self.grown_pages + more > self.design.magazine_budget_pages:
+        if self.grown_pages + more > self.budget_pages:
             return False
         self.grown_pages += more
         self.caps[pages] = wanted
@@ -118,5 +121,5 @@ class Magazines:
 
     def grow_for(self, pages: int, count: int) -> None:
         """Double a cap until so many ranges find room."""
-        while self.cap(pages) < min(count, self.design.magazine_ranges_max) and self.grow(pages):
+        while self.cap(pages) < min(count, MAGAZINE_CAP) and self.grow(pages):
             pass
