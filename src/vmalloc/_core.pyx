@@ -24,7 +24,7 @@ from libc.errno cimport (
 )
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free as c_free, malloc as c_malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from vmalloc.lab.replay_core cimport (
     vm_replay_board, vm_replay_board_bytes, vm_replay_request, vm_replay_result, vm_replay_work,
@@ -152,14 +152,7 @@ cdef inline bint is_good_size(Py_ssize_t nbytes, Py_ssize_t align) noexcept:
     return 0 < nbytes <= LARGEST and 0 < align <= LARGEST and align & (align - 1) == 0
 
 
-cdef dict _by_id = {}  # weak references to the regions attached here
-
-
-cdef int _forget(bytes id) except -1:
-    known = _by_id.get(id)
-    if known is not None and known() is None:  # not replaced meanwhile
-        del _by_id[id]
-    return 0
+include "_attached.pxi"
 
 
 cdef class CoreRegion:
@@ -215,13 +208,11 @@ cdef class CoreRegion:
         self.has_pages = vm_pointer(self.r, 0) != NULL
         vm_set_lock_timeout(self.r, self.timeout_s)
         self.id_ = info.id
-        if not self.readonly:
-            _by_id[info.id[:16]] = weakref.ref(self)
         return 0
 
     def __dealloc__(self):
         if self.r != NULL:
-            _forget(self.id_[:16])
+            _attached.forget(self.id_[:16])
             with nogil:
                 vm_detach(self.r)
             self.r = NULL

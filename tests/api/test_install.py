@@ -18,6 +18,7 @@ from tests.processes.kinds import KINDS, POINT, clear, facts, filled, is_clear
 
 import vmalloc
 from vmalloc import message
+from vmalloc._core import get_settings
 
 THRESHOLD = 1000  # bytes; of the tests
 
@@ -629,5 +630,5 @@ def test_the_interpreter_ends_in_silence_and_leaves_nothing(ending):
 
 def test_nothing_of_install_stays_behind_in_the_module():
     vmalloc.uninstall()
-    assert message._settings is None
-    assert message._under_way.leases is None
+    assert get_settings() is None
+    assert message._under_way.references is None
