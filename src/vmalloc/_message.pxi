@@ -151,7 +151,9 @@ def pack_plain(array, bint readonly):
         heads.description.ndim = <uint8_t>view.ndim
         heads.description.kind_bytes = ARRAY_BYTES
         heads.description.dtype_bytes = <uint32_t>(len(text) - ARRAY_BYTES)
-        heads.description.offset = <char *>view.buf - <char *>vm_pointer(region.r, owner.page)
+        heads.description.offset = 0  # also of what is empty, where numpy lets it lie anywhere
+        if view.len:
+            heads.description.offset = <char *>view.buf - <char *>vm_pointer(region.r, owner.page)
         region.lease_of(owner, &lease)
         _refer(&heads.reference, region, owner, lease)
         packed = <bytes>(<char *>&heads)[:sizeof(Heads)]
@@ -248,14 +250,15 @@ cdef object _rebuild_plain(ArrayOwner owner, const char *at, Description *head):
     cdef const char *shape_at = at + sizeof(Description)
     cdef const char *dtype_at = shape_at + head.ndim * sizeof(int64_t) + head.kind_bytes
     cdef int64_t shape[PLAIN_DIMS]
-    cdef Py_ssize_t offset = head.offset
+    cdef Py_ssize_t nbytes, offset = head.offset
     cdef Kind kind
     cdef int i
     memcpy(shape, shape_at, head.ndim * sizeof(int64_t))
     try:
         dims = tuple([shape[i] for i in range(head.ndim)])
         kind = kind_of(dtype_at[:head.dtype_bytes].decode())
-        if not 0 <= offset <= owner.nbytes - bytes_of(dims, kind):  # numpy's own check can overflow
+        nbytes = 0 if 0 in dims else bytes_of(dims, kind)
+        if not 0 <= offset <= owner.nbytes - nbytes:  # numpy's own check can overflow
             raise ValueError(f"offset {offset}, shape {dims}")
         array = _ndarray(dims, kind.dtype, owner, offset)
     except (ArithmeticError, LookupError, MemoryError, SyntaxError, TypeError, ValueError) as e:

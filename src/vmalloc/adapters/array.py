@@ -49,7 +49,7 @@ class ArrayAdapter(Adapter):
             dtype.str if dtype.kind in _PLAIN else dtype,
             x.shape,
             None if flags.c_contiguous else x.strides,
-            offset_of(x, holding),
+            offset_of(x, holding) if x.nbytes else 0,  # numpy lets that of an empty slice lie anywhere
             not flags.writeable,
         )
 
@@ -85,5 +85,7 @@ def _below(x: Any) -> Holding | None:
 
 def _lies_within(a: Any, holding: Holding) -> bool:
     low, high = extent(a.itemsize, a.shape, a.strides)
+    if low == high:
+        return True
     start = offset_of(a, holding)
     return start + low >= 0 and start + high <= holding.nbytes
