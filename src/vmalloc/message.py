@@ -167,9 +167,21 @@ def _teach() -> None:
         _taught = version
 
 
+def _teach_made(pickler: ForkingPickler) -> None:
+    """One that copied what ForkingPickler knew when it was made, before we taught it."""
+    reducers, table = _reducers(), pickler.dispatch_table
+    for kind in [kind for kind, reduce in table.items() if _is_ours(reduce) and kind not in reducers]:
+        del table[kind]
+    table.update(reducers)
+
+
+def _is_ours(reduce: Any) -> bool:
+    return reduce is reduce_array or reduce is _reduce
+
+
 def _unteach(kind: type) -> None:
     reducers, before = _reducers(), _before.pop(kind)
-    if reducers.get(kind) not in (reduce_array, _reduce):
+    if not _is_ours(reducers.get(kind)):
         return
     if before is None:
         del reducers[kind]
@@ -192,7 +204,7 @@ def _dump(self: ForkingPickler, obj: Any) -> None:
     """Pickler.dump; if it fails, the message's leases end."""
     if _taught != registry.version():
         _teach()
-        self.dispatch_table.update(_reducers())  # which it copied when it was made
+        _teach_made(self)
     outer = _under_way.references
     references: list[bytes] = []
     _under_way.references = references

@@ -91,7 +91,10 @@ def test_both_ways_write_the_same_description_and_load_the_same_array(region, da
         flags = (*expected[4][:2], False, *expected[4][3:])
         expected = (*expected[:4], flags, *expected[5:])
     loaded = facts(load_reference(general))
-    assert facts(load_described(region, *split_reference(general)[:2], 0, *split_reference(general)[3:5])) == loaded
+    assert (
+        facts(load_described(region, *split_reference(general)[:2], 0, *split_reference(general)[3:5]))
+        == loaded
+    )
     assert loaded[:3] + loaded[4:] == expected[:3] + expected[4:]
     assert loaded[3] == expected[3] or a.flags.c_contiguous  # strides of what has no extent mean nothing
 

@@ -153,12 +153,17 @@ def unregister(type_or_name: type | str) -> None:
             del _names[key]
         else:
             del _classes[key]
-        nr_types = _kinds[adapter.kind][1] - 1
-        if nr_types:
-            _kinds[adapter.kind] = adapter, nr_types
-        else:
-            del _kinds[adapter.kind]
+        _drop_kind(adapter)
         _changed()
+
+
+def _drop_kind(adapter: Adapter) -> None:
+    """One type less has it."""
+    nr_types = _kinds[adapter.kind][1] - 1
+    if nr_types:
+        _kinds[adapter.kind] = adapter, nr_types
+    else:
+        del _kinds[adapter.kind]
 
 
 def _changed() -> None:
@@ -216,10 +221,14 @@ def _resolve_names() -> bool:
             found = _class_named(name)
         except (AttributeError, TypeError) as e:
             warnings.warn(f"vmalloc.adapters: {name} is registered, but {e}", RuntimeWarning, stacklevel=3)
-            del _names[name]
+            _drop_kind(_names.pop(name))
             continue
         if found is not None:
-            _classes.setdefault(found, _names.pop(name))
+            adapter = _names.pop(name)
+            if (
+                _classes.setdefault(found, adapter) is not adapter
+            ):  # two names, or its class was registered, too
+                _drop_kind(adapter)
             did = True
     if did:
         _changed()
