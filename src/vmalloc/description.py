@@ -97,7 +97,7 @@ def extent(itemsize: int, shape: Any, strides: Any) -> tuple[int, int]:
 
     In Python's integers: numpy's own check overflows.
     """
-    if any(n < 0 for n in shape):
+    if shape and min(shape) < 0:
         raise ValueError(f"shape {shape}")
     if strides is None:
         return 0, itemsize * math.prod(shape)
@@ -105,8 +105,13 @@ def extent(itemsize: int, shape: Any, strides: Any) -> tuple[int, int]:
         raise ValueError(f"{len(shape)} dimensions, {len(strides)} strides")
     if 0 in shape:
         return 0, 0
-    reach = [stride * (n - 1) for stride, n in zip(strides, shape, strict=True)]
-    return sum(min(r, 0) for r in reach), sum(max(r, 0) for r in reach) + itemsize
+    low, high = 0, itemsize
+    for n, stride in zip(shape, strides, strict=True):
+        if stride < 0:
+            low += stride * (n - 1)
+        else:
+            high += stride * (n - 1)
+    return low, high
 
 
 # ---- dtypes: numpy's text, or a list of fields as JSON, or a pickle ----

@@ -285,7 +285,8 @@ def holding_of(x: object) -> Holding | None:
 def describe(x: Any, holding: Holding) -> Description:
     """How `x` lies in `holding`'s pages."""
     adapter = adapter_for(type(x))
-    return adapter.describe(x, holding)._replace(kind=adapter.kind)
+    description = adapter.describe(x, holding)
+    return description if description.kind == adapter.kind else description._replace(kind=adapter.kind)
 
 
 def rebuild(owner: Holding, description: Description) -> Any:
