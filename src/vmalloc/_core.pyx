@@ -25,7 +25,7 @@ from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsul
 from libc.errno cimport EAGAIN, EBUSY, EINTR, ENOMEM, ENOSPC, EPROTO
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free as c_free, malloc as c_malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from vmalloc.lab.replay_core cimport (
     vm_replay_board, vm_replay_board_bytes, vm_replay_request, vm_replay_result, vm_replay_work,
@@ -66,6 +66,7 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 
 include "_shapes.pxi"
 include "_calls.pxi"
+include "_attached.pxi"
 include "_handle.pxi"
 include "_upkeep.pxi"
 include "_references.pxi"

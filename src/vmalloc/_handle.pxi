@@ -4,16 +4,6 @@
 
 STATES = ("free", "busy", "cached", "pooled", "lazy", "moving", "purging", "freeing")
 
-cdef dict _by_id = {}  # weak references to the regions attached here
-
-
-cdef int _forget(bytes id) except -1:
-    known = _by_id.get(id)
-    if known is not None and known() is None:  # not replaced meanwhile
-        del _by_id[id]
-    return 0
-
-
 def _versions(int fd):
     """What made the region behind a descriptor, and what this is: offsets of the header that every format keeps."""
     head = os.pread(fd, 48, 0)
@@ -35,7 +25,7 @@ cdef class RegionHandle:
 
     def __dealloc__(self):
         if self.r != NULL:
-            _forget(self.id_[:16])
+            _attached.forget(self.id_[:16])
             with nogil:
                 vm_detach(self.r)
             self.r = NULL
@@ -85,8 +75,6 @@ cdef class RegionHandle:
         self.has_pages = vm_pointer(self.r, 0) != NULL
         vm_set_lock_timeout(self.r, self.timeout_s)
         self.id_ = info.id
-        if not self.readonly:
-            _by_id[info.id[:16]] = weakref.ref(self)
         return 0
 
     def close(self):

@@ -93,6 +93,10 @@ SHELF_SLACK_SHIFT = 3
 ROOM_ATTEMPTS = 6
 """How often a request that found no room makes some and tries again."""
 
+# messages
+COPY_IN_THRESHOLD_BYTES = 64 << 10
+"""install() copies larger arrays into a region; smaller ones travel by value."""
+
 
 def numbers() -> dict[str, int]:
     """Every number above, by name."""

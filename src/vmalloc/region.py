@@ -11,15 +11,16 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
-from vmalloc._core import STATES, CoreRegion
-from vmalloc.array import ArrayFunctions, holding_of
-from vmalloc.attach import attach, attached, region_at, serve_region, where_of
+from vmalloc._core import STATES, CoreRegion, attached
+from vmalloc.adapters.registry import describe, holding_of, place, rebuild
+from vmalloc.array import ArrayFunctions
+from vmalloc.attach import Where, attach, attach_where, serve_region, where_of
+from vmalloc.description import decode, encode
 from vmalloc.errors import RegionCorrupt, RegionUnavailable
 from vmalloc.facts import NODES_MAX, POOLS, POOLS_DEFAULT
 from vmalloc.stats import Range, Stats
-from vmalloc.view import describe, from_json, rebuild, to_json
 
-__all__ = ["Region", "default_region", "parse_size", "region_of"]
+__all__ = ["Region", "default_region", "parse_size", "region_at", "region_of"]
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
@@ -182,7 +183,7 @@ class RegionBase(CoreRegion):
         self.fileno()  # RegionClosed
         if self.readonly:
             raise RegionUnavailable(errno.EROFS, "a region that was attached read-only cannot be sent")
-        return region_at, (where_of(self), type(self))
+        return attach_where, (where_of(self), type(self))
 
     def __enter__(self) -> Self:
         self.fileno()
@@ -238,21 +239,17 @@ class Region(RegionBase, ArrayFunctions):
     # ---- named references ----
 
     def __setitem__(self, name: str, value: Any) -> None:
-        """Keep `value` (array or block; copied in if it lies elsewhere) under a name until deleted."""
-        holding = holding_of(value)
-        if holding is None or holding.region is not self:
-            value = self.array(value)
-            holding = holding_of(value)
-            assert holding is not None
-        self._name_set(name, holding, to_json(describe(value, holding)))
+        """Keep `value` under a name until deleted: an array, a block or what has an adapter.
+
+        It is copied in if it lies elsewhere.
+        """
+        value, holding = place(value, self)
+        self._name_set(name, holding, encode(describe(value, holding)))
 
     def __getitem__(self, name: str) -> Any:
-        """The array that is kept under `name`, or for a block a memoryview of it; KeyError."""
+        """The array, or what it was, that is kept under `name`; for a block a memoryview of it. KeyError."""
         owner, meta = self._name_get(name)
-        description = from_json(meta)
-        if len(description) == 1:
-            return memoryview(owner)[: description[0]]
-        return rebuild(owner, description)
+        return rebuild(owner, decode(meta))
 
     def __delitem__(self, name: str) -> None:
         """Drop the name; the memory goes with the last reference."""
@@ -276,6 +273,11 @@ class Region(RegionBase, ArrayFunctions):
         info = self._info()
         mib = info["nr_pages"] * info["page_size"] >> 20
         return f"<vmalloc.Region {info['id'].hex()[:8]} {mib} MiB {info['pools']}>"
+
+
+def region_at(where: Where) -> Region:
+    """The memory region that a message tells of, attached if need be. RegionUnavailable: what was tried."""
+    return attach_where(where, Region)
 
 
 def region_of(x: object) -> CoreRegion | None:

@@ -18,12 +18,12 @@ from collections.abc import Iterable, Iterator
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
-from vmalloc._core import Holding
-from vmalloc.array import holding_of
-from vmalloc.attach import Where, attach_found, attached, region_at, where_of
+from vmalloc._core import Holding, attached
+from vmalloc.adapters.registry import describe, holding_of
+from vmalloc.attach import Where, attach_found, where_of
+from vmalloc.description import encode
 from vmalloc.errors import RegionUnavailable
-from vmalloc.region import Region, default_region, default_region_if_made, set_default_region
-from vmalloc.view import describe, to_json
+from vmalloc.region import Region, default_region, default_region_if_made, region_at, set_default_region
 
 if TYPE_CHECKING:
     from vmalloc.find import Found
@@ -85,7 +85,7 @@ class SharedMemory:
         block = region.alloc(size)
         if not block.zeroed:
             _clear(memoryview(block))
-        meta = to_json(describe(block, block))
+        meta = encode(describe(block, block))
         while True:
             self._name = f"psm_{secrets.token_hex(4)}" if name is None else name
             try:

@@ -18,6 +18,10 @@ from tests.conftest import PAGE, assert_at_rest
 
 import vmalloc
 from vmalloc import facts
+from vmalloc._core import split_reference
+from vmalloc.adapters.registry import rebuild
+from vmalloc.description import Description, decode
+from vmalloc.region import region_at
 
 HUGE = [2**40, 2**62, 2**62 + 1, 2**63, 2**64, 2**70]
 
@@ -361,15 +365,20 @@ def test_a_file_that_could_shrink_under_us_is_refused(region):
 # ---- forged references ----
 
 
-DESCRIBED = ("dtype", "shape", "strides", "offset", "readonly")
-
-
 def forge(ref, **changes):
-    load, (where, page, id, lease, nbytes, description) = ref.__reduce__()
-    parts = {"where": where, "page": page, "id": id, "lease": lease, "nbytes": nbytes}
-    parts |= dict(zip(DESCRIBED, description, strict=True)) | changes
-    description = tuple(parts.pop(key) for key in DESCRIBED)
-    return lambda: load(**parts, description=description)
+    """Loads what a reference would be, were it not for `changes`, that could not all be encoded."""
+    _, (packed,) = ref.__reduce__()
+    page, id, lease, nbytes, described, where = split_reference(packed)
+    description = decode(described)._asdict()
+    parts = {"page": page, "id": id, "lease": lease, "nbytes": nbytes}
+    parts |= {key: value for key, value in changes.items() if key in parts}
+    description |= {key: value for key, value in changes.items() if key in description}
+
+    def load():
+        there = region_at(changes.get("where", pickle.loads(where)))
+        return rebuild(there._adopt(**parts), Description(**description))
+
+    return load
 
 
 @pytest.mark.parametrize(
