@@ -4,8 +4,8 @@
 `install()` teaches ForkingPickler, which all of their queues, pipes, pools and arguments use, to send what
 lies in a region as a reference, and to copy what is larger and lies elsewhere into a region first. Every
 message holds a lease of its own, which its first load claims (core/share/lease.c). Which types, say the
-adapters (adapters/): exact types only, so subclasses of np.ndarray and masked arrays keep their stock way. Arrays of
-objects do too, and so does plain pickle.
+adapters (adapters/): exact types only, so subclasses of np.ndarray and masked arrays keep their stock way.
+Arrays of objects do too, and so does plain pickle.
 
 A pickler knows nothing of the end of its message, so `dump` is wrapped as well: when it fails half-way, the
 leases made so far are dropped. And a process that is spawned carries the settings along, so that its

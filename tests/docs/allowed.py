@@ -16,7 +16,6 @@ SYSTEM_PATHS = ("/proc", "/dev", "/sys")
 _NAMES = {
     "C and its library": "__ATOMIC_SEQ_CST _Static_assert memcpy clone libvmalloc.so",
     "environment of every program": "PYTHONPATH",
-    "numpy's array type, where the module is plain": "ndarray",
     "the name np.ndarray has for what it lies in": "buffer",
     "of multiprocessing and executors": "Process submit",
     "of prctl()": "PR_SET_DUMPABLE",

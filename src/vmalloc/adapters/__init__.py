@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Adapters: which types go by reference, and how.
 
-    vmalloc.adapters.register(Picture, PictureAdapter())       # a class, or
-    vmalloc.adapters.register("torch.Tensor", TensorAdapter())  # its name: nothing is imported
+    vmalloc.adapters.register(Picture, adapter)         # a class, or
+    vmalloc.adapters.register("torch.Tensor", adapter)  # its name: nothing is imported
 
 From then on `install()`, `ref()`, `region[name] = value`, `copy_in()`, `is_shared()` and `region_of()` know
 the type. docs/adapters.md says what an adapter must do.
