@@ -188,8 +188,7 @@ uint64_t vm__wait_start(void); /* the time now; before the first look at whoever
 int vm__wait_slice(const vm_region *r, uint64_t started_ns, uint64_t owner, uint32_t pid);
 uint64_t vm__wait_left_ns(const vm_region *r, uint64_t started_ns); /* until it would say anything but 0 */
 bool vm__time_is_up(const vm_region *r);
-void vm__wait_begin(uint64_t timeout_ns, bool in_slices); /* as vm_wait_begin() */
-void vm__wait_end(void);
+void vm__wait_with(vm_wait *wait); /* for this thread, until NULL */
 uint32_t vm__busy_pid(void);
 
 /* ---- alive.c: process slots, and who is dead ---- */

@@ -21,7 +21,6 @@
 #include "vmalloc_facts.h"
 
 #define VM_MAGIC 0x31636f6c6c616d76ull /* "vmalloc1" in memory order */
-#define VM_FORMAT 3u
 #define VM_MAP_ALIGN (2ull << 20) /* of the mapping and, in it, of the data */
 
 /* The limits of the format, from those of vmalloc_facts.h. */
@@ -313,7 +312,7 @@ typedef struct vm_header {
     vm_lock lease_lock;
     /* [space_lock] */
     uint64_t free_pages;
-    uint64_t used_peak;                /* recent; drops to the present at every purge by a quarter */
+    uint64_t used_peak;                /* recent; sinks towards present use at every purge        */
     uint64_t granted_pages;            /* headroom was checked up to here                          */
     uint64_t high_pages;                   /* the index was never touched from here up             */
     uint64_t nr_splits, nr_merges;

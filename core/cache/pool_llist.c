@@ -9,7 +9,7 @@
  * onto an empty list are ever walked, each once. An atomic counter beside it serves the decay.
  *
  * Death: a range is MOVING(owner) between word and link and a chain that a dead taker detached is
- * found by the scan of the words (recover.c); the flag names its owner.
+ * found by the scan of the words (scan.c); the flag names its owner.
  * After: the linux-mm thread of 11 to 18 January 2024; lib/llist.c for the roles.
  */
 #include "cache.h"
