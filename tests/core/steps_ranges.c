@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: MIT */
+/* Steps of operations.c: ranges: alloc, free, resize, and what must be there first. */
+#include "steps.h"
+
+/* ---- alloc, free, resize ---- */
+
+void hold(stage *s, uint64_t nr_pages, size_t count)
+{
+    CHECK(s->nr_held + count <= HELD_MAX);
+    for (size_t i = 0; i < count; i++) {
+        s->held[s->nr_held] = take(s->r, nr_pages);
+        stamp_range(s, &s->held[s->nr_held++]);
+    }
+}
+void let_go(stage *s)
+{
+    CHECK_EQ(vm_free_bulk(s->r, s->nr_held, s->held), 0);
+    s->nr_held = 0;
+}
+void warm_up(stage *s)
+{
+    hold(s, 1, 2);
+    let_go(s);
+}
+void take_one(stage *s) { take(s->r, 1); }
+/* As in a region where no slot was used that is not used now. */
+void forget_slots(stage *s)
+{
+    uint32_t high = VM_PROCESSES;
+    for (uint32_t i = high; i < s->r->map.nr_threads; i++)
+        high = s->r->map.slots[i].state & 1 ? i + 1 : high;
+    s->r->map.h->high_slot = high;
+}
+void take_first_aligned(stage *s)
+{
+    vm_range a;
+    CHECK_EQ(vm_alloc(s->r, 5, 64, 0, &a), 0);
+}
+void warm_up_forty(stage *s)
+{
+    hold(s, 2, 40);
+    let_go(s);
+}
+void take_forty(stage *s) { hold(s, 2, 40); }
+void hold_forty(stage *s) { hold(s, 2, 40); }
+void shelve(stage *s)
+{
+    hold(s, 300, 2);
+    let_go(s);
+}
+void take_large_warm(stage *s) { take(s->r, 290); }
+void free_one_twice_as_long(stage *s)
+{
+    hold(s, 700, 1);
+    let_go(s);
+}
+void free_neighbours(stage *s)
+{
+    hold(s, 300, 3);
+    let_go(s);
+    take(s->r, 300); /* sorts */
+}
+void take_their_sum(stage *s) { take(s->r, 600); }
+void free_small_ones(stage *s)
+{
+    hold(s, 1, 70);
+    let_go(s);
+    hold(s, 256, 20);
+    let_go(s);
+}
+void use_up_most(stage *s)
+{
+    vm_range a;
+    hold(s, 1000, 7);
+    hold(s, 256, 10);
+    hold(s, 3, 5);
+    for (int i = 0; i < 7; i += 2)
+        GIVE_BACK(s->r, s->held[i]);
+    for (int i = 7; i < 22; i++)
+        GIVE_BACK(s->r, s->held[i]);
+    while (vm_alloc(s->r, 700, 1, VM_NO_PURGE, &a) == 0)
+        ;
+}
+void ask_for_too_much(stage *s)
+{
+    vm_range a;
+    vm_alloc(s->r, 4000, 1, 0, &a);
+}
+void take_bulk(stage *s) { CHECK_EQ(vm_alloc_bulk(s->r, 3, 1, 10, s->held), 0); }
+void take_congruent(stage *s)
+{
+    CHECK_EQ(vm_alloc_congruent(s->r, 3, (uint64_t[]){0, 32, 64}, (uint64_t[]){5, 20, 300}, 16, s->held), 0);
+}
+void hold_twenty(stage *s) { hold(s, 20, 1); }
+void hold_large(stage *s) { hold(s, 700, 1); }
+void resize_to_ten(stage *s) { CHECK_EQ(vm_resize(s->r, &s->held[0], 10), 0); }
+void resize_to_fifty(stage *s) { CHECK_EQ(vm_resize(s->r, &s->held[0], 50), 0); }
+
+void free_gift_0(stage *s) { GIVE_BACK(s->r, s->gift[0]); }
+void free_gift_2(stage *s) { GIVE_BACK(s->r, s->gift[2]); }
+void hold_thirtyfive_big(stage *s) { hold(s, 250, 35); }
+void lower_the_threshold(stage *s)
+{
+    hold(s, 300, 2);
+    s->r->map.h->lazy_pages_fixed = 100;
+}
+void take_cold_over_the_threshold(stage *s)
+{
+    let_go(s);
+    take(s->r, 2000);
+}
+void raise_the_threshold(stage *s) { s->r->map.h->lazy_pages_fixed = 1u << 28; }
+
+/* All thread slots seem taken by us: the victim's thread gets none. */
+void occupy_slots(stage *s)
+{
+    for (uint32_t i = VM_PROCESSES; i < s->r->map.nr_threads; i++)
+        if (!(s->r->map.slots[i].state & 1))
+            s->r->map.slots[i].state |= (uint64_t)s->r->process << 1 | 1;
+    s->r->map.h->high_slot = s->r->map.nr_threads;
+}
+void vacate_slots(stage *s)
+{
+    uint32_t own = vm__thread(s->r)->index;
+    for (uint32_t i = VM_PROCESSES; i < s->r->map.nr_threads; i++)
+        if (i != own && (s->r->map.slots[i].state >> 1 & (VM_PROCESSES - 1)) == s->r->process)
+            s->r->map.slots[i].state = ((s->r->map.slots[i].state >> 32) + 1) << 32;
+}
+void take_and_free_many(stage *s)
+{
+    for (uint64_t n = 1; n < 400; n *= 3)
+        hold(s, n, 2);
+    let_go(s);
+}
+
+void share_held(stage *s) { CHECK_EQ(vm_share(s->r, s->held[0].page, s->held[0].id), 0); }
+void hold_two(stage *s) { hold(s, 2, 2); }
+void share_gifts(stage *s)
+{
+    CHECK_EQ(vm_share(s->r, s->gift[0].page, s->gift[0].id), 0);
+    CHECK_EQ(vm_share(s->r, s->gift[2].page, s->gift[2].id), 0);
+}
+void adopt_gifts(stage *s)
+{
+    vm_range a;
+    CHECK_EQ(vm_adopt(s->r, s->gift[0].page, s->gift[0].id, &a), 0);
+    CHECK_EQ(vm_adopt(s->r, s->gift[2].page, s->gift[2].id, &a), 0);
+}
+void adopt_stale(stage *s)
+{
+    vm_range a;
+    CHECK_EQ(vm_adopt(s->r, s->gift[0].page, s->gift[0].id + 1, &a), -ESTALE);
+}
+void drop_gifts(stage *s)
+{
+    GIVE_BACK(s->r, s->gift[0]);
+    GIVE_BACK(s->r, s->gift[2]);
+}
+void drop_gifts_here(stage *s)
+{
+    drop_gifts(s);
+    s->gift_is_ours[0] = s->gift_is_ours[2] = false;
+}
+void try_to_adopt(stage *s)
+{
+    vm_range a;
+    vm_adopt(s->r, s->gift[0].page, s->gift[0].id, &a);
+    vm_adopt(s->r, s->gift[2].page, s->gift[2].id, &a);
+}
