@@ -91,11 +91,22 @@ static int open_anothers(const vm_region *r, uint32_t pid)
     return found;
 }
 
+/* Through the mapped page; the kernel lets only privileged processes do that. */
+static int open_mapped(const vm_region *r)
+{
+    char path[64];
+    uintptr_t at = (uintptr_t)r->tie.page;
+    snprintf(path, sizeof path, "/proc/self/map_files/%lx-%lx", (unsigned long)at, (unsigned long)(at + TIE_BYTES));
+    return at ? open_if_ours(r, AT_FDCWD, path) : -1;
+}
+
 int vm__open_region(const vm_region *r)
 {
     int fd = open_own(r, r->fd);
     if (fd < 0)
         fd = open_own(r, r->probe_fd);
+    if (fd < 0)
+        fd = open_mapped(r);
     for (uint32_t p = 0; fd < 0 && p < VM_PROCESS_NAMES; p++)
         if ((uint32_t)VM_ACQUIRE(&r->map.processes[p].state))
             fd = open_anothers(r, VM_RELAXED(&r->map.processes[p].pid));

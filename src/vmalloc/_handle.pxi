@@ -163,7 +163,10 @@ cdef class RegionHandle:
     def fileno(self):
         """The memfd's descriptor: pass it to another process to attach there."""
         self.open_check()
-        return vm_fd(self.r)
+        cdef int fd = vm_fd(self.r)
+        if fd < 0:
+            raise self.fail(fd, "fileno")
+        return fd
 
     def _info(self):
         cdef vm_info info

@@ -61,6 +61,15 @@ RESULTS: dict[tuple[str, int], Meaning] = {
         "{what}: the region was attached read-only; attach it without readonly=True to change it or to hold "
         "what is in it",
     ),
+    ("", errno.ENOTCONN): Meaning(
+        RegionUnavailable,
+        "{what}: this process lost its slot in the region, for another took it for dead. What it held may be "
+        "another's now: drop it, and attach anew",
+    ),
+    ("", errno.EBADF): Meaning(
+        RegionUnavailable,
+        "{what}: the program closed the region's descriptor, and no other process has one to open it by",
+    ),
     ("", errno.EINVAL): Meaning(ValueError, "{what}: argument out of range"),
     ("", errno.EXFULL): Meaning(
         OutOfPages,

@@ -13,6 +13,8 @@ import vmalloc
 from vmalloc.results import RESULTS, error_of, meaning_of
 
 DOCUMENTED = {
+    "ENOTCONN": vmalloc.RegionUnavailable,
+    "EBADF": vmalloc.RegionUnavailable,
     "ENOSPC": vmalloc.OutOfPages,
     "EXFULL": vmalloc.OutOfPages,
     "ENFILE": vmalloc.OutOfPages,

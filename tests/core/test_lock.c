@@ -145,6 +145,35 @@ static void a_lease_expires_by_the_clock_and_not_by_waiting(void)
     FINISH(r);
 }
 
+/* As if a neighbour had taken it for dead. */
+static void a_process_that_lost_its_slot_stops(void)
+{
+    vm_region *r = MAKE(.nr_pages = 1000, SMALL);
+    vm_range a = take(r, 300), b;
+    uint64_t *state = &r->map.processes[r->process].state, was = *state, lease;
+    *state = ((was >> 32) + 1) << 32;
+    CHECK_EQ(vm_alloc(r, 300, 1, 0, &b), -ENOTCONN);
+    CHECK_EQ(vm_free(r, a.page, a.id, 0), -ENOTCONN);
+    CHECK_EQ(vm_lease(r, a.page, a.id, &lease), -ENOTCONN);
+    CHECK_EQ(vm_purge(r, NULL), -ENOTCONN);
+    CHECK_EQ(vm_recover(r, NULL), -ENOTCONN);
+    *state = was;
+    GIVE_BACK(r, a);
+    FINISH(r);
+}
+
+/* The kernel may refuse membarrier to a sandbox: then a drainer's barrier does not reach it. */
+static void who_cannot_be_reached_by_a_barrier_is_not_drained(void)
+{
+    vm_region *r = MAKE(.nr_pages = 1000, .pools = VM_POOLS_MAGAZINE, SMALL);
+    vm_range a = take(r, 1);
+    GIVE_BACK(r, a);
+    r->map.processes[r->process].no_barrier = 1;
+    CHECK_EQ(vm__magazine_drain(vm__thread(r), vm__thread(r)->index), -EAGAIN);
+    r->map.processes[r->process].no_barrier = 0;
+    FINISH(r);
+}
+
 static void a_tick_is_welcome_at_any_time(void)
 {
     vm_region *r = MAKE(.nr_pages = 1000, SMALL), *reader = NULL;
@@ -163,6 +192,8 @@ int main(void)
     regions_have_ranks_of_their_own();
     a_time_out_goes_on_over_slices_and_calls();
     a_lease_expires_by_the_clock_and_not_by_waiting();
+    a_process_that_lost_its_slot_stops();
+    who_cannot_be_reached_by_a_barrier_is_not_drained();
     a_tick_is_welcome_at_any_time();
     return 0;
 }
