@@ -8,6 +8,8 @@ from numpy.typing import DTypeLike, NDArray
 POOLS: dict[str, int]
 STATES: tuple[str, ...]
 
+def _hold_clock(seconds: int) -> bool: ...
+
 class CoreRegion:
     closed: bool
     lock_timeout_s: float

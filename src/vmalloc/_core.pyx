@@ -49,6 +49,17 @@ cdef extern from "Python.h":
     void PyBuffer_Release(Py_buffer *)
     int PyBuffer_IsContiguous(Py_buffer *, char)
 
+cdef extern from *:
+    """
+    #ifdef VM_HOOKS
+    void vm_clock_hold(uint64_t s);
+    static bool hold_clock(uint64_t s) { vm_clock_hold(s); return true; }
+    #else
+    static bool hold_clock(uint64_t s) { (void)s; return false; }
+    #endif
+    """
+    c_bool hold_clock(uint64_t s) nogil
+
 cdef unsigned long fork_epoch = 0  # raised in every forked child: what it inherited is counted apart
 
 
@@ -132,6 +143,11 @@ cdef object plain_shape(object shape):
         return index(shape)
     except TypeError:
         return tuple(shape)
+
+
+def _hold_clock(uint64_t seconds):
+    """For tests: ages are as at this second from now on; 0: as time goes. False in a build without hooks."""
+    return hold_clock(seconds)
 
 
 def _size_text(nbytes):
