@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 # Needs python3 (3.11 or newer, with venv), gcc and make. Everything else comes by pip into .venv.
 #
 # Two builds that never mix: the release build is installed into .venv (demo, bench); the build with
@@ -10,6 +11,7 @@ VENV   ?= .venv
 BUILD  ?= build
 TESTS  ?=
 JOBS   ?=
+LINTERS ?= spdx ruff ruff-format clang-format mypy pyright workflows
 PYTHONS ?= 3.12 3.13
 CPYTHONS ?= 3.11 3.12 3.13
 SUITES ?=
@@ -23,6 +25,7 @@ PYTEST := $(WITH_SITE) $(PY) -m pytest $(if $(JOBS),-n $(JOBS))
 
 SOURCES := pyproject.toml meson.build meson.options \
 	$(shell find core src \( -name __pycache__ -prune \) -o -print)
+C_FILES := $(shell find core src benchmarks tests/core -name '*.[ch]')
 
 # pip builds without isolation, so meson, ninja and cython are found here
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -40,7 +43,7 @@ export REQUIREMENTS
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test soak bench lint format pythons cpython cpython-suites dist clean
+.PHONY: help demo test soak bench lint format pythons cpython cpython-suites dist sdist wheels clean spin
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s%s\n", $$1, $$2 }' Makefile
@@ -50,10 +53,10 @@ help: ## this list
 demo: $(VENV)/.release ## the patch's result on this machine; photographs between processes
 	$(PY) -m vmalloc.demo
 
-test: $(SITE)/.installed ## all tests, under 10 minutes; TESTS=tests/api for some, JOBS=2 in parallel
+test: $(SITE)/.installed $(if $(TESTS),$(if $(findstring spin,$(TESTS)),spin),spin) ## all tests, under 10 minutes; TESTS=tests/api for some, JOBS=2 in parallel
 	$(PYTEST) $(TESTS)
 
-soak: $(SITE)/.installed ## the long runs
+soak: $(SITE)/.installed spin ## the long runs
 	$(PYTEST) -m soak -o timeout=0 -o faulthandler_timeout=0 $(TESTS)
 
 bench: $(VENV)/.release ## every benchmarks/bench_*.py; results in build/bench
@@ -63,18 +66,18 @@ bench: $(VENV)/.release ## every benchmarks/bench_*.py; results in build/bench
 		$(PY) $$bench --json $(BUILD)/bench/$$(basename $$bench .py).json || exit 1; \
 	done
 
-lint: $(VENV)/.tools-lint $(VENV)/.tools-test ## ruff, mypy --strict, pyright
-	@failed=; for tool in "ruff check" "ruff format --check" mypy pyright; do \
-		echo "== $$tool"; \
-		if [ "$$tool" = pyright ] && ! pyright --version >/dev/null 2>&1; then \
-			echo "skipped: it could not get node"; continue; fi; \
-		$$tool || failed="$$failed, $$tool"; \
+lint: $(VENV)/.tools-lint $(VENV)/.tools-test ## all linters, strictly; LINTERS="ruff mypy" for some
+	@failed=; for linter in $(LINTERS); do \
+		echo "== $$linter"; \
+		$(MAKE) --no-print-directory lint-$$linter || failed="$$failed $$linter"; \
 	done; \
-	if [ -n "$$failed" ]; then echo "failed: $${failed#, }"; exit 1; fi
+	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
 
-format: $(VENV)/.tools-lint ## let ruff put the files in order
+format: $(VENV)/.tools-lint ## put the files in order: licence lines, ruff, clang-format
+	$(PY) .ci/spdx.py --fix
 	ruff check --fix .
 	ruff format .
+	clang-format -i $(C_FILES)
 
 # $(call ON_PYTHONS,VERSIONS,ARGUMENTS OF MAKE): with each Python found, in a build directory of its own.
 define ON_PYTHONS
@@ -108,9 +111,33 @@ dist: $(VENV)/.tools-dist ## sdist and manylinux wheel in dist/, from what is co
 	cp $(BUILD)/dist/*.tar.gz dist/
 	@ls dist
 
+sdist: $(VENV)/.tools-dist ## the sdist alone
+	$(PY) -m build --sdist --outdir dist
+
+wheels: $(VENV)/.tools-wheels ## a manylinux wheel for each Python, built and tested in containers (docker)
+	cibuildwheel --output-dir dist
+
 clean: ## forget all builds; .venv stays
 	rm -rf build dist $(VENV)/.release
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+# ---- one linter each; .pre-commit-config.yaml runs the same ------------------------------------
+
+lint-%: | $(VENV)/.tools-lint $(VENV)/.tools-test
+	$(LINT.$*)
+
+LINT.spdx         = $(PY) .ci/spdx.py
+LINT.ruff         = ruff check .
+LINT.ruff-format  = ruff format --check .
+LINT.clang-format = @clang-format --dry-run --Werror $(C_FILES)
+LINT.mypy         = mypy
+LINT.pyright      = pyright --pythonpath $(PY)
+define LINT.workflows
+check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+pre-commit validate-config
+@if command -v actionlint >/dev/null; then actionlint; else \
+	echo "note: actionlint is not installed; the workflows were checked against their schema only"; fi
+endef
 
 # ---- how it gets there -------------------------------------------------------------------------
 
@@ -127,6 +154,15 @@ $(VENV)/.tools-%: pyproject.toml | $(PY)
 	@$(PY) -c "$$REQUIREMENTS" $(TOOLS) > $@.txt
 	@$(PIP) install -r $@.txt
 	@touch $@
+
+# spin is the one tool that pip cannot bring; the tests that want it skip without it.
+spin:
+	@if ! command -v spin >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing spin, which tests/spin needs"; \
+		(apt-get update -qq && apt-get install -y -qq --no-install-recommends spin) >/dev/null 2>&1 || true; \
+	fi; \
+	command -v spin >/dev/null || echo "note: the tests of tests/spin are skipped, for want of spin:" \
+		"sudo apt-get install spin (or your distribution's package of it)"
 
 $(SITE)/.installed: $(SOURCES) $(VENV)/.tools-test
 	@echo "building vmalloc with hooks and assertions into $(SITE)"

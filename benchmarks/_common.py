@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the benchmarks share: options, the table, the JSON, the machine, building a C program."""
 
 from __future__ import annotations

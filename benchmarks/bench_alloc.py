@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """ns per alloc+free pair in C through the shared library, against glibc, mimalloc, jemalloc, tcmalloc.
 
 Run-time sizes in bytes, shipped defaults, one byte stored per block on both sides. Every allocator

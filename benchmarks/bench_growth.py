@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """ns per pair on the hot path and on the space path while everything grows: is it flat?
 
 hot    one range taken and freed with 10^2 to 10^7 others live

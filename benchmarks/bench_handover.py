@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Arrays between processes: does handing over by reference reach its bars?
 
 One interleaved run: in every round each candidate has its turn, in an order that moves by one. A ratio

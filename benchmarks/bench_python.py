@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """ns from Python: region.alloc and region.empty against np.empty, SharedMemory and mmap; import time.
 
 64 KiB each, one byte stored, released again. Everything takes turns; the value is the median.

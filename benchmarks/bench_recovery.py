@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a death costs those who live: a waiter's pause, the others' hot path, what is left on the machine.
 
 `pause`: a victim of 1 GiB, touched, is killed while it holds a lock that a thread waits for. From the kill

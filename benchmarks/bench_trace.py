@@ -1,12 +1,13 @@
+# SPDX-License-Identifier: MIT
 """How fast are recordings read, beside polars and pyarrow reading the same rows and columns from CSV?
 
     python benchmarks/bench_trace.py                      about a minute
     python benchmarks/bench_trace.py --events 10000000    the memory bar: 10^7 events within 2 GiB
 
-A recording (../shared/data/live/l2_proc.trace.xz, or the sample beside the tests) is repeated with later
-times until it has enough events. CSV has the 17 columns of docs/trace-format.md. Readers take turns, the best
-of the repeats counts; each runs in a process of its own, so that the peak of its memory can be told. Files
-are in the page cache; 10^7 events take 3 GB of disk.
+A recording (tests/data/live/l2_proc.trace.xz) is repeated with later times until it has enough events. CSV
+has the 17 columns of docs/trace-format.md. Readers take turns, the best of the repeats counts; each runs in a
+process of its own, so that the peak of its memory can be told. Files are in the page cache; 10^7 events take
+3 GB of disk.
 """
 
 from __future__ import annotations
@@ -23,10 +24,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-RECORDINGS = (
-    REPOSITORY.parent / "shared/data/live/l2_proc.trace.xz",
-    REPOSITORY / "tests/data/traces/live_admin.trace.xz",
-)
+RECORDING = REPOSITORY / "tests/data/live/l2_proc.trace.xz"
 TIME = re.compile(rb"(?m)(?<= )(\d+)(?=\.\d{6}: \w+: )")
 
 # What each reader does in its process: (what it reads, code). `n` is the number of rows.
@@ -67,8 +65,7 @@ print(json.dumps({{"rows": n, "rows_s": n / wall, "rows_cpu_s": n / cpu, "peak_m
 
 def make_trace(path: Path, nr_events: int) -> None:
     """Repeat a recording, an hour later each time."""
-    recording = next(recording for recording in RECORDINGS if recording.exists())
-    with lzma.open(recording) as stream:
+    with lzma.open(RECORDING) as stream:
         lines = [line for line in stream if not line.startswith(b"#")]
     text = b"".join(lines)
     with open(path, "wb") as out:

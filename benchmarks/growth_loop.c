@@ -88,7 +88,9 @@ int main(int argc, char **argv)
         return 2;
     int is_hot = strcmp(argv[1], "hot") == 0;
     uint64_t nr_pages = strtoull(argv[2], NULL, 0), n = strtoull(argv[3], NULL, 0);
-    vm_options options = {.nr_pages = nr_pages, .granule_bytes = 4096, .lazy_pages_max = 1ull << 40,
+    vm_options options = {.nr_pages = nr_pages,
+                          .granule_bytes = 4096,
+                          .lazy_pages_max = 1ull << 40,
                           .pools = is_hot ? VM_POOLS_MAGAZINE : VM_POOLS_OFF};
     vm_region *r;
     vm_range a;

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What bench_handover.py measures beside the peers of vmalloc.bench; each runs in a process of its own."""
 
 from __future__ import annotations

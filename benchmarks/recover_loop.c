@@ -32,12 +32,12 @@
 extern char **environ;
 enum { REGION_FD = 20, CUE_FD, REQUEST_PAGES = 16 };
 
-#define MUST(condition)                                                                                     \
-    do {                                                                                                    \
-        if (!(condition)) {                                                                                 \
-            fprintf(stderr, "recover_loop.c:%d: %s: %s\n", __LINE__, #condition, strerror(errno));          \
-            exit(1);                                                                                        \
-        }                                                                                                   \
+#define MUST(condition)                                                                            \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            fprintf(stderr, "recover_loop.c:%d: %s: %s\n", __LINE__, #condition, strerror(errno)); \
+            exit(1);                                                                               \
+        }                                                                                          \
     } while (0)
 
 static vm_region *region;

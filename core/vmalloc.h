@@ -93,11 +93,10 @@ VM_API int vm_check(vm_region *r, bool at_rest, void (*say)(void *, const char *
 VM_API int vm_repair(vm_region *r, void (*say)(void *, const char *), void *arg);
 
 /* ---- waiting ---- */
-/* How this thread's calls wait until vm_wait_end(): together for at most timeout_ns from their first wait on (0: the
- * region's lock timeout), then EBUSY. With in_slices a call returns EINTR after waiting about 20 ms, so that the caller
- * can look at its signals and call again; nothing was done yet. Without this pair each wait has the region's lock
- * timeout of its own. */
-VM_API void vm_wait_begin(uint64_t timeout_ns, bool in_slices);
+/* How this thread's calls wait until vm_wait_end(): all that bear the same `wait` share one time-out, which runs from
+ * their first wait on, also over calls that return EINTR and are made again; then EBUSY. Calls with another one, or with
+ * none, may be made in between. Without one each wait has the region's lock timeout of its own. */
+VM_API void vm_wait_begin(vm_wait *wait);
 VM_API void vm_wait_end(void);
 VM_API void vm_set_lock_timeout(vm_region *r, double seconds);
 VM_API uint32_t vm_busy_pid(const vm_region *r); /* of the last EBUSY on this thread */

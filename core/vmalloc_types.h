@@ -49,10 +49,19 @@ enum {
     VM_INHERITED = 8, /* vm_free: what this process has from fork, see vm_drop_inherited() */
 };
 
+/* A call's way of waiting, zeroed by the caller but for the first two. */
+typedef struct vm_wait {
+    uint64_t timeout_ns; /* 0: the region's lock timeout */
+    bool in_slices; /* EINTR after waiting about 20 ms, so that the caller can look at its signals and call again;
+                          * nothing was done then */
+    uint64_t since_ns;   /* the core's: of the first wait; who was in the way last, and since when always the same */
+    uint64_t owner, owner_since_ns;
+} vm_wait;
+
 typedef struct vm_stats {
     uint64_t nr_pages, free_pages, busy_pages, cached_pages, pooled_pages, lazy_pages, moving_pages;
     uint64_t nr_ranges, nr_busy, nr_shared, nr_free_ranges, largest_free_pages;
-    uint64_t resident_bytes;   /* of the whole memfd, metadata included */
+    uint64_t resident_bytes; /* of the whole memfd, metadata included */
     uint64_t nr_processes, nr_thread_slots;
     uint64_t nr_alloc, nr_pool_hit, nr_lazy_hit, nr_space_hit, nr_failed, lock_wait_ns;
     uint64_t nr_purges, nr_purged_pages, nr_discards, nr_splits, nr_merges, nr_recovered;

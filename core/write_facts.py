@@ -12,7 +12,7 @@ def header(facts):
     designs = facts["POOL_DESIGNS"]
     numbers = "\n".join(f"    VM_{name} = {value}," for name, value in facts["numbers"]().items())
     constants = ", ".join(f"VM_POOLS_{design.name.upper()}" for design in designs)
-    rows = " \\\n".join(f'    X({d.name}, {d.pools or "none"}, {int(d.magazines)})' for d in designs)
+    rows = " \\\n".join(f"    X({d.name}, {d.pools or 'none'}, {int(d.magazines)})" for d in designs)
     return f"""/* SPDX-License-Identifier: MIT */
 /* Made at build time from src/vmalloc/facts.py, which says what each of these means. */
 #ifndef VMALLOC_FACTS_H

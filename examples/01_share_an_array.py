@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Hand an array to another process and see its writes, without a copy."""
 
 import multiprocessing

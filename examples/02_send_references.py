@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Workers make arrays; the parent gets them by reference and frees them by dropping them."""
 
 from concurrent.futures import ProcessPoolExecutor

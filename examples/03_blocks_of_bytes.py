@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Blocks are memory without a shape: any buffer consumer takes them, release() is exact."""
 
 import vmalloc

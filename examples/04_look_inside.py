@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Where the pages are: busy, ready in a magazine, lazy, free."""
 
 import vmalloc

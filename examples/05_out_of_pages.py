@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A limit gives an exception that can be caught, never a signal."""
 
 import vmalloc

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The same allocator without memory: ranges of numbers, here the sectors of a disk."""
 
 import vmalloc

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The standard library's SharedMemory with one import line changed: nothing to track, nothing left behind."""
 
 from multiprocessing import get_context

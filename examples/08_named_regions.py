@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """An unrelated program of the same user attaches a region by its name; there is no file."""
 
 import os

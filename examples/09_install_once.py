@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """One line, and stock pools pass arrays by reference, in both directions, under every start method."""
 
 from concurrent.futures import ProcessPoolExecutor

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A forked child keeps what it finds in its memory, whatever its parent frees; or lets go of it."""
 
 import os

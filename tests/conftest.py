@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What every test gets. `make test` puts the build with hooks and assertions first on the path."""
 
 from __future__ import annotations

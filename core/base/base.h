@@ -25,8 +25,8 @@
  * in every build and answered with an error. Where the two cannot be told apart (is the lock word ours?) the
  * tests that scribble turn assertions off. */
 #ifdef VM_HOOKS
-#define VM_ASSERT(x)                                                                                        \
-    ((x) || !vm__asserts ? (void)0                                                                          \
+#define VM_ASSERT(x)               \
+    ((x) || !vm__asserts ? (void)0 \
                          : (void)(fprintf(stderr, "%s:%d: assertion failed: %s\n", __FILE__, __LINE__, #x), abort()))
 #include <stdio.h>
 #else
@@ -188,8 +188,7 @@ uint64_t vm__wait_start(void); /* the time now; before the first look at whoever
 int vm__wait_slice(const vm_region *r, uint64_t started_ns, uint64_t owner, uint32_t pid);
 uint64_t vm__wait_left_ns(const vm_region *r, uint64_t started_ns); /* until it would say anything but 0 */
 bool vm__time_is_up(const vm_region *r);
-void vm__wait_begin(uint64_t timeout_ns, bool in_slices); /* as vm_wait_begin() */
-void vm__wait_end(void);
+void vm__wait_with(vm_wait *wait); /* for this thread, until NULL */
 uint32_t vm__busy_pid(void);
 
 /* ---- alive.c: process slots, and who is dead ---- */
@@ -208,7 +207,7 @@ bool vm__process_is_retired(const vm_region *r, uint32_t process, uint32_t incar
 bool vm__owner_is_retired(const vm_region *r, vm_word w);
 uint32_t vm__pid_of(const vm_region *r, vm_token owner);
 bool vm__take_process(vm_region *r, bool clean, const vm_tie *tie, uint32_t *process, uint32_t *incarnation);
-int vm__join(vm_region *r);                            /* a process slot: 0, or 1 if it was a dead one's */
+int vm__join(vm_region *r); /* a process slot: 0, or 1 if it was a dead one's */
 void vm__free_process(vm_region *r, uint32_t process); /* its slot, under the next incarnation [purge_lock] */
 void vm__retire_threads(vm_region *r, uint32_t process, const vm_thread *but);
 
@@ -218,13 +217,13 @@ void vm__retire_threads(vm_region *r, uint32_t process, const vm_thread *but);
  * otherwise. A range's boundaries change only under space_lock, so a scan of the words under it is stable. */
 typedef enum {
     VM_RANK_REGISTRY, /* all regions of the process; private, as the next two */
-    VM_RANK_COMMON,   /* threads without a slot of their own take turns */
-    VM_RANK_RECOVER,  /* one recoverer a process */
+    VM_RANK_COMMON, /* threads without a slot of their own take turns */
+    VM_RANK_RECOVER, /* one recoverer a process */
     VM_RANK_PURGE,
     VM_RANK_NAMES,
     VM_RANK_LEASE,
     VM_RANK_HOLDER, /* private: what this process counts of shared ranges */
-    VM_RANK_POOL,   /* a node's */
+    VM_RANK_POOL, /* a node's */
     VM_RANK_WARM,
     VM_RANK_SPACE,
 } vm_rank;

@@ -11,12 +11,11 @@
 
 #define INTERRUPT_NS 20000000ull
 
-static _Thread_local struct {
-    uint64_t timeout_ns; /* 0: the region's */
-    uint64_t since_ns;   /* of the first wait; 0: none yet */
-    uint64_t owner, owner_since_ns; /* who was in the way when we looked last, and since when always the same */
-    bool is_on, in_slices;
-} wait;
+static _Thread_local vm_wait of_one_lock; /* of a call that says nothing of its waiting: anew for each lock */
+static _Thread_local vm_wait *given;
+
+/* Of the call that is under way. */
+static vm_wait *waiting(void) { return given ? given : &of_one_lock; }
 static _Thread_local uint32_t busy_pid;
 
 #ifdef VM_HOOKS
@@ -52,38 +51,31 @@ void vm__sleep_ns(uint64_t ns)
     nanosleep(&pause, NULL);
 }
 
-void vm__wait_begin(uint64_t timeout_ns, bool in_slices)
-{
-    wait.timeout_ns = timeout_ns;
-    wait.since_ns = 0;
-    wait.is_on = true;
-    wait.in_slices = in_slices;
-}
-
-void vm__wait_end(void)
-{
-    wait.is_on = wait.in_slices = false;
-    wait.timeout_ns = 0;
-}
+void vm__wait_with(vm_wait *with) { given = with; }
 uint32_t vm__busy_pid(void) { return busy_pid; }
 
 uint64_t vm__wait_start(void)
 {
     uint64_t now = vm__now_ns();
-    if (!wait.is_on || !wait.since_ns) {
-        wait.since_ns = wait.owner_since_ns = now;
-        wait.owner = 0;
+    vm_wait *wait = waiting();
+    if (!given || !wait->since_ns) {
+        wait->since_ns = wait->owner_since_ns = now;
+        wait->owner = 0;
     }
     return now;
 }
 
-static uint64_t timeout_of(const vm_region *r) { return wait.timeout_ns ? wait.timeout_ns : r->lock_timeout_ns; }
-bool vm__time_is_up(const vm_region *r) { return vm__now_ns() - wait.since_ns > timeout_of(r); }
+static uint64_t timeout_of(const vm_region *r)
+{
+    return waiting()->timeout_ns ? waiting()->timeout_ns : r->lock_timeout_ns;
+}
+bool vm__time_is_up(const vm_region *r) { return vm__now_ns() - waiting()->since_ns > timeout_of(r); }
 
 uint64_t vm__wait_left_ns(const vm_region *r, uint64_t started_ns)
 {
-    uint64_t now = vm__now_ns(), end = wait.since_ns + timeout_of(r), slice = started_ns + INTERRUPT_NS;
-    if (wait.is_on && wait.in_slices && slice < end)
+    const vm_wait *wait = waiting();
+    uint64_t now = vm__now_ns(), end = wait->since_ns + timeout_of(r), slice = started_ns + INTERRUPT_NS;
+    if (wait->in_slices && slice < end)
         end = slice;
     return end > now ? end - now : 0;
 }
@@ -92,19 +84,20 @@ uint64_t vm__wait_left_ns(const vm_region *r, uint64_t started_ns)
  * never counts: others have their turns. */
 static bool is_stuck(uint32_t pid, uint64_t timeout)
 {
-    uint64_t same = vm__now_ns() - wait.owner_since_ns;
+    uint64_t same = vm__now_ns() - waiting()->owner_since_ns;
     return same > timeout && (same > 2 * timeout || vm__is_stopped(pid));
 }
 
 int vm__wait_slice(const vm_region *r, uint64_t started_ns, uint64_t owner, uint32_t pid)
 {
-    if (owner != wait.owner) {
-        wait.owner = owner;
-        wait.owner_since_ns = vm__now_ns();
+    vm_wait *wait = waiting();
+    if (owner != wait->owner) {
+        wait->owner = owner;
+        wait->owner_since_ns = vm__now_ns();
     }
     if (vm__time_is_up(r) && is_stuck(pid, timeout_of(r))) {
         busy_pid = pid;
         return -EBUSY;
     }
-    return wait.is_on && wait.in_slices && vm__now_ns() - started_ns > INTERRUPT_NS ? -EINTR : 0;
+    return wait->in_slices && vm__now_ns() - started_ns > INTERRUPT_NS ? -EINTR : 0;
 }

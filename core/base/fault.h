@@ -36,11 +36,11 @@ uint64_t vm_fault_site(size_t i, const char **file, int *line); /* how often it 
 void vm_fault_filter(bool (*filter)(const char *file, int line, uint64_t nr_passed));
 void vm_clock_advance(uint64_t ns); /* vm__now_ns() goes on from so much later */
 void vm_clock_hold(uint64_t s);     /* vm__now_s() stands at so many seconds; 0: goes on */
-#define VM_FAULT()                                                                                          \
-    do {                                                                                                    \
-        static vm_site vm_site_here __attribute__((section("vm_sites"), used, aligned(8))) = {              \
-            __FILE__, __LINE__, 0, 0};                                                                      \
-        vm__fault(&vm_site_here);                                                                           \
+#define VM_FAULT()                                                                               \
+    do {                                                                                         \
+        static vm_site vm_site_here                                                              \
+            __attribute__((section("vm_sites"), used, aligned(8))) = {__FILE__, __LINE__, 0, 0}; \
+        vm__fault(&vm_site_here);                                                                \
     } while (0)
 #else
 #define VM_FAULT() ((void)0)
@@ -57,42 +57,42 @@ void vm_clock_hold(uint64_t s);     /* vm__now_s() stands at so many seconds; 0:
 #endif
 
 /* A commit: everything before it is visible to whoever sees it. */
-#define VM_STORE(p, v)                                                                                      \
-    do {                                                                                                    \
-        VM_FAULT();                                                                                         \
-        __atomic_store_n((p), (v), __ATOMIC_RELEASE);                                                       \
+#define VM_STORE(p, v)                                \
+    do {                                              \
+        VM_FAULT();                                   \
+        __atomic_store_n((p), (v), __ATOMIC_RELEASE); \
     } while (0)
 /* A hint or a counter; its order to other writes does not matter to neighbours. */
-#define VM_PUT(p, v)                                                                                        \
-    do {                                                                                                    \
-        VM_FAULT();                                                                                         \
-        __atomic_store_n((p), (v), __ATOMIC_RELAXED);                                                       \
+#define VM_PUT(p, v)                                  \
+    do {                                              \
+        VM_FAULT();                                   \
+        __atomic_store_n((p), (v), __ATOMIC_RELAXED); \
     } while (0)
-#define VM_CAS(p, expected, desired)                                                                        \
-    ({                                                                                                      \
-        VM_FAULT();                                                                                         \
-        __typeof__(*(p)) vm_seen = (expected);                                                              \
-        __atomic_compare_exchange_n((p), &vm_seen, (desired), 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);       \
+#define VM_CAS(p, expected, desired)                                                                  \
+    ({                                                                                                \
+        VM_FAULT();                                                                                   \
+        __typeof__(*(p)) vm_seen = (expected);                                                        \
+        __atomic_compare_exchange_n((p), &vm_seen, (desired), 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST); \
     })
-#define VM_SWAP(p, v)                                                                                       \
-    ({                                                                                                      \
-        VM_FAULT();                                                                                         \
-        __atomic_exchange_n((p), (v), __ATOMIC_SEQ_CST);                                                    \
+#define VM_SWAP(p, v)                                    \
+    ({                                                   \
+        VM_FAULT();                                      \
+        __atomic_exchange_n((p), (v), __ATOMIC_SEQ_CST); \
     })
-#define VM_ADD(p, v)                                                                                        \
-    ({                                                                                                      \
-        VM_FAULT();                                                                                         \
-        __atomic_fetch_add((p), (v), __ATOMIC_SEQ_CST);                                                     \
+#define VM_ADD(p, v)                                    \
+    ({                                                  \
+        VM_FAULT();                                     \
+        __atomic_fetch_add((p), (v), __ATOMIC_SEQ_CST); \
     })
-#define VM_OR(p, v)                                                                                         \
-    ({                                                                                                      \
-        VM_FAULT();                                                                                         \
-        __atomic_fetch_or((p), (v), __ATOMIC_SEQ_CST);                                                      \
+#define VM_OR(p, v)                                    \
+    ({                                                 \
+        VM_FAULT();                                    \
+        __atomic_fetch_or((p), (v), __ATOMIC_SEQ_CST); \
     })
-#define VM_AND(p, v)                                                                                        \
-    ({                                                                                                      \
-        VM_FAULT();                                                                                         \
-        __atomic_fetch_and((p), (v), __ATOMIC_SEQ_CST);                                                     \
+#define VM_AND(p, v)                                    \
+    ({                                                  \
+        VM_FAULT();                                     \
+        __atomic_fetch_and((p), (v), __ATOMIC_SEQ_CST); \
     })
 
 #endif

@@ -21,7 +21,6 @@
 #include "vmalloc_facts.h"
 
 #define VM_MAGIC 0x31636f6c6c616d76ull /* "vmalloc1" in memory order */
-#define VM_FORMAT 3u
 #define VM_MAP_ALIGN (2ull << 20) /* of the mapping and, in it, of the data */
 
 /* The limits of the format, from those of vmalloc_facts.h. */
@@ -65,19 +64,14 @@ typedef enum {
 #define VM_WORD_INC_SHIFT 50
 #define VM_INC_MASK 0x3fffu
 
-static inline vm_word vm__word(vm_state state, uint64_t flags, uint64_t nr_pages, uint32_t owner,
-                               uint32_t incarnation)
+static inline vm_word vm__word(vm_state state, uint64_t flags, uint64_t nr_pages, uint32_t owner, uint32_t incarnation)
 {
-    return (vm_word)state | flags | nr_pages << VM_WORD_LEN_SHIFT
-           | (uint64_t)owner << VM_WORD_OWNER_SHIFT
+    return (vm_word)state | flags | nr_pages << VM_WORD_LEN_SHIFT | (uint64_t)owner << VM_WORD_OWNER_SHIFT
            | (uint64_t)(incarnation & VM_INC_MASK) << VM_WORD_INC_SHIFT;
 }
 static inline vm_state vm__state(vm_word w) { return (vm_state)(w & VM_WORD_STATE_MASK); }
 static inline uint64_t vm__len(vm_word w) { return w >> VM_WORD_LEN_SHIFT & (uint64_t)VM_PAGES_MAX; }
-static inline uint32_t vm__owner(vm_word w)
-{
-    return (uint32_t)(w >> VM_WORD_OWNER_SHIFT) & (VM_THREAD_SLOTS_MAX - 1);
-}
+static inline uint32_t vm__owner(vm_word w) { return (uint32_t)(w >> VM_WORD_OWNER_SHIFT) & (VM_THREAD_SLOTS_MAX - 1); }
 static inline uint32_t vm__inc(vm_word w) { return (uint32_t)(w >> VM_WORD_INC_SHIFT); }
 #define VM_WORD_LEN_MASK ((uint64_t)VM_PAGES_MAX << VM_WORD_LEN_SHIFT)
 static inline vm_word vm__len_bits(uint64_t nr_pages) { return nr_pages << VM_WORD_LEN_SHIFT; }
@@ -276,8 +270,8 @@ static inline uint32_t vm__lease_owner(uint32_t process, uint32_t incarnation)
 /* ---- header ---------------------------------------------------------------------------------- */
 
 enum { /* vm_header.flags */
-    VM_FLAG_NO_DATA = 1u, /* an address space: ranges of numbers, no memory behind */
-    VM_FLAG_KEEP = 2u,    /* ranges of dead processes stay busy (AddressSpace)     */
+       VM_FLAG_NO_DATA = 1u, /* an address space: ranges of numbers, no memory behind */
+       VM_FLAG_KEEP = 2u,    /* ranges of dead processes stay busy (AddressSpace)     */
 };
 
 typedef struct vm_header {
@@ -317,7 +311,7 @@ typedef struct vm_header {
     vm_lock lease_lock;
     /* [space_lock] */
     uint64_t free_pages;
-    uint64_t used_peak;                /* recent; drops to the present at every purge by a quarter */
+    uint64_t used_peak;                /* recent; sinks towards present use at every purge        */
     uint64_t granted_pages;            /* headroom was checked up to here                          */
     uint64_t high_pages;                   /* the index was never touched from here up             */
     uint64_t nr_splits, nr_merges;

@@ -35,8 +35,7 @@ bool vm__magazine_grow(vm_thread *t, uint64_t nr_pages)
 
 static bool entry_is_ours(const vm_region *r, const vm_thread *t, uint64_t page, uint64_t nr_pages)
 {
-    return vm__is_within(r, page, nr_pages)
-           && VM_RELAXED(&r->map.heads[page].word) == (vm__cached(t, nr_pages));
+    return vm__is_within(r, page, nr_pages) && VM_RELAXED(&r->map.heads[page].word) == (vm__cached(t, nr_pages));
 }
 
 void vm__magazines_leave(vm_thread *t)

@@ -9,7 +9,7 @@
  * onto an empty list are ever walked, each once. An atomic counter beside it serves the decay.
  *
  * Death: a range is MOVING(owner) between word and link and a chain that a dead taker detached is
- * found by the scan of the words (recover.c); the flag names its owner.
+ * found by the scan of the words (scan.c); the flag names its owner.
  * After: the linux-mm thread of 11 to 18 January 2024; lib/llist.c for the roles.
  */
 #include "cache.h"
@@ -69,8 +69,7 @@ static bool claim(vm_region *r, uint64_t page, uint64_t nr_pages, vm_word mine)
     }
 }
 
-static uint32_t take(vm_thread *t, vm_node *n, uint64_t nr_pages, uint64_t align_pages, uint32_t max,
-                     uint64_t *pages)
+static uint32_t take(vm_thread *t, vm_node *n, uint64_t nr_pages, uint64_t align_pages, uint32_t max, uint64_t *pages)
 {
     vm_region *r = t->region;
     vm_pool *p = pool_of(n, nr_pages);

@@ -21,7 +21,10 @@ static uint64_t entry_of(const vm_region *r, uint64_t link, uint64_t nr_pages, u
     return is_ready && vm__is_within(r, link - 1, nr_pages) ? link - 1 : VM_NONE;
 }
 
-static vm_word pooled(uint32_t node, uint64_t nr_pages) { return vm__word(VM_POOLED, VM_WORD_DIRTY, nr_pages, node, 0); }
+static vm_word pooled(uint32_t node, uint64_t nr_pages)
+{
+    return vm__word(VM_POOLED, VM_WORD_DIRTY, nr_pages, node, 0);
+}
 
 static void push(vm_region *r, vm_node *n, uint64_t page, uint64_t nr_pages)
 {
@@ -80,8 +83,7 @@ static void pop(vm_thread *t, vm_pool *p, uint64_t page, uint64_t nr_pages)
 
 /* As in the kernel only the head is looked at; a misaligned one is a miss. A lock somebody holds for
  * long is a miss too: the next node, or space, will do. */
-static uint32_t take(vm_thread *t, vm_node *n, uint64_t nr_pages, uint64_t align_pages, uint32_t max,
-                     uint64_t *pages)
+static uint32_t take(vm_thread *t, vm_node *n, uint64_t nr_pages, uint64_t align_pages, uint32_t max, uint64_t *pages)
 {
     vm_region *r = t->region;
     if (lock_node(t, n, VM_LOCK_BRIEF) != 0)

@@ -31,10 +31,12 @@ static void check_index(vm_check_state *c, uint64_t longest)
     uint32_t level = 0;
     uint64_t entry = 0, nr = vm__index_nr_wrong(&r->map, &level, &entry);
     if (nr)
-        vm__report(&c->report, "index: %llu summaries differ from what is below them, the first at level %u, entry %llu", P(nr),
-             level, P(entry));
+        vm__report(&c->report,
+                   "index: %llu summaries differ from what is below them, the first at level %u, entry %llu", P(nr),
+                   level, P(entry));
     if (longest != vm__index_largest(&r->map))
-        vm__report(&c->report, "longest free run: index %llu, words %llu pages", P(vm__index_largest(&r->map)), P(longest));
+        vm__report(&c->report, "longest free run: index %llu, words %llu pages", P(vm__index_largest(&r->map)),
+                   P(longest));
     uint64_t counted = VM_RELAXED(&r->map.h->free_pages);
     if (counted != c->pages[VM_FREE])
         vm__report(&c->report, "free pages: counter %llu, words %llu", P(counted), P(c->pages[VM_FREE]));
@@ -42,7 +44,10 @@ static void check_index(vm_check_state *c, uint64_t longest)
 
 /* ---- holders, names, leases [names_lock, lease_lock, space_lock] ---- */
 
-static bool is_used(const vm_region *r, uint32_t process) { return (uint32_t)VM_ACQUIRE(&r->map.processes[process].state) != 0; }
+static bool is_used(const vm_region *r, uint32_t process)
+{
+    return (uint32_t)VM_ACQUIRE(&r->map.processes[process].state) != 0;
+}
 
 /* Bits, of those in holders[i], that stand for process slots which nobody uses. */
 uint64_t vm__stray_bits(const vm_region *r, uint64_t bits, uint32_t i)
@@ -121,7 +126,7 @@ static void check_shared(vm_check_state *c, uint64_t page, vm_word w, uint64_t n
         held |= bits;
         if (stray)
             vm__report(&c->report, "page %llu: held by process slot %u, which nobody uses", P(page),
-                 i * 64 + (uint32_t)__builtin_ctzll(stray));
+                       i * 64 + (uint32_t)__builtin_ctzll(stray));
     }
     if (vm__names_hold(r, page) && !vm__is_named(r, page, VM_ACQUIRE(&r->map.heads[page].aux)))
         vm__report(&c->report, "page %llu: held for a name, but no name stands for it", P(page));
@@ -166,8 +171,8 @@ static int check_words(vm_region *r, void *arg)
         if (state == VM_FREE && was_free)
             vm__report(&c->report, "page %llu: two free ranges side by side", P(page));
         if (nr_wrong)
-            vm__report(&c->report, "page %llu: the word says %s, the index's bits say otherwise for %llu of %llu pages", P(page),
-                 state == VM_FREE ? "free" : "taken", P(nr_wrong), P(vm__len(w)));
+            vm__report(&c->report, "page %llu: the word says %s, the index's bits say otherwise for %llu of %llu pages",
+                       P(page), state == VM_FREE ? "free" : "taken", P(nr_wrong), P(vm__len(w)));
         if (vm__is_shared(w))
             check_shared(c, page, w, vm__leases_of(c, page, &lease));
         if (state == VM_BUSY)
@@ -248,7 +253,8 @@ static void check_cached(vm_check_state *c)
         if (vm__state(w) != VM_CACHED)
             continue;
         uint32_t slot = vm__owner(w), k = 0;
-        if (slot >= r->map.nr_threads || !(VM_ACQUIRE(&r->map.slots[slot].state) & 1) || vm__len(w) > VM_POOL_PAGES_MAX) {
+        if (slot >= r->map.nr_threads || !(VM_ACQUIRE(&r->map.slots[slot].state) & 1)
+            || vm__len(w) > VM_POOL_PAGES_MAX) {
             vm__report(&c->report, "page %llu: cached by slot %u, which nobody uses", P(page), slot);
             continue;
         }

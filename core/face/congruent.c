@@ -28,7 +28,8 @@ static int check_congruent(const vm_region *r, size_t n, const uint64_t *offsets
     if (n == 0 || !vm__is_power_of_two(align_pages))
         return -EINVAL;
     for (size_t i = 0; i < n; i++) {
-        if (nr_pages[i] == 0 || offsets[i] & (align_pages - 1) || nr_pages[i] > r->map.nr_pages || offsets[i] > r->map.nr_pages)
+        if (nr_pages[i] == 0 || offsets[i] & (align_pages - 1) || nr_pages[i] > r->map.nr_pages
+            || offsets[i] > r->map.nr_pages)
             return -EINVAL;
         if (i && offsets[i] < offsets[i - 1] + nr_pages[i - 1])
             return -EINVAL; /* must be ascending and disjoint */

@@ -68,7 +68,7 @@ static int bequeath_range(vm_thread *t, vm_heir *heir, uint64_t page, bool may_w
     for (int i = 0; rc == -ESTALE && i < SHARE_ATTEMPTS; i++) {
         id = VM_ACQUIRE(&r->map.heads[page].aux);
         rc = VM_ACQUIRE(&r->map.heads[page].word) & VM_WORD_SHARED ? vm__hold_for(t, page, id, heir->process, may_wait)
-                                                            : vm__share_for(t, page, id, heir->process);
+                                                                   : vm__share_for(t, page, id, heir->process);
     }
     if (rc == 0 && heir->process < VM_PROCESSES && remember(heir, page, id, r->references[page].count))
         return 0;

@@ -87,7 +87,8 @@ int vm_free(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
 {
     vm_thread *t = vm__current;
     uint64_t nr_pages = vm__id_pages(id);
-    if (vm_unlikely(t->fast_attachment != r->fast_attachment || page >= r->map.nr_pages || nr_pages > VM_POOL_PAGES_MAX))
+    if (vm_unlikely(t->fast_attachment != r->fast_attachment || page >= r->map.nr_pages
+                    || nr_pages > VM_POOL_PAGES_MAX))
         return free_checked(r, page, id, flags);
     vm_head *head = &r->map.heads[page];
     vm_word busy = vm__busy(t, nr_pages);

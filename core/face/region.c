@@ -220,11 +220,11 @@ static int attach(int fd, bool readonly, vm_region **out)
     r->readonly = readonly;
     int rc = vm__pages_open(fd, &r->fd, &h, &file_bytes, &is_allowed);
     if (rc == 0)
+        rc = vm__note_file(r);
+    if (rc == 0)
         rc = check_header(&h, file_bytes);
     if (rc == 0 && !is_allowed)
         rc = -EACCES;
-    if (rc == 0)
-        rc = vm__note_file(r);
     if (rc == 0)
         rc = vm__pages_map(r->fd, h.total_bytes, readonly, &base);
     if (rc == 0) {

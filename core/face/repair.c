@@ -11,7 +11,8 @@
 static int report_index(vm_region *r, vm_report *report)
 {
     VM_ASSERT_RANK_HELD(r, VM_RANK_SPACE);
-    uint64_t page = 0, free_pages = 0, nr_bits = 0, nr_split = 0, nr_wrong, counted = VM_RELAXED(&r->map.h->free_pages), entry;
+    uint64_t page = 0, free_pages = 0, nr_bits = 0, nr_split = 0, nr_wrong, counted = VM_RELAXED(&r->map.h->free_pages),
+             entry;
     uint32_t level;
     bool was_free = false;
     for (vm_word w; (w = vm__word_at(r, page)); page += vm__len(w)) {
@@ -109,8 +110,8 @@ static void report_leases(vm_region *r, vm_report *report)
         if (vm__is_shared(w))
             nr += VM_ACQUIRE(&r->map.sharings[page].nr_leases) != vm__leases_of(&quiet, page, &at);
     if (nr || quiet.report.nr)
-        vm__report(report, "leases: counted again; %llu ranges had another count, %d entries or counters were wrong", P(nr),
-             quiet.report.nr);
+        vm__report(report, "leases: counted again; %llu ranges had another count, %d entries or counters were wrong",
+                   P(nr), quiet.report.nr);
     free(quiet.leased);
     vm__report_end(&quiet.report, NULL, NULL);
 }
@@ -222,7 +223,8 @@ static int repair(vm_thread *t, vm_report *report)
     uint64_t line = VM_ACQUIRE(&r->map.h->corrupt);
     if (line) {
         VM_PUT(&r->map.h->corrupt, 0);
-        vm__report(report, "the mark that line %llu set, by which the region took no more changes, is taken away", P(line));
+        vm__report(report, "the mark that line %llu set, by which the region took no more changes, is taken away",
+                   P(line));
     }
     int rc = repair_space(t, report);
     if (rc == 0)

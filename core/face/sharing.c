@@ -14,15 +14,15 @@ static vm_thread *enter(vm_region *r, int *rc)
 }
 
 /* The body of a public function: one call of the layer below, between enter and leave. */
-#define ENTERED(r, call)                                                                                    \
-    do {                                                                                                    \
-        int rc;                                                                                             \
-        vm_thread *t = enter(r, &rc);                                                                       \
-        if (t) {                                                                                            \
-            rc = (call);                                                                                    \
-            vm__leave(t);                                                                                   \
-        }                                                                                                   \
-        return rc;                                                                                          \
+#define ENTERED(r, call)              \
+    do {                              \
+        int rc;                       \
+        vm_thread *t = enter(r, &rc); \
+        if (t) {                      \
+            rc = (call);              \
+            vm__leave(t);             \
+        }                             \
+        return rc;                    \
     } while (0)
 
 int vm_share(vm_region *r, uint64_t page, uint64_t id) { ENTERED(r, vm__share(t, page, id)); }

@@ -8,7 +8,7 @@
  */
 #include "face.h"
 
-/* A purge on request: of what is lazy and a quarter of the pools, or of everything (VM_PURGE_FULL). */
+/* A purge on request: of what is lazy and the decay's share of the pools, or of everything (VM_PURGE_FULL). */
 static int give_back(vm_region *r, unsigned flags, uint64_t *pages_returned)
 {
     vm_thread *t = vm__thread(r);
@@ -77,8 +77,8 @@ int vm_tick(vm_region *r)
 
 /* ---- waiting ---- */
 
-void vm_wait_begin(uint64_t timeout_ns, bool in_slices) { vm__wait_begin(timeout_ns, in_slices); }
-void vm_wait_end(void) { vm__wait_end(); }
+void vm_wait_begin(vm_wait *wait) { vm__wait_with(wait); }
+void vm_wait_end(void) { vm__wait_with(NULL); }
 uint32_t vm_busy_pid(const vm_region *r)
 {
     (void)r;

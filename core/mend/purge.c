@@ -71,7 +71,8 @@ static int collect(vm_thread *t, unsigned flags, bool decays, vm_batch *b)
     VM_PUT(&r->map.h->purge_start_node, start + 1);
     for (uint32_t i = 0; i < r->map.nr_nodes; i++) {
         vm_node *n = &r->map.nodes[(start + i) % r->map.nr_nodes];
-        int rc = decays && kept->decay ? kept->decay(t, n, flags & VM_PURGE_FULL, flags, b) : 0; /* before this cycle's */
+        int rc = decays && kept->decay ? kept->decay(t, n, flags & VM_PURGE_FULL, flags, b)
+                                       : 0; /* before this cycle's */
         first = first ? first : rc;
     }
     int rc = vm__warm_collect_all(t, flags & VM_NO_WAIT, b);

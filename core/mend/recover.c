@@ -41,7 +41,8 @@ static uint32_t claim_dead(vm_region *r, const vm_tie *tie, bool claimed[VM_PROC
     uint32_t nr = 0;
     for (uint32_t p = 0; p < VM_PROCESS_NAMES; p++) {
         claimed[p] = false;
-        if (p == r->process || (uint32_t)VM_ACQUIRE(&r->map.processes[p].state) == 0 || vm__claim_process(r, tie, p) != 0)
+        if (p == r->process || (uint32_t)VM_ACQUIRE(&r->map.processes[p].state) == 0
+            || vm__claim_process(r, tie, p) != 0)
             continue;
         uint64_t state = VM_ACQUIRE(&r->map.processes[p].state);
         if ((uint32_t)state == 0) { /* recovered by another, just now */

@@ -258,7 +258,8 @@ int vm__drop_shared(vm_thread *t, uint64_t page, uint64_t id, unsigned flags, bo
     bool is_last = false;
     *ask = false;
     vm__mutex_lock(r, &r->holder_mutex, VM_RANK_HOLDER);
-    if (vm__holds(r, page, id) && VM_ACQUIRE(&r->map.heads[page].aux) == id && uncount_one(&r->references[page], flags)) {
+    if (vm__holds(r, page, id) && VM_ACQUIRE(&r->map.heads[page].aux) == id
+        && uncount_one(&r->references[page], flags)) {
         rc = 0;
         is_last = r->references[page].count == 0 && clear_bit(t, page);
         *ask = !is_last && r->references[page].count == 0 && is_left_to_the_dead(r, page);
@@ -291,8 +292,7 @@ int vm__inherit(vm_region *r, const vm_inherited *range)
 {
     int rc = need_references(r);
     if (rc == 0)
-        r->references[range->page] =
-            (vm_reference){.id = range->id, .count = range->count, .inherited = range->count};
+        r->references[range->page] = (vm_reference){.id = range->id, .count = range->count, .inherited = range->count};
     return rc;
 }
 

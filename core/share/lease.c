@@ -43,7 +43,8 @@ static uint32_t *count_entries(vm_region *r, size_t bytes)
         uint64_t id = VM_ACQUIRE(&e->id), page = VM_RELAXED(&e->page);
         if (!id)
             continue;
-        bool is_good = id % VM_LEASES_MAX == i && page < r->map.nr_pages && vm__is_shared(VM_ACQUIRE(&r->map.heads[page].word))
+        bool is_good = id % VM_LEASES_MAX == i && page < r->map.nr_pages
+                       && vm__is_shared(VM_ACQUIRE(&r->map.heads[page].word))
                        && VM_ACQUIRE(&r->map.heads[page].aux) == VM_RELAXED(&e->range_id);
         if (is_good) {
             count[page]++;
@@ -265,7 +266,8 @@ int vm__lease_deaths(vm_thread *t, unsigned flags)
     for (uint32_t i = 0; i < entries_used(r); i++) {
         vm_lease_entry *e = &r->map.leases[i];
         uint32_t owner = VM_RELAXED(&e->owner);
-        if (!VM_ACQUIRE(&e->id) || VM_RELAXED(&e->deadline_ns) || !vm__process_is_retired(r, owner & 0xffff, owner >> 16))
+        if (!VM_ACQUIRE(&e->id) || VM_RELAXED(&e->deadline_ns)
+            || !vm__process_is_retired(r, owner & 0xffff, owner >> 16))
             continue;
         VM_PUT(&e->deadline_ns, deadline);
         if (!due)

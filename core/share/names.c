@@ -120,8 +120,8 @@ static bool hold_while_held(vm_region *r, uint64_t page, uint64_t id)
     return is_held;
 }
 
-static int name_set(vm_thread *t, const char *name, uint64_t page, uint64_t id, const void *meta,
-                    size_t bytes, bool must_be_new)
+static int name_set(vm_thread *t, const char *name, uint64_t page, uint64_t id, const void *meta, size_t bytes,
+                    bool must_be_new)
 {
     vm_region *r = t->region;
     VM_ASSERT_RANK_HELD(r, VM_RANK_NAMES);

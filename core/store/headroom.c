@@ -87,8 +87,8 @@ static uint64_t cgroups_left(void)
  * again. */
 static uint64_t metadata_bytes_most(const vm_region *r)
 {
-    return VM_RELAXED(&r->map.h->high_pages) * (sizeof(vm_head) + sizeof(vm_sharing)) + r->map.nr_nodes * sizeof(vm_node)
-           + VM_RELAXED(&r->map.h->high_slot) * sizeof(vm_slot);
+    return VM_RELAXED(&r->map.h->high_pages) * (sizeof(vm_head) + sizeof(vm_sharing))
+           + r->map.nr_nodes * sizeof(vm_node) + VM_RELAXED(&r->map.h->high_slot) * sizeof(vm_slot);
 }
 
 /* Pages that may be outside space at once without bringing the machine or the cgroup to its limit: the

@@ -30,7 +30,8 @@ static runs read_runs(const vm_map *m, uint32_t level, uint64_t i)
 {
     const vm_summary *s = entry(m, level, i);
     uint64_t pages = level_pages(level);
-    uint64_t start = VM_RELAXED(&s->start_missing), max = VM_RELAXED(&s->max_missing), end = VM_RELAXED(&s->end_missing);
+    uint64_t start = VM_RELAXED(&s->start_missing), max = VM_RELAXED(&s->max_missing),
+             end = VM_RELAXED(&s->end_missing);
     return (runs){start > pages ? 0 : pages - start, max > pages ? 0 : pages - max, end > pages ? 0 : pages - end};
 }
 

@@ -57,7 +57,8 @@ int vm__space_rebuild(vm_thread *t)
         bool is_free = vm__state(w) == VM_FREE;
         len = is_free ? join_free(r, page, w) : vm__len(w);
         free_pages += is_free ? len : 0;
-        __builtin_prefetch(&r->map.heads[page + 32 * len < r->map.nr_pages ? page + 32 * len : page]); /* if they are alike */
+        __builtin_prefetch(
+            &r->map.heads[page + 32 * len < r->map.nr_pages ? page + 32 * len : page]); /* if they are alike */
         uint64_t end = page + len;
         if (is_free && end == r->map.nr_pages) /* the last one: nothing was ever touched beyond */
             end = high > page ? high : page;
@@ -200,8 +201,7 @@ bool vm__space_words_agree(const vm_region *r, uint64_t page, uint64_t nr_pages)
     return find_around(r, page, nr_pages, &f);
 }
 
-int vm__space_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags,
-                   vm_range *out)
+int vm__space_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out)
 {
     vm_region *r = t->region;
     int rc = vm__space_lock(t, flags);
@@ -242,8 +242,7 @@ static void carve_many(vm_thread *t, const free_range *f, uint64_t nr_pages, uin
 
 /* Up to `max` ranges side by side at the lowest place where one fits: what as many single requests
  * would get, for one turn at the lock. Their words are MOVING(t). Returns how many; 0: take one. */
-uint32_t vm__space_take_many(vm_thread *t, uint64_t nr_pages, uint32_t max, unsigned flags,
-                             uint64_t *pages)
+uint32_t vm__space_take_many(vm_thread *t, uint64_t nr_pages, uint32_t max, unsigned flags, uint64_t *pages)
 {
     vm_region *r = t->region;
     uint32_t got = 0;

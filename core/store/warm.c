@@ -259,7 +259,8 @@ static bool cut(vm_thread *t, uint64_t page, vm_word w, uint64_t nr_pages)
 }
 
 /* The tightest of the first few in a list that is aligned and has `least` to `most` pages; 0: none. */
-static vm_word best_of(vm_region *r, uint32_t class, uint64_t align_pages, uint64_t least, uint64_t most, uint64_t *page)
+static vm_word best_of(vm_region *r, uint32_t class, uint64_t align_pages, uint64_t least, uint64_t most,
+                       uint64_t *page)
 {
     vm_word best = 0;
     uint32_t link = VM_RELAXED(&warm_of(r)->list[class].head);

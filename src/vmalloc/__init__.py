@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Page ranges in one shared memory region, for any thread of any process.
 
     region = vmalloc.Region("8G")
@@ -18,6 +19,7 @@ TYPE_CHECKING = False  # typing itself would be half of the import
 if TYPE_CHECKING:
     from typing import Any
 
+    from vmalloc import adapters as adapters
     from vmalloc._core import Block
     from vmalloc.address_space import AddressSpace
     from vmalloc.errors import (
@@ -78,6 +80,8 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "adapters":  # register() and what it takes
+        return importlib.import_module("vmalloc.adapters")
     if name not in __all__:
         raise AttributeError(f"module 'vmalloc' has no attribute {name!r}")
     home = _HOME.get(name, "errors")
@@ -95,7 +99,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__, "adapters"})
 
 
 def get_include() -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-# Declarations of core/vmalloc.h and of the classes of _core.pyx.
+# Declarations of core/vmalloc.h, and of the classes of _core.pyx, which are in its parts.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 
@@ -17,8 +17,7 @@ cdef extern from "vmalloc.h" nogil:
         uint64_t id
         c_bool zeroed
 
-    ctypedef enum vm_pools:
-        pass
+    ctypedef int vm_pools  # a row of vmalloc.facts.POOL_DESIGNS
 
     enum:
         VM_NO_WAIT
@@ -89,7 +88,12 @@ cdef extern from "vmalloc.h" nogil:
     int vm_walk(vm_region *r, int (*each)(void *, const vm_range_info *) noexcept, void *arg)
     int vm_check(vm_region *r, c_bool at_rest, void (*say)(void *, const char *) noexcept, void *arg)
     int vm_repair(vm_region *r, void (*say)(void *, const char *) noexcept, void *arg)
-    void vm_wait_begin(uint64_t timeout_ns, c_bool in_slices)
+    ctypedef struct vm_wait:
+        uint64_t timeout_ns
+        c_bool in_slices
+        uint64_t since_ns
+
+    void vm_wait_begin(vm_wait *wait)
     void vm_wait_end()
     int vm_tick(vm_region *r)
     void vm_set_lock_timeout(vm_region *r, double seconds)
@@ -99,10 +103,32 @@ cdef extern from "vmalloc.h" nogil:
     void vm_fail_every(vm_region *r, uint64_t nth)
 
 
-cdef class Holding
+# ---- calls that may wait ----
+
+# What a call is given, and where its result goes. Each kind of call has its fields; the others are not set.
+cdef struct Call:
+    uint64_t page, id, lease
+    uint64_t nr_pages, align_pages
+    uint64_t older_than_ns
+    uint64_t nr  # result: pages or things, as the call counts
+    size_t count  # of ranges
+    unsigned flags
+    vm_range *out
+    uint64_t *new_lease
+    const char *name
+    const void *meta
+    void *meta_out
+    size_t meta_bytes
+    bint must_be_new, at_rest
+    vm_stats *stats
+    void *found  # a Python list
+
+ctypedef int (*Work)(vm_region *, Call *) noexcept nogil
 
 
-cdef class CoreRegion:
+# ---- a region: one class for each thing that it does, each the base of the next ----
+
+cdef class RegionHandle:
     cdef vm_region *r
     cdef readonly bint closed
     cdef readonly bint readonly
@@ -110,24 +136,40 @@ cdef class CoreRegion:
     cdef uint64_t granule, nr_pages_
     cdef double timeout_s
     cdef uint8_t id_[16]
+    cdef object __weakref__
+    cdef int remember(self) except -1
+    cdef int open_check(self) except -1
+    cdef int pages_check(self) except -1
+    cdef int result_of(self, Work work, Call *call) except? -1
+    cdef int run(self, Work work, Call *call, object what, object nr_pages=*) except -1
+    cdef object fail(self, int rc, object what, object nr_pages=*, str call=*, dict told=*)
+    cdef str room(self, object nr_pages)
+
+
+cdef class RegionUpkeep(RegionHandle):
+    cdef object upkeep(self, Work work, str what)
+    cdef list findings(self, Work work, bint at_rest, str what)
+
+
+cdef class Holding
+
+
+cdef class RegionReferences(RegionUpkeep):
     cdef public object _where  # what attach.py says of this region in messages; None: nothing yet
     cdef object where_told
     cdef bytes where_packed
-    cdef object __weakref__
     cdef int lease_of(self, Holding holding, uint64_t *lease) except -1
-    cdef int open_check(self) except -1
-    cdef int pages_check(self) except -1
-    cdef int remember(self) except -1
-    cdef str out_of_pages(self, object nr_pages)
+    cdef int adopt(self, uint64_t page, uint64_t id, uint64_t lease, vm_range *out, object what) except -1
+
+
+cdef class CoreRegion(RegionReferences):
     cdef int take(self, uint64_t nbytes, uint64_t align, vm_range *out) except -1
     cdef int take_slowly(self, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out) except -1
     cdef vm_range *take_bulk(self, uint64_t nr_pages, uint64_t align_pages, size_t n) except NULL
     cdef object new_array(self, object shape, object dtype, object order, bint zero)
-    cdef int adopt(self, uint64_t page, uint64_t id, uint64_t lease, vm_range *out, str what) except -1
-    cdef object upkeep(self, int (*work)(vm_region *, uint64_t *) noexcept nogil, str what)
-    cdef object fail(self, int rc, object nr_pages=*, str what=*)
-    cdef int again(self, double *started, str what) except -1
 
+
+# ---- what holds a range ----
 
 cdef class Holding:
     cdef CoreRegion _region
@@ -140,8 +182,9 @@ cdef class Holding:
     cdef object __weakref__
     cdef void bind(self, CoreRegion region, vm_range *range, Py_ssize_t nbytes) noexcept
     cdef int let_go(self) except -1
-    cdef int free_now(self) noexcept
-    cdef int alive_check(self, CoreRegion region) except -1
+    cdef int let_go_slowly(self) except -1
+    cdef int free_quietly(self) noexcept
+    cdef int alive_check(self, RegionHandle region) except -1
     cdef str released_text(self)
 
 

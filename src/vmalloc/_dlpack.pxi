@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 # Part of _core.pyx: Block.__dlpack__(). DLPack's ABI, version 0 (dmlc/dlpack, dlpack.h).
 ctypedef struct DLDevice:
     int device_type

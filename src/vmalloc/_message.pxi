@@ -1,4 +1,14 @@
-# Part of _core.pyx: references in messages, and Refs.
+# SPDX-License-Identifier: MIT
+# Part of _core.pyx: what install() was told, and references on their way.
+#
+# A reference is one bytes object:
+#
+#     Reference      which region, which range of it, the lease, how many bytes
+#     Description    what lies there: its head, then shape, strides, kind, dtype, extra (description.py)
+#     where          the pickled text of where the region is (attach.py)
+#
+# description.py and adapters/ write and read every description. Here the most frequent one, a C-contiguous array
+# of numbers, is written and read without them; both ways give the same (tests/equivalence/test_descriptions.py).
 
 def offset_of(array, Holding holding not None):
     """Bytes from the start of `holding`'s pages to the array's first element."""
@@ -13,58 +23,114 @@ def offset_of(array, Holding holding not None):
     return offset
 
 
-# ---- small arrays in messages: the most frequent ones must not notice us ----
+# ---- what install() was told ----
 
-cdef Py_ssize_t _by_value_up_to = -1
-cdef object _reduce_other = None
+cdef class MessageSettings:
+    """The options of install(); one object of a process is in force, or none."""
+    cdef readonly object region
+    cdef readonly bint is_default
+    cdef readonly Py_ssize_t threshold
+    cdef readonly bint readonly
+    cdef readonly str on_full
+
+    def __init__(self, region, bint is_default, Py_ssize_t threshold, bint readonly, str on_full not None):
+        self.region, self.is_default, self.threshold = region, is_default, threshold
+        self.readonly, self.on_full = readonly, on_full
 
 
-def reduce_arrays(Py_ssize_t threshold, reduce_other):
-    """What reduce_array() does from now on."""
-    global _by_value_up_to, _reduce_other
-    _by_value_up_to, _reduce_other = threshold, reduce_other
+cdef MessageSettings _settings = None
+cdef object _reduce_larger = None
+
+
+def set_settings(MessageSettings settings, reduce_larger):
+    """Put them in force; None: uninstalled. `reduce_larger` is for what reduce_array() does not do itself."""
+    global _settings, _reduce_larger
+    _settings, _reduce_larger = settings, reduce_larger
+
+
+def get_settings():
+    """Those in force, or None."""
+    return _settings
 
 
 def reduce_array(a):
-    """For a pickler: private arrays of at most the threshold as before, the others as `reduce_other` says."""
-    if a.base is None and <Py_ssize_t>a.nbytes <= _by_value_up_to:
+    """For a pickler: private arrays of at most the threshold as before; they must not notice us."""
+    if _settings is not None and a.base is None and <Py_ssize_t>a.nbytes <= _settings.threshold:
         return a.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
-    return _reduce_other(a)
+    return _reduce_larger(a)
 
 
-# ---- plain arrays in messages: what reference.py does, for the most frequent case, in one object ----
+# ---- the bytes of a reference ----
+
+DESCRIPTION_VERSION = 1
 
 cdef enum:
+    VERSION = 1
+    READONLY = 1  # flags of a description; another one says that its dtype is pickled
+    STRIDED = 2
     PLAIN_DIMS = 32
-    PLAIN_DTYPE = 6
+    PLAIN_DTYPE = 8  # bytes; longer texts are not plain
+    ARRAY_BYTES = 5  # of the kind of an np.ndarray, "array"
 
-cdef struct Plain:  # then the shape, an int64 each; then the pickled where
+cdef struct Reference:
     uint8_t region[16]
     uint64_t page, id, lease
-    int64_t nbytes, offset
-    uint8_t readonly, ndim
-    char dtype[PLAIN_DTYPE]
+    int64_t nbytes
 
-cdef dict _plain_texts = {}  # dtype -> what numpy calls it, b"" if that does not say all
+cdef struct Description:  # description.py has it as a struct.Struct
+    uint8_t version, flags, ndim, kind_bytes
+    uint32_t dtype_bytes
+    uint64_t extra_bytes
+    int64_t offset
+
+cdef struct Heads:
+    Reference reference
+    Description description
+
+cdef dict _plain_texts = {}  # dtype -> "array" and what numpy calls it, b"" if that does not say all
 
 
 cdef bytes _plain_text(object dtype):
     text = _plain_texts.get(dtype)
     if text is None:
         text = dtype.str.encode() if dtype.kind in "biufc" and dtype.fields is None else b""
-        text = text if len(text) < PLAIN_DTYPE else b""
+        text = b"array" + text if 0 < len(text) <= PLAIN_DTYPE else b""
         if len(_plain_texts) < 256:
             _plain_texts[dtype] = text
     return text
 
 
+cdef bytes _packed_where(CoreRegion region, object where):
+    """What attach.where_of() gave, pickled: once, but for processes that are being started."""
+    if where is not region._where:
+        return pickle.dumps(where)
+    if region.where_told is not where:
+        region.where_packed = pickle.dumps(where)
+        region.where_told = where
+    return region.where_packed
+
+
+cdef void _refer(Reference *out, CoreRegion region, Holding holding, uint64_t lease) noexcept:
+    memcpy(out.region, region.id_, 16)
+    out.page, out.id, out.lease, out.nbytes = holding.page, holding.id, lease, holding.nbytes
+
+
+def pack_reference(Holding holding not None, uint64_t lease, bytes description not None, where):
+    """A reference to the pages of `holding`; `lease`: one that its first load claims, or 0."""
+    cdef CoreRegion region = holding._region
+    cdef Reference head
+    _refer(&head, region, holding, lease)
+    return (<char *>&head)[:sizeof(Reference)] + description + _packed_where(region, where)
+
+
 def pack_plain(array, bint readonly):
-    """A C-contiguous array of numbers that owns its pages, with a lease; None: another kind of array."""
+    """The same, with a lease, of a C-contiguous array of numbers that owns its pages. None: not of that kind."""
     cdef Py_buffer view
-    cdef Plain plain
+    cdef Heads heads
     cdef ArrayOwner owner
     cdef CoreRegion region
     cdef bytes text, packed
+    cdef uint64_t lease
     base = array.base
     if type(base) is not ArrayOwner:
         return None
@@ -78,87 +144,141 @@ def pack_plain(array, bint readonly):
     try:
         if view.ndim > PLAIN_DIMS or not PyBuffer_IsContiguous(&view, b"C"):
             return None
-        where_packed = region.where_packed
-        if region.where_told is not where:
-            region.where_packed = where_packed = pickle.dumps(where)
-            region.where_told = where
-        memset(&plain, 0, sizeof(Plain))
-        memcpy(plain.region, region.id_, 16)
-        memcpy(plain.dtype, <char *>text, len(text))
-        plain.nbytes = owner.nbytes
-        plain.offset = <char *>view.buf - <char *>vm_pointer(region.r, owner.page)
-        plain.readonly = readonly or view.readonly
-        plain.ndim = <uint8_t>view.ndim
-        region.lease_of(owner, &plain.lease)
-        plain.page, plain.id = owner.page, owner.id
-        packed = <bytes>(<char *>&plain)[:sizeof(Plain)]
-        return packed + (<char *>view.shape)[:view.ndim * sizeof(int64_t)] + where_packed
+        where_packed = _packed_where(region, where)
+        memset(&heads.description, 0, sizeof(Description))
+        heads.description.version = VERSION
+        heads.description.flags = READONLY if readonly or view.readonly else 0
+        heads.description.ndim = <uint8_t>view.ndim
+        heads.description.kind_bytes = ARRAY_BYTES
+        heads.description.dtype_bytes = <uint32_t>(len(text) - ARRAY_BYTES)
+        heads.description.offset = 0  # also of what is empty, where numpy lets it lie anywhere
+        if view.len:
+            heads.description.offset = <char *>view.buf - <char *>vm_pointer(region.r, owner.page)
+        region.lease_of(owner, &lease)
+        _refer(&heads.reference, region, owner, lease)
+        packed = <bytes>(<char *>&heads)[:sizeof(Heads)]
+        return packed + (<char *>view.shape)[:view.ndim * sizeof(int64_t)] + text + where_packed
     finally:
         PyBuffer_Release(&view)
 
 
-# What pickle.dumps() makes of load_plain(packed), but for frames and memo: a pickler takes longer to make than
-# everything else here together.
+# What pickle.dumps() makes of load_reference(packed), but for frames and memo: a pickler takes longer to make
+# than everything else here together.
 _BEFORE = (b"\x80\x04"  # protocol 4
-           + b"".join(b"\x8c" + bytes([len(word)]) + word for word in (b"vmalloc._core", b"load_plain"))
+           + b"".join(b"\x8c" + bytes([len(word)]) + word for word in (__name__.encode(), b"load_reference"))
            + b"\x93B")  # that global, then bytes after their number in 32 bits
 _AFTER = b"\x85R."  # called with them; the end
 
 
-def pickled_plain(bytes packed not None):
-    """A whole message that is one such array, as any unpickler loads it."""
+def pickled_reference(bytes packed not None):
+    """A whole message that is one reference, as any unpickler loads it."""
     return _BEFORE + len(packed).to_bytes(4, "little") + packed + _AFTER
 
 
-cdef size_t _unpack(bytes packed, Plain *plain) except 0:
+cdef size_t _described_bytes(const char *at, size_t size, Description *head) noexcept:
+    """How long the description is that begins there, or 0: it is cut off, or none."""
+    cdef size_t room
+    if size < sizeof(Description):
+        return 0
+    memcpy(head, at, sizeof(Description))
+    room = size - sizeof(Description)
+    if head.extra_bytes > room or head.dtype_bytes > room:
+        return 0
+    cdef size_t dims = head.ndim * sizeof(int64_t) * (2 if head.flags & STRIDED else 1)
+    cdef size_t rest = dims + head.kind_bytes + head.dtype_bytes + <size_t>head.extra_bytes
+    return sizeof(Description) + rest if head.version == VERSION and rest <= room else 0
+
+
+cdef size_t _unpack(bytes packed, Reference *reference, Description *description) except 0:
     """Where the pickled where begins."""
-    cdef size_t where_at
-    if len(packed) >= <Py_ssize_t>sizeof(Plain):
-        memcpy(plain, <char *>packed, sizeof(Plain))
-        where_at = sizeof(Plain) + plain.ndim * sizeof(int64_t)
-        if plain.ndim <= PLAIN_DIMS and <size_t>len(packed) >= where_at and plain.nbytes >= 0:
-            return where_at
-    raise errors.StaleReference(f"a reference of {len(packed)} bytes that is cut off or none of ours")
+    cdef size_t size = len(packed)
+    cdef size_t described = 0
+    if size > sizeof(Reference):
+        memcpy(reference, <char *>packed, sizeof(Reference))
+        described = _described_bytes(<char *>packed + sizeof(Reference), size - sizeof(Reference), description)
+    if described == 0 or reference.nbytes < 0:
+        raise errors.StaleReference(f"a reference of {size} bytes that is cut off, or another version's")
+    return sizeof(Reference) + described
 
 
-def drop_plain(bytes packed not None):
+def split_reference(bytes packed not None):
+    """(page, id, lease, nbytes, description, pickled where). StaleReference."""
+    cdef Reference reference
+    cdef Description description
+    cdef size_t where_at = _unpack(packed, &reference, &description)
+    return (reference.page, reference.id, reference.lease, reference.nbytes,
+            packed[sizeof(Reference):where_at], packed[where_at:])
+
+
+def drop_reference(bytes packed not None):
     """End the lease of a message that will not be sent."""
-    cdef Plain plain
-    _unpack(packed, &plain)
-    known = _by_id.get(plain.region[:16])
-    region = None if known is None else known()
+    cdef Reference reference
+    cdef Description description
+    _unpack(packed, &reference, &description)
+    region = _attached.find(reference.region[:16])
     if region is not None:
-        (<CoreRegion>region)._drop_lease(plain.lease)
+        (<CoreRegion>region)._drop_lease(reference.lease)
 
 
-def load_plain(bytes packed not None):
-    """The array that pack_plain() packed. StaleReference, RegionUnavailable."""
-    cdef Plain plain
-    cdef size_t where_at = _unpack(packed, &plain)
+def load_reference(bytes packed not None):
+    """What a reference refers to. StaleReference, RegionUnavailable."""
+    cdef Reference reference
+    cdef Description description
     cdef CoreRegion region
-    known = _by_id.get(plain.region[:16])
-    found = None if known is None else known()
-    if found is None or (<CoreRegion>found).closed:
-        from vmalloc.attach import region_at
+    cdef size_t where_at = _unpack(packed, &reference, &description)
+    found = _attached.find(reference.region[:16])
+    if found is None or not (<CoreRegion>found).has_pages:
+        from vmalloc.region import region_at
         found = region_at(pickle.loads(packed[where_at:]))
+    if not _is_plain(<char *>packed + sizeof(Reference), &description):
+        from vmalloc.reference import load_described
+        return load_described(found, *split_reference(packed)[:5])
     region = found
-    owner = region._adopt(plain.page, plain.id, plain.nbytes, plain.lease)
-    cdef const int64_t *shape = <const int64_t *>(<char *>packed + sizeof(Plain))
+    owner = region._adopt(reference.page, reference.id, reference.nbytes, reference.lease)
+    return _rebuild_plain(owner, <char *>packed + sizeof(Reference), &description)
+
+
+cdef bint _is_plain(const char *at, Description *head) noexcept:
+    return (head.flags & ~READONLY == 0 and head.ndim <= PLAIN_DIMS and head.extra_bytes == 0
+            and 0 < head.dtype_bytes <= PLAIN_DTYPE
+            and head.kind_bytes == ARRAY_BYTES
+            and memcmp(at + sizeof(Description) + head.ndim * sizeof(int64_t), b"array", ARRAY_BYTES) == 0)
+
+
+cdef object _rebuild_plain(ArrayOwner owner, const char *at, Description *head):
+    """What adapters.array would make of the same description."""
+    cdef const char *shape_at = at + sizeof(Description)
+    cdef const char *dtype_at = shape_at + head.ndim * sizeof(int64_t) + head.kind_bytes
+    cdef int64_t shape[PLAIN_DIMS]
+    cdef Py_ssize_t nbytes, offset = head.offset
+    cdef Kind kind
+    cdef int i
+    memcpy(shape, shape_at, head.ndim * sizeof(int64_t))
     try:
-        if plain.dtype[PLAIN_DTYPE - 1]:
-            raise ValueError("no dtype")
-        dims = tuple([shape[i] for i in range(plain.ndim)])
-        kind = kind_of((<bytes>plain.dtype).decode())
-        if not 0 <= plain.offset <= plain.nbytes - bytes_of(dims, kind):  # numpy's own check can overflow
-            raise ValueError(f"offset {plain.offset}, shape {dims}")
-        array = _ndarray(dims, (<Kind>kind).dtype, owner, plain.offset)
-    except (TypeError, ValueError, MemoryError) as e:
+        dims = tuple([shape[i] for i in range(head.ndim)])
+        kind = kind_of(dtype_at[:head.dtype_bytes].decode())
+        nbytes = 0 if 0 in dims else bytes_of(dims, kind)
+        if not 0 <= offset <= owner.nbytes - nbytes:  # numpy's own check can overflow
+            raise ValueError(f"offset {offset}, shape {dims}")
+        array = _ndarray(dims, kind.dtype, owner, offset)
+    except (ArithmeticError, LookupError, MemoryError, SyntaxError, TypeError, ValueError) as e:
         raise errors.StaleReference(
-            f"the reference tells of no array within its {plain.nbytes} bytes: {e}") from None
-    if plain.readonly:
+            f"the reference tells of no array within its {owner.nbytes} bytes: {e}") from None
+    if head.flags & READONLY:
         array.flags.writeable = False
     return array
 
+
+def rebuild_plain(ArrayOwner owner not None, bytes description not None):
+    """For tests: what load_reference() makes of a description by itself; None if it leaves it to others."""
+    cdef Description head
+    cdef size_t size = len(description)
+    if _described_bytes(<char *>description, size, &head) != size or not _is_plain(<char *>description, &head):
+        return None
+    return _rebuild_plain(owner, <char *>description, &head)
+
+
+# ---- leases of Refs ----
 
 @cython.final
 @cython.no_gc_clear  # as for Holding

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """AddressSpace: the same allocator, without memory behind it."""
 
 from __future__ import annotations
@@ -7,6 +8,7 @@ from operator import index
 from typing import ClassVar
 
 from vmalloc.errors import NotAllocated, OutOfPages
+from vmalloc.facts import POOLS_DEFAULT
 from vmalloc.region import RegionBase
 
 __all__ = ["AddressSpace"]
@@ -32,7 +34,7 @@ class AddressSpace(RegionBase):
         granule: int = 4096,
         on_death: str = "keep",
         name: str = "",
-        pools: str = "magazine",
+        pools: str = POOLS_DEFAULT,
         nodes: int | None = None,
         max_threads: int | None = None,
         lock_timeout_s: float = 10.0,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Array functions of a region: plain `np.ndarray` on shared pages.
 
 The base of every array made here is a private owner object that holds the pages: they are freed when
@@ -8,24 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vmalloc._core import CoreRegion, Holding
+from vmalloc._core import CoreRegion
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-__all__ = ["ArrayFunctions", "holding_of"]
-
-
-def holding_of(x: object) -> Holding | None:
-    """The block or owner whose pages `x` (array, view, memoryview or block) lies in, or None."""
-    seen = 0
-    while x is not None and seen < 1000:
-        if isinstance(x, Holding):
-            return x
-        x = x.obj if isinstance(x, memoryview) else getattr(x, "base", None)
-        seen += 1
-    return None
+__all__ = ["ArrayFunctions"]
 
 
 class ArrayFunctions(CoreRegion):

@@ -1,7 +1,8 @@
+# SPDX-License-Identifier: MIT
 # pyright: reportPrivateUsage=false
 """Attach: from a descriptor, a path, a name or what a message says to the region.
 
-A message carries a **where**: the region's id, and where its sender has it open. `region_at()` takes the
+A message carries a **where**: the region's id, and where its sender has it open. `attach_where()` takes the
 first of these that leads to that region:
 
 1. this process has it attached;
@@ -24,17 +25,18 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from vmalloc._core import attached
 from vmalloc.errors import RegionUnavailable
 
 if TYPE_CHECKING:
     from vmalloc.find import Found
-    from vmalloc.region import Region, RegionBase
+    from vmalloc.region import RegionBase
 
     AnyRegion = TypeVar("AnyRegion", bound=RegionBase)
 
-__all__ = ["Where", "attach", "attach_found", "attached", "region_at", "serve_region", "where_of"]
+__all__ = ["Where", "attach", "attach_found", "attach_where", "serve_region", "where_of"]
 
 #: Region id, and of the sender: pid, descriptor, its inode and device, name of the socket or None; last,
 #: in what a process that is being started gets, multiprocessing's descriptor for it, else None.
@@ -43,8 +45,6 @@ Where = tuple[bytes, int, int, int, int, str | None, Any]
 _MAGIC = b"vmalloc1"
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
-#: The regions of this process by their ids.
-attached: weakref.WeakValueDictionary[bytes, RegionBase] = weakref.WeakValueDictionary()
 _attach_lock = threading.RLock()  # a finalizer may attach, too
 
 #: What a process that is being started was already given: by descriptor, once each.
@@ -172,7 +172,7 @@ def _attach_fd(cls: type[AnyRegion], fd: int, expected_id: str | None, readonly:
 
 
 def where_of(region: RegionBase) -> Where:
-    """What a message says of `region`, for region_at() in the process that gets it. RegionClosed."""
+    """What a message says of `region`, for attach_where() in the process that gets it. RegionClosed."""
     where: Where | None = region._where
     if where is None:
         where = region._where = _new_where(region)
@@ -234,24 +234,14 @@ def _is_hidden() -> bool:
     return bool(ctypes.CDLL(None).prctl(PR_GET_DUMPABLE, 0, 0, 0, 0) != 1)
 
 
-@overload
-def region_at(where: Where) -> Region: ...
-@overload
-def region_at(where: Where, cls: type[AnyRegion]) -> AnyRegion: ...
-def region_at(where: Where, cls: Any = None) -> Any:
+def attach_where(where: Where, cls: type[AnyRegion]) -> AnyRegion:
     """The region that a message tells of, attached if need be. RegionUnavailable says what was tried."""
     try:
         region = attached.get(where[0])
-        if (
-            region is not None
-            and not region.closed
-            and (region._has_pages if cls is None else isinstance(region, cls))
-        ):
+        if region is not None and not region.closed and isinstance(region, cls):
             return region
     except (IndexError, KeyError, TypeError):
         pass  # no where at all
-    if cls is None:
-        from vmalloc.region import Region as cls
     return _find(_checked(where), cls)
 
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`python -m vmalloc.demo`: the patch's result on this machine, then photographs between processes.
 
 First the kernel's vmalloc test suite, mask 7, on 64 workers, for the four designs of the patch's thread:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Our errors; each is also the builtin that people catch.
 
 * VmallocError

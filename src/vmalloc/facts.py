@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Facts that the core, the model, the lab, the command, the benchmarks and the tests share: each stands here once.
+"""Facts that core, model, lab, command, benchmarks and tests share: each stands here once.
 
 Python reads this file as it is, without a core. The core gets it as a C header, vmalloc_facts.h, which
 core/write_facts.py makes at every build: each number under its name with VM_ in front, each pool design as a
@@ -29,7 +29,9 @@ POOL_DESIGNS = (
 POOLS = tuple(design.name for design in POOL_DESIGNS)
 POOLS_DEFAULT = "magazine"
 
-# limits of a region's format
+# a region's format
+FORMAT = 3
+"""Raised by every change after which another version could misread a region."""
 PROCESSES_MAX = 255
 """Process slots that processes can have; one more is the region's own, for names."""
 THREADS_MAX = 3840
@@ -102,6 +104,10 @@ PEAK_SINK_STEPS = 64
 """The recent peak also sinks at one in so many of these steps."""
 ROOM_ATTEMPTS = 6
 """How often a request that found no room makes some and tries again."""
+
+# messages
+COPY_IN_THRESHOLD_BYTES = 64 << 10
+"""install() copies larger arrays into a region; smaller ones travel by value."""
 
 
 def numbers() -> dict[str, int]:

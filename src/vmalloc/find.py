@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Find the regions of this machine: a memfd has no file name, so /proc is where they show."""
 
 from __future__ import annotations

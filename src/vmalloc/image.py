@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 # pyright: reportPrivateUsage=false
 """Images: a region's metadata in a sparse file, to be checked later or elsewhere.
 
@@ -15,8 +16,8 @@ import os
 import stat
 from collections.abc import Iterator
 
+from vmalloc._core import attached
 from vmalloc.address_space import AddressSpace
-from vmalloc.attach import attached
 from vmalloc.errors import RegionUnavailable
 from vmalloc.region import Region, RegionBase
 
@@ -121,11 +122,11 @@ def _attach_apart(copy: int, readonly: bool) -> RegionBase:
     if readonly:
         return region
     id = region._info()["id"]
-    living = attached.pop(id, None)
+    living = attached.pop(id)
     try:
         return attach_any(copy)
     finally:
-        attached.pop(id, None)
+        attached.pop(id)
         if living is not None:
             attached[id] = living
 

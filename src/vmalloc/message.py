@@ -1,9 +1,11 @@
+# SPDX-License-Identifier: MIT
 """Messages: arrays by reference through stock multiprocessing and concurrent.futures.
 
-`install()` teaches ForkingPickler, which all of their queues, pipes, pools and arguments use, to send an
-array that lies in a region as a reference, and to copy larger others into a region first. Every message
-holds a lease of its own, which its first load claims (core/lease.c). Exact np.ndarray only: subclasses,
-masked arrays and arrays of objects keep their stock way, and so does plain pickle.
+`install()` teaches ForkingPickler, which all of their queues, pipes, pools and arguments use, to send what
+lies in a region as a reference, and to copy what is larger and lies elsewhere into a region first. Every
+message holds a lease of its own, which its first load claims (core/share/lease.c). Which types, say the
+adapters (adapters/): exact types only, so subclasses of np.ndarray and masked arrays keep their stock way.
+Arrays of objects do too, and so does plain pickle.
 
 A pickler knows nothing of the end of its message, so `dump` is wrapped as well: when it fails half-way, the
 leases made so far are dropped. And a process that is spawned carries the settings along, so that its
@@ -13,30 +15,32 @@ those need no pickler.
 
 from __future__ import annotations
 
+import os
 import pickle
+import sys
 import threading
 import warnings
-from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, cast
 
 from vmalloc._core import (
-    Block,
     Holding,
-    drop_plain,
-    load_plain,
+    MessageSettings,
+    drop_reference,
+    get_settings,
+    load_reference,
     pack_plain,
-    pickled_plain,
+    pickled_reference,
     reduce_array,
-    reduce_arrays,
+    set_settings,
 )
-from vmalloc.array import holding_of
-from vmalloc.attach import Where, region_at, where_of
+from vmalloc.adapters import registry
+from vmalloc.attach import Where, where_of
 from vmalloc.errors import OutOfPages, RegionUnavailable
-from vmalloc.reference import load
-from vmalloc.region import Region, default_region, set_default_region
-from vmalloc.view import describe, lies_within
+from vmalloc.facts import COPY_IN_THRESHOLD_BYTES
+from vmalloc.reference import pack
+from vmalloc.region import Region, default_region, region_at, set_default_region
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,32 +51,33 @@ ON_FULL = ("raise", "copy")
 _IN_PROCESS = "_vmalloc_settings"  # attribute of a Process while it is pickled
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What install() was told."""
-
-    region: Region
-    is_default: bool
-    threshold: int
-    readonly: bool
-    on_full: str
+class Settings(MessageSettings):
+    """What install() was told; it goes along with a process that is started."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         where = where_of(self.region)
         return _install_in_child, (where, self.is_default, self.threshold, self.readonly, self.on_full)
 
 
-_settings: Settings | None = None
-_settings_lock = threading.Lock()
+_install_lock = threading.RLock()
 _ndarray: Any = None  # numpy's
 _before: dict[type, Any] = {}  # what was registered before us; None: nothing
+_taught = -1  # version of the adapters that ForkingPickler was told of
 _wrapped_before: dict[str, Any] = {}  # the same for the methods of ForkingPickler
+
+
+def _renew_lock_in_child() -> None:
+    global _install_lock
+    _install_lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_lock_in_child)
 
 
 class _UnderWay(threading.local):
     """The message that this thread pickles just now."""
 
-    leases: list[bytes | tuple[Region, int]] | None = None  #: packed references, or where each lease is
+    references: list[bytes] | None = None  #: with their leases
     starts_process = False  #: then references carry a descriptor, too
 
 
@@ -81,7 +86,7 @@ _under_way = _UnderWay()
 
 def install(
     region: Region | None = None,
-    threshold: int = 65536,
+    threshold: int = COPY_IN_THRESHOLD_BYTES,
     *,
     readonly: bool = False,
     on_full: str = "raise",
@@ -113,21 +118,13 @@ def _reducers() -> dict[type, Any]:
 
 
 def _install(settings: Settings) -> None:
-    global _settings, _ndarray
-    import numpy as np
-
-    _ndarray = np.ndarray
-    with _settings_lock:
-        if _settings is None:
-            reducers = _reducers()
-            for kind, reduce in ((np.ndarray, reduce_array), (Block, _reduce_block)):
-                _before[kind] = reducers.get(kind)
-                ForkingPickler.register(kind, reduce)
+    with _install_lock:
+        if get_settings() is None:
             for name, wrapper in _WRAPPERS.items():
                 _wrapped_before[name] = ForkingPickler.__dict__.get(name)
                 setattr(ForkingPickler, name, wrapper)
-        reduce_arrays(settings.threshold, _reduce_array)
-        _settings = settings
+        set_settings(settings, _reduce_array)
+        _teach()
 
 
 def uninstall() -> None:
@@ -135,20 +132,14 @@ def uninstall() -> None:
 
     What others registered over ours since stays.
     """
-    global _settings
-    with _settings_lock:
-        if _settings is None:
+    global _taught
+    with _install_lock:
+        if get_settings() is None:
             return
-        _settings = None
-        reducers = _reducers()
-        for kind, before in _before.items():
-            if reducers.get(kind) not in (reduce_array, _reduce_block):
-                continue
-            if before is None:
-                del reducers[kind]
-            else:
-                reducers[kind] = before
-        _before.clear()
+        set_settings(None, _reduce_array)
+        for kind in list(_before):
+            _unteach(kind)
+        _taught = -1
         for name, wrapper in _WRAPPERS.items():
             if ForkingPickler.__dict__.get(name) is not wrapper:
                 continue
@@ -156,6 +147,46 @@ def uninstall() -> None:
                 delattr(ForkingPickler, name)
             else:
                 setattr(ForkingPickler, name, _wrapped_before[name])
+
+
+def _teach() -> None:
+    """Let ForkingPickler know the types that have an adapter by now, and no others."""
+    global _taught, _ndarray
+    with _install_lock:
+        if get_settings() is None:
+            return
+        numpy = sys.modules.get("numpy")
+        _ndarray = getattr(numpy, "ndarray", None)
+        version, types = registry.exact_types()
+        for kind in [kind for kind in _before if kind not in types]:
+            _unteach(kind)
+        for kind in types:
+            if kind not in _before:
+                _before[kind] = _reducers().get(kind)
+                ForkingPickler.register(kind, reduce_array if kind is _ndarray else _reduce)
+        _taught = version
+
+
+def _teach_made(pickler: ForkingPickler) -> None:
+    """One that copied what ForkingPickler knew when it was made, before we taught it."""
+    reducers, table = _reducers(), pickler.dispatch_table
+    for kind in [kind for kind, reduce in table.items() if _is_ours(reduce) and kind not in reducers]:
+        del table[kind]
+    table.update(reducers)
+
+
+def _is_ours(reduce: Any) -> bool:
+    return reduce is reduce_array or reduce is _reduce
+
+
+def _unteach(kind: type) -> None:
+    reducers, before = _reducers(), _before.pop(kind)
+    if not _is_ours(reducers.get(kind)):
+        return
+    if before is None:
+        del reducers[kind]
+    else:
+        reducers[kind] = before
 
 
 def _install_in_child(where: Where, is_default: bool, threshold: int, readonly: bool, on_full: str) -> None:
@@ -171,20 +202,23 @@ def _install_in_child(where: Where, is_default: bool, threshold: int, readonly: 
 
 def _dump(self: ForkingPickler, obj: Any) -> None:
     """Pickler.dump; if it fails, the message's leases end."""
-    outer = _under_way.leases
-    leases: list[bytes | tuple[Region, int]] = []
-    _under_way.leases = leases
+    if _taught != registry.version():
+        _teach()
+        _teach_made(self)
+    outer = _under_way.references
+    references: list[bytes] = []
+    _under_way.references = references
     try:
         if isinstance(obj, BaseProcess):
             _dump_process(self, obj)
         else:
             _dump_before(self, obj)
     except BaseException:
-        for lease in leases:
-            _drop(lease)
+        for reference in references:
+            drop_reference(reference)
         raise
     finally:
-        _under_way.leases = outer
+        _under_way.references = outer
 
 
 def _dump_before(self: ForkingPickler, obj: Any) -> None:
@@ -197,7 +231,7 @@ def _dump_before(self: ForkingPickler, obj: Any) -> None:
 
 def _dump_process(self: ForkingPickler, process: BaseProcess) -> None:
     """The settings go with a process that is started; loading them installs us there."""
-    settings = _settings
+    settings = get_settings()
     if settings is None or settings.region.closed:
         return _dump_before(self, process)
     process.__dict__[_IN_PROCESS] = settings
@@ -211,11 +245,11 @@ def _dump_process(self: ForkingPickler, process: BaseProcess) -> None:
 
 def _dumps(cls: type[ForkingPickler], obj: Any, protocol: int | None = None) -> Any:
     """ForkingPickler.dumps, without a ForkingPickler for a message that is one plain array."""
-    settings = _settings
+    settings = get_settings()
     if type(obj) is _ndarray and settings is not None and protocol is None:
-        packed = _pack(obj, settings)
+        packed = _pack_plain(obj, settings)
         if packed is not None:
-            return pickled_plain(packed)
+            return pickled_reference(packed)
         if obj.base is None and obj.nbytes <= settings.threshold and obj.dtype.kind in "biufc":
             return pickle.dumps(obj)  # numbers: nothing in it that another reducer is for
     return _wrapped_before["dumps"].__get__(None, cls)(obj, protocol)
@@ -224,65 +258,59 @@ def _dumps(cls: type[ForkingPickler], obj: Any, protocol: int | None = None) -> 
 _WRAPPERS = {"dump": _dump, "dumps": classmethod(_dumps)}
 
 
-def _pack(a: np.ndarray[Any, Any], settings: Settings) -> bytes | None:
+def _pack_plain(a: np.ndarray[Any, Any], settings: MessageSettings) -> bytes | None:
     try:
         return None if a.base is None else pack_plain(a, settings.readonly)
     except OutOfPages:  # of leases: the longer way knows what to do
         return None
 
 
-def _drop(lease: bytes | tuple[Region, int]) -> None:
-    if isinstance(lease, bytes):
-        drop_plain(lease)
-    else:
-        lease[0]._drop_lease(lease[1])  # pyright: ignore[reportPrivateUsage]
-
-
-def _send(value: Any, holding: Holding) -> tuple[Any, ...]:
-    """A reference with a lease of its own."""
-    region = holding.region
-    if not isinstance(region, Region):
-        raise TypeError(f"{type(value).__name__} does not lie in a memory region")
-    page, id, lease = region._lease(holding)  # pyright: ignore[reportPrivateUsage]
-    if _under_way.leases is not None:
-        _under_way.leases.append((region, lease))
-    readonly = _settings is not None and _settings.readonly
-    return load, (where_of(region), page, id, lease, holding.nbytes, describe(value, holding), readonly)
-
-
-def _reduce_block(block: Block) -> tuple[Any, ...]:
-    return _send(block, block)
-
-
 def _reduce_array(a: np.ndarray[Any, Any]) -> Any:
-    """By reference, copied in first, or as before."""
-    settings = _settings
-    if settings is not None and not _under_way.starts_process and (packed := _pack(a, settings)) is not None:
-        if _under_way.leases is not None:
-            _under_way.leases.append(packed)
-        return load_plain, (packed,)
-    return _reduce_any_array(a)
+    """_reduce(), without its steps for the most frequent arrays."""
+    settings = get_settings()
+    if settings is not None and not _under_way.starts_process:
+        packed = _pack_plain(a, settings)
+        if packed is not None:
+            return _sent(packed)
+    return _reduce(a)
 
 
-def _goes_as_before(a: np.ndarray[Any, Any], settings: Settings) -> bool:
-    return a.nbytes <= settings.threshold or a.dtype.hasobject or settings.region.closed
-
-
-def _reduce_any_array(a: np.ndarray[Any, Any]) -> Any:
-    holding = holding_of(a) if a.base is not None else None
-    if holding is not None and (holding.region.closed or not lies_within(a, holding)):
+def _reduce(x: object) -> Any:
+    """For a pickler, a value that has an adapter: by reference, copied in first, or as before."""
+    settings = get_settings()
+    adapter = registry.adapter_for(type(x))
+    holding, nbytes = adapter.holding(x), adapter.nbytes(x)
+    if holding is not None and nbytes is not None and holding.region.closed:
         holding = None  # like private memory
-    settings = _settings
-    if settings is None or (holding is None and _goes_as_before(a, settings)):
-        return a.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
+    if settings is None or (holding is None and _goes_as_before(nbytes, settings)):
+        return x.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
     try:
         if holding is not None:
-            return _send(a, holding)
-        copy = settings.region.array(a)
-        holding = holding_of(copy)
-        assert holding is not None
-        return _send(copy, holding)
+            return _send(x, holding, settings)
+        return _send(*registry.place(x, settings.region), settings)
     except OutOfPages:
-        if settings.on_full != "copy":
+        if settings.on_full != "copy" or nbytes is None:
             raise
-        return a.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
+        return x.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
+
+
+def _goes_as_before(nbytes: int | None, settings: MessageSettings) -> bool:
+    return nbytes is None or nbytes <= settings.threshold or settings.region.closed
+
+
+def _send(value: Any, holding: Holding, settings: MessageSettings) -> tuple[Any, ...]:
+    """A reference with a lease of its own."""
+    region = holding.region
+    lease = region._lease(holding)[2]  # pyright: ignore[reportPrivateUsage]
+    try:
+        packed = pack(value, holding, lease, readonly=settings.readonly)
+    except BaseException:
+        region._drop_lease(lease)  # pyright: ignore[reportPrivateUsage]
+        raise
+    return _sent(packed)
+
+
+def _sent(packed: bytes) -> tuple[Any, ...]:
+    if _under_way.references is not None:
+        _under_way.references.append(packed)
+    return load_reference, (packed,)

@@ -1,34 +1,40 @@
-"""References: an array or a block passed by reference through any pickler on this machine."""
+# SPDX-License-Identifier: MIT
+"""References: what lies in a region, passed by reference through any pickler on this machine."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from vmalloc._core import Block, Holding, Lease
-from vmalloc.array import holding_of
-from vmalloc.attach import Where, region_at, where_of
+from vmalloc._core import Block, Holding, Lease, load_reference, pack_reference
+from vmalloc.adapters.registry import adapter_of_kind, describe, holding_of, place, rebuild
+from vmalloc.attach import where_of
+from vmalloc.description import decode, encode
 from vmalloc.region import Region, default_region
-from vmalloc.view import Description, describe, kind_of_owner, rebuild
 
-__all__ = ["Ref", "copy_in", "is_shared", "load", "ref"]
+__all__ = ["Ref", "copy_in", "is_shared", "load_described", "pack", "ref"]
 
 
-def load(
-    where: Where,
-    page: int,
-    id: int,
-    lease: int,
-    nbytes: int,
-    description: Description,
-    readonly: bool = False,
-) -> Any:
-    """What references pickle to: attach the region if need be, take a reference, rebuild the array.
+def pack(value: Any, holding: Holding, lease: int, *, readonly: bool = False) -> bytes:
+    """A reference to `value`, which lies in `holding`'s pages, for load_reference().
 
-    `lease`: the message's own, which this load claims; 0 for a Ref, which may be loaded many times.
-    Raises StaleReference, RegionUnavailable.
+    `lease`: the message's own, which the first load claims; 0 for a Ref, which may be loaded many times.
+    `readonly`: for the receiver, whatever the value is.
     """
-    owner = region_at(where)._adopt(page, id, nbytes, lease, kind_of_owner(description))  # pyright: ignore[reportPrivateUsage]
-    return rebuild(owner, description, readonly=readonly)
+    region = holding.region
+    if not isinstance(region, Region):
+        raise TypeError(f"{type(value).__name__} does not lie in a memory region")
+    description = describe(value, holding)
+    if readonly:
+        description = description._replace(readonly=True)
+    return pack_reference(holding, lease, encode(description, may_pickle=True), where_of(region))
+
+
+def load_described(region: Region, page: int, id: int, lease: int, nbytes: int, description: bytes) -> Any:
+    """The general half of load_reference(): take a reference, rebuild the value. StaleReference."""
+    told = decode(description, may_unpickle=True)
+    owner_type = adapter_of_kind(told.kind).owner_type
+    owner = region._adopt(page, id, nbytes, lease, owner_type)  # pyright: ignore[reportPrivateUsage]
+    return rebuild(owner, told)
 
 
 class Ref:
@@ -52,37 +58,36 @@ class Ref:
     def __reduce__(self) -> tuple[Any, ...]:
         if not self._lease.is_own:  # a forked child's: its parent may drop its own
             self._lease = Lease(self._region, self._holding)
-        description = describe(self._value, self._holding)
-        place = where_of(self._region), self._lease.page, self._lease.id
-        return load, (*place, 0, self._holding.nbytes, description)
+        return load_reference, (pack(self._value, self._holding, 0),)
 
     def __repr__(self) -> str:
         return f"<vmalloc.Ref to {self._value!r}>"
 
 
-def _held(x: Any, region: Region | None) -> tuple[Any, Holding, Region]:
-    """x, or its copy in a region; what holds it; where."""
-    holding = holding_of(x)
-    if holding is None or (region is not None and holding.region is not region):
-        x = (default_region() if region is None else region).array(x)
+def _held(x: Any, region: Region | None) -> tuple[Any, Holding]:
+    """x, or its copy in a region; what holds it."""
+    if region is None:
         holding = holding_of(x)
-    assert holding is not None
-    if not isinstance(holding.region, Region):
-        raise TypeError(f"{type(x).__name__} does not lie in a memory region")
-    return x, holding, holding.region
+        if holding is not None:
+            return x, holding
+        region = default_region()
+    return place(x, region)
 
 
 def ref(x: Any, region: Region | None = None) -> Ref:
-    """A reference to an array or a block, for any pickler on this machine, to be loaded many times.
+    """A reference to an array, a block or what has an adapter, for any pickler, to be loaded many times.
 
     What does not lie in a region (in `region`, if given) is copied in first, once: into `region` or the
     default one. Raises OutOfPages, RegionClosed, TypeError for dtypes that hold Python objects.
     """
-    return Ref(*_held(x, region))
+    x, holding = _held(x, region)
+    if not isinstance(holding.region, Region):
+        raise TypeError(f"{type(x).__name__} does not lie in a memory region")
+    return Ref(x, holding, holding.region)
 
 
 def copy_in(x: Any, region: Region | None = None) -> Any:
-    """`x` itself if it lies in a region (in `region`, if given); else a C-ordered copy of the array there.
+    """`x` itself if it lies in a region (in `region`, if given); else a copy there, of arrays in C order.
 
     A later write to the original is not seen in the copy. Raises as ref() does.
     """

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Region: one shared mapping, allocated from by any thread of any process that attached."""
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
-from vmalloc._core import STATES, CoreRegion
-from vmalloc.array import ArrayFunctions, holding_of
-from vmalloc.attach import attach, attached, region_at, serve_region, where_of
+from vmalloc._core import STATES, CoreRegion, attached
+from vmalloc.adapters.registry import describe, holding_of, place, rebuild
+from vmalloc.array import ArrayFunctions
+from vmalloc.attach import Where, attach, attach_where, serve_region, where_of
+from vmalloc.description import decode, encode
 from vmalloc.errors import RegionCorrupt, RegionUnavailable
-from vmalloc.facts import POOLS
+from vmalloc.facts import NODES_MAX, POOLS, POOLS_DEFAULT
 from vmalloc.stats import Range, Stats
-from vmalloc.view import describe, from_json, rebuild, to_json
 
-__all__ = ["Region", "default_region", "parse_size", "region_of"]
+__all__ = ["Region", "default_region", "parse_size", "region_at", "region_of"]
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
@@ -82,7 +84,7 @@ class RegionBase(CoreRegion):
             raise ValueError(f"a region has at most 2**30 - 1 pages, not {nr_pages}")
         if not 0 < lease_ttl_s < 1e9:
             raise ValueError(f"lease_ttl_s must be positive and below 1e9, not {lease_ttl_s}")
-        for what, value, most in (("nodes", nodes, 128), ("max_threads", max_threads, 3840)):
+        for what, value, most in (("nodes", nodes, NODES_MAX), ("max_threads", max_threads, 3840)):
             if value is not None and not 1 <= value <= most:
                 raise ValueError(f"{what} must be from 1 to {most}, not {value}")
         self._create(
@@ -132,7 +134,9 @@ class RegionBase(CoreRegion):
         `at_rest` also compares lists and counters with the words, which holds only while nobody else
         works. `repair` rebuilds every hint from the words first.
         """
-        found = self._check(at_rest, repair)
+        if repair:
+            self._repair()
+        found = self._check(at_rest)
         if found:
             more = f" (and {len(found) - 5} more)" if len(found) > 5 else ""
             raise RegionCorrupt("; ".join(found[:5]) + more)
@@ -179,7 +183,7 @@ class RegionBase(CoreRegion):
         self.fileno()  # RegionClosed
         if self.readonly:
             raise RegionUnavailable(errno.EROFS, "a region that was attached read-only cannot be sent")
-        return region_at, (where_of(self), type(self))
+        return attach_where, (where_of(self), type(self))
 
     def __enter__(self) -> Self:
         self.fileno()
@@ -210,7 +214,7 @@ class Region(RegionBase, ArrayFunctions):
         size: int | str = "8G",
         *,
         name: str = "",
-        pools: str = "magazine",
+        pools: str = POOLS_DEFAULT,
         limit: int | str | None = None,
         lazy_max: int | str | None = None,
         nodes: int | None = None,
@@ -235,21 +239,17 @@ class Region(RegionBase, ArrayFunctions):
     # ---- named references ----
 
     def __setitem__(self, name: str, value: Any) -> None:
-        """Keep `value` (array or block; copied in if it lies elsewhere) under a name until deleted."""
-        holding = holding_of(value)
-        if holding is None or holding.region is not self:
-            value = self.array(value)
-            holding = holding_of(value)
-            assert holding is not None
-        self._name_set(name, holding, to_json(describe(value, holding)))
+        """Keep `value` under a name until deleted: an array, a block or what has an adapter.
+
+        It is copied in if it lies elsewhere.
+        """
+        value, holding = place(value, self)
+        self._name_set(name, holding, encode(describe(value, holding)))
 
     def __getitem__(self, name: str) -> Any:
-        """The array that is kept under `name`, or for a block a memoryview of it; KeyError."""
+        """The array, or what it was, that is kept under `name`; for a block a memoryview of it. KeyError."""
         owner, meta = self._name_get(name)
-        description = from_json(meta)
-        if len(description) == 1:
-            return memoryview(owner)[: description[0]]
-        return rebuild(owner, description)
+        return rebuild(owner, decode(meta))
 
     def __delitem__(self, name: str) -> None:
         """Drop the name; the memory goes with the last reference."""
@@ -273,6 +273,11 @@ class Region(RegionBase, ArrayFunctions):
         info = self._info()
         mib = info["nr_pages"] * info["page_size"] >> 20
         return f"<vmalloc.Region {info['id'].hex()[:8]} {mib} MiB {info['pools']}>"
+
+
+def region_at(where: Where) -> Region:
+    """The memory region that a message tells of, attached if need be. RegionUnavailable: what was tried."""
+    return attach_where(where, Region)
 
 
 def region_of(x: object) -> CoreRegion | None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Hand this process's regions to others of the same user over a socket, where /proc is closed to them.
 
 The socket is abstract: it is no file and ends with its process. Its name is 128 random bits, so names do

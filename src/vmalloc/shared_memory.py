@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """SharedMemory and ShareableList with the shape of `multiprocessing.shared_memory`.
 
     from vmalloc.shared_memory import SharedMemory   # the one line that changes
@@ -17,12 +18,12 @@ from collections.abc import Iterable, Iterator
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
-from vmalloc._core import Holding
-from vmalloc.array import holding_of
-from vmalloc.attach import Where, attach_found, attached, region_at, where_of
+from vmalloc._core import Holding, attached
+from vmalloc.adapters.registry import describe, holding_of
+from vmalloc.attach import Where, attach_found, where_of
+from vmalloc.description import encode
 from vmalloc.errors import RegionUnavailable
-from vmalloc.region import Region, default_region, default_region_if_made, set_default_region
-from vmalloc.view import describe, to_json
+from vmalloc.region import Region, default_region, default_region_if_made, region_at, set_default_region
 
 if TYPE_CHECKING:
     from vmalloc.find import Found
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["ShareableList", "SharedMemory"]
 
 _PREFIX = "shm:"
-_NAME_BYTES = 63 - len(_PREFIX)  # what a region keeps, see core/names.c
+_NAME_BYTES = 63 - len(_PREFIX)  # what a region keeps, see core/share/names.c
 _CHUNK = bytes(1 << 20)
 
 
@@ -84,7 +85,7 @@ class SharedMemory:
         block = region.alloc(size)
         if not block.zeroed:
             _clear(memoryview(block))
-        meta = to_json(describe(block, block))
+        meta = encode(describe(block, block))
         while True:
             self._name = f"psm_{secrets.token_hex(4)}" if name is None else name
             try:

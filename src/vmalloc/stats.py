@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a region tells about itself: `Region.stats()` and `Region.ranges()`."""
 
 from __future__ import annotations

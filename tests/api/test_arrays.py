@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Arrays, views, copies; blocks as buffers."""
 
 from __future__ import annotations

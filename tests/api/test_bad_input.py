@@ -1,7 +1,10 @@
+# SPDX-License-Identifier: MIT
 """Bad input: one of our errors with the numbers in it, never a crash, never a corrupt region."""
 
 from __future__ import annotations
 
+import fcntl
+import importlib.metadata
 import os
 import pickle
 import re
@@ -14,6 +17,11 @@ import pytest
 from tests.conftest import PAGE, assert_at_rest
 
 import vmalloc
+from vmalloc import facts
+from vmalloc._core import split_reference
+from vmalloc.adapters.registry import rebuild
+from vmalloc.description import Description, decode
+from vmalloc.region import region_at
 
 HUGE = [2**40, 2**62, 2**62 + 1, 2**63, 2**64, 2**70]
 
@@ -357,15 +365,20 @@ def test_a_file_that_could_shrink_under_us_is_refused(region):
 # ---- forged references ----
 
 
-DESCRIBED = ("dtype", "shape", "strides", "offset", "readonly")
-
-
 def forge(ref, **changes):
-    load, (where, page, id, lease, nbytes, description) = ref.__reduce__()
-    parts = {"where": where, "page": page, "id": id, "lease": lease, "nbytes": nbytes}
-    parts |= dict(zip(DESCRIBED, description, strict=True)) | changes
-    description = tuple(parts.pop(key) for key in DESCRIBED)
-    return lambda: load(**parts, description=description)
+    """Loads what a reference would be, were it not for `changes`, that could not all be encoded."""
+    _, (packed,) = ref.__reduce__()
+    page, id, lease, nbytes, described, where = split_reference(packed)
+    description = decode(described)._asdict()
+    parts = {"page": page, "id": id, "lease": lease, "nbytes": nbytes}
+    parts |= {key: value for key, value in changes.items() if key in parts}
+    description |= {key: value for key, value in changes.items() if key in description}
+
+    def load():
+        there = region_at(changes.get("where", pickle.loads(where)))
+        return rebuild(there._adopt(**parts), Description(**description))
+
+    return load
 
 
 @pytest.mark.parametrize(
@@ -506,3 +519,18 @@ except vmalloc.OutOfPages as e:
         assert 100 <= int(done.stdout) < 300
     finally:
         os.rmdir(group)
+
+
+def test_a_region_of_another_version_is_refused_with_both_versions_named(region, tmp_path):
+    head = os.pread(region.fileno(), 1 << 16, 0)
+    fd = os.memfd_create("other", os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, os.fstat(region.fileno()).st_size)
+    newer = head[:8] + (77).to_bytes(4, "little") + head[12:32] + b"9.8.7".ljust(16, b"\0") + head[48:]
+    os.pwrite(fd, newer, 0)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+    with pytest.raises(vmalloc.RegionUnavailable) as refused:
+        vmalloc.Region.attach(fd)
+    os.close(fd)
+    assert "format 77, of vmalloc 9.8.7" in str(refused.value)
+    ours = importlib.metadata.version("vmalloc")
+    assert f"this is vmalloc {ours}, which reads format {facts.FORMAT}" in str(refused.value)

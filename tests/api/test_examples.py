@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Every example runs and prints what its text says."""
 
 from __future__ import annotations

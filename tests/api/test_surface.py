@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Names, errors, types, imports, the end of the interpreter."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """AddressSpace: the same designs, without memory."""
 
 from __future__ import annotations

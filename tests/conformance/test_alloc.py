@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a request gets, whichever design stands in front of space."""
 
 from __future__ import annotations
@@ -6,7 +7,7 @@ import re
 from itertools import pairwise
 
 import pytest
-from tests.conftest import PAGE, assert_at_rest
+from tests.conftest import DESIGNS, PAGE, assert_at_rest
 
 import vmalloc
 
@@ -26,10 +27,13 @@ def test_every_pooled_size_and_the_ones_around_are_served_exactly(region):
             memoryview(block)[-1] = 1
 
 
+#: Without pools small ranges wait for a purge.
+WITH_POOLS = [design for design in DESIGNS if design.values[0]["pools"] != "off"]
+
+
+@pytest.mark.parametrize("design", WITH_POOLS, indirect=True)
 @pytest.mark.parametrize("nr_pages", [1, 4, 256])
 def test_a_freed_range_of_the_same_size_is_reused_hot(region, nr_pages):
-    if region.pools == "off":
-        pytest.skip("without pools small ranges wait for a purge")
     first = region.alloc(nr_pages * PAGE)
     offset = first.offset
     first.release()

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Purge, decay, shrink: how pages come back."""
 
 from __future__ import annotations

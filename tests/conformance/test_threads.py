@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Eight threads at once."""
 
 from __future__ import annotations

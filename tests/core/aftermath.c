@@ -47,7 +47,8 @@ void set_stage(stage *s)
 {
     static const uint64_t sizes[SURVIVORS] = {1, 3, 20, 256, 300}, gifts[GIFTS] = {2, 2, 400};
     vm_range warm[WARM];
-    s->r->map.h->used_peak = s->r->map.h->granted_pages = 0; /* as in a new region: else who raises them depends on the past */
+    s->r->map.h->used_peak = s->r->map.h->granted_pages =
+        0; /* as in a new region: else who raises them depends on the past */
     for (int i = 0; i < WARM; i++)
         warm[i] = take(s->r, (uint64_t)i / 4 + 1);
     for (int i = 0; i < SURVIVORS; i++) {

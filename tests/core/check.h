@@ -11,23 +11,23 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define CHECK(cond)                                                                                \
-    do {                                                                                           \
-        if (!(cond)) {                                                                             \
-            fprintf(stderr, "%s:%d: CHECK(%s) failed\n", __FILE__, __LINE__, #cond);               \
-            exit(1);                                                                               \
-        }                                                                                          \
+#define CHECK(cond)                                                                  \
+    do {                                                                             \
+        if (!(cond)) {                                                               \
+            fprintf(stderr, "%s:%d: CHECK(%s) failed\n", __FILE__, __LINE__, #cond); \
+            exit(1);                                                                 \
+        }                                                                            \
     } while (0)
 
 /* Two integers that must be equal; both are printed if not. */
-#define CHECK_EQ(got, want)                                                                        \
-    do {                                                                                           \
-        uint64_t got_ = (uint64_t)(got), want_ = (uint64_t)(want);                                 \
-        if (got_ != want_) {                                                                       \
-            fprintf(stderr, "%s:%d: %s is %" PRIu64 " (0x%" PRIx64 "), not %s = %" PRIu64 "\n",    \
-                    __FILE__, __LINE__, #got, got_, got_, #want, want_);                           \
-            exit(1);                                                                               \
-        }                                                                                          \
+#define CHECK_EQ(got, want)                                                                                         \
+    do {                                                                                                            \
+        uint64_t got_ = (uint64_t)(got), want_ = (uint64_t)(want);                                                  \
+        if (got_ != want_) {                                                                                        \
+            fprintf(stderr, "%s:%d: %s is %" PRIu64 " (0x%" PRIx64 "), not %s = %" PRIu64 "\n", __FILE__, __LINE__, \
+                    #got, got_, got_, #want, want_);                                                                \
+            exit(1);                                                                                                \
+        }                                                                                                           \
     } while (0)
 
 #endif

@@ -16,7 +16,7 @@ enum { LOG_MAX = 1 << 16, PLACES_MAX = 4096, OPERATIONS_MAX = 128, HUNG_AFTER_S 
 static struct passes {
     uint32_t nr, left; /* until the moment has come */
     uint64_t place[LOG_MAX];
-} * passes;
+} *passes;
 
 static tally tallies[OPERATIONS_MAX][4];
 static place_tally place_tallies[PLACES_MAX];

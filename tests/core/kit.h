@@ -47,7 +47,10 @@ UNUSED static vm_region *make_region(const vm_options *options)
     return r;
 }
 
-UNUSED static void say_finding(void *arg, const char *text) { fprintf(stderr, "  check(%s): %s\n", (const char *)arg, text); }
+UNUSED static void say_finding(void *arg, const char *text)
+{
+    fprintf(stderr, "  check(%s): %s\n", (const char *)arg, text);
+}
 
 /* Nobody else is working: every invariant holds. */
 #define CHECK_CLEAN(r) CHECK_EQ(vm_check((r), true, say_finding, "clean"), 0)
@@ -61,19 +64,19 @@ UNUSED static vm_stats stats_of(vm_region *r)
 }
 
 /* Everything was freed: a shrink brings every page back to space. */
-#define CHECK_ALL_FREE(r)                                                                                   \
-    do {                                                                                                    \
-        CHECK_EQ(vm_shrink((r), NULL), 0);                                                                  \
-        CHECK_EQ(stats_of(r).free_pages, (r)->map.nr_pages);                                                    \
-        CHECK_CLEAN(r);                                                                                     \
+#define CHECK_ALL_FREE(r)                                    \
+    do {                                                     \
+        CHECK_EQ(vm_shrink((r), NULL), 0);                   \
+        CHECK_EQ(stats_of(r).free_pages, (r)->map.nr_pages); \
+        CHECK_CLEAN(r);                                      \
     } while (0)
 
 /* The end of a test that freed everything. */
-#define FINISH(r)                                                                                           \
-    do {                                                                                                    \
-        CHECK_CLEAN(r);                                                                                     \
-        CHECK_ALL_FREE(r);                                                                                  \
-        CHECK_EQ(vm_detach(r), 0);                                                                          \
+#define FINISH(r)                  \
+    do {                           \
+        CHECK_CLEAN(r);            \
+        CHECK_ALL_FREE(r);         \
+        CHECK_EQ(vm_detach(r), 0); \
     } while (0)
 
 UNUSED static vm_range take(vm_region *r, uint64_t nr_pages)
@@ -99,17 +102,17 @@ UNUSED static uint64_t random_pages(uint64_t *seed, uint64_t max)
 }
 
 /* ---- children ---- */
-#define CHILD(pid, ...)                                                                                     \
-    do {                                                                                                    \
-        fflush(NULL);                                                                                       \
-        (pid) = fork();                                                                                     \
-        CHECK((pid) >= 0);                                                                                  \
-        if ((pid) == 0) {                                                                                   \
-            prctl(PR_SET_PDEATHSIG, SIGKILL); /* a test that ends leaves nobody behind */                  \
-            __VA_ARGS__;                                                                                    \
-            fflush(NULL);                                                                                   \
-            _exit(0);                                                                                       \
-        }                                                                                                   \
+#define CHILD(pid, ...)                                                                   \
+    do {                                                                                  \
+        fflush(NULL);                                                                     \
+        (pid) = fork();                                                                   \
+        CHECK((pid) >= 0);                                                                \
+        if ((pid) == 0) {                                                                 \
+            prctl(PR_SET_PDEATHSIG, SIGKILL); /* a test that ends leaves nobody behind */ \
+            __VA_ARGS__;                                                                  \
+            fflush(NULL);                                                                 \
+            _exit(0);                                                                     \
+        }                                                                                 \
     } while (0)
 
 UNUSED static int end_of(pid_t pid)
@@ -126,11 +129,11 @@ UNUSED static void ended_well(pid_t pid)
         exit(1);
     }
 }
-#define IN_CHILD(...)                                                                                       \
-    do {                                                                                                    \
-        pid_t pid_;                                                                                         \
-        CHILD(pid_, __VA_ARGS__);                                                                           \
-        ended_well(pid_);                                                                                   \
+#define IN_CHILD(...)             \
+    do {                          \
+        pid_t pid_;               \
+        CHILD(pid_, __VA_ARGS__); \
+        ended_well(pid_);         \
     } while (0)
 
 /* Memory that parent and children see alike. */

@@ -191,10 +191,7 @@ static void send_and_let_go(stage *s)
     lease_held(s);
     GIVE_BACK(s->r, s->held[0]);
 }
-static void lease_gift_0(stage *s)
-{
-    CHECK_EQ(vm_lease(s->r, s->gift[0].page, s->gift[0].id, &s->lease), 0);
-}
+static void lease_gift_0(stage *s) { CHECK_EQ(vm_lease(s->r, s->gift[0].page, s->gift[0].id, &s->lease), 0); }
 static void lease_gift_and_let_go(stage *s)
 {
     lease_gift_0(s);
@@ -316,7 +313,6 @@ static void try_names(stage *s)
     vm_name_delete(s->r, "name");
 }
 
-
 /* ---- purge, recover ---- */
 
 static void make_a_mess(stage *s)
@@ -339,7 +335,6 @@ static void free_the_middle_of_three(stage *s)
     CHECK_EQ(vm_shrink(s->r, NULL), 0);
     GIVE_BACK(s->r, s->held[1]);
 }
-
 
 /* ---- who comes and goes ---- */
 
@@ -468,7 +463,8 @@ static void leave_a_mess(stage *s)
     vm_region *r = s->r;
     vm_head *gift = &r->map.heads[s->gift[0].page];
     share_gifts(s);
-    r->map.heads[s->gift[1].page].word = vm__word(VM_FREEING, VM_WORD_DIRTY, 2, 200, 0x3ff0); /* was about to share it */
+    r->map.heads[s->gift[1].page].word =
+        vm__word(VM_FREEING, VM_WORD_DIRTY, 2, 200, 0x3ff0); /* was about to share it */
     gift->word = vm__word(VM_FREEING, VM_WORD_SHARED | VM_WORD_DIRTY, 2, 200, 0x3ff0); /* a dead one was freeing it */
     r->map.sharings[s->gift[2].page].holders[VM_PROCESS_NAMES / 64] |= 1ull << VM_PROCESS_NAMES % 64; /* half named */
     r->map.h->names_lock.needs_mending = 1;
@@ -771,7 +767,8 @@ const operation operations[] = {
     {"alloc warm, split", .setup = free_one_twice_as_long, .run = take_large_warm},
     {"alloc warm, joined", .setup = free_neighbours, .run = take_their_sum, .flags = ALONE},
     {"alloc warm, small", .setup = free_small_ones, .run = take_forty},
-    {"warm lists of the dead", .before = die_with_the_warm_lock, .setup = shelve, .run = take_large_warm, .flags = ALONE},
+    {"warm lists of the dead", .before = die_with_the_warm_lock, .setup = shelve, .run = take_large_warm,
+     .flags = ALONE},
     {"alloc over the threshold", .setup = lower_the_threshold, .run = take_cold_over_the_threshold,
      .after = raise_the_threshold, .flags = ALONE},
     {"alloc out of space", .setup = use_up_most, .run = ask_for_too_much, .flags = HUNGRY},
@@ -812,8 +809,7 @@ const operation operations[] = {
     {"drop the last lease", .setup = hold_and_send, .run = drop_lease},
     {"expire leases", .before = lease_gift_and_let_go, .run = expire_all},
     {"expire leases of the dead", .before = leave_a_lease_of_the_dead, .run = recover_and_purge,
-     .after = lengthen_leases,
-     .flags = ALONE},
+     .after = lengthen_leases, .flags = ALONE},
     {"name", .setup = hold_two, .run = name_held},
     {"name replaced", .setup = name_first_and_hold_another, .run = name_held},
     {"name deleted", .setup = name_and_let_go, .run = unname},
@@ -839,8 +835,7 @@ const operation operations[] = {
     {"send in a mess", .before = leave_a_mess, .setup = hold_two, .run = lease_held, .flags = ALONE},
     {"names in a mess", .before = leave_a_mess, .setup = hold_two, .run = name_held, .flags = ALONE},
     {"pools in use by the dead", .before = leave_pools_in_use, .run = take_and_free_many, .flags = LLIST | ALONE},
-    {"space locked by the dead", .before = die_with_the_space_lock, .run = take_and_free_many,
-     .flags = ALONE},
+    {"space locked by the dead", .before = die_with_the_space_lock, .run = take_and_free_many, .flags = ALONE},
     {"scan with a range in motion", .before = set_in_motion, .run = recover, .after = come_to_rest, .flags = ALONE},
     {"drained by the dead", .setup = drain_myself, .run = take_and_free_many, .flags = ALONE},
     {"purge without memory", .setup = make_a_mess, .run = purge_without_memory, .flags = ALONE},
@@ -852,8 +847,8 @@ const operation operations[] = {
     {"repair damage", .before = damage, .run = repair, .after = repair, .flags = ALONE},
     {"meet corruption", .setup = break_a_word, .run = meet_it, .after = mend_the_word, .flags = ALONE},
     {"purge with a lying index", .setup = let_the_index_lie, .run = purge, .after = mend_hints, .flags = ALONE},
-    {"alloc with a lying index", .setup = let_the_index_promise_too_much, .run = take_large_warm,
-     .after = mend_hints, .flags = ALONE},
+    {"alloc with a lying index", .setup = let_the_index_promise_too_much, .run = take_large_warm, .after = mend_hints,
+     .flags = ALONE},
     {"purge with a lying list", .setup = let_a_list_lie, .run = purge, .flags = ALONE},
     {"alloc with lying warm lists", .setup = let_warm_lists_lie, .run = take_large_warm, .after = mend_hints,
      .flags = ALONE},
@@ -865,12 +860,9 @@ const operation operations[] = {
 
 /* What may meet a death half-way through another operation. */
 const operation second_operations[] = {
-    {"recover", .run = recover},
-    {"then adopt", .run = try_to_adopt},
-    {"then names", .run = try_names},
-    {"then send", .run = send_and_claim},
-    {"then fork", .run = fork_and_wait},
-    {"then alloc", .run = take_and_free_many},
+    {"recover", .run = recover},         {"then adopt", .run = try_to_adopt},
+    {"then names", .run = try_names},    {"then send", .run = send_and_claim},
+    {"then fork", .run = fork_and_wait}, {"then alloc", .run = take_and_free_many},
 };
 const size_t nr_operations = LENGTH(operations), nr_second_operations = LENGTH(second_operations);
 

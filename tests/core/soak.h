@@ -33,13 +33,13 @@ enum { ROWS = 12, LANES = 3, CELLS = 20, MESSAGES = 48, SOAK_NAMES = 12, TEXT_BY
 /* ---- marks: what kind of entry this is, who is at it, how often it changed ---- */
 
 enum { /* of a claim */
-    NOTHING,
-    HELD,
-    SHOWN,   /* shared: who wants to may adopt it */
-    OFFERED, /* private: who wants to may free it */
-    TAKEN,   /* an offer, or a message, by somebody */
-    WRITING, /* a message by somebody, not ready */
-    FULL,    /* a message */
+       NOTHING,
+       HELD,
+       SHOWN,   /* shared: who wants to may adopt it */
+       OFFERED, /* private: who wants to may free it */
+       TAKEN,   /* an offer, or a message, by somebody */
+       WRITING, /* a message by somebody, not ready */
+       FULL,    /* a message */
 };
 typedef uint64_t mark;
 static inline mark make_mark(uint32_t kind, uint32_t by, uint32_t change)

@@ -45,10 +45,12 @@ static void check_claim(auditor *a, uint32_t i, const claim *c)
     bool is_there = vm__state(word) == VM_BUSY && vm__len(word) == c->nr_pages && id == c->id;
     bool is_his = word & VM_WORD_SHARED ? has_bit(a, c->page, w->process) : vm__owner(word) == w->process;
     if (!is_there || !is_his)
-        violation("row %u claims pages %" PRIu64 " + %" PRIu64 ", id %" PRIx64 ", but the word is %" PRIx64 ", id %" PRIx64 "%s", i,
-                  c->page, c->nr_pages, c->id, word, id, is_his ? "" : ", not his");
+        violation("row %u claims pages %" PRIu64 " + %" PRIu64 ", id %" PRIx64 ", but the word is %" PRIx64
+                  ", id %" PRIx64 "%s",
+                  i, c->page, c->nr_pages, c->id, word, id, is_his ? "" : ", not his");
     else if (!stamps_are(a->r, c->page, c->nr_pages, c->id, found, sizeof found))
-        violation("row %u claims pages %" PRIu64 " + %" PRIu64 ", id %" PRIx64 ", but %s", i, c->page, c->nr_pages, c->id, found);
+        violation("row %u claims pages %" PRIu64 " + %" PRIu64 ", id %" PRIx64 ", but %s", i, c->page, c->nr_pages,
+                  c->id, found);
     a->claimed[c->page][w->process / 64] |= 1ull << w->process % 64;
 }
 
@@ -84,7 +86,8 @@ static void check_lease(auditor *a, const vm_lease_entry *e)
     const row *w = living(a, process);
     bool is_lively = w && !vm__process_is_retired(a->r, process, e->owner >> 16);
     if (is_lively && !has_message(e->id) && !w->is_uncertain)
-        violation("lease %" PRIx64 " of row %d, for page %" PRIu64 ", is in no message", e->id, a->row_of[process], e->page);
+        violation("lease %" PRIx64 " of row %d, for page %" PRIu64 ", is in no message", e->id, a->row_of[process],
+                  e->page);
     if (!is_lively && !a->may_be_dead && !e->deadline_ns)
         violation("lease %" PRIx64 " of a dead process, for page %" PRIu64 ", has no deadline", e->id, e->page);
     if (e->page < a->r->map.nr_pages && VM_ACQUIRE(&a->r->map.heads[e->page].aux) == e->range_id)
@@ -116,8 +119,8 @@ static void check_holders(const auditor *a, uint64_t page, bool *is_held)
         *is_held = true;
         bool says_so = a->claimed[page][p / 64] >> p % 64 & 1;
         if (!says_so && !is_excused(a, p))
-            violation("page %" PRIu64 ", id %" PRIx64 ", is held by process slot %u (row %d), which does not know", page,
-                      VM_ACQUIRE(&a->r->map.heads[page].aux), p, a->row_of[p]);
+            violation("page %" PRIu64 ", id %" PRIx64 ", is held by process slot %u (row %d), which does not know",
+                      page, VM_ACQUIRE(&a->r->map.heads[page].aux), p, a->row_of[p]);
     }
 }
 

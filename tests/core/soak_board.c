@@ -107,8 +107,8 @@ bool stamps_are(vm_region *r, uint64_t page, uint64_t nr_pages, uint64_t id, cha
         stamp s = *(const stamp *)vm_pointer(r, page + i), wanted = stamp_for(id, i, 0);
         if (s.id == wanted.id && s.which == wanted.which)
             continue;
-        snprintf(found, room, "page %" PRIu64 " bears the stamp of %" PRIx64 " (by row %u, generation %u)", page + i, s.id,
-                 (uint32_t)s.writer & 0xff, (uint32_t)s.writer >> 8);
+        snprintf(found, room, "page %" PRIu64 " bears the stamp of %" PRIx64 " (by row %u, generation %u)", page + i,
+                 s.id, (uint32_t)s.writer & 0xff, (uint32_t)s.writer >> 8);
         return false;
     }
     return true;
@@ -120,15 +120,17 @@ static void print_row(FILE *to, uint32_t i)
 {
     static const char *const kind[] = {"nothing", "held", "shown", "offered", "taken", "writing", "full"};
     const row *w = &the_board->rows[i];
-    fprintf(to, "row %u: state %u generation %u pid %d process slot %u family %d doomed %u uncertain %u stay %u done %" PRIu64 "\n",
+    fprintf(to,
+            "row %u: state %u generation %u pid %d process slot %u family %d doomed %u uncertain %u stay %u done "
+            "%" PRIu64 "\n",
             i, w->state, w->generation, w->pid, w->process, w->family, w->doomed, w->is_uncertain, w->stay, w->nr_done);
     for (int lane = 0; lane < LANES; lane++)
         for (int k = 0; k < CELLS; k++) {
             const claim *c = &w->claims[lane][k];
             if (kind_of(c->mark) != NOTHING)
                 fprintf(to, "  %d.%d %s by %x: pages %" PRIu64 " + %" PRIu64 ", id %" PRIx64 "%s%s\n", lane, k,
-                        kind[kind_of(c->mark)], by_of(c->mark), c->page, c->nr_pages, c->id, c->is_shared ? " shared" : "",
-                        c->is_inherited ? " inherited" : "");
+                        kind[kind_of(c->mark)], by_of(c->mark), c->page, c->nr_pages, c->id,
+                        c->is_shared ? " shared" : "", c->is_inherited ? " inherited" : "");
         }
 }
 

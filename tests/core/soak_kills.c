@@ -134,7 +134,8 @@ static void tick(supervisor *s)
 {
     collect_the_dead(s);
     for (uint32_t i = 0; i < ROWS; i++)
-        if (__atomic_load_n(&the_board->rows[i].state, __ATOMIC_SEQ_CST) != ROW_UNUSED && !is_row_locked(s->board_fd, i))
+        if (__atomic_load_n(&the_board->rows[i].state, __ATOMIC_SEQ_CST) != ROW_UNUSED
+            && !is_row_locked(s->board_fd, i))
             free_row(s, i);
     continue_those_due(s, false);
     if (is_over())
@@ -440,9 +441,8 @@ static void run_epoch(supervisor *s, double until)
     s->nr_busy += the_board->nr_busy, s->nr_forks += the_board->nr_forks;
     s->nr_detached += the_board->nr_detached, s->nr_claimed += the_board->nr_claimed;
     printf("%-8s %5" PRIu64 " pages %2u nodes %2u thread slots: %4" PRIu64 " kills, %7" PRIu64 " operations, %4.1f s\n",
-           vm_pools_name(s->design), info.nr_pages, info.nr_nodes, info.nr_threads,
-           s->nr_kills - kills, s->nr_done - done,
-           seconds() - since);
+           vm_pools_name(s->design), info.nr_pages, info.nr_nodes, info.nr_threads, s->nr_kills - kills,
+           s->nr_done - done, seconds() - since);
     fflush(stdout);
 }
 
@@ -466,11 +466,12 @@ static int supervise(supervisor *s)
     while (seconds() < until && s->nr_kills < s->nr_wanted)
         run_epoch(s, until);
     double took = seconds() - since;
-    printf("%" PRIu64 " kills in %.0f s (%.0f a minute), %" PRIu64 " epochs, %" PRIu64 " audits; %" PRIu64 " processes started, %"
-           PRIu64 " forked, %" PRIu64 " ended by themselves, %" PRIu64 " stops, %" PRIu64 " detaches; %" PRIu64 " operations, %" PRIu64
-           " messages read, %" PRIu64 " times EBUSY: 0 lost, 0 duplicated, 0 hung\n",
-           s->nr_kills, took, (double)s->nr_kills / took * 60, s->nr_epochs, s->nr_audits, s->nr_started, s->nr_forks, s->nr_ended,
-           s->nr_stops, s->nr_detached, s->nr_done, s->nr_claimed, s->nr_busy);
+    printf("%" PRIu64 " kills in %.0f s (%.0f a minute), %" PRIu64 " epochs, %" PRIu64 " audits; %" PRIu64
+           " processes started, %" PRIu64 " forked, %" PRIu64 " ended by themselves, %" PRIu64 " stops, %" PRIu64
+           " detaches; %" PRIu64 " operations, %" PRIu64 " messages read, %" PRIu64
+           " times EBUSY: 0 lost, 0 duplicated, 0 hung\n",
+           s->nr_kills, took, (double)s->nr_kills / took * 60, s->nr_epochs, s->nr_audits, s->nr_started, s->nr_forks,
+           s->nr_ended, s->nr_stops, s->nr_detached, s->nr_done, s->nr_claimed, s->nr_busy);
     return 0;
 }
 

@@ -62,8 +62,8 @@ static void look(uint64_t page, uint64_t nr_pages, uint64_t id, const char *what
 {
     char found[160];
     if (!stamps_are(r, page, nr_pages, id, found, sizeof found))
-        violation("row %u: %s pages %" PRIu64 " + %" PRIu64 ", id %" PRIx64 ", but %s", me & 0xff, what, page, nr_pages, id,
-                  found);
+        violation("row %u: %s pages %" PRIu64 " + %" PRIu64 ", id %" PRIx64 ", but %s", me & 0xff, what, page, nr_pages,
+                  id, found);
 }
 
 static void put_claim(claim *c, const vm_range *a, bool is_shared)
@@ -95,8 +95,8 @@ static void let_go(lane *l, claim *c)
 static void have(claim *c, const vm_range *a, uint64_t nr_pages, uint64_t align_pages)
 {
     if (a->nr_pages < nr_pages || a->page % align_pages)
-        violation("row %u: asked for %" PRIu64 " pages at a multiple of %" PRIu64 ", got %" PRIu64 " at %" PRIu64, me & 0xff,
-                  nr_pages, align_pages, a->nr_pages, a->page);
+        violation("row %u: asked for %" PRIu64 " pages at a multiple of %" PRIu64 ", got %" PRIu64 " at %" PRIu64,
+                  me & 0xff, nr_pages, align_pages, a->nr_pages, a->page);
     for (uint64_t p = a->page; a->zeroed && p < a->page + a->nr_pages; p++)
         if (*(const uint64_t *)vm_pointer(r, p))
             violation("row %u: page %" PRIu64 " should be zeros", me & 0xff, p);
@@ -208,8 +208,8 @@ static void received(lane *l, const vm_range *a, uint64_t nr_pages, const char *
 {
     claim *c = some(l, NOTHING);
     if (a->nr_pages != nr_pages)
-        violation("row %u: %s page %" PRIu64 ", id %" PRIx64 ": %" PRIu64 " pages, not %" PRIu64, me & 0xff, how, a->page, a->id,
-                  a->nr_pages, nr_pages);
+        violation("row %u: %s page %" PRIu64 ", id %" PRIx64 ": %" PRIu64 " pages, not %" PRIu64, me & 0xff, how,
+                  a->page, a->id, a->nr_pages, nr_pages);
     look(a->page, a->nr_pages, a->id, how);
     if (c)
         put_claim(c, a, true);
@@ -228,7 +228,8 @@ static void adopt(lane *l)
     int rc = vm_adopt(r, c.page, c.id, &a);
     bool is_stale = rc == -ESTALE;
     if (is_stale && read_mark(&at->mark) == seen && !is_doomed(his))
-        violation("row %u: cannot adopt page %" PRIu64 ", id %" PRIx64 ", which row %u holds", me & 0xff, c.page, c.id, his & 0xff);
+        violation("row %u: cannot adopt page %" PRIu64 ", id %" PRIx64 ", which row %u holds", me & 0xff, c.page, c.id,
+                  his & 0xff);
     if (!is_stale && worked(rc, "adopt", c.page, c.id))
         received(l, &a, c.nr_pages, "adopted");
 }
@@ -274,8 +275,8 @@ static void free_foreign(lane *l)
     bool is_it = stamps_are(r, c.page, c.nr_pages, c.id, found, sizeof found);
     bool was_there = !is_doomed(his) && __atomic_load_n(his_stay, __ATOMIC_SEQ_CST) == stay;
     if (!is_it && was_there)
-        violation("row %u: takes pages %" PRIu64 " + %" PRIu64 ", id %" PRIx64 " that row %u offers, but %s", me & 0xff, c.page,
-                  c.nr_pages, c.id, his & 0xff, found);
+        violation("row %u: takes pages %" PRIu64 " + %" PRIu64 ", id %" PRIx64 " that row %u offers, but %s", me & 0xff,
+                  c.page, c.nr_pages, c.id, his & 0xff, found);
     int rc = vm_free(r, c.page, c.id, 0);
     was_there = !is_doomed(his) && __atomic_load_n(his_stay, __ATOMIC_SEQ_CST) == stay;
     if (rc == 0 || rc == -EBUSY || was_there)
@@ -375,8 +376,8 @@ static void get_name(lane *l, const char *name)
     if (rc == -ENOENT || !worked(rc, name, 0, 0))
         return;
     if (bytes != sizeof meta || meta.page != a.page || meta.id != a.id)
-        violation("row %u: %s is page %" PRIu64 ", id %" PRIx64 ", but describes page %" PRIu64 ", id %" PRIx64, me & 0xff, name,
-                  a.page, a.id, meta.page, meta.id);
+        violation("row %u: %s is page %" PRIu64 ", id %" PRIx64 ", but describes page %" PRIu64 ", id %" PRIx64,
+                  me & 0xff, name, a.page, a.id, meta.page, meta.id);
     received(l, &a, meta.nr_pages, "found by name");
 }
 
@@ -467,9 +468,11 @@ static void die_at_a_write(lane *l, void (*operation)(lane *))
 static void any_operation(lane *l)
 {
     static void (*const operations[])(lane *) = {
-        allocate, allocate, allocate, allocate, allocate, allocate_congruent, free_one, free_one, free_one, free_one,
-        look_at_one, resize, show, show, adopt, adopt, adopt, offer, offer, withdraw_one, free_foreign, free_foreign,
-        send, send, receive, receive, use_names, use_names,
+        allocate, allocate,     allocate,     allocate,     allocate,    allocate_congruent,
+        free_one, free_one,     free_one,     free_one,     look_at_one, resize,
+        show,     show,         adopt,        adopt,        adopt,       offer,
+        offer,    withdraw_one, free_foreign, free_foreign, send,        send,
+        receive,  receive,      use_names,    use_names,
     };
     void (*operation)(lane *) = one_in(l, 60) ? look_after : operations[below(l, LENGTH(operations))];
     pthread_rwlock_rdlock(&calm);

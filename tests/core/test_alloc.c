@@ -9,7 +9,8 @@ typedef struct kind {
 
 static vm_region *make(kind k, uint64_t nr_pages)
 {
-    return MAKE(.nr_pages = nr_pages, .pools = k.pools, .granule_bytes = k.is_memory ? 0 : 1 << 20, .base = 1ull << 40, SMALL);
+    return MAKE(.nr_pages = nr_pages, .pools = k.pools, .granule_bytes = k.is_memory ? 0 : 1 << 20, .base = 1ull << 40,
+                SMALL);
 }
 
 /* ---- what holds for every kind ---- */

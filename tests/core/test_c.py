@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The C tests: every test_*.c here, built with hooks and assertions, in three flavours.
 
 `test_word.c` gives `test_word[plain]`, `test_word[asan]` (with UBSan) and `test_word[tsan]`. `test_step.c`

@@ -235,23 +235,23 @@ static void without_a_descriptor_a_child_can_look_while_its_parent_lives(vm_pool
 {
     vm_region *r = make(d);
     IN_CHILD({ /* the limit is its own */
-        vm_range a = take_stamped(r, 3);
-        pid_t child;
-        struct rlimit limit = {3, 3};
-        *turn = 0;
-        CHECK_EQ(setrlimit(RLIMIT_NOFILE, &limit), 0);
-        CHILD(child, {
-            vm_range b;
-            wait_for_turn(1);
-            check_stamped(r, &a);
-            CHECK_EQ(vm_alloc(r, 1, 1, 0, &b), -ENOLCK);
-            CHECK_EQ(vm_free(r, a.page, a.id, 0), -ENOLCK);
-        });
-        GIVE_BACK(r, a);
-        CHECK_EQ(vm_shrink(r, NULL), 0);
-        CHECK_EQ(stats_of(r).busy_pages, 3); /* kept for the child, who cannot hold it */
-        next_turn(1);
-        ended_well(child);
+               vm_range a = take_stamped(r, 3);
+               pid_t child;
+               struct rlimit limit = {3, 3};
+               *turn = 0;
+               CHECK_EQ(setrlimit(RLIMIT_NOFILE, &limit), 0);
+               CHILD(child, {
+                   vm_range b;
+                   wait_for_turn(1);
+                   check_stamped(r, &a);
+                   CHECK_EQ(vm_alloc(r, 1, 1, 0, &b), -ENOLCK);
+                   CHECK_EQ(vm_free(r, a.page, a.id, 0), -ENOLCK);
+               });
+               GIVE_BACK(r, a);
+               CHECK_EQ(vm_shrink(r, NULL), 0);
+               CHECK_EQ(stats_of(r).busy_pages, 3); /* kept for the child, who cannot hold it */
+               next_turn(1);
+               ended_well(child);
     });
     CHECK_EQ(vm_recover(r, NULL), 0); /* the parent ended */
     CHECK_EQ(stats_of(r).busy_pages, 0);

@@ -87,8 +87,29 @@ static uint64_t *somewhere(const vm_region *r, uint64_t *seed)
 static uint64_t edge(uint64_t *seed)
 {
     static const uint64_t edges[] = {
-        0, 1, 29, 30, 31, 32, 255, 256, 257, 511, 512, 513, NR_PAGES - 1, NR_PAGES, NR_PAGES + 1,
-        (1u << 30) - 1, 1u << 30, UINT32_MAX - 1, UINT32_MAX, 1ull << 32, 1ull << 63, UINT64_MAX - 1, UINT64_MAX,
+        0,
+        1,
+        29,
+        30,
+        31,
+        32,
+        255,
+        256,
+        257,
+        511,
+        512,
+        513,
+        NR_PAGES - 1,
+        NR_PAGES,
+        NR_PAGES + 1,
+        (1u << 30) - 1,
+        1u << 30,
+        UINT32_MAX - 1,
+        UINT32_MAX,
+        1ull << 32,
+        1ull << 63,
+        UINT64_MAX - 1,
+        UINT64_MAX,
     };
     return edges[chance(seed, LENGTH(edges))];
 }
@@ -383,10 +404,10 @@ static const struct {
     void (*op)(worker *);
     uint64_t weight;
 } ops[] = {
-    {op_alloc, 22}, {op_free, 16},  {op_free_of_another, 5}, {op_bulk, 4},   {op_congruent, 3}, {op_resize, 4},
-    {op_share, 6},  {op_lease, 6},  {op_expire, 2},          {op_names, 6},  {op_purge, 5},     {op_shrink, 3},
-    {op_recover, 3}, {op_check, 3}, {op_repair, 4},          {op_look, 4},   {op_attach, 2},    {op_look_in, 1},
-    {op_fork, 1},
+    {op_alloc, 22}, {op_free, 16},  {op_free_of_another, 5}, {op_bulk, 4},   {op_congruent, 3},
+    {op_resize, 4}, {op_share, 6},  {op_lease, 6},           {op_expire, 2}, {op_names, 6},
+    {op_purge, 5},  {op_shrink, 3}, {op_recover, 3},         {op_check, 3},  {op_repair, 4},
+    {op_look, 4},   {op_attach, 2}, {op_look_in, 1},         {op_fork, 1},
 };
 
 static void work(worker *w)
@@ -503,8 +524,7 @@ int main(int argc, char **argv)
 #endif
     printf("first seed %" PRIu64 "\n", first);
     do {
-        FOR_EACH_DESIGN(d)
-        {
+        FOR_EACH_DESIGN (d) {
             a_round(alone, "alone", d, seed);
             if (nr % 4 == 3)
                 a_round(together, "together", d, seed);

@@ -29,7 +29,8 @@ KERNEL_HEADERS = {
     "unistd.h": {"base/system.c", "base/descriptor.c", "base/fault.c", "store/pages.c", "store/headroom.c"},
 }
 LANGUAGE_HEADERS = {
-    "assert.h", "errno.h", "pthread.h", "stdarg.h", "stdbool.h", "stddef.h", "stdint.h", "stdio.h", "stdlib.h", "string.h",
+    "assert.h", "errno.h", "pthread.h", "stdarg.h", "stdbool.h", "stddef.h", "stdint.h", "stdio.h",
+    "stdlib.h", "string.h",
 }  # fmt: skip
 
 
@@ -49,8 +50,14 @@ def without_comments(text: str) -> str:
 def definitions(text: str) -> set[str]:
     """Functions and objects of a .c file that others can see."""
     code = without_comments(text)
-    functions = re.findall(r"^(?!static|typedef)[A-Za-z_][\w \t*()]*?\b(vm_\w+)\([^;{]*\)\s*\{", code, re.MULTILINE)
-    objects = re.findall(r"^(?!static|extern|typedef)[A-Za-z_][\w \t*]*?\b(vm_\w+)(?: __attribute__\(\(.*\)\))? = ", code, re.MULTILINE)
+    functions = re.findall(
+        r"^(?!static|typedef)[A-Za-z_][\w \t*()]*?\b(vm_\w+)\([^;{]*\)\s*\{", code, re.MULTILINE
+    )
+    objects = re.findall(
+        r"^(?!static|extern|typedef)[A-Za-z_][\w \t*]*?\b(vm_\w+)(?: __attribute__\(\(.*\)\))? = ",
+        code,
+        re.MULTILINE,
+    )
     return set(functions) | set(objects)
 
 
@@ -101,18 +108,25 @@ def test_a_file_includes_the_header_of_its_own_layer_only(path):
 def test_a_layers_header_includes_the_layer_below(number):
     here = LAYERS[number]
     included = includes((CORE / here / f"{here}.h").read_text(), '"')
-    below = [f"../{LAYERS[number - 1]}/{LAYERS[number - 1]}.h"] if number else [*BASE_PARTS, "vmalloc_types.h"]
+    below = (
+        [f"../{LAYERS[number - 1]}/{LAYERS[number - 1]}.h"] if number else [*BASE_PARTS, "vmalloc_types.h"]
+    )
     public = ["../vmalloc.h"] if here == "face" else []
     assert included == below + public
 
 
 def test_there_is_one_header_a_layer_and_base_has_its_parts():
-    assert {name(path) for path in HEADERS} == {f"{here}/{here}.h" for here in LAYERS} | {f"base/{p}" for p in BASE_PARTS}
+    assert {name(path) for path in HEADERS} == {f"{here}/{here}.h" for here in LAYERS} | {
+        f"base/{p}" for p in BASE_PARTS
+    }
 
 
 def test_no_file_names_a_function_of_a_higher_layer():
     upward = [
-        f"{file} -> {other}" for file, others in calls_between(TEXTS).items() for other in others if layer(other) > layer(file)
+        f"{file} -> {other}"
+        for file, others in calls_between(TEXTS).items()
+        for other in others
+        if layer(other) > layer(file)
     ]
     assert upward == []
 
@@ -122,8 +136,8 @@ def test_no_two_files_call_each_other_in_a_circle():
 
 
 def test_a_circle_would_be_found():
-    texts = {"a.c": "int vm_a(void)\n{ return vm_b(); }\n", "b.c": "int vm_b(void)\n{ return vm_c(); }\n",
-             "c.c": "int vm_c(void)\n{ return vm_a(); }\n", "d.c": "int vm_d(void)\n{ return vm_a(); }\n"}  # fmt: skip
+    calls = {"a": "b", "b": "c", "c": "a", "d": "a"}
+    texts = {f"{x}.c": f"int vm_{x}(void)\n{{ return vm_{y}(); }}\n" for x, y in calls.items()}
     assert a_circle(calls_between(texts)) == ["a.c", "b.c", "c.c", "a.c"]
     texts["c.c"] = "/* vm_a() */ int vm_c(void)\n{ return 0; }\n"
     assert a_circle(calls_between(texts)) == []
@@ -132,7 +146,9 @@ def test_a_circle_would_be_found():
 @pytest.mark.parametrize("path", [*SOURCES, *HEADERS], ids=name)
 def test_the_kernel_is_called_where_the_layers_say(path):
     for header in includes(path.read_text(), "<"):
-        assert header in LANGUAGE_HEADERS or name(path) in KERNEL_HEADERS[header], f"{name(path)} includes <{header}>"
+        assert header in LANGUAGE_HEADERS or name(path) in KERNEL_HEADERS[header], (
+            f"{name(path)} includes <{header}>"
+        )
 
 
 def test_the_map_in_core_readme_names_every_file_once():

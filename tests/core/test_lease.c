@@ -56,13 +56,13 @@ static void another_process_claims_what_was_sent(vm_pools d)
     message *m = shared_memory(sizeof *m);
     pid_t child;
     CHILD(child, { /* it is there before the range is, so it inherits nothing */
-        vm_range b;
-        while (!__atomic_load_n(&m->is_sent, __ATOMIC_ACQUIRE))
-            sched_yield();
-        CHECK_EQ(vm_free(r, m->range.page, m->range.id, 0), -ENOENT);
-        CHECK_EQ(vm_claim(r, m->range.page, m->range.id, m->lease, &b), 0);
-        CHECK_EQ(*(char *)vm_pointer(r, b.page), 7);
-        GIVE_BACK(r, b);
+                   vm_range b;
+                   while (!__atomic_load_n(&m->is_sent, __ATOMIC_ACQUIRE))
+                       sched_yield();
+                   CHECK_EQ(vm_free(r, m->range.page, m->range.id, 0), -ENOENT);
+                   CHECK_EQ(vm_claim(r, m->range.page, m->range.id, m->lease, &b), 0);
+                   CHECK_EQ(*(char *)vm_pointer(r, b.page), 7);
+                   GIVE_BACK(r, b);
     });
     m->range = take(r, 300);
     *(char *)vm_pointer(r, m->range.page) = 7;

@@ -105,10 +105,10 @@ static void a_range_is_freed_in_another_process(vm_pools d)
     pid_t child;
     *turn = 0;
     CHILD(child, { /* made before the ranges are: it inherits none */
-        wait_for_turn(1);
-        CHECK_EQ(vm_free(r, gift[0].page, gift[0].id, 0), 0);
-        CHECK_EQ(vm_free(r, gift[1].page, gift[1].id, 0), 0);
-        CHECK(vm_free(r, gift[0].page, gift[0].id, 0) < 0);
+                   wait_for_turn(1);
+                   CHECK_EQ(vm_free(r, gift[0].page, gift[0].id, 0), 0);
+                   CHECK_EQ(vm_free(r, gift[1].page, gift[1].id, 0), 0);
+                   CHECK(vm_free(r, gift[0].page, gift[0].id, 0) < 0);
     });
     gift[0] = take(r, 3);
     gift[1] = take(r, 500);

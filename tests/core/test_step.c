@@ -39,7 +39,7 @@ static struct areas { /* seen by the tracer */
     struct area {
         uint64_t start, bytes;
     } area[AREAS];
-} * areas;
+} *areas;
 static bool is_armed, is_read_only;
 
 static bool is_guarded(uint64_t address)
@@ -267,7 +267,8 @@ static void watch(stage *s, victim *v, moment m)
     CHECK_EQ(waitpid(v->pid, &status, 0), v->pid);
     CHECK(WIFSTOPPED(status));
     CHECK_EQ(ptrace(PTRACE_SETOPTIONS, v->pid, NULL,
-                    (void *)(PTRACE_O_EXITKILL | PTRACE_O_TRACECLONE | PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK)), 0);
+                    (void *)(PTRACE_O_EXITKILL | PTRACE_O_TRACECLONE | PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK)),
+             0);
     know_tracee(v->pid);
     long instruction = has_breakpoint(s, m) ? set_breakpoint(v->pid, m.place) : 0;
     for (go_on(v->pid, 0); has_tracees();) {

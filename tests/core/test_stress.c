@@ -20,7 +20,7 @@ static struct arena {
     uint64_t owner[PAGES]; /* id of the range that has the page */
     offer offers[OFFERS];
     uint64_t nr_pairs, nr_full;
-} * arena;
+} *arena;
 
 static void stamp(vm_region *r, const vm_range *a)
 {

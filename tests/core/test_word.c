@@ -3,8 +3,7 @@
 #include "check.h"
 #include "base/layout.h"
 
-static const vm_state states[] = {VM_FREE, VM_BUSY, VM_CACHED, VM_POOLED,
-                                  VM_LAZY, VM_MOVING, VM_PURGING, VM_FREEING};
+static const vm_state states[] = {VM_FREE, VM_BUSY, VM_CACHED, VM_POOLED, VM_LAZY, VM_MOVING, VM_PURGING, VM_FREEING};
 static const uint64_t flag_sets[] = {0, VM_WORD_DIRTY, VM_WORD_SHARED, VM_WORD_DIRTY | VM_WORD_SHARED};
 static const uint64_t lengths[] = {0, 1, 2, 255, 256, 257, 1ull << 28, VM_PAGES_MAX - 1, VM_PAGES_MAX};
 static const uint32_t owners[] = {0, 1, VM_PROCESSES - 1, VM_PROCESSES, VM_THREAD_SLOTS_MAX - 1};

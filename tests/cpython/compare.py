@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """CPython's own tests of multiprocessing and concurrent.futures, without us and with us installed.
 
     python tests/cpython/compare.py [SUITE ...]     # vmalloc and numpy must be importable

@@ -16,7 +16,6 @@ SYSTEM_PATHS = ("/proc", "/dev", "/sys")
 _NAMES = {
     "C and its library": "__ATOMIC_SEQ_CST _Static_assert memcpy clone libvmalloc.so",
     "environment of every program": "PYTHONPATH",
-    "numpy's array type, where the module is plain": "ndarray",
     "the name np.ndarray has for what it lies in": "buffer",
     "of multiprocessing and executors": "Process submit",
     "of prctl()": "PR_SET_DUMPABLE",
@@ -24,7 +23,6 @@ _NAMES = {
     "line of /proc/meminfo": "MemAvailable",
     "switch of the kernel": "kernel.kptr_restrict",
     "the kernel's macros": "smp_load_acquire READ_ONCE",
-    "comes with the core's layers": "VM_ACQUIRE VM_RELAXED VM_PLAIN region.tick",
     "the kernel's, named by the model alone": "vb_alloc vb_free purge_fragmented_block addr_to_node_id"
     " encode_vn_id merge_or_add_vmap_area vmalloc_info_show",
     "the kernel's test suite": "do_concurrent_test shuffle_array get_cycles avg",
@@ -46,7 +44,6 @@ _FILES = {
     "made by spin": "pan.c",
     "example of a recording": "run.trace.gz run.before.vmallocinfo.gz run.after.vmallocinfo.gz"
     " NAME.state0 trace.dat perf.data",
-    "comes with the core's layers": "core/cache/pools.c core/cache/pool_NAME.c",
 }
 
 

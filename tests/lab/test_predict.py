@@ -1,41 +1,31 @@
 # SPDX-License-Identifier: MIT
-"""The model predicts real kernels. The core proof runs on copies in tests/data."""
+"""The model predicts real kernels, recorded in tests/data."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from tests.lab.trace_samples import DATA
 
 from vmalloc.lab.events import Event
 from vmalloc.lab.replay import Recording, load, predict, rank, run_on_model
 from vmalloc.lab.state import State, StateError, compare, read_state
 from vmalloc.model import KERNEL_PRESETS, PAGE, PRESETS, Area
 
-COPIES = Path(__file__).parents[1] / "data"
-DATA = Path(__file__).parents[3] / "shared" / "data"
 ONE_WORKER = ["random_size_1t", "vm_map_ram_1t", "pcpu_1t"]
 ONE_WORKER_BIG = ["fix_align_1t", "align_shift_1t", "long_busy", "mix_smp1", "mix_smp8"]
 SEVERAL_WORKERS = ["fix_size", "random_size", "kvfree_rcu_1"]
 
 
 def guest(name: str, state: bool = True) -> tuple[Recording, Path]:
-    folder = COPIES / "guest"
-    if not (folder / f"{name}.trace.xz").exists():
-        folder = DATA / "guest"
-        if not folder.exists():
-            pytest.skip("the recordings are not beside this checkout (../shared/data)")
+    folder = DATA / "guest"
     start = folder / f"{name}.state0.xz" if state else None
     return load(folder / f"{name}.trace.xz", start), folder / f"{name}.state1.xz"
 
 
 def live(name: str, **known: Path) -> Recording:
-    folder = COPIES / "live"
-    if not (folder / f"{name}.trace.xz").exists():
-        folder = DATA / "live"
-        if not folder.exists():
-            pytest.skip("the recordings are not beside this checkout (../shared/data)")
-    return load(folder / f"{name}.trace.xz", **known)
+    return load(DATA / "live" / f"{name}.trace.xz", **known)
 
 
 @pytest.mark.parametrize("name", ONE_WORKER + ONE_WORKER_BIG)
@@ -119,25 +109,19 @@ def test_busy_live_machines_are_predicted_after_the_warm_up(name, over_all):
 
 
 def test_a_snapshot_of_vmallocinfo_makes_a_start_state():
-    folder = DATA / "live"
-    if not folder.exists():
-        pytest.skip("the recordings are not beside this checkout (../shared/data)")
-    known = live("l8_consist", vmallocinfo=folder / "l8_snap_before.real.xz")
+    known = live("l8_consist", vmallocinfo=DATA / "live" / "l8_snap_before.real.xz")
     unknown = live("l8_consist")
     with_it, without = (predict(r, KERNEL_PRESETS["linux-6.16"]).prediction for r in (known, unknown))
     assert with_it.all.share > without.all.share
 
 
 def test_a_hashed_snapshot_is_refused_with_the_reason():
-    folder = DATA / "live"
-    if not folder.exists():
-        pytest.skip("the recordings are not beside this checkout (../shared/data)")
     with pytest.raises(ValueError, match="hashed"):
-        live("l8_consist", vmallocinfo=folder / "vmallocinfo_1_idle.hashed.xz")
+        live("l8_consist", vmallocinfo=DATA / "traces" / "vmallocinfo.hashed.xz")
 
 
 def test_a_state_dump_comes_back_as_it_was_read():
-    state = read_state(COPIES / "guest" / "random_size_1t.state1.xz")
+    state = read_state(DATA / "guest" / "random_size_1t.state1.xz")
     again = State.of(state.kernel(KERNEL_PRESETS["linux-6.9"], (0, 1 << 64)))
     assert compare(again, state).equal
     assert sum(map(len, state.pools.values())) == 226

@@ -8,7 +8,7 @@ import lzma
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.lab.trace_samples import ALLOC, FREE, PURGE, sample, shared
+from tests.lab.trace_samples import ALLOC, DATA, FREE, PURGE, sample
 
 from vmalloc.lab.events import Event, Problems
 from vmalloc.lab.lines import Reading, events_of_chunk
@@ -61,7 +61,7 @@ def test_threads_do_not_change_the_order():
 
 @pytest.mark.parametrize("name", ["guest/align_shift_1t.trace.xz", "live/l7_lost_overwrite.trace.xz"])
 def test_real_recordings_read_the_same(name):
-    text = lzma.decompress(shared(name).read_bytes())
+    text = lzma.decompress((DATA / name).read_bytes())
     assert by_chunk([text], "ftrace") == by_line([text], "ftrace")
 
 

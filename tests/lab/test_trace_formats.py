@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from tests.lab.trace_samples import ALLOC, FREE, PURGE, SAMPLES, sample, shared
+from tests.lab.trace_samples import ALLOC, DATA, FREE, PURGE, SAMPLES, sample
 
 from vmalloc.lab.trace import Event, Problem, TraceError, read_events
 
@@ -292,4 +292,4 @@ print(sum(1 for _ in read_events({str(SAMPLES / "live_admin.trace.xz")!r})))
     ],
 )
 def test_every_line_of_a_real_recording_is_an_event(name, kinds):
-    assert Counter(event.kind for event in read_events(shared(name))) == kinds
+    assert Counter(event.kind for event in read_events(DATA / name)) == kinds

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from tests.lab.trace_samples import ALLOC, SAMPLES, shared
+from tests.lab.trace_samples import ALLOC, DATA, SAMPLES
 
 from vmalloc.lab.trace import Area, TraceError, read_events, read_vmallocinfo
 
@@ -64,11 +64,11 @@ def test_another_file_is_refused(tmp_path):
 
 
 def test_a_snapshot_and_the_events_after_it_give_the_next_snapshot():
-    busy = {area.start for area in read_vmallocinfo(shared("live/l8_snap_before.real.xz")).busy()}
-    for event in read_events(shared("live/l8_consist.trace.xz")):
+    busy = {area.start for area in read_vmallocinfo(DATA / "live/l8_snap_before.real.xz").busy()}
+    for event in read_events(DATA / "live/l8_consist.trace.xz"):
         if event.kind == "alloc" and not event.failed:
             busy.add(event.addr)
         elif event.kind == "free":
             busy.discard(event.addr)
-    after = read_vmallocinfo(shared("live/l8_snap_after.real.xz")).busy()
+    after = read_vmallocinfo(DATA / "live/l8_snap_after.real.xz").busy()
     assert busy == {area.start for area in after}

@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Where recordings are: small samples beside the tests, the full ones in ../shared/data if they are there."""
+"""Where recordings are: short samples and whole ones, told in tests/data/README.md."""
 
 from __future__ import annotations
 
 import lzma
 from pathlib import Path
 
-import pytest
-
-TESTS = Path(__file__).resolve().parents[1]
-SAMPLES = TESTS / "data/traces"
-SHARED = TESTS.parents[1] / "shared/data"
+DATA = Path(__file__).resolve().parents[1] / "data"
+SAMPLES = DATA / "traces"
 
 ALLOC = (
     b"            bash-2993    [000] .....  2579.210435: alloc_vmap_area: va_start: 18446683600630235136 "
@@ -28,10 +25,3 @@ PURGE = (
 
 def sample(name: str) -> bytes:
     return lzma.decompress((SAMPLES / f"{name}.xz").read_bytes())
-
-
-def shared(name: str) -> Path:
-    path = SHARED / name
-    if not path.exists():
-        pytest.skip(f"{name} is not beside this repository")
-    return path

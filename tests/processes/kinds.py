@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Arrays of every kind that a message may carry, and what their receivers tell of them."""
 
 from __future__ import annotations

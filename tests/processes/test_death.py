@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Processes that are killed, and one that is only stopped."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A neighbour that scribbles over the region's metadata: errors and wrong data, but no crash and no hang.
 
 `tests/core/test_hostile.c` does it to the core, in builds with hooks and sanitizers; here it does it to the

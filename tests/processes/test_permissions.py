@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Who may attach, and what a read-only attachment can do: look."""
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from tests.conftest import PAGE
 from tests.processes.workers import wait_until
 
 import vmalloc
-from vmalloc import attach as attaching
+from vmalloc._core import attached
 
 NOBODY = 65534
 
@@ -44,7 +45,7 @@ def told_by(work: Callable[[], str]) -> str:
             os.setgroups([])
             os.setgid(NOBODY)
             os.setuid(NOBODY)
-            attaching.attached.clear()  # or it would find the one it was born with
+            attached.clear()  # or it would find the one it was born with
             os.write(write, work().encode())
         except BaseException as e:
             os.write(write, f"unexpected {e!r}".encode())

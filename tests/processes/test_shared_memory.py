@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """SharedMemory and ShareableList: what the standard library's own tests ask of them, and what differs."""
 
 from __future__ import annotations

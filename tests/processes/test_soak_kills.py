@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Random kills: processes do everything at once and die at any moment, yet no page is lost or owned twice.
 
 The program is tests/core/soak_kills.c, in two builds: with hooks and assertions, where processes also die

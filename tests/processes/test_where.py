@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a message says of its region leads there, by one way or another, or to a clear error."""
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from tests.processes.workers import WAIT_S, child, forked, join, python
 
 import vmalloc
 from vmalloc import attach, serve
-from vmalloc.attach import region_at, where_of
+from vmalloc.attach import where_of
+from vmalloc.region import region_at
 
 NOBODY = 65534 if os.geteuid() == 0 else None  # root may look into every process
 PR_SET_DUMPABLE = 4
@@ -140,7 +142,7 @@ def test_a_region_outlives_the_sender_of_a_message(region):
     region["kept"] = kept
     code = """
 import json, sys
-from vmalloc.attach import region_at
+from vmalloc.region import region_at
 id, *rest = json.loads(sys.argv[1])
 print(region_at((bytes.fromhex(id), *rest))["kept"].sum())
 """
@@ -382,7 +384,8 @@ def test_a_process_that_is_stopped_does_not_keep_the_receiver_waiting(post, monk
 
 INNER = """
 import json, sys, vmalloc
-from vmalloc.attach import region_at, where_of
+from vmalloc.attach import where_of
+from vmalloc.region import region_at
 region = vmalloc.Region("1M")
 region["a"] = region.full(4, 3, "u1")
 for text in sys.stdin:

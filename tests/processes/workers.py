@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the children of these tests do, and how the tests wait for them."""
 
 from __future__ import annotations
@@ -124,3 +125,11 @@ def churn(region: vmalloc.Region, ready: Any) -> None:
         blocks = [region.alloc(n * PAGE) for n in (300, 1, 5, 400, 17)]
         del blocks
         region.purge()
+
+
+def hold_and_tell(there: Any, answers: Any) -> None:
+    kept: list[Any] = []
+    while (a := there.get()) is not None:
+        kept.append(a)
+        answers.put(len(kept))
+    answers.put([int(a[0]) for a in kept])

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /*
  * Fork: a child keeps what it finds in its memory, while another thread of its parent frees.
  *

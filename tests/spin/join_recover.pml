@@ -1,9 +1,10 @@
+/* SPDX-License-Identifier: MIT */
 /*
  * Processes that join, die and recover each other, and a lock that is stolen from the dead.
  *
  * Mirrors vm__join(), vm__take_process(), finish_join(), vm__owner_is_dead() (process); claim_dead(),
  * vm__retire_threads(), mark_dying(), vm__scan(), drop_holder_bits(), release_slots()
- * (recover_others, scan); vm_detach(); tokens of locks, vm__lock_steal() (acquire). `lock` stands for purge_lock and space_lock, which a scan holds
+ * (recover_others, scan); vm_detach(); tokens of locks, steal() (acquire). `lock` stands for purge_lock and space_lock, which a scan holds
  * both. A process's life is the OFD lock on its slot's byte, which the kernel gives back at death;
  * who recovers a slot takes that byte first, and so does who joins.
  *

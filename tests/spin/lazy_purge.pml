@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /*
  * The lazy list, the shelf, purge, and the scan that finds what a death left in them.
  *

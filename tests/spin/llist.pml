@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /*
  * The lock-free pool: single pushes, a taker that detaches everything, and the scan after a death.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /*
  * A magazine, its owner without locked instructions, and a neighbour that drains it.
  *

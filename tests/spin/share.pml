@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /*
  * Sharing: holder bits, the last drop, and references that came too late.
  *

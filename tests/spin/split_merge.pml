@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: MIT */
 /*
  * Space: split and merge by one store each, and who steals space_lock rebuilds the hints.
  *

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The protocol's models: spin visits every interleaving with death before any write.
 
 Each model is exhausted at a small size, and each deliberate mistake in it must be found, so that a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What an array costs on its way to another process: ours and the peers', measured side by side.
 
     handover.py   the plan, the rounds, what was found

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """One process per peer: start it, ask it, end it, and clear away whatever it leaves."""
 
 from __future__ import annotations

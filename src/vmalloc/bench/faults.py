@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Page faults of a process tree, and what one of them costs on this machine.
 
 A fault of a virtual machine costs several times one of bare metal, which flatters whoever avoids them.

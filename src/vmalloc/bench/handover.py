@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The plan, the rounds, and what was found.
 
 In a round every peer has its turn, in an order that moves by one from round to round: whatever else the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The program one peer lives in: `python -m vmalloc.bench.host PLACE PREFIX [START_METHOD]`.
 
 Requests come on standard input, answers go to standard output, one JSON object per line. Whatever the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The picture: time by size, and the same as multiples of ours. Needs matplotlib."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A process and what it started: who they are, when each began, how much CPU time they took."""
 
 from __future__ import annotations

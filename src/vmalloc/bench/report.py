@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What a run looks like: tables of at most 80 columns, and a file."""
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def _count_states(region: RegionBase) -> dict[str, dict[str, int]]:
 
 def _report(region: RegionBase, source: str, at_rest: bool, repair: bool) -> Report:
     mended = region._repair() if repair else []  # pyright: ignore[reportPrivateUsage]
-    findings = region._check(at_rest, False)  # pyright: ignore[reportPrivateUsage]
+    findings = region._check(at_rest)  # pyright: ignore[reportPrivateUsage]
     states: dict[str, dict[str, int]] | None = None
     stats: dict[str, Any] | None = None
     with contextlib.suppress(RegionCorrupt):

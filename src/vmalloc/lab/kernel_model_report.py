@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Make the tables and pictures of docs/kernel-model.md.
 
-    python -m vmalloc.lab.kernel_model_report DATA [docs/kernel-model.md]
+    python -m vmalloc.lab.kernel_model_report tests/data [docs/kernel-model.md]
 
 The text between `<!-- generated: NAME -->` and `<!-- end -->` is replaced by the table NAME; the
 rest is kept. Pictures go into the folder of the same name beside the file and need matplotlib.

@@ -15,7 +15,7 @@ the one put last (the newest that is aligned, for an alignment above a page).
   as many after a failure. The cap doubles until they find room in the magazine; what does not goes to the
   pool.
 
-After: Bonwick and Adams, "Magazines and Vmem", 2001. The core has a station of the same name.
+After: Bonwick and Adams, "Magazines and Vmem", 2001. The core's are in core/cache/magazine.c.
 """
 
 from __future__ import annotations

@@ -58,9 +58,8 @@ static inline int vm_suite_free_bulk(vm_region *r, const vm_suite_job *job, size
     return vm_suite_unlock(job, vm_free_bulk(r, count, ranges));
 }
 
-static inline int vm_suite_alloc_congruent(vm_region *r, const vm_suite_job *job, size_t count,
-                                           const uint64_t *offsets, const uint64_t *nr_pages, uint64_t align_pages,
-                                           vm_range *out)
+static inline int vm_suite_alloc_congruent(vm_region *r, const vm_suite_job *job, size_t count, const uint64_t *offsets,
+                                           const uint64_t *nr_pages, uint64_t align_pages, vm_range *out)
 {
     vm_suite_lock(job, 0);
     return vm_suite_unlock(job, vm_alloc_congruent(r, count, offsets, nr_pages, align_pages, out));

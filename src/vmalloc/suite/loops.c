@@ -488,10 +488,18 @@ static const struct {
     int (*run)(worker *w);
     bool may_fail; /* a failed allocation is expected */
 } tests[] = {
-    {fix_size_alloc, false},           {full_fit_alloc, false},    {long_busy_list_alloc, false},
-    {random_size_alloc, false},        {fix_align_alloc, false},   {random_size_align_alloc, false},
-    {align_shift_alloc, true},         {pcpu_alloc, false},        {kvfree_rcu_1_arg_vmalloc, false},
-    {kvfree_rcu_2_arg_vmalloc, false}, {vm_map_ram, false},        {no_block_alloc, true},
+    {fix_size_alloc, false},
+    {full_fit_alloc, false},
+    {long_busy_list_alloc, false},
+    {random_size_alloc, false},
+    {fix_align_alloc, false},
+    {random_size_align_alloc, false},
+    {align_shift_alloc, true},
+    {pcpu_alloc, false},
+    {kvfree_rcu_1_arg_vmalloc, false},
+    {kvfree_rcu_2_arg_vmalloc, false},
+    {vm_map_ram, false},
+    {no_block_alloc, true},
     {vrealloc, false},
 };
 _Static_assert(sizeof tests / sizeof *tests == VM_SUITE_TESTS, "one entry per bit");
@@ -519,7 +527,10 @@ int vm_suite_run(vm_region *r, uint32_t test, const vm_suite_job *job, vm_suite_
     if (test >= VM_SUITE_TESTS)
         return -EINVAL;
     vm_describe(r, &info);
-    worker w = {.r = r, .job = job, .random = job->seed + test, .page_bytes = info.granule_bytes,
+    worker w = {.r = r,
+                .job = job,
+                .random = job->seed + test,
+                .page_bytes = info.granule_bytes,
                 .stamp = (vm_suite_stamp)(job->worker + 1)};
     uint64_t waited = lock_wait_ns(r, job), started = vm_suite_now_ns();
     int rc = tests[test].run(&w);

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """On the path of every interpreter that compare.py starts, children included."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The peers by name: what each is called, what it needs, which class plays it in which way.
 
 Nothing is imported before a peer's own process starts it.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The work itself: one process fills memory it has used before and reads it. No peer can be faster."""
 
 from __future__ import annotations

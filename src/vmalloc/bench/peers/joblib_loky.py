@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """joblib: large arguments go through a file in shared memory, results are pickled back."""
 
 from __future__ import annotations

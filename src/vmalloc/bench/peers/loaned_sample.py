@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """iceoryx2: a sample is loaned from the publisher's segment, filled in place and read in place.
 
 A pipe wakes the other side, as for the hand-written rings it competes with; iceoryx2 itself would be polled.

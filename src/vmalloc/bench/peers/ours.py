@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """vmalloc installed: the same stock queue and the same stock executor, arrays travel by reference."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The interface of a peer, and the work every peer does: fill all of an array, read all of it.
 
 A peer lives in a process of its own (host.py), which is one of the two sides; it starts the other side

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """py-sharedmemory: copied into a pooled block, and out of it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Ray on this machine alone: arrays go through its object store."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """multiprocessing.shared_memory: one named block per array, filled in place; only the name travels."""
 
 from __future__ import annotations

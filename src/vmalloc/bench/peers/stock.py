@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The standard library as it is: arrays are pickled through a pipe."""
 
 from __future__ import annotations

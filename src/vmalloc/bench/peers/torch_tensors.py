@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """torch.multiprocessing: a tensor moves into a block of shared memory when it is pickled."""
 
 from __future__ import annotations

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: MIT
+# Part of _core.pyx: the one table of the regions that this process has attached.
+
+@cython.final
+cdef class Attached:
+    """Regions and address spaces by their 128-bit ids, without keeping them."""
+    cdef dict refs
+
+    def __cinit__(self):
+        self.refs = {}
+
+    cdef object find(self, bytes id):
+        ref = self.refs.get(id)
+        return None if ref is None else ref()
+
+    cdef int forget(self, bytes id) except -1:
+        """After its end: its entry, unless another has taken its place meanwhile."""
+        ref = self.refs.get(id)
+        if ref is not None and ref() is None:
+            del self.refs[id]
+        return 0
+
+    def get(self, id):
+        """The region, or None. TypeError for what is no id."""
+        return self.find(id)
+
+    def pop(self, bytes id):
+        """The region, which is not found any more, or None."""
+        ref = self.refs.pop(id, None)
+        return None if ref is None else ref()
+
+    def values(self):
+        """A list of all."""
+        return [region for ref in list(self.refs.values()) if (region := ref()) is not None]
+
+    def clear(self):
+        self.refs.clear()
+
+    def __setitem__(self, bytes id not None, CoreRegion region not None):
+        self.refs[id] = weakref.ref(region)
+
+    def __contains__(self, id):
+        return self.find(id) is not None
+
+
+cdef Attached _attached = Attached()
+attached = _attached

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: MIT
+# Part of _core.pyx: CoreRegion, the last of a region's classes: requests for blocks, arrays and plain ranges.
+
+cdef class CoreRegion(RegionReferences):
+    """A region attached to this process; `vmalloc.Region` and `vmalloc.AddressSpace` add the friendly parts."""
+
+    cdef int take(self, uint64_t nbytes, uint64_t align, vm_range *out) except -1:
+        cdef uint64_t nr_pages, align_pages
+        if not self.has_pages:
+            self.pages_check()
+        nr_pages = vm_pages_of(self.r, nbytes)
+        align_pages = 1 if align <= self.granule else align // self.granule
+        if vm_alloc(self.r, nr_pages, align_pages, VM_HIT_ONLY, out) == 0:
+            return 0
+        return self.take_slowly(nr_pages, align_pages, 0, out)
+
+    cdef int take_slowly(self, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out) except -1:
+        cdef Call c
+        c.nr_pages, c.align_pages = nr_pages, align_pages
+        c.flags = flags
+        c.out = out
+        cdef int rc = self.result_of(call_alloc, &c)
+        if rc:
+            raise self.fail(rc, "alloc", nr_pages)
+        return 0
+
+    cdef vm_range *take_bulk(self, uint64_t nr_pages, uint64_t align_pages, size_t n) except NULL:
+        """`n` ranges in a list that the caller frees."""
+        cdef Call c
+        if n > self.nr_pages_ // nr_pages:
+            raise self.fail(-ENOSPC, "alloc_bulk", n * <object>nr_pages)
+        c.out = <vm_range *>c_malloc(max(n, 1) * sizeof(vm_range))
+        if c.out == NULL:
+            raise self.fail(-ENOMEM, f"alloc_bulk of {n}")
+        c.nr_pages, c.align_pages, c.count = nr_pages, align_pages, n
+        try:
+            self.run(call_alloc_bulk, &c, "alloc_bulk", n * <object>nr_pages)
+        except BaseException:
+            c_free(c.out)
+            raise
+        return c.out
+
+    # ---- blocks ----
+
+    def alloc(self, nbytes, align=1):
+        """Allocate a block of at least `nbytes` bytes.
+
+        Takes ceil(nbytes / page_size) whole pages; the block's buffer is exactly `nbytes` long and starts
+        on a page, or on a multiple of `align` (bytes, a power of two): of the address up to 2 MiB, of the
+        offset in the region beyond. Contents are whatever the pages
+        held. Raises OutOfPages, ValueError, RegionClosed.
+        """
+        cdef vm_range got
+        cdef Py_ssize_t size, alignment
+        cdef Block block
+        try:
+            size = nbytes
+            alignment = align
+        except OverflowError:
+            raise _bad_size(nbytes, align) from None
+        if not is_good_size(size, alignment):
+            raise _bad_size(nbytes, align)
+        self.take(size, alignment, &got)
+        block = Block.__new__(Block)
+        block.bind(self, &got, size)
+        return block
+
+    def alloc_bulk(self, nbytes, count, align=1):
+        """Allocate `count` blocks of `nbytes` bytes each: all of them or, with OutOfPages, none."""
+        cdef vm_range *got
+        cdef Py_ssize_t n, i, size, alignment
+        cdef Block block
+        self.pages_check()
+        try:
+            size, alignment, n = nbytes, align, count
+        except OverflowError:
+            raise _bad_bulk(nbytes, align, count) from None
+        if n < 0 or not is_good_size(size, alignment):
+            raise _bad_bulk(nbytes, align, count)
+        got = self.take_bulk(vm_pages_of(self.r, size), max(alignment // <Py_ssize_t>self.granule, 1), n)
+        try:
+            blocks = []
+            for i in range(n):
+                block = Block.__new__(Block)
+                block.bind(self, &got[i], size)
+                blocks.append(block)
+            return blocks
+        finally:
+            c_free(got)
+
+    def free_bulk(self, blocks):
+        """Release every block of an iterable; BufferError if one has exports, after the others were released."""
+        blocks = list(blocks)
+        for block in blocks:
+            if not isinstance(block, Block):
+                raise TypeError(f"free_bulk takes blocks, not {type(block).__name__}")
+            if (<Block>block)._region is not self:
+                raise errors.NotAllocated(f"{block!r} belongs to another region; nothing was released")
+        error = None
+        for block in blocks:
+            try:
+                block.release()
+            except BufferError as e:
+                error = e
+        if error is not None:
+            raise error
+
+    # ---- arrays ----
+
+    def empty(self, shape, dtype="f8", order="C"):
+        """Allocate an uninitialised array that other processes can attach to.
+
+        Takes ceil(bytes / page_size) whole pages, at least one; the array starts on a page boundary and its
+        base, a private owner object, holds them. Contents are whatever the pages held, perhaps a former
+        array of the same user. Raises OutOfPages, RegionClosed, TypeError for dtypes that hold objects.
+        """
+        return self.new_array(shape, dtype, order, False)
+
+    def zeros(self, shape, dtype="f8", order="C"):
+        """Like empty(), filled with zeros; never-touched or discarded pages are not written for it."""
+        return self.new_array(shape, dtype, order, True)
+
+    cdef object new_array(self, object shape, object dtype, object order, bint zero):
+        cdef vm_range got
+        cdef ArrayOwner owner
+        cdef Kind kind = kind_of(dtype)
+        cdef Py_ssize_t nbytes
+        if type(shape) is not tuple:
+            shape = plain_shape(shape)
+        nbytes = bytes_of(shape, kind)
+        if order != "C" and order != "F":
+            raise ValueError(f"order must be 'C' or 'F', not {order!r}")
+        self.take(nbytes or 1, 1, &got)
+        owner = ArrayOwner.__new__(ArrayOwner)
+        owner.bind(self, &got, nbytes)
+        if zero and not got.zeroed:
+            with nogil:
+                memset(vm_pointer(self.r, got.page), 0, nbytes)
+        if order == "F":
+            return _ndarray(shape, kind.dtype, owner, 0, None, "F")
+        return _ndarray(shape, kind.dtype, owner)
+
+    # ---- plain ranges, for AddressSpace ----
+
+    def _alloc_pages(self, uint64_t nr_pages, uint64_t align_pages, bint may_purge=True):
+        """(page, nr_pages, id) of a new range."""
+        cdef vm_range got
+        self.open_check()
+        if vm_alloc(self.r, nr_pages, align_pages, VM_HIT_ONLY, &got) != 0:
+            self.take_slowly(nr_pages, align_pages, 0 if may_purge else VM_NO_PURGE, &got)
+        return got.page, got.nr_pages, got.id
+
+    def _alloc_pages_bulk(self, uint64_t nr_pages, uint64_t align_pages, size_t count):
+        """The first pages of `count` new ranges."""
+        cdef vm_range *got
+        cdef size_t i
+        self.open_check()
+        got = self.take_bulk(nr_pages, align_pages, count)
+        try:
+            return [got[i].page for i in range(count)]
+        finally:
+            c_free(got)
+
+    def _free_page(self, uint64_t page, what):
+        cdef vm_range got
+        cdef Call c
+        self.open_check()
+        cdef int rc = vm_lookup(self.r, page, &got)
+        if rc == 0:
+            c.page, c.id, c.flags = page, got.id, 0
+            rc = self.result_of(call_free, &c)
+        if rc:
+            raise self.fail(rc, f"free({what})")
+
+    def _lookup(self, uint64_t page, what):
+        """(nr_pages, id) of the live range that starts at `page`; NotAllocated."""
+        cdef vm_range got
+        self.open_check()
+        cdef int rc = vm_lookup(self.r, page, &got)
+        if rc:
+            raise self.fail(rc, what)
+        return got.nr_pages, got.id

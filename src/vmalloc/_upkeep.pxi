@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: MIT
+# Part of _core.pyx: RegionUpkeep, the second of a region's classes: what keeps a region in order, and what looks
+# at all of it.
+
+cdef class RegionUpkeep(RegionHandle):
+    """Purge, shrink, recover, tick; check, repair; statistics."""
+
+    def purge(self):
+        """Discard lazily freed ranges and a quarter of each pool. Returns the bytes given back."""
+        return self.upkeep(call_purge, "purge")
+
+    def shrink(self):
+        """Give everything back that is not in use, magazines and pools too. Returns the bytes."""
+        return self.upkeep(call_shrink, "shrink")
+
+    def recover(self):
+        """Reclaim what dead processes left. Returns the bytes; 0 when nobody died."""
+        return self.upkeep(call_recover, "recover")
+
+    cdef object upkeep(self, Work work, str what):
+        cdef Call c
+        c.nr = 0
+        self.open_check()
+        self.run(work, &c, what)
+        return c.nr * self.granule
+
+    def tick(self):
+        """Where periodic work hangs; does nothing yet. Returns None. RegionClosed."""
+        cdef Call c
+        self.open_check()
+        self.run(call_tick, &c, "tick")
+
+    def expire_leases(self, double older_than_s=0, *, bint all=True):
+        """End the leases of messages that nobody loaded; their later loads raise StaleReference.
+
+        Of all processes' messages and Refs made at least `older_than_s` seconds ago: allow for those that are
+        only late. `all=False` ends only those whose maker has been dead for `lease_ttl_s`, as every purge
+        does. Returns how many ended.
+        """
+        cdef Call c
+        if not 0 <= older_than_s < 1e9:
+            raise ValueError(f"older_than_s must be from 0 to 1e9, not {older_than_s}")
+        c.older_than_ns = max(<uint64_t>(older_than_s * 1e9), 1) if all else 0
+        c.nr = 0
+        self.open_check()
+        self.run(call_expire_leases, &c, "expire_leases")
+        return c.nr
+
+    def _check(self, bint at_rest):
+        """Findings of the invariant check, as text."""
+        return self.findings(call_check, at_rest, "check")
+
+    def _repair(self):
+        """Make hints agree with the words; what was wrong, as text."""
+        return self.findings(call_repair, False, "repair")
+
+    cdef list findings(self, Work work, bint at_rest, str what):
+        cdef Call c
+        cdef int rc
+        self.open_check()
+        found = []
+        c.at_rest = at_rest
+        c.found = <void *>found
+        rc = self.result_of(work, &c)
+        if rc < 0 and rc != -EUCLEAN:
+            raise self.fail(rc, what)
+        return found
+
+    def _stats(self):
+        cdef vm_stats s
+        cdef Call c
+        c.stats = &s
+        self.open_check()
+        self.run(call_stats, &c, "stats")
+        return s
+
+    def _ranges(self):
+        """(page, nr_pages, id, state, owner, shared, dirty) of every range, in address order."""
+        cdef Call c
+        self.open_check()
+        found = []
+        c.found = <void *>found
+        self.run(call_walk, &c, "ranges")
+        return found

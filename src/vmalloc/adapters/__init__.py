@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: MIT
+"""Adapters: which types go by reference, and how.
+
+    vmalloc.adapters.register(Picture, adapter)         # a class, or
+    vmalloc.adapters.register("torch.Tensor", adapter)  # its name: nothing is imported
+
+From then on `install()`, `ref()`, `region[name] = value`, `copy_in()`, `is_shared()` and `region_of()` know
+the type. docs/adapters.md says what an adapter must do.
+
+Each file here is the adapter of one library, which it imports only when it is used; the lines at the end
+of this one register them.
+"""
+
+from __future__ import annotations
+
+from vmalloc._core import Block, Holding
+from vmalloc.adapters.array import ArrayAdapter
+from vmalloc.adapters.block import BlockAdapter
+from vmalloc.adapters.registry import Adapter, holding_of, register, unregister
+from vmalloc.adapters.registry import begin as _begin
+from vmalloc.description import Description
+
+__all__ = ["Adapter", "ArrayAdapter", "Description", "holding_of", "register", "unregister"]
+
+_begin(ArrayAdapter(), "numpy.ndarray", BlockAdapter(), Block, Holding)

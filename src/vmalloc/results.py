@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: MIT
+"""What a result of the core means to a user: its error class and its text, one row for each.
+
+A result is 0 or more, or a negative errno, as vmalloc.h lists them. Some calls give a number a meaning of
+their own; their rows bear their name. A row for 0 holds for whatever else comes from the system.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import NamedTuple
+
+from vmalloc.errors import (
+    NotAllocated,
+    OutOfPages,
+    RegionBusy,
+    RegionCorrupt,
+    RegionUnavailable,
+    StaleReference,
+)
+from vmalloc.facts import LEASES_MAX, NAMES_MAX, PROCESSES_MAX
+
+__all__ = ["RESULTS", "Meaning", "error_of", "meaning_of"]
+
+
+class Meaning(NamedTuple):
+    """`text` may name what `error_of` is given, and `{system}`, the system's text for the number."""
+
+    error: type[Exception]
+    text: str
+
+
+#: (name of the call, "" for all that have no row of their own; number of errno, 0 for all others)
+RESULTS: dict[tuple[str, int], Meaning] = {
+    ("", errno.ENOSPC): Meaning(OutOfPages, "{room}"),
+    ("", errno.ENOENT): Meaning(
+        NotAllocated, "{what}: no live range starts there; it was freed already or never allocated"
+    ),
+    ("", errno.ESTALE): Meaning(
+        StaleReference, "{what}: the range was freed, and its pages may hold another allocation now"
+    ),
+    ("", errno.EBUSY): Meaning(
+        RegionBusy,
+        "{what}: process {pid} holds a lock of the region and does not run (stopped?); "
+        "waited {timeout_s:g} s. Continue or kill it, or raise lock_timeout_s",
+    ),
+    ("", errno.EUCLEAN): Meaning(
+        RegionCorrupt,
+        "{what}: the region's words do not parse; it takes no more changes. "
+        "check(repair=True) tells what can be mended",
+    ),
+    ("", errno.EOWNERDEAD): Meaning(
+        RegionUnavailable, "{what}: this mapping was inherited by a raw clone(); attach anew"
+    ),
+    ("", errno.ENOLCK): Meaning(
+        RegionUnavailable, f"{{what}}: all {PROCESSES_MAX} process slots of the region are taken"
+    ),
+    ("", errno.EROFS): Meaning(
+        RegionUnavailable,
+        "{what}: the region was attached read-only; attach it without readonly=True to change it or to hold "
+        "what is in it",
+    ),
+    ("", errno.EINVAL): Meaning(ValueError, "{what}: argument out of range"),
+    ("", errno.EXFULL): Meaning(
+        OutOfPages,
+        f"{{what}}: all {LEASES_MAX} leases of the region are taken, by messages nobody loaded; "
+        "load or drop some, or call expire_leases()",
+    ),
+    ("", errno.ENFILE): Meaning(
+        OutOfPages, f"{{what}}: all {NAMES_MAX} names of the region are taken; delete some"
+    ),
+    ("", errno.ENOMEM): Meaning(
+        OutOfPages, "{what}: the process itself is out of memory, or of address space (ulimit -v)"
+    ),
+    ("", 0): Meaning(RegionUnavailable, "{what}: {system}"),
+    ("create", errno.EINVAL): Meaning(ValueError, "{what}: an option is out of range"),
+    ("create", 0): Meaning(RegionUnavailable, "{what}: {system}"),
+    ("attach", errno.ENOEXEC): Meaning(RegionUnavailable, "{what} is no vmalloc region"),
+    ("attach", errno.EPROTO): Meaning(
+        RegionUnavailable,
+        "{what} is a region of another format or page size: {versions}",
+    ),
+    ("attach", errno.EUCLEAN): Meaning(
+        RegionUnavailable, "{what} is a region whose header is damaged or truncated"
+    ),
+    ("attach", errno.ENOLCK): Meaning(
+        RegionUnavailable, f"{{what}} has all {PROCESSES_MAX} process slots taken"
+    ),
+    ("attach", errno.EACCES): Meaning(
+        RegionUnavailable, "{what} is another user's region; only that user and root may attach it"
+    ),
+    ("attach", errno.ENOENT): Meaning(
+        RegionUnavailable, "{what} cannot be opened again through /proc/self/fd; is /proc mounted?"
+    ),
+    ("attach", 0): Meaning(RegionUnavailable, "{what} {system}"),
+    ("set name", errno.EINVAL): Meaning(
+        ValueError, "the description of {name!r} is too long to keep ({nbytes} bytes; at most 416)"
+    ),
+    ("set name", errno.EEXIST): Meaning(FileExistsError, "the region has the name {name!r} already"),
+    ("find name", errno.ENOENT): Meaning(KeyError, "{name}"),
+}
+
+
+def meaning_of(code: int, call: str = "") -> Meaning:
+    """The row for an errno: the call's own before the common one, the number's before that for 0."""
+    for key in ((call, code), (call, 0), ("", code)):
+        if key in RESULTS:
+            return RESULTS[key]
+    return RESULTS["", 0]
+
+
+def error_of(code: int, call: str = "", **told: object) -> Exception:
+    """The error to raise for an errno; `told` are the words and numbers that its text names."""
+    error, text = meaning_of(code, call)
+    message = text.format(system=os.strerror(code), **told)
+    return error(code, message) if error in (RegionUnavailable, FileExistsError) else error(message)
