@@ -19,11 +19,14 @@ static vm_wait *waiting(void) { return given ? given : &of_one_lock; }
 static _Thread_local uint32_t busy_pid;
 
 #ifdef VM_HOOKS
-static uint64_t advanced_ns;
+static uint64_t advanced_ns, held_s;
 VM_API void vm_clock_advance(uint64_t ns) { __atomic_add_fetch(&advanced_ns, ns, __ATOMIC_RELAXED); }
+VM_API void vm_clock_hold(uint64_t s) { __atomic_store_n(&held_s, s, __ATOMIC_RELAXED); }
 #define ADVANCED_NS __atomic_load_n(&advanced_ns, __ATOMIC_RELAXED)
+#define HELD_S __atomic_load_n(&held_s, __ATOMIC_RELAXED)
 #else
 #define ADVANCED_NS 0
+#define HELD_S 0ull
 #endif
 
 uint64_t vm__now_ns(void)
@@ -36,6 +39,8 @@ uint64_t vm__now_ns(void)
 uint64_t vm__now_s(void)
 {
     struct timespec ts;
+    if (HELD_S)
+        return HELD_S;
     clock_gettime(CLOCK_MONOTONIC_COARSE, &ts);
     return (uint64_t)ts.tv_sec + ADVANCED_NS / 1000000000;
 }

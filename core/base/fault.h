@@ -35,6 +35,7 @@ size_t vm_fault_nr_sites(void);
 uint64_t vm_fault_site(size_t i, const char **file, int *line); /* how often it was passed */
 void vm_fault_filter(bool (*filter)(const char *file, int line, uint64_t nr_passed));
 void vm_clock_advance(uint64_t ns); /* vm__now_ns() goes on from so much later */
+void vm_clock_hold(uint64_t s);     /* vm__now_s() stands at so many seconds; 0: goes on */
 #define VM_FAULT()                                                                               \
     do {                                                                                         \
         static vm_site vm_site_here                                                              \

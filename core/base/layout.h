@@ -220,7 +220,6 @@ _Static_assert(sizeof(vm_summary) == 12, "region format");
 /* LAZY ranges by size: exact up to VM_POOL_PAGES_MAX, VM_WARM_STEPS classes a doubling above. */
 enum {
     VM_POOL_PAGES_LOG = 8,
-    VM_WARM_STEPS_LOG = 3,
     VM_WARM_STEPS = 1 << VM_WARM_STEPS_LOG,
     VM_WARM_CLASSES = VM_POOL_PAGES_MAX + (30 - VM_POOL_PAGES_LOG) * VM_WARM_STEPS,
 };

@@ -160,8 +160,6 @@ int vm__purge(vm_thread *t, unsigned flags, uint64_t *pages_returned)
     return rc ? rc : returned;
 }
 
-#define SINK_EVERY 64
-
 /* A bounded part of a purge, for a thread that has something else to do: it takes the oldest lazy ranges, waits for nobody,
  * and leaves pools and whatever a death hid to a purge. */
 void vm__purge_step(vm_thread *t, uint64_t most_pages)
@@ -175,7 +173,7 @@ void vm__purge_step(vm_thread *t, uint64_t most_pages)
         return_to_space(t, &b, VM_NO_WAIT);
         VM_PUT(&r->map.h->nr_purged_pages, r->map.h->nr_purged_pages + b.pages_returned);
         VM_PUT(&r->map.h->nr_steps, r->map.h->nr_steps + 1);
-        if (r->map.h->nr_steps % SINK_EVERY == 0)
+        if (r->map.h->nr_steps % VM_PEAK_SINK_STEPS == 0)
             sink_peak(t, VM_NO_WAIT);
     }
     vm__unlock(t, &r->map.h->purge_lock);

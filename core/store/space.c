@@ -145,7 +145,7 @@ uint64_t vm__live_pages(const vm_region *r)
 {
     uint64_t used = used_pages(r);
     int64_t lazy = (int64_t)VM_RELAXED(&r->map.h->lazy_pages);
-    return lazy > 0 && (uint64_t)lazy < used ? used - (uint64_t)lazy : used;
+    return lazy > 0 && (uint64_t)lazy <= used ? used - (uint64_t)lazy : used;
 }
 
 static void count_taken(vm_region *r, uint64_t nr_pages)

@@ -3,7 +3,7 @@
  * Warm: freed ranges that still have their pages, found again by size, the oldest first to go.
  *
  * lazy.c is the way in: anybody pushes a range to a node's list without waiting. Here the ranges are sorted into lists by
- * size, exact up to VM_POOL_PAGES_MAX pages, eight to a doubling above. A request takes one of its size; a large one also
+ * size, exact up to VM_POOL_PAGES_MAX pages, VM_WARM_STEPS to a doubling above. A request takes one of its size; a large one also
  * takes a slightly longer one whole; otherwise a longer one is split, and what is split off stays warm. If none is long
  * enough but enough was freed since, neighbours become one, in one walk over the words.
  *
@@ -15,8 +15,6 @@
 
 #include <stdio.h>
 
-#define SORT_MOST 256   /* ranges that are sorted at once */
-#define LOOK_MOST 8     /* entries of a list that are looked at for alignment and fit */
 #define AGE_MASK VM_INC_MASK
 
 static vm_warm *warm_of(const vm_region *r) { return &r->map.h->warm; }
@@ -221,10 +219,10 @@ static bool detach_some(vm_region *r)
 static bool sort(vm_region *r)
 {
     VM_ASSERT_RANK_HELD(r, VM_RANK_WARM);
-    uint32_t some[SORT_MOST], nr = 0, link = VM_RELAXED(&warm_of(r)->unsorted);
+    uint32_t some[VM_WARM_SORT_RANGES], nr = 0, link = VM_RELAXED(&warm_of(r)->unsorted);
     if (!link && !detach_some(r))
         return false;
-    for (link = VM_RELAXED(&warm_of(r)->unsorted); link && nr < SORT_MOST; link = next_of(r, link)) {
+    for (link = VM_RELAXED(&warm_of(r)->unsorted); link && nr < VM_WARM_SORT_RANGES; link = next_of(r, link)) {
         if (link > r->map.nr_pages || is_listed(vm__word_at(r, link - 1))) { /* the hint was wrong: the words know */
             VM_PUT(&r->map.h->purge_needs_scan, 1);
             link = 0;
@@ -266,7 +264,7 @@ static vm_word best_of(vm_region *r, uint32_t class, uint64_t align_pages, uint6
 {
     vm_word best = 0;
     uint32_t link = VM_RELAXED(&warm_of(r)->list[class].head);
-    for (int i = 0; i < LOOK_MOST && link; i++) {
+    for (int i = 0; i < VM_WARM_LOOK_RANGES && link; i++) {
         vm_word w = listed_word(r, link);
         if (!w)
             return 0;
@@ -324,7 +322,8 @@ static bool join_neighbours(vm_thread *t)
 {
     vm_region *r = t->region;
     vm_warm *warm = warm_of(r);
-    if (VM_RELAXED(&warm->nr_sorted) < VM_RELAXED(&warm->nr_walked) / 4 + 1 || vm__space_lock(t, VM_NO_WAIT) != 0)
+    bool is_early = VM_RELAXED(&warm->nr_sorted) < VM_RELAXED(&warm->nr_walked) / VM_WARM_JOIN_SHARE + 1;
+    if (is_early || vm__space_lock(t, VM_NO_WAIT) != 0)
         return false;
     uint64_t page = 0, nr = 0, run = 0, run_pages = 0;
     bool joined = false;
@@ -463,7 +462,8 @@ int vm__warm_collect(vm_thread *t, uint64_t most_pages, uint32_t most_ranges, vm
     for (uint32_t nr = 0; nr < most_ranges && pages < most_pages && got;) {
         uint32_t class = oldest_class(r);
         got = 0;
-        for (int i = 0; class < VM_WARM_CLASSES && i < LOOK_MOST && nr < most_ranges && pages < most_pages; i++, nr++) {
+        int look = class < VM_WARM_CLASSES ? VM_WARM_LOOK_RANGES : 0;
+        for (int i = 0; i < look && nr < most_ranges && pages < most_pages; i++, nr++) {
             uint64_t one = collect_one(t, class, most_pages - pages, out); /* the next are about as old */
             if (!one)
                 break;

@@ -8,6 +8,8 @@ from numpy.typing import DTypeLike, NDArray
 
 STATES: tuple[str, ...]
 
+def _hold_clock(seconds: int) -> bool: ...
+
 class RegionHandle:
     closed: bool
     lock_timeout_s: float

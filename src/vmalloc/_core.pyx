@@ -54,6 +54,17 @@ cdef extern from "Python.h":
     void PyBuffer_Release(Py_buffer *)
     int PyBuffer_IsContiguous(Py_buffer *, char)
 
+cdef extern from *:
+    """
+    #ifdef VM_HOOKS
+    void vm_clock_hold(uint64_t s);
+    static bool hold_clock(uint64_t s) { vm_clock_hold(s); return true; }
+    #else
+    static bool hold_clock(uint64_t s) { (void)s; return false; }
+    #endif
+    """
+    c_bool hold_clock(uint64_t s) nogil
+
 cdef unsigned long fork_epoch = 0  # raised in every forked child: what it inherited is counted apart
 
 
@@ -63,6 +74,12 @@ def _after_fork_in_child():
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _hold_clock(uint64_t seconds):
+    """For tests: ages are as at this second from now on; 0: as time goes. False in a build without hooks."""
+    return hold_clock(seconds)
+
 
 include "_shapes.pxi"
 include "_calls.pxi"

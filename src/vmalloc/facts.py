@@ -88,10 +88,20 @@ PEAK_SINK_PERCENT = 25
 """At each purge the recent peak sinks by so much of what lies above present use."""
 WARM_SLACK_SHIFT = 3
 """A request above POOL_PAGES_MAX takes a warm range of at most its own size and that >> this, whole."""
+WARM_STEPS_LOG = 3
+"""Above POOL_PAGES_MAX the warm ranges have 1 << this lists a doubling of size."""
+WARM_SORT_RANGES = 256
+"""So many freed ranges are sorted into these lists at once,"""
+WARM_LOOK_RANGES = 8
+"""and so many entries of a list, at most, are looked at for a fit."""
+WARM_JOIN_SHARE = 4
+"""Neighbours are joined after one such part of the ranges that the last walk passed were sorted anew."""
 PURGE_STEP_RANGES = 32
 """So many lazy ranges, at most, a free above the threshold gives back itself, the oldest first, ..."""
 PURGE_STEP_PAGES = 256
 """... and so many pages."""
+PEAK_SINK_STEPS = 64
+"""The recent peak also sinks at one in so many of these steps."""
 ROOM_ATTEMPTS = 6
 """How often a request that found no room makes some and tries again."""
 

@@ -12,7 +12,8 @@ other number is found out by them.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import pytest
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import vmalloc
-from vmalloc import facts
+from vmalloc import _core, facts
 from vmalloc.facts import (
     MAGAZINE_BUDGET_BYTES,
     MAGAZINE_CAP,
@@ -29,9 +30,12 @@ from vmalloc.facts import (
     POOL_CAP_PAGES,
     POOL_PAGES_MAX,
     POOLS,
+    PURGE_STEP_PAGES,
+    PURGE_STEP_RANGES,
     ROOM_ATTEMPTS,
-    SHELF_RANGES,
-    SHELF_SLACK_SHIFT,
+    WARM_LOOK_RANGES,
+    WARM_SLACK_SHIFT,
+    WARM_SORT_RANGES,
 )
 from vmalloc.model import PAGE, CachingAllocator, CachingDesign, Level
 
@@ -41,11 +45,22 @@ BASE = 1 << 40  # of the model's window: aligned to whatever is asked for, as th
 MIB = (1 << 20) // PAGE
 LEVEL_OF_STATE: dict[str, Level] = {"cached": "magazine", "pooled": "pool", "lazy": "lazy", "free": "space"}
 SIZES = st.one_of(st.integers(1, 4), st.sampled_from([16, 64, 200, 255, 256, 257, 260, 290, 300, 600]))
-KINDS = ["addresses", pytest.param("memory", marks=pytest.mark.skipif(
-    os.sysconf("SC_PAGESIZE") != PAGE, reason="the model's pages have 4,096 bytes"))]  # fmt: skip
+SAME_PAGES = pytest.mark.skipif(
+    os.sysconf("SC_PAGESIZE") != PAGE, reason="the model's pages have 4,096 bytes"
+)
 
 State = dict[int, tuple[int, str]]
 """Every range by its first page: (pages, state)."""
+
+
+pytestmark = pytest.mark.skipif(not _core._hold_clock(0), reason="seconds pass in a build without hooks")
+
+
+@pytest.fixture(autouse=True)
+def clock() -> Iterator[None]:
+    """Time stands still but for what a history lets pass."""
+    yield
+    _core._hold_clock(0)
 
 
 class Addresses:
@@ -53,7 +68,8 @@ class Addresses:
 
     memory_bytes = 0
 
-    def __init__(self, pools: str, nr_pages: int) -> None:
+    def __init__(self, pools: str, nr_pages: int, lazy_max: int) -> None:
+        assert lazy_max == 0
         self.region = vmalloc.AddressSpace(0, nr_pages * PAGE, granule=PAGE, pools=pools, nodes=1)
 
     def alloc(self, nr_pages: int, align: int) -> tuple[int, int]:
@@ -70,8 +86,9 @@ class Memory:
 
     memory_bytes = MEMORY_BYTES
 
-    def __init__(self, pools: str, nr_pages: int) -> None:
-        self.region = vmalloc.Region(nr_pages * PAGE, pools=pools, nodes=1)
+    def __init__(self, pools: str, nr_pages: int, lazy_max: int) -> None:
+        most = lazy_max * PAGE or None
+        self.region = vmalloc.Region(nr_pages * PAGE, pools=pools, nodes=1, lazy_max=most)
         self.blocks: dict[int, vmalloc.Block] = {}
 
     def alloc(self, nr_pages: int, align: int) -> tuple[int, int]:
@@ -85,24 +102,30 @@ class Memory:
 
 
 class Pair:
-    """The core and the model, asked the same; pages count from the start of both."""
+    """The core and the model, asked the same, at the same second; pages count from the start of both."""
 
-    def __init__(self, pools: str, nr_pages: int, kind: str = "addresses") -> None:
-        self.core = Memory(pools, nr_pages) if kind == "memory" else Addresses(pools, nr_pages)
+    def __init__(self, pools: str, nr_pages: int, kind: str = "addresses", lazy_max: int = 0) -> None:
+        self.core = (Memory if kind == "memory" else Addresses)(pools, nr_pages, lazy_max)
         self.region = self.core.region
         self.model = CachingAllocator(
             CachingDesign("vmalloc", pools, nodes_max=1),
             CPUS,
             (BASE, BASE + nr_pages * PAGE),
             memory_bytes=self.core.memory_bytes,
+            lazy_pages_fixed=lazy_max,
         )
         self.live: list[int] = []
+        self.pass_time(1)
+
+    def pass_time(self, seconds: int) -> None:
+        self.model.now_s += seconds
+        _core._hold_clock(self.model.now_s)
 
     def alloc(self, nr_pages: int, align: int = 1) -> tuple[Level, int | None]:
         """Ask both; returns the core's level and page after they were found to be the model's."""
         nr_pages = min(nr_pages, self.region.nr_pages)
         before, counts = core_state(self.region), counters(self.region)
-        served = dict(self.model.served)
+        served, steps = dict(self.model.served), self.model.nr_steps
         page, length = None, 0
         with suppress(vmalloc.OutOfPages):
             page, length = self.core.alloc(nr_pages, align)
@@ -114,19 +137,16 @@ class Pair:
             return "none", None
         level = next(level for level in LEVEL_OF_STATE.values() if self.model.served[level] > served[level])
         assert length == area.pages
-        if not counted[-1]:  # no purge on the way
+        if not counted[-1] and self.model.nr_steps == steps:  # nothing was given back on the way
             assert LEVEL_OF_STATE[state_at(before, page)] == level
         assert counted[:-1] in allowed_counts(level)
         self.live.append(page)
         return level, page
 
     def free(self, place: int) -> None:
-        page, purges = self.live.pop(place), self.region.stats().nr_purges
+        page = self.live.pop(place)
         self.core.free(page)
         assert self.model.free(BASE + page * PAGE) is not None
-        assert self.region.stats().nr_purges - purges == self.model.purge_is_due
-        if self.model.purge_is_due:
-            self.model.purge()
 
     def alloc_quietly(self, nr_pages: int, count: int) -> None:
         """Allocate many of one size without looking in between."""
@@ -141,8 +161,6 @@ class Pair:
             page = self.live.pop(0)
             self.core.free(page)
             self.model.free(BASE + page * PAGE)
-            if self.model.purge_is_due:
-                self.model.purge()
         self.assert_equal()
 
     def purge(self) -> None:
@@ -188,7 +206,7 @@ def model_state(model: CachingAllocator) -> State:
     found |= {(a.start, a.end, "cached") for ranges in sizes for a in ranges}
     found |= {(a.start, a.end, "pooled") for n in model.nodes for p in n.pools.values() for a in p.areas}
     found |= {(a.start, a.end, "lazy") for n in model.nodes for a in n.lazy.areas.values()}
-    found |= {(a.start, a.end, "lazy") for a in model.shelf.places if a is not None}
+    found |= {(a.start, a.end, "lazy") for a in model.warm}
     return {(start - BASE) // PAGE: ((end - start) // PAGE, state) for start, end, state in found}
 
 
@@ -196,9 +214,13 @@ class History(RuleBasedStateMachine):
     pools = "magazine"
     kind = "addresses"
 
-    @initialize(nr_pages=st.sampled_from([300, 1500, 30000]))
-    def begin(self, nr_pages):
-        self.pair = Pair(self.pools, nr_pages, self.kind)
+    @initialize(nr_pages=st.sampled_from([300, 1500, 30000]), lazy_max=st.sampled_from([0, 100, 1000]))
+    def begin(self, nr_pages, lazy_max):
+        self.pair = Pair(self.pools, nr_pages, self.kind, lazy_max if self.kind == "memory" else 0)
+
+    @rule(seconds=st.integers(1, 3))
+    def pass_time(self, seconds):
+        self.pair.pass_time(seconds)
 
     @rule(nr_pages=SIZES, align=st.sampled_from([1, 1, 1, 2, 16]))
     def alloc(self, nr_pages, align):
@@ -272,20 +294,109 @@ def magazines_of_a_large_region(kind: str = "addresses") -> None:
     pair.assert_equal()
 
 
-def shelf(kind: str = "addresses") -> None:
-    pair = Pair("magazine", 130_000, kind)
-    pair.alloc(100_000)  # a quarter of the peak of use may be lazy
-    smallest = POOL_PAGES_MAX + 1
-    for nr_pages in [smallest] * (SHELF_RANGES + 2) + [300]:
+def warm_ranges(kind: str = "memory") -> None:
+    pair = Pair("magazine", 130_000, kind, lazy_max=100_000)
+    for nr_pages in (300, 5, 600, 5, 300, 5):
         pair.alloc(nr_pages)
+    pair.free(0)
+    closest = next(n for n in range(POOL_PAGES_MAX + 1, 300) if n + (n >> WARM_SLACK_SHIFT) >= 300)
+    assert pair.alloc(POOL_PAGES_MAX)[0] == "space"  # what is left of a range for a small one must be as long
+    assert pair.alloc(closest)[0] == "lazy"  # whole
+    assert pair.region.stats().lazy_pages == 0
     pair.free(-1)
-    closest = next(n for n in range(smallest, 300) if n + (n >> SHELF_SLACK_SHIFT) >= 300)
-    assert pair.alloc(closest - 1)[0] == "space"
-    assert pair.alloc(closest)[0] == "lazy"
-    for _ in range(SHELF_RANGES + 2):
-        pair.free(1)
-    levels = [pair.alloc(smallest)[0] for _ in range(SHELF_RANGES + 2)]
-    assert levels == ["lazy"] * SHELF_RANGES + ["space"] * 2
+    assert pair.alloc(closest - 1)[0] == "lazy"  # split
+    assert pair.region.stats().lazy_pages == 300 - (closest - 1)
+    pair.free(1)
+    pair.pass_time(1)
+    pair.free(2)
+    for nr_pages in (150, 7, 7, 7, 500, 301, 257):
+        pair.alloc(nr_pages)
+        pair.assert_equal()
+    pair.purge()
+    oldest = len(pair.live)
+    for nr_pages in [270] + [280] * (WARM_LOOK_RANGES - 1):  # all in one list
+        pair.alloc(nr_pages)
+    for _ in range(WARM_LOOK_RANGES):
+        pair.free(oldest)
+    pair.assert_equal()
+    pair.alloc(265)
+    assert pair.region.stats().lazy_pages == 280 * (WARM_LOOK_RANGES - 1)
+
+
+def neighbours(kind: str = "memory") -> None:
+    """Ranges side by side serve what none of them could, once as many were freed as a walk is long."""
+    pair = Pair("magazine", 60_000, kind, lazy_max=50_000)
+    for _ in range(40):
+        pair.alloc(257)
+    for _ in range(39):
+        pair.free(0)
+    assert pair.alloc(5000)[0] == "lazy"
+    assert pair.alloc(5000)[0] == "lazy"
+    pair.assert_equal()
+    kept = len(pair.live)
+    for _ in range(40):  # each walk passes more ranges, and asks for more of them to be sorted first
+        for _ in range(4):
+            pair.alloc(300)
+            pair.alloc(300)
+            pair.free(kept)
+        pair.alloc(2600)
+        pair.assert_equal()
+
+
+def steps(kind: str = "memory") -> None:
+    """Above the threshold each free gives back a step, the oldest first."""
+    pair = Pair("magazine", 60_000, kind, lazy_max=4000)
+    for nr_pages in (4000, 300, 5, 290, 5, 310, 5):
+        pair.alloc(nr_pages)
+    pair.free(0)
+    pair.pass_time(2)
+    pair.free(0)
+    assert pair.region.stats().lazy_pages == 4000 + 300 - PURGE_STEP_PAGES  # the end of one of them
+    pair.free(1)
+    pair.pass_time(1)
+    pair.free(2)
+    pair.assert_equal()
+    assert pair.alloc(6000)[0] == "space"  # twice as much is given back first
+    assert pair.region.stats().lazy_pages == 0
+    pair.assert_equal()
+    most = PURGE_STEP_RANGES + 8
+    pair = Pair("locked", 60_000, kind, lazy_max=most)
+    pair.alloc_quietly(1, POOL_CAP_PAGES + most + 1)
+    pair.free_quietly(POOL_CAP_PAGES + most + 1)
+    assert pair.region.stats().lazy_pages == most + 1 - PURGE_STEP_RANGES
+    pair.assert_equal()
+
+
+def wear(kind: str = "memory") -> None:
+    """Sizes from 1 to 3,000 pages, as many of a doubling as of another, for some minutes."""
+    chance = random.Random(8)
+    pair = Pair("magazine", 60_000, kind, lazy_max=6000)
+    for step in range(4000):
+        if chance.random() < 0.1:
+            pair.pass_time(1)
+        if len(pair.live) < 60 + step // 50 and chance.random() < 0.6 or not pair.live:
+            pair.alloc(int(2 ** chance.uniform(0, 11.5)), align=chance.choice([1, 1, 1, 4]))
+        else:
+            pair.free(chance.randrange(len(pair.live)))
+        if step % 20 == 0:
+            pair.assert_equal()
+    pair.assert_equal()
+
+
+def many_freed_at_once(kind: str = "memory") -> None:
+    """More than are sorted at once, and none of them is taken before all are there."""
+    pair = Pair("magazine", 200_000, kind, lazy_max=190_000)
+    count = 2 * WARM_SORT_RANGES + 10
+    for at in range(count):
+        pair.alloc(290 + at % 7)
+    for _ in range(count):
+        pair.free(0)
+    for _ in range(3):
+        pair.alloc(293)
+    pair.assert_equal()
+    for nr_pages in [260] * 10 + [250] * 10:
+        pair.alloc(nr_pages)
+    pair.assert_equal()
 
 
 def recent_peak(kind: str = "addresses") -> None:
@@ -350,19 +461,30 @@ def decaying_pools(kind: str = "addresses") -> None:
 HISTORIES = {
     "every cap and threshold": caps_and_thresholds,
     "magazines of a large region": magazines_of_a_large_region,
-    "the shelf": shelf,
     "the recent peak": recent_peak,
     "a misaligned head of a pool": misaligned_head_of_a_pool,
     "a failing request": failing_request,
     "a full pool": full_pool,
     "decaying pools": decaying_pools,
 }
+WITH_A_THRESHOLD = {
+    "warm ranges": warm_ranges,
+    "neighbours": neighbours,
+    "steps": steps,
+    "wear": wear,
+    "many freed at once": many_freed_at_once,
+}
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("history", HISTORIES.values(), ids=HISTORIES)
-def test_model_and_core_decide_alike(history: Callable[[str], None], kind: str):
-    history(kind)
+def test_model_and_core_decide_alike_over_addresses(history: Callable[[str], None]):
+    history("addresses")
+
+
+@SAME_PAGES
+@pytest.mark.parametrize("history", (HISTORIES | WITH_A_THRESHOLD).values(), ids=HISTORIES | WITH_A_THRESHOLD)
+def test_model_and_core_decide_alike_over_memory(history: Callable[[str], None]):
+    history("memory")
 
 
 @pytest.mark.parametrize(
@@ -379,8 +501,14 @@ def test_model_and_core_decide_alike(history: Callable[[str], None], kind: str):
         ("caching", "LAZY_BYTES_PER_CPU_BIT", 1 << 20, recent_peak),
         ("caching", "LAZY_PEAK_PERCENT", 1, recent_peak),
         ("caching", "PEAK_SINK_PERCENT", 1, recent_peak),
-        ("shelf", "SHELF_RANGES", 1, shelf),
-        ("shelf", "SHELF_SLACK_SHIFT", -1, shelf),
+        ("caching", "PEAK_SINK_STEPS", 1, recent_peak),
+        pytest.param("caching", "PURGE_STEP_PAGES", 1, steps, marks=SAME_PAGES),
+        pytest.param("caching", "PURGE_STEP_RANGES", 1, steps, marks=SAME_PAGES),
+        pytest.param("warm", "WARM_SLACK_SHIFT", -1, warm_ranges, marks=SAME_PAGES),
+        pytest.param("warm", "WARM_STEPS_LOG", 1, wear, marks=SAME_PAGES),
+        pytest.param("warm", "WARM_SORT_RANGES", 1, many_freed_at_once, marks=SAME_PAGES),
+        pytest.param("warm", "WARM_LOOK_RANGES", 1, warm_ranges, marks=SAME_PAGES),
+        pytest.param("warm", "WARM_JOIN_SHARE", 1, wear, marks=SAME_PAGES),
         ("caching", "ROOM_ATTEMPTS", 1, failing_request),
     ],
 )
@@ -391,7 +519,7 @@ def test_a_model_with_another_number_is_found_out(monkeypatch, station, name, le
 
 
 @pytest.mark.parametrize(("name", "other"), [("WARM_MEMORY_SHARE", 1 << 20), ("WARM_BYTES_MAX", 400 << 20)])
-@pytest.mark.skipif(os.sysconf("SC_PAGESIZE") != PAGE, reason="the model's pages have 4,096 bytes")
+@SAME_PAGES
 def test_a_model_that_keeps_another_peak_warm_is_found_out(monkeypatch, name, other):
     monkeypatch.setattr(f"vmalloc.model.caching.{name}", other)
     with pytest.raises((AssertionError, KeyError)):

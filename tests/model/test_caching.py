@@ -10,10 +10,15 @@ from vmalloc.facts import (
     LAZY_BYTES_PER_CPU_BIT,
     POOL_CAP_PAGES,
     POOL_CAP_RANGES_MIN,
+    POOL_PAGES_MAX,
+    PURGE_STEP_PAGES,
+    PURGE_STEP_RANGES,
     WARM_BYTES_MAX,
     WARM_MEMORY_SHARE,
+    WARM_STEPS_LOG,
 )
 from vmalloc.model import PAGE, PRESETS, Area, CachingAllocator, CachingDesign
+from vmalloc.model.warm import list_of
 
 BASE = 1 << 40
 WINDOW = (BASE, BASE + (1 << 30))  # a region of 1 GiB
@@ -52,13 +57,97 @@ def test_caps_grow_within_the_threads_budget():
     assert [k.magazines[0].cap(pages) for pages in (256, 255, 254, 1)] == [30, 30, 4, 1]
 
 
-def test_large_ranges_are_reused_warm_before_a_purge():
+def test_a_large_range_is_reused_warm_as_a_whole_if_it_is_little_longer():
     k = ours()
     start = k.alloc(300 * PAGE).start
     k.free(start)
-    assert k.attempt(266 * PAGE)[1] == "space"  # more than an eighth would be wasted
-    assert k.attempt(267 * PAGE) == (Area(start, 300 * PAGE), "lazy")
+    assert k.attempt(267 * PAGE) == (Area(start, 300 * PAGE), "lazy")  # an eighth more than 267
     assert k.lazy_pages == 0
+
+
+def test_of_a_much_longer_one_the_rest_stays_warm():
+    k = ours()
+    start = k.alloc(300 * PAGE).start
+    k.free(start)
+    assert k.attempt(266 * PAGE) == (Area(start, 266 * PAGE), "lazy")
+    assert list(k.warm) == [Area(start + 266 * PAGE, 34 * PAGE)]
+
+
+def test_a_small_request_splits_only_what_is_twice_as_long():
+    k = ours()
+    k.free(k.alloc(300 * PAGE).start)
+    assert k.copy().attempt(150 * PAGE)[1] == "lazy"
+    assert k.attempt(151 * PAGE)[1] == "space"
+
+
+def test_without_pools_a_small_request_gets_nothing_warm():
+    k = CachingAllocator(CachingDesign("off", "off"), 1, WINDOW)
+    k.free(k.alloc(200 * PAGE).start)
+    assert k.attempt(20 * PAGE)[1] == "space"
+
+
+def test_neighbours_become_one_for_a_request_that_none_of_them_can_serve():
+    k = ours()
+    starts = [k.alloc(300 * PAGE).start for _ in range(3)]
+    for start in starts:
+        k.free(start)
+    assert k.attempt(900 * PAGE) == (Area(starts[0], 900 * PAGE), "lazy")
+
+
+def test_lists_are_exact_for_pooled_sizes_and_eight_to_a_doubling_above():
+    assert [list_of(pages) for pages in (1, 2, POOL_PAGES_MAX)] == [0, 1, POOL_PAGES_MAX - 1]
+    assert WARM_STEPS_LOG == 3
+    for log in (8, 9, 20):
+        starts = [(1 << log) + at * (1 << log - 3) for at in range(8)]
+        lists = [list_of(max(start, POOL_PAGES_MAX + 1)) for start in starts]
+        assert lists == list(range(lists[0], lists[0] + 8))
+        assert list_of((2 << log) - 1) == lists[-1] == list_of(2 << log) - 1
+
+
+def above_the_threshold() -> CachingAllocator:
+    """1,000 pages may be lazy. Two ranges are: of 600 pages for 10 seconds, of 400 pages for 5."""
+    k = CachingAllocator(DESIGN, 4, WINDOW, lazy_pages_fixed=1000)
+    starts = [k.alloc(pages * PAGE).start for pages in (600, 300, 400, 300)]
+    for seconds, at in ((0, 0), (5, 2)):
+        k.now_s = seconds
+        k.free(starts[at])
+    k.now_s = 10
+    return k
+
+
+def test_a_free_above_the_threshold_gives_back_one_step_of_the_oldest():
+    k = above_the_threshold()
+    free = k.used_pages
+    k.free(k.alloc(1000 * PAGE).start)
+    assert (k.lazy_pages, k.used_pages) == (2000 - PURGE_STEP_PAGES, free + 1000 - PURGE_STEP_PAGES)
+    assert sorted(area.pages for area in k.warm) == [600 - PURGE_STEP_PAGES, 400, 1000]
+    assert k.space.covering(BASE + (600 - PURGE_STEP_PAGES) * PAGE) == (
+        BASE + (600 - PURGE_STEP_PAGES) * PAGE,
+        BASE + 600 * PAGE,
+    )
+    assert (k.nr_purges, k.nr_steps, k.purge_is_due) == (0, 1, False)
+
+
+def test_a_step_takes_so_many_ranges_at_most():
+    k = CachingAllocator(CachingDesign("off", "off"), 1, WINDOW, lazy_pages_fixed=PURGE_STEP_RANGES + 2)
+    for start in [k.alloc(PAGE).start for _ in range(PURGE_STEP_RANGES + 3)]:
+        k.free(start)
+    assert k.lazy_pages == 3
+
+
+def test_a_request_from_space_above_the_threshold_gives_back_twice_its_size_first():
+    k = CachingAllocator(DESIGN, 1, WINDOW, lazy_pages_fixed=1000)
+    k.alloc(PAGE)
+    k.free(k.alloc(5000 * PAGE).start)
+    assert k.lazy_pages == 5000 - PURGE_STEP_PAGES
+    k.alloc(2300 * PAGE, align=2 * PAGE)  # the warm one is not aligned
+    assert k.lazy_pages == 5000 - PURGE_STEP_PAGES - 2 * 2300
+
+
+def test_a_warm_range_keeps_its_age_in_what_is_left_of_it():
+    k = above_the_threshold()
+    assert k.attempt(500 * PAGE)[1] == "lazy"
+    assert {area.pages: k.warm.ages[area.start] for area in k.warm} == {100: 0, 400: 5}
 
 
 def test_a_pool_keeps_32_mib_of_a_size_but_16_ranges_in_any_case():

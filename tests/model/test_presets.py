@@ -53,7 +53,7 @@ def test_every_page_is_in_exactly_one_place(name):
         areas += [(a.start, a.end) for a in node.lazy.areas.values()]
         areas += [(a.start, a.end) for pool in node.pools.values() for a in pool.areas]
     if isinstance(k, CachingAllocator):
-        areas += [(a.start, a.end) for a in k.shelf.places if a is not None]
+        areas += [(a.start, a.end) for a in k.warm]
         for kept in k.magazines.values():
             areas += [(a.start, a.end) for ranges in kept.sizes.values() for a in ranges]
     areas.sort()

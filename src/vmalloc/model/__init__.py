@@ -4,7 +4,7 @@
 Two policies stand over the same stations. Read in this order: allocator (what both stand on); kernel (the way
 of a request through the kernel) and design (what differs between its versions), or caching (the way through
 our own allocator); then the stations in flow order: node, pool, space, busy, lazy, purge, decay, shrink.
-magazine and shelf are ours alone; vmap_block and percpu sit on top of the kernel's. presets names them all.
+magazine and warm are ours alone; vmap_block and percpu sit on top of the kernel's. presets names them all.
 """
 
 from vmalloc.model.allocator import Allocator, Level

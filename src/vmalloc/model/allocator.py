@@ -97,7 +97,7 @@ class Allocator(ABC):
     def free(self, start: int, cpu: int = 0) -> Area | None:
         """Free the area that starts here; returns it, or None if nothing busy starts here.
 
-        Whether a purge is due now is `purge_is_due`: nobody runs it here.
+        Whether a purge is due now is `purge_is_due`: no whole one is run here.
         """
 
     @abstractmethod

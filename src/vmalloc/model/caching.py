@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Caching allocator: the way of a request through our own allocator, the one in core/.
 
-    alloc   magazine -> pool of this CPU's node, then of the next nodes -> shelf -> space, several at once for
-            who keeps missing a size -> make room and ask them all again
-    free    busy -> magazine -overflow-> pool -over its cap-> lazy; above the threshold a purge is due
-    purge   decay pools, take the lazy sets and the shelf, all of it to space
+    alloc   magazine -> pool of this CPU's node, then of the next nodes -> warm, several at once for a pooled
+            size -> above the threshold a step; space, several at once for who keeps missing a size
+            -> make room and ask them all again
+    free    busy -> magazine -overflow-> pool -over its cap-> lazy; above the threshold a step
+    step    the oldest of what is lazy, a bounded part of it, to space
+    purge   decay pools, take all that is lazy, all of it to space
     shrink  magazines and pools, then a full purge
 
 It differs from the kernel in one belief: freed memory is warm and should be handed out again, while the
@@ -14,7 +16,8 @@ vmalloc/facts.py, which the core is built from too.
 
 The pool designs `off`, `locked` and `llist` are the same without magazines, `off` without pools as well.
 There is one kind of range here, so areas carry no stamp, and what is lazy waits at the node of the CPU that
-freed it. Not here: threads without a slot, drains that find a neighbour at work, recovery.
+freed it, until the warm store (warm.py) has sorted it. The second it is, which only ages are taken from, is
+`now_s`; whoever wants time to pass sets it. Not here: threads without a slot, drains that find a neighbour at work, recovery.
 
 After: Bonwick and Adams, "Magazines and Vmem", 2001, in front of the kernel's nodes. The C is in core/.
 """
@@ -32,11 +35,14 @@ from vmalloc.facts import (
     MAGAZINE_BUDGET_SHARE,
     NODES_MAX,
     PEAK_SINK_PERCENT,
+    PEAK_SINK_STEPS,
     POOL_CAP_PAGES,
     POOL_CAP_RANGES_MIN,
     POOL_DESIGNS,
     POOL_PAGES_MAX,
     POOLS_DEFAULT,
+    PURGE_STEP_PAGES,
+    PURGE_STEP_RANGES,
     ROOM_ATTEMPTS,
     WARM_BYTES_MAX,
     WARM_MEMORY_SHARE,
@@ -50,8 +56,8 @@ from vmalloc.model.magazine import Magazines
 from vmalloc.model.node import Node
 from vmalloc.model.pool import Pool
 from vmalloc.model.purge import Purge
-from vmalloc.model.shelf import Shelf
 from vmalloc.model.shrink import shrink_count
+from vmalloc.model.warm import Warm
 
 MEMORY_BYTES = WARM_BYTES_MAX * WARM_MEMORY_SHARE
 """A machine with so much memory or more keeps WARM_BYTES_MAX warm."""
@@ -92,7 +98,7 @@ class CachingDesign:
 
     @staticmethod
     def lazy_pages_max(cpus: int, peak_pages: int = 0, memory_bytes: int = MEMORY_BYTES) -> int:
-        """The lazy backlog above which a free purges: the kernel's, or the recent peak, or a part of it.
+        """The lazy backlog above which a free does a step of a purge: the kernel's, or the recent peak, or a part of it.
 
         `memory_bytes` is the machine's memory; 0 for an address space, which has none behind it.
         """
@@ -104,18 +110,23 @@ class CachingDesign:
 class CachingAllocator(Allocator):
     """Our allocator on a machine with `cpus` CPUs and `memory_bytes` of memory, over one window.
 
-    The window is the region: all of it is ours, and only requests for it exist.
+    The window is the region: all of it is ours, and only requests for it exist. `lazy_pages_fixed` is the
+    threshold if the user chose one.
     """
 
     __slots__ = (
+        "clean",
         "design",
         "has_magazines",
         "has_pools",
+        "lazy_pages_fixed",
         "magazines",
         "memory_bytes",
-        "shelf",
+        "now_s",
+        "nr_steps",
         "used_pages",
         "used_peak_pages",
+        "warm",
     )
     _fields = (*Allocator._fields, *__slots__)
 
@@ -126,6 +137,7 @@ class CachingAllocator(Allocator):
         window: tuple[int, int] = WINDOW,
         free: Iterable[tuple[int, int]] | None = None,
         memory_bytes: int = MEMORY_BYTES,
+        lazy_pages_fixed: int = 0,
     ) -> None:
         nr_nodes = design.nodes(cpus)
         nodes = [Node(n, lazy_merges=False) for n in range(nr_nodes)]
@@ -134,8 +146,12 @@ class CachingAllocator(Allocator):
         self.has_magazines = design.row.magazines
         self.has_pools = bool(design.row.pools)
         self.memory_bytes = memory_bytes
+        self.lazy_pages_fixed = lazy_pages_fixed
         self.magazines: dict[int, Magazines] = {}
-        self.shelf = Shelf()
+        self.warm = Warm()
+        self.clean: set[int] = set()  # busy ranges that came alone from space: never freed before
+        self.now_s = 0
+        self.nr_steps = 0
         self.used_pages = 0  # outside space
         self._peak_is(0)
 
@@ -143,7 +159,8 @@ class CachingAllocator(Allocator):
         """An independent copy, to try something on."""
         other = super().copy()
         other.magazines = {thread: kept.copy() for thread, kept in self.magazines.items()}
-        other.shelf = self.shelf.copy()
+        other.warm = self.warm.copy()
+        other.clean = self.clean.copy()
         return other
 
     # ------------------------------------------------------------------ alloc
@@ -151,7 +168,7 @@ class CachingAllocator(Allocator):
     def alloc(self, size: int, align: int = 1, cpu: int = 0, thread: int | None = None) -> Area | None:
         """Allocate `size` bytes, a page multiple; None if nothing that may bring room helped.
 
-        The range may be a warm one, and then up to an eighth larger. `thread` names the owner of the
+        A large range may be a warm one, and then a little larger. `thread` names the owner of the
         magazines, by default the CPU.
         """
         area, _ = self.attempt(size, align, cpu, thread)
@@ -182,17 +199,21 @@ class CachingAllocator(Allocator):
         self.purge(full=attempt > 0)
 
     def _from_caches(self, size: int, align: int, cpu: int, thread: int | None) -> tuple[Area | None, Level]:
-        """What the pool design has in front of space: a shelf for large ranges, magazines and pools."""
+        """What stands in front of space: magazines and pools for a small size, warm ranges for any.
+
+        Without pools a small size has nothing there, as in the kernel before 6.9.
+        """
         pages = size // PAGE
         if pages > POOL_PAGES_MAX:
-            return self._from_shelf(size, align), "lazy"
-        if not self.has_magazines:
-            return self._from_pool(pages, align, cpu, None), "pool"
-        kept = self._magazines(cpu, thread)
-        area = kept.take(pages, align)
+            return next(iter(self.warm.take(self, pages, align, 1)), None), "lazy"
+        kept = self._magazines(cpu, thread) if self.has_magazines else None
+        area = kept.take(pages, align) if kept is not None else None
         if area is not None:
             return area, "magazine"
-        return self._from_pool(pages, align, cpu, kept), "pool"
+        area = self._from_pool(pages, align, cpu, kept)
+        if area is not None or not self.has_pools:
+            return area, "pool"
+        return self._from_warm(pages, align, cpu, kept), "lazy"
 
     def _from_pool(self, pages: int, align: int, cpu: int, kept: Magazines | None) -> Area | None:
         """The head of the first pool that has an aligned one: this CPU's node's, then the next nodes'.
@@ -211,14 +232,23 @@ class CachingAllocator(Allocator):
                 return area
         return None
 
-    def _from_shelf(self, size: int, align: int) -> Area | None:
-        area = self.shelf.take(size, align)
-        if area is not None:
-            self.lazy_pages -= area.pages
-        return area
+    def _from_warm(self, pages: int, align: int, cpu: int, kept: Magazines | None) -> Area | None:
+        """A warm range of a pooled size; magazines that missed take a batch along."""
+        want = 1 if kept is None else kept.refill(pages)
+        areas = self.warm.take(self, pages, align, want)
+        if kept is not None:
+            if len(areas) == want:
+                kept.grow(pages)
+            self._to_pool(kept.fill(areas[1:]), cpu)
+        return areas[0] if areas else None
 
     def _from_space(self, size: int, align: int, cpu: int, thread: int | None) -> Area | None:
-        """The lowest place that fits; for a size that a magazine keeps, several ranges side by side."""
+        """The lowest place that fits; for a size that a magazine keeps, several ranges side by side.
+
+        Pages are cold there: while more is lazy than may be, as much is given back as is taken.
+        """
+        if self.lazy_pages > self.lazy_pages_max:
+            self.step(max(2 * size // PAGE, PURGE_STEP_PAGES))
         if self.has_magazines and align <= PAGE and size <= POOL_PAGES_MAX * PAGE:
             area = self._stock_up(size, cpu, self._magazines(cpu, thread))
             if area is not None:
@@ -227,6 +257,7 @@ class CachingAllocator(Allocator):
         if start is None:
             return None
         self._take_space(start, size)
+        self.clean.add(start)
         return Area(start, size)
 
     def _find(self, size: int, align: int) -> int | None:
@@ -236,8 +267,8 @@ class CachingAllocator(Allocator):
     def _take_space(self, start: int, size: int) -> None:
         self.space.take(start, size)
         self.used_pages += size // PAGE
-        if self.used_pages > self.used_peak_pages:
-            self._peak_is(self.used_pages)
+        if self.used_pages - self.lazy_pages > self.used_peak_pages:
+            self._peak_is(self.used_pages - self.lazy_pages)
 
     def _stock_up(self, size: int, cpu: int, kept: Magazines) -> Area | None:
         """Ranges side by side from the space: one for the request, the others for the thread's magazine."""
@@ -282,17 +313,23 @@ class CachingAllocator(Allocator):
     def free(self, start: int, cpu: int = 0, thread: int | None = None) -> Area | None:
         """Free the range that starts here; returns it, or None if nothing busy starts here.
 
-        Whether a purge is due now is `purge_is_due`: the freeing thread runs it.
+        A free that does more than to fill a place in a magazine looks whether too much is lazy; so does the
+        first free of a range that came alone from space, since its word in the core says that it is clean.
         """
         area = self._no_longer_busy(start)
         if area is None:
             return None
+        kept = self._magazines(cpu, thread) if self.has_magazines else None
+        is_quick = kept is not None and kept.has_room(area.pages) and start not in self.clean
+        self.clean.discard(start)
         if area.pages > POOL_PAGES_MAX or not self.has_pools:
             self._to_lazy(area, cpu)
-        elif self.has_magazines:
-            self._to_pool(self._magazines(cpu, thread).put(area), cpu)
+        elif kept is not None:
+            self._to_pool(kept.put(area), cpu)
         else:
             self._to_pool([area], cpu)
+        if not is_quick and self.lazy_pages > self.lazy_pages_max:
+            self.step(PURGE_STEP_PAGES)
         return area
 
     def _to_pool(self, areas: Iterable[Area], cpu: int) -> None:
@@ -306,26 +343,48 @@ class CachingAllocator(Allocator):
                 self._to_lazy(area, cpu)
 
     def _to_lazy(self, area: Area, cpu: int) -> None:
-        """Park a range: a large one on the shelf, others in the lazy set of this CPU's node."""
+        """Leave a range with the node of this CPU, where the warm store finds it."""
         self.lazy_pages += area.pages
-        if area.pages <= POOL_PAGES_MAX or not self.shelf.put(area):
-            self.nodes[cpu % self.nr_nodes].lazy.add(area)
+        self.nodes[cpu % self.nr_nodes].lazy.add(area)
+        self.warm.ages[area.start] = self.now_s
 
     # ------------------------------------------------------------------ purge and shrink
 
+    @property
+    def purge_is_due(self) -> bool:
+        """Never: a free above the threshold gives back a step itself."""
+        return False
+
+    def step(self, most_pages: int) -> None:
+        """A bounded part of a purge: the oldest lazy ranges to the space; the pools keep theirs."""
+        given = self.warm.collect(self, most_pages, PURGE_STEP_RANGES)
+        self.reclaim(given)
+        self.nr_purged += len(given)
+        self.nr_steps += 1
+        if self.nr_steps % PEAK_SINK_STEPS == 0:
+            self._sink_peak()
+
     def _peak_is(self, pages: int) -> None:
-        """The recent peak of use sets the threshold."""
+        """The recent peak of use, of what is outside space and not lazy, sets the threshold."""
         self.used_peak_pages = pages
-        self.lazy_pages_max = self.design.lazy_pages_max(self.cpus, pages, self.memory_bytes)
+        chosen = self.lazy_pages_fixed
+        self.lazy_pages_max = chosen or self.design.lazy_pages_max(self.cpus, pages, self.memory_bytes)
+
+    def _sink_peak(self) -> None:
+        """The peak sinks towards present use."""
+        peak, used = self.used_peak_pages, self.used_pages - self.lazy_pages
+        self._peak_is(max(peak - (peak - used) * PEAK_SINK_PERCENT // 100, used))
 
     def decay_pools(self, node: Node, full: bool) -> list[Area]:
         """Cut the cold end of every pool: those added first."""
         return cut_pools(node, None if full else self.design.decay_quota, hot=False)
 
     def take_lazy(self, n: int) -> list[Area]:
-        """Detach node n's lazy ranges, in address order; the shelf goes with the last node's."""
+        """Detach node n's lazy ranges, in address order; what is sorted goes with the last node's."""
         areas = super().take_lazy(n)
-        return sorted(areas + self.shelf.take_all()) if n == self.nr_nodes - 1 else areas
+        for area in areas:
+            del self.warm.ages[area.start]
+        return sorted(areas + self.warm.take_all()) if n == self.nr_nodes - 1 else areas
 
     def reclaim(self, areas: Iterable[Area]) -> None:
         """Put ranges back into the space, merged with what they touch."""
@@ -338,8 +397,13 @@ class CachingAllocator(Allocator):
     def count(self, purge: Purge) -> None:
         """Add a finished purge to the counters; the recent peak sinks towards present use."""
         super().count(purge)
-        peak = self.used_peak_pages
-        self._peak_is(peak - (peak - self.used_pages) * PEAK_SINK_PERCENT // 100)
+        self._sink_peak()
+
+    @property
+    def nr_ranges(self) -> int:
+        """How many ranges there are, free or not, but for those that are lazy."""
+        pools = sum(node.pooled for node in self.nodes)
+        return len(self.space) + len(self.busy.areas) + pools + sum(map(len, self.magazines.values()))
 
     def drain_magazines(self) -> int:
         """Give every magazine's ranges back to the space; returns how many. The core's go there by way of

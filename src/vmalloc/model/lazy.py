@@ -6,7 +6,7 @@ its own set; a purge takes the whole set at once, in address order. Since 6.9 ar
 merged area would lose its stamp and its exact size. Up to 6.8 the one global set merged neighbours at once,
 so its purges count merged ranges.
 
-Ours has a shelf beside it for large ranges: shelf.py.
+In ours, what is lazy is found again by size before a purge takes it: warm.py.
 
 After: Linux mm/vmalloc.c, free_vmap_area_noflush().
 """
@@ -46,6 +46,12 @@ class Lazy:
         if area is not None and self.merged is not None:
             self.merged.take(area.start, area.size)
         return area
+
+    def detach(self) -> list[Area]:
+        """All areas, the one added last first, leaving the set empty; ours only, which merges none here."""
+        taken = list(reversed(self.areas.values()))
+        self.areas = {}
+        return taken
 
     def take_all(self) -> list[Area]:
         """All areas in address order (merged where the design merges), leaving the set empty."""

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from vmalloc.facts import MAGAZINE_CAP, MAGAZINE_REFILL_MAX, MAGAZINE_STOCK_PAGES
+from vmalloc.facts import MAGAZINE_CAP, MAGAZINE_REFILL_MAX, MAGAZINE_STOCK_PAGES, POOL_PAGES_MAX
 from vmalloc.model.area import Area
 
 
@@ -40,6 +40,10 @@ class Magazines:
         self.caps: dict[int, int] = {}
         self.grown_pages = 0
         self.stocks: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        """Ranges of all sizes."""
+        return sum(map(len, self.sizes.values()))
 
     def copy(self) -> Magazines:
         other = Magazines(self.budget_pages)
@@ -60,6 +64,10 @@ class Magazines:
         if aligned is not None:
             ranges.remove(aligned)
         return aligned
+
+    def has_room(self, pages: int) -> bool:
+        """Whether one more of so many pages can be kept as it is; a magazine keeps no large ones."""
+        return pages <= POOL_PAGES_MAX and len(self.sizes.get(pages, ())) < self.cap(pages)
 
     def put(self, area: Area) -> list[Area]:
         """Keep a range; returns what had to leave for it, oldest first."""
