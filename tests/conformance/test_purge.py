@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import PAGE, assert_at_rest
 
 import vmalloc
-from vmalloc.facts import DECAY_PERCENT, PURGE_STEP_PAGES, POOL_DESIGNS
+from vmalloc.facts import DECAY_PERCENT, POOL_DESIGNS, PURGE_STEP_PAGES
 
 
 def filled(region, nr_pages):
