@@ -374,7 +374,7 @@ def wear(kind: str = "memory") -> None:
     for step in range(4000):
         if chance.random() < 0.1:
             pair.pass_time(1)
-        if len(pair.live) < 60 + step // 50 and chance.random() < 0.6 or not pair.live:
+        if not pair.live or (len(pair.live) < 60 + step // 50 and chance.random() < 0.6):
             pair.alloc(int(2 ** chance.uniform(0, 11.5)), align=chance.choice([1, 1, 1, 4]))
         else:
             pair.free(chance.randrange(len(pair.live)))

@@ -16,8 +16,8 @@ vmalloc/facts.py, which the core is built from too.
 
 The pool designs `off`, `locked` and `llist` are the same without magazines, `off` without pools as well.
 There is one kind of range here, so areas carry no stamp, and what is lazy waits at the node of the CPU that
-freed it, until the warm store (warm.py) has sorted it. The second it is, which only ages are taken from, is
-`now_s`; whoever wants time to pass sets it. Not here: threads without a slot, drains that find a neighbour at work, recovery.
+freed it until the warm store (warm.py) sorts it. Ages are taken from `now_s`: whoever wants time to pass sets
+it. Not here: threads without a slot, drains that find a neighbour at work, recovery.
 
 After: Bonwick and Adams, "Magazines and Vmem", 2001, in front of the kernel's nodes. The C is in core/.
 """
@@ -98,7 +98,7 @@ class CachingDesign:
 
     @staticmethod
     def lazy_pages_max(cpus: int, peak_pages: int = 0, memory_bytes: int = MEMORY_BYTES) -> int:
-        """The lazy backlog above which a free does a step of a purge: the kernel's, or the recent peak, or a part of it.
+        """The lazy backlog above which a free gives back a step: the kernel's, or a part of the recent peak.
 
         `memory_bytes` is the machine's memory; 0 for an address space, which has none behind it.
         """
