@@ -29,7 +29,7 @@ ALWAYS = (
 )
 AT_REST = (
     "lists, lengths and counters of pools",
-    "lazy lists, the shelf and lazy pages",
+    "lazy lists, warm lists and lazy pages",
     "magazines",
     "locks",
     "thread slots",
