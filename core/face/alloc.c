@@ -2,7 +2,7 @@
 /*
  * Alloc: the way of a request, top to bottom.
  *
- *   magazine -> pool (this CPU's node, then neighbours) -> lazy (warm large ranges) -> space
+ *   magazine -> pool (this CPU's node, then neighbours) -> warm (freed ranges, by size) -> space
  *            -> purge once, retry -> shrink and drain, retry -> recover the dead, retry -> ENOSPC
  *
  * The magazine step is here, inline, because it is the hot path: plain stores, no locked

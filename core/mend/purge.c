@@ -3,10 +3,11 @@
  * Purge: make lazily freed ranges reusable by any size, and give their pages back.
  *
  * Under one lock: every node's pools decay by their share (all of them if full), its lazy list is
- * detached whole, the shelf is cleared; what was collected is sorted, neighbours become runs, each
+ * detached whole, the warm lists are cleared; what was collected is sorted, neighbours become runs, each
  * run is discarded by one punched hole and returned to space by one merge. The start node rotates,
  * so that low-numbered nodes are not always hit first. Purge, shrink (`full`) and recovery (a scan:
- * trust no list, look at the words; keep what is found warm) are this one code path.
+ * trust no list, look at the words; keep what is found warm) are this one code path. A free above the
+ * threshold gives back one bounded step only (vm__purge_step()).
  *
  * Death: collected ranges are PURGING(owner). Whoever gets purge_lock from a dead owner scans the
  * words for them; discarding twice is harmless.

@@ -36,7 +36,7 @@ uint64_t vm__lazy_threshold(const vm_region *r, uint64_t peak, uint32_t cpus, ui
     return most > fixed ? most : fixed;
 }
 
-/* Pages that may be lazy before the freeing thread purges: as the kernel's, fls(online CPUs) * 32 MiB, but
+/* Pages that may be lazy before a free gives back a step: as the kernel's, fls(online CPUs) * 32 MiB, but
  * also, because our lazy ranges hold memory that is dear to fault in again (docs/decisions/0013), a share of
  * the recent peak, and all of a small peak. */
 uint64_t vm__lazy_pages_max(const vm_region *r)

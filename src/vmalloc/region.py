@@ -201,7 +201,7 @@ class Region(RegionBase, ArrayFunctions):
     `size` is what can be allocated ("8G" or bytes); metadata comes on top and nothing is touched
     before it is used. `limit` bounds what is handed out at once (bytes; default: all). `pools` chooses
     the design in front of space, for measurement. `lazy_max` is how much may stay freed but resident
-    before the freeing thread purges (default: the largest of fls(CPUs) * 32 MiB, a quarter of the recent
+    before a free gives back the oldest (default: the largest of fls(CPUs) * 32 MiB, a quarter of the recent
     peak of use, and the peak itself up to 1/32 of the machine's memory, at most 1 GiB).
     `lease_ttl_s` is how long a message that nobody loads keeps its arrays after its sender's death.
 

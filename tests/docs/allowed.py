@@ -19,6 +19,7 @@ _NAMES = {
     "the name np.ndarray has for what it lies in": "buffer",
     "of multiprocessing and executors": "Process submit",
     "of prctl()": "PR_SET_DUMPABLE",
+    "defined by the build": "VM_HOOKS",
     "pytest's own": "pytest.mark.soak",
     "line of /proc/meminfo": "MemAvailable",
     "switch of the kernel": "kernel.kptr_restrict",

@@ -2,7 +2,7 @@
 /*
  * Fork: a child keeps what it finds in its memory, while another thread of its parent frees.
  *
- * Mirrors take_heir_slot(), bequeath_range() (bequeath), close_heir(), in_parent(), in_child();
+ * Mirrors take_heir_slot(), bequeath_range() (bequeath), untie_heir(), in_parent(), in_child();
  * vm__share_for(), vm__hold_for(), vm__drop_shared(), drop_inherited(); vm_free() with its plain store, and
  * free_slow() (free); the hit of vm_alloc(); recovery as in share.pml. One range, private to the parent at first; its bits: parent 0, child 1, a stranger 2.
  *

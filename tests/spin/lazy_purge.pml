@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The lazy list, the shelf, purge, and the scan that finds what a death left in them.
+ * The lazy list, a cell beside it, purge, and the scan that finds what a death left in them.
  *
- * Mirrors vm__lazy_put(), vm__list_push(), put_on_shelf() (push), claim_shelved(), vm__lazy_take()
- * (take_shelved), vm__lazy_collect(), vm__chain_take(), claim() (walk); lock_purge(), scan_and_collect(),
- * keep_lazy(), vm__purge() (purge); claim_dead(), vm__scan(), is_lost(), release_slots() (recover,
- * scan).
+ * Mirrors vm__lazy_put(), vm__list_push() (push), vm__warm_collect_all(), vm__chain_take(), claim() (walk);
+ * lock_purge(), scan_and_collect(), keep_lazy(), vm__purge() (purge); claim_dead(), vm__scan(), is_lost(),
+ * release_slots() (recover, scan).
  *
  * The rule that everything rests on: A LINKED RANGE LEAVES ITS LIST ONLY THROUGH WHO DETACHED THE
  * LIST. Its link is then always a link, and a walk needs no guard. The scan keeps it in this order:
@@ -16,6 +15,10 @@
  *   - MOVING(live) may be linking itself into a chain that a dead purger detached: needs_scan stays.
  *   - Who clears the shelf's cell has the range unlisted and LAZY for a moment. A scan must not come in
  *     between, or it lists the range again: the taker of a shelved range holds purge_lock (a try).
+ *
+ * The shelf, a cell for one large range, is what the core had before warm.c (docs/decisions/0007). It stays here as the
+ * smallest store from which one range is taken by itself. In the core takers of one range hold the lock of vm_warm, and
+ * vm__warm_close() keeps them out of a scan, as here purge_lock does; sorting, splitting and joining are not modelled.
  *
  * Bounds: worker 0 frees 1, purges, allocates, frees; worker 1 takes the shelved 3 and frees it; 2
  * recoverers; 3 ranges, 1 node, 1 cell; deaths before any write. Sequentially consistent memory.
@@ -130,7 +133,7 @@ inline scan() /* vm__scan() */
     c = 0; seen = 0
 }
 
-inline collect() /* vm__lazy_collect(), vm__lazy_collect_shelf() */
+inline collect() /* vm__warm_collect_all() */
 {
     W(c = head; head = 0);
     do
