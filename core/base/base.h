@@ -160,7 +160,8 @@ int vm__note_file(vm_region *r); /* which file r->fd is, while it certainly is o
 bool vm__is_ours(const vm_region *r, int fd);
 void vm__close_ours(const vm_region *r, int fd); /* leaves it alone if it is another file's */
 int vm__above_standard_streams(int fd); /* the same file, under a number above 2 */
-int vm__open_region(const vm_region *r); /* a new description of the region's file; -EBADF: nobody has it any more */
+int vm__open_region(
+    const vm_region *r); /* a new description of the region's file; -EBADF: nobody has it any more; -EMFILE, -ENFILE */
 int vm__fd(vm_region *r); /* a number of the region's file, a new one if need be; -EBADF */
 /* What keeps OFD locks: a description of our own, held by a mapping of one of its pages. */
 int vm__tie(const vm_region *r, vm_tie *tie); /* children inherit it until ... */

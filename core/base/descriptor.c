@@ -57,33 +57,37 @@ int vm__note_file(vm_region *r)
 
 /* ---- a new description ---- */
 
+/* EMFILE and ENFILE as such; whatever else is in the way, EBADF: it is not there. */
 static int open_if_ours(const vm_region *r, int dir, const char *path)
 {
     int fd = vm__above_standard_streams(openat(dir, path, (r->readonly ? O_RDONLY : O_RDWR) | O_CLOEXEC));
-    if (fd >= 0 && vm__is_ours(r, fd))
+    if (fd < 0)
+        return errno == EMFILE || errno == ENFILE ? -errno : -EBADF;
+    if (vm__is_ours(r, fd))
         return fd;
-    if (fd >= 0)
-        close(fd);
-    return -1;
+    close(fd);
+    errno = 0;
+    return -EBADF;
 }
 
 static int open_own(const vm_region *r, int number)
 {
     char path[32];
     if (!vm__is_ours(r, number))
-        return -1;
+        return -EBADF;
     snprintf(path, sizeof path, "/proc/self/fd/%d", number);
-    return open_if_ours(r, AT_FDCWD, path);
+    int fd = open_if_ours(r, AT_FDCWD, path);
+    return fd == -EBADF && errno == ENOENT ? -ENOENT : fd; /* no /proc */
 }
 
 static int open_anothers(const vm_region *r, uint32_t pid)
 {
     char path[32];
     struct stat st;
-    int found = -1;
+    int found = -EBADF;
     snprintf(path, sizeof path, "/proc/%u/fd", pid);
     DIR *dir = opendir(path);
-    for (const struct dirent *e; dir && found < 0 && (e = readdir(dir));)
+    for (const struct dirent *e; dir && found == -EBADF && (e = readdir(dir));)
         if (fstatat(dirfd(dir), e->d_name, &st, 0) == 0 && is_it(r, &st))
             found = open_if_ours(r, dirfd(dir), e->d_name);
     if (dir)
@@ -97,20 +101,20 @@ static int open_mapped(const vm_region *r)
     char path[64];
     uintptr_t at = (uintptr_t)r->tie.page;
     snprintf(path, sizeof path, "/proc/self/map_files/%lx-%lx", (unsigned long)at, (unsigned long)(at + TIE_BYTES));
-    return at ? open_if_ours(r, AT_FDCWD, path) : -1;
+    return at ? open_if_ours(r, AT_FDCWD, path) : -EBADF;
 }
 
 int vm__open_region(const vm_region *r)
 {
     int fd = open_own(r, r->fd);
-    if (fd < 0)
+    if (fd == -EBADF)
         fd = open_own(r, r->probe_fd);
-    if (fd < 0)
+    if (fd == -EBADF)
         fd = open_mapped(r);
-    for (uint32_t p = 0; fd < 0 && p < VM_PROCESS_NAMES; p++)
+    for (uint32_t p = 0; fd == -EBADF && p < VM_PROCESS_NAMES; p++)
         if ((uint32_t)VM_ACQUIRE(&r->map.processes[p].state))
             fd = open_anothers(r, VM_RELAXED(&r->map.processes[p].pid));
-    return fd < 0 ? -EBADF : fd;
+    return fd;
 }
 
 int vm__fd(vm_region *r)
