@@ -417,7 +417,7 @@ static void report_operations(void)
 }
 
 /* What an operation of the test scribbles itself is not the core's. */
-static bool is_of_core(const char *name) { return strncmp(name, "operations.c", 12) != 0; }
+static bool is_of_core(const char *name) { return strncmp(name, "steps_", 6) != 0; }
 
 /* A plain VM_FAULT() stands above what it announces. */
 static bool has_hook(const line *l)

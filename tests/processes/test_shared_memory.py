@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import inspect
 import multiprocessing
 import multiprocessing.shared_memory as stock
@@ -29,6 +30,10 @@ PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 @pytest.fixture(autouse=True)
 def default(monkeypatch):
     """A small default region of this test's own, empty again when it is over."""
+    if vmalloc.region._default is not None:  # an earlier test's; a child looks for its parent's by name
+        vmalloc.region._default.close()
+        vmalloc.region._default = None
+        gc.collect()
     region = vmalloc.Region("16M", name="default")
     monkeypatch.setattr(vmalloc.region, "_default", region)
     yield region
