@@ -30,7 +30,8 @@ PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 @pytest.fixture(autouse=True)
 def default(monkeypatch):
     """A small default region of this test's own, empty again when it is over."""
-    if vmalloc.region._default is not None:  # an earlier test's; a child looks for its parent's by name
+    vmalloc.uninstall()  # an earlier test may have imported vmalloc.auto
+    if vmalloc.region._default is not None:  # its default region; a child looks for its parent's by name
         vmalloc.region._default.close()
         vmalloc.region._default = None
         gc.collect()
