@@ -201,11 +201,19 @@ def _region_with(name: str) -> Region:
     return region
 
 
+def _last_changed(found: Found) -> int:
+    try:
+        return os.stat(found.path).st_ctime_ns
+    except OSError:
+        return 0
+
+
 def _home() -> Region:
     """Where new memory is made."""
     parent = multiprocessing.parent_process()
     if parent is not None and default_region_if_made() is None:
-        found = next((f for f in _default_regions() if parent.pid in f.pids), None)
+        theirs = (f for f in _default_regions() if parent.pid in f.pids)
+        found = max(theirs, key=_last_changed, default=None)  # arrays may keep an earlier one in memory
         if found is not None:
             set_default_region(attach_found(Region, found), unless_made=True)
     return default_region()
