@@ -16,7 +16,7 @@ extern "C" {
 #endif
 
 /* Errors a caller should tell apart (others: EINVAL, ENOMEM of the process, errors of the system):
- * ENOSPC    no free range of that size after shrink and drain
+ * ENOSPC    no free range of that size after shrink and drain   EDQUOT  this process's quota (vm_limits)
  * ENOENT    not the start of a live range      ESTALE  the range's id is another one
  * EBUSY     a lock's owner is alive but stopped: lock_timeout_s passed (vm_busy_pid)
  * EAGAIN    VM_NO_WAIT was given and a lock was taken   EINTR  in_slices, and a slice is over
@@ -76,7 +76,21 @@ VM_API int vm_name_list(vm_region *r, int (*each)(void *, const char *, uint64_t
 VM_API int vm_purge(vm_region *r, uint64_t *pages_returned);
 VM_API int vm_shrink(vm_region *r, uint64_t *pages_returned); /* a purge of everything, magazines too */
 VM_API int vm_recover(vm_region *r, uint64_t *pages_reclaimed); /* of dead processes */
-VM_API int vm_tick(vm_region *r); /* where periodic work hangs; call it now and then. Does nothing yet */
+/* One round of upkeep, if a fifth of a second has passed since this process's last: what nobody used for some seconds
+ * goes back, the dead are recovered, leases that are due end. Waits for nobody. A helper does it by itself. */
+VM_API int vm_tick(vm_region *r);
+/* A thread of this process that ticks as long as it is elected among all processes' helpers. It takes no signals; it is
+ * stopped before a fork, and started again in parent and child by vm_helpers_resume() or the next call that takes a slow
+ * path. 0 also where it runs already; an errno where no thread can be had. */
+VM_API int vm_helper_start(vm_region *r);
+VM_API void vm_helper_stop(vm_region *r);
+VM_API void vm_helpers_resume(void); /* of all regions of this process */
+
+VM_API int vm_get_limits(vm_region *r, vm_limits *out);
+VM_API int vm_set_limits(vm_region *r, const vm_limits *limits);
+/* What each process holds, the most first; at most `room` of them. Returns how many, or a negative errno. */
+VM_API int vm_holdings(vm_region *r, size_t room, vm_holding *out);
+VM_API int vm_explain(vm_region *r, uint64_t nr_pages, int error, vm_shortage *out);
 
 VM_API int vm_get_stats(vm_region *r, vm_stats *out);
 

@@ -66,7 +66,33 @@ typedef struct vm_stats {
     uint64_t nr_alloc, nr_pool_hit, nr_lazy_hit, nr_space_hit, nr_failed, lock_wait_ns;
     uint64_t nr_purges, nr_purged_pages, nr_discards, nr_splits, nr_merges, nr_recovered;
     uint64_t nr_leases;
+    uint64_t nr_ticks, nr_decayed_pages;
+    uint32_t helper_pid; /* of the elected; 0: none lives */
+    uint32_t pressure, pressure_sources; /* 0 none, 1 some, 2 high; bits: stalls (PSI), cgroup v2, v1, meminfo */
 } vm_stats;
+
+/* What bounds a region; pages, 0: no bound. All may be changed while others work. */
+typedef struct vm_limits {
+    uint64_t limit_pages;      /* outside space at once, for all: more is ENOSPC                      */
+    uint64_t soft_limit_pages; /* the same; what is warm above it goes back at the next tick           */
+    uint64_t quota_pages;      /* busy or in magazines, for each process: more is EDQUOT               */
+    uint64_t floor_pages;      /* so many warm pages stay, however idle, unless memory is short        */
+} vm_limits;
+
+typedef struct vm_holding {
+    uint32_t process, pid; /* slot; pid as its own pid namespace has it */
+    uint64_t nr_pages;     /* what several share counts for each        */
+} vm_holding;
+
+typedef enum vm_cause { VM_CAUSE_SPACE, VM_CAUSE_LIMIT, VM_CAUSE_QUOTA, VM_CAUSE_MEMORY, VM_CAUSE_CGROUP } vm_cause;
+
+/* Why a request of so many pages finds no room, at this moment. */
+typedef struct vm_shortage {
+    uint64_t free_pages, largest_free_pages, busy_pages, lazy_pages;
+    uint64_t headroom_pages; /* that may be outside space at once, by the memory of machine and cgroup */
+    vm_limits limits;
+    vm_cause cause;
+} vm_shortage;
 
 typedef struct vm_range_info {
     uint64_t page, nr_pages, id;

@@ -35,6 +35,7 @@
 
 typedef struct vm_thread vm_thread;
 typedef struct vm_pool_design vm_pool_design; /* cache.h */
+typedef struct vm_watch vm_watch; /* mend/decay.c */
 
 /* ---- what a process and a thread know ---- */
 
@@ -86,6 +87,13 @@ typedef struct vm_heir {
     size_t nr, room;
 } vm_heir;
 
+/* This process's thread that does a region's upkeep, or would if it were elected (face/helper.c) [registry]. */
+typedef struct vm_helper {
+    pthread_t thread;
+    vm_token stops; /* futex: 1 when it should */
+    bool is_wanted, runs;
+} vm_helper;
+
 /* What this process knows of a region it attached; nobody else can write to it. */
 struct vm_region {
     uint64_t fast_attachment; /* `attachment`, or 0 while the fast paths are off (fault injection) */
@@ -108,7 +116,9 @@ struct vm_region {
     vm_reference *references; /* per page, of shared ranges [holder_mutex] */
     vm_heir heir, inheritance; /* for the next child; from our parent [holder_mutex] */
     uint64_t looked_for_deaths_ns; /* [holder_mutex] */
-    pthread_mutex_t common_mutex, recover_mutex, holder_mutex;
+    pthread_mutex_t common_mutex, tick_mutex, recover_mutex, holder_mutex;
+    vm_watch *watch; /* [tick_mutex] */
+    vm_helper helper;
     struct vm_region *next; /* all regions of the process [registry] */
 };
 
@@ -145,6 +155,7 @@ static inline vm_word vm__purging(const vm_thread *t, uint64_t nr_pages) { retur
 
 void vm__futex_wait(vm_token *word, vm_token seen, long ns);
 void vm__futex_wake_one(vm_token *word);
+void vm__futex_wake_all(vm_token *word);
 bool vm__can_drain(void); /* registers this process for membarriers of others */
 void vm__barrier_everywhere(void);
 uint32_t vm__cpu(void); /* this thread's, now */
@@ -153,6 +164,7 @@ uint32_t vm__configured_cpus(void);
 uint32_t vm__pid(void);
 bool vm__is_stopped(uint32_t pid); /* by its state in /proc; undecidable means yes */
 void vm__yield(void);
+int vm__start_thread(pthread_t *thread, const char *name, void *(*run)(void *), void *arg); /* it takes no signals */
 
 /* ---- descriptor.c: numbers that may be another file's at any time ---- */
 
@@ -219,6 +231,7 @@ void vm__retire_threads(vm_region *r, uint32_t process, const vm_thread *but);
 typedef enum {
     VM_RANK_REGISTRY, /* all regions of the process; private, as the next two */
     VM_RANK_COMMON, /* threads without a slot of their own take turns */
+    VM_RANK_TICK, /* one round of upkeep a process */
     VM_RANK_RECOVER, /* one recoverer a process */
     VM_RANK_PURGE,
     VM_RANK_NAMES,
@@ -229,7 +242,10 @@ typedef enum {
     VM_RANK_SPACE,
 } vm_rank;
 
-enum { VM_LOCK_BRIEF = 1 << 11 }; /* EAGAIN after some milliseconds: the caller has another way */
+enum {
+    VM_LOCK_BRIEF = 1 << 11, /* EAGAIN after some milliseconds: the caller has another way; enough to steal a dead one's */
+    VM_LOCK_FLAGS = VM_NO_WAIT | VM_LOCK_BRIEF,
+};
 /* Take a lock: 0, or EAGAIN (VM_NO_WAIT), EBUSY, EINTR. The caller mends what it protects if needs_mending. */
 int vm__lock(vm_thread *t, vm_lock *lock, unsigned flags);
 bool vm__trylock(vm_thread *t, vm_lock *lock);

@@ -138,6 +138,7 @@ typedef struct vm_process {
     _Alignas(64) uint64_t state; /* incarnation << 32 | VM_PROCESS_LIVE or _DYING; low half 0: unused */
     uint32_t pid;                /* for messages only; pid namespaces lie */
     uint32_t no_barrier;         /* others' membarriers do not reach it: its magazines are not drained */
+    uint64_t charged_pages;      /* what it took; what it gave back is taken off where a quota runs out */
 } vm_process;
 #define VM_PROCESS_LIVE 1u
 #define VM_PROCESS_DYING 2u /* its threads' slots are retired, its ranges not yet reclaimed */
@@ -201,8 +202,10 @@ typedef struct vm_node {
     _Alignas(64) uint32_t lazy_head; /* page + 1; pushed by anybody, detached whole under purge_lock */
     uint32_t pad;
     _Alignas(64) vm_pool pool[VM_POOL_PAGES_MAX];
+    uint32_t
+        low[VM_POOL_PAGES_MAX]; /* hint: fewest ranges of each pool since the last turn of a watch (mend/decay.c) */
 } vm_node;
-_Static_assert(sizeof(vm_node) == 128 + VM_POOL_PAGES_MAX * 16, "region format");
+_Static_assert(sizeof(vm_node) == 128 + VM_POOL_PAGES_MAX * 20, "region format");
 
 /* ---- free index ------------------------------------------------------------------------------ */
 
@@ -303,6 +306,19 @@ typedef struct vm_header {
     uint64_t lease_ttl_ns;             /* how long an unclaimed lease outlives its owner */
 
     _Alignas(64) uint64_t lazy_pages;  /* atomic; at rest the sum of all LAZY lengths   */
+    /* Hints, by whoever takes pages: since the last turn of a watch (mend/decay.c) */
+    uint64_t lazy_low;                 /* fewest lazy pages                             */
+    uint64_t live_high;                /* most pages in use                             */
+
+    _Alignas(64) vm_token helper;      /* the elected process's slot, or 0 (face/helper.c) */
+    vm_token helper_wake;              /* futex: 1 while a backlog waits for it         */
+    uint64_t helper_beat_ns;           /* CLOCK_MONOTONIC: when it last said that it lives */
+    uint64_t floor_pages;              /* so many stay warm, however idle               */
+    uint64_t soft_limit_pages;         /* what is warm above it goes at the next tick; 0: none */
+    uint64_t quota_pages;              /* for each process; 0: none                     */
+    uint32_t pressure;                 /* what the last tick saw: vm_pressure, and by ... */
+    uint32_t pressure_sources;         /* ... which sources: bits of vm_pressure_source */
+    uint64_t nr_ticks, nr_decayed_pages; /* [purge_lock], as the other counters of a purge */
 
     vm_warm warm;
     vm_lock purge_lock;

@@ -8,10 +8,13 @@
 #include <linux/futex.h>
 #include <linux/membarrier.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
+
+#define STACK_BYTES (256u << 10)
 
 /* ---- futexes ---- */
 
@@ -22,6 +25,8 @@ void vm__futex_wait(vm_token *word, vm_token seen, long ns)
 }
 
 void vm__futex_wake_one(vm_token *word) { syscall(SYS_futex, word, FUTEX_WAKE, 1, NULL, NULL, 0); }
+
+void vm__futex_wake_all(vm_token *word) { syscall(SYS_futex, word, FUTEX_WAKE, INT32_MAX, NULL, NULL, 0); }
 
 /* ---- the barrier ---- */
 
@@ -75,3 +80,21 @@ bool vm__is_stopped(uint32_t pid)
 }
 
 void vm__yield(void) { sched_yield(); }
+
+/* ---- threads ---- */
+
+int vm__start_thread(pthread_t *thread, const char *name, void *(*run)(void *), void *arg)
+{
+    pthread_attr_t attributes;
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, STACK_BYTES);
+    int rc = pthread_create(thread, &attributes, run, arg);
+    pthread_attr_destroy(&attributes);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (rc == 0)
+        pthread_setname_np(*thread, name);
+    return -rc;
+}

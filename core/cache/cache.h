@@ -17,8 +17,8 @@ typedef struct vm_pools_kept {
     uint32_t (*take)(vm_thread *, vm_node *, uint64_t nr_pages, uint64_t align_pages, uint32_t max, uint64_t *pages);
     /* Keep ranges whose words are MOVING(t). Returns how many, from the front. */
     uint32_t (*give)(vm_thread *, vm_node *, uint64_t nr_pages, uint32_t count, const uint64_t *pages);
-    /* Take the decay's share of each pool, coldest first; all if full. Words become PURGING(t). [purge_lock] */
-    int (*decay)(vm_thread *, vm_node *, bool full, unsigned flags, vm_batch *out);
+    /* Take so many of each pool as vm__decay_quota() says, coldest first. Words become PURGING(t). [purge_lock] */
+    int (*decay)(vm_thread *, vm_node *, const uint32_t *quota, unsigned flags, vm_batch *out);
     /* Around a mending scan of the words: before it keep takers out, after it take what is still listed, so that
      * afterwards no list holds a range the scan collected. [purge_lock] */
     int (*before_scan)(vm_thread *, vm_node *, unsigned flags);
@@ -53,7 +53,9 @@ void vm__pool_give(vm_thread *t, uint64_t nr_pages, uint32_t count, const uint64
 static inline uint32_t vm__pool_index(uint64_t nr_pages) { return (uint32_t)nr_pages - 1; }
 static inline uint32_t vm__node_index(const vm_region *r, const vm_node *n) { return (uint32_t)(n - r->map.nodes); }
 uint32_t vm__pool_cap(uint64_t nr_pages);    /* most ranges of a size a pool keeps */
-uint32_t vm__decay_quota(uint32_t nr_ranges); /* how many of them an ordinary purge gives back */
+/* How many of a pool's ranges a decay gives back: as `quota` says for its size, or, without one, its share. */
+uint32_t vm__decay_quota(const uint32_t *quota, uint64_t nr_pages, uint32_t nr_ranges);
+extern const uint32_t vm__decay_all[VM_POOL_PAGES_MAX];
 uint64_t vm__check_lists_of_pools(const vm_region *r, uint32_t node, vm_report *report);
 
 /* ---- magazine.c ---- */
@@ -71,6 +73,19 @@ void vm__magazine_init(vm_thread *t);
 /* Between these two the slot's magazines are ours alone. False: somebody drains; keep off. */
 bool vm__magazines_enter(vm_thread *t);
 void vm__magazines_leave(vm_thread *t);
+
+/* ---- charge.c: what a process holds, where there is a quota ---- */
+
+void vm__charge_slow(vm_region *r, uint64_t nr_pages);
+static inline void vm__charge(vm_region *r, uint64_t nr_pages) /* it took so many pages from its neighbours' reach */
+{
+    if (vm_unlikely(VM_RELAXED(&r->map.h->quota_pages)))
+        vm__charge_slow(r, nr_pages);
+}
+/* Pages that each process holds, busy and in its threads' magazines; what several share counts for each. By the words,
+ * without a lock: a hint where others work. */
+void vm__count_held(const vm_region *r, uint64_t held[VM_PROCESSES]);
+int vm__quota_fits(vm_thread *t, uint64_t nr_pages); /* may this process hold so many more? else EDQUOT */
 
 /* ---- drain.c: magazines of others ---- */
 
@@ -93,6 +108,9 @@ void vm__enter(vm_thread *t); /* around every operation that may use the slot be
 void vm__leave(vm_thread *t);
 void vm__give_up_slot(vm_thread *t);
 void vm__forget_threads(void);
+/* A slot for a thread of ours that no program knows of; `t` is the caller's. */
+void vm__thread_borrow(vm_region *r, vm_thread *t);
+void vm__thread_return(vm_thread *t);
 
 /* ---- release.c ---- */
 

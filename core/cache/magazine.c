@@ -160,6 +160,7 @@ int vm__magazine_put_foreign(vm_thread *t, uint64_t page, vm_word w)
     if (is_ours) {
         VM_PUT(&m->page[count], (uint32_t)page);
         set_count(r, m, count + 1);
+        vm__charge(r, nr_pages);
     }
     vm__magazines_leave(t);
     return is_ours ? 0 : -ENOENT;
@@ -187,6 +188,7 @@ static uint32_t put_many(vm_thread *t, uint64_t nr_pages, uint32_t nr, const uin
 void vm__magazine_keep(vm_thread *t, uint64_t nr_pages, uint32_t nr, const uint64_t *pages)
 {
     uint32_t put = put_many(t, nr_pages, nr, pages);
+    vm__charge(t->region, put * nr_pages);
     if (put < nr)
         vm__pool_give(t, nr_pages, nr - put, pages + put);
 }

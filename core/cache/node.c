@@ -10,7 +10,13 @@ uint32_t vm__pool_cap(uint64_t nr_pages)
     return cap < VM_POOL_CAP_RANGES_MIN ? VM_POOL_CAP_RANGES_MIN : (uint32_t)cap;
 }
 
-uint32_t vm__decay_quota(uint32_t nr_ranges) { return (uint32_t)vm__percent_up(nr_ranges, VM_DECAY_PERCENT); }
+const uint32_t vm__decay_all[VM_POOL_PAGES_MAX] = {[0 ... VM_POOL_PAGES_MAX - 1] = UINT32_MAX};
+
+uint32_t vm__decay_quota(const uint32_t *quota, uint64_t nr_pages, uint32_t nr_ranges)
+{
+    uint32_t goes = quota ? quota[vm__pool_index(nr_pages)] : (uint32_t)vm__percent_up(nr_ranges, VM_DECAY_PERCENT);
+    return goes < nr_ranges ? goes : nr_ranges;
+}
 
 uint64_t vm__check_lists_of_pools(const vm_region *r, uint32_t node, vm_report *report)
 {

@@ -110,7 +110,7 @@ static uint32_t give(vm_thread *t, vm_node *n, uint64_t nr_pages, uint32_t count
 }
 
 /* Keep the hot front, take the rest. A pool in use is left for the next purge. */
-static void decay_one(vm_thread *t, vm_node *n, uint64_t nr_pages, bool full, vm_batch *out)
+static void decay_one(vm_thread *t, vm_node *n, uint64_t nr_pages, const uint32_t *quota, vm_batch *out)
 {
     vm_region *r = t->region;
     vm_pool *p = pool_of(n, nr_pages);
@@ -119,7 +119,7 @@ static void decay_one(vm_thread *t, vm_node *n, uint64_t nr_pages, bool full, vm
     uint32_t head = VM_SWAP(&p->head, 0), first = is_link(r, head) ? head : 0, len = 0, last_kept = 0;
     for (uint32_t at = first; at && len < r->map.nr_pages; at = link_after(r, at))
         len++;
-    uint32_t keep = full ? 0 : len - vm__decay_quota(len), at = first;
+    uint32_t keep = len - vm__decay_quota(quota, nr_pages, len), at = first;
     for (uint32_t i = 0; i < keep && at; i++) {
         last_kept = at;
         at = link_after(r, at);
@@ -140,13 +140,13 @@ static void decay_one(vm_thread *t, vm_node *n, uint64_t nr_pages, bool full, vm
     leave_pool(p);
 }
 
-static int decay(vm_thread *t, vm_node *n, bool full, unsigned flags, vm_batch *out)
+static int decay(vm_thread *t, vm_node *n, const uint32_t *quota, unsigned flags, vm_batch *out)
 {
     VM_ASSERT_HELD(t, &t->region->map.h->purge_lock);
     (void)flags;
     for (uint32_t i = 0; i < VM_POOL_PAGES_MAX; i++)
         if (VM_RELAXED(&n->pool[i].head))
-            decay_one(t, n, i + 1, full, out);
+            decay_one(t, n, i + 1, quota, out);
     return 0;
 }
 
@@ -161,7 +161,7 @@ static int before_scan(vm_thread *t, vm_node *n, unsigned flags)
             vm_token owner = VM_ACQUIRE(&p->in_use);
             if (owner == t->token || ((!owner || vm__owner_is_dead(r, owner)) && VM_CAS(&p->in_use, owner, t->token)))
                 break;
-            int rc = flags & VM_NO_WAIT ? -EAGAIN : vm__wait_slice(r, started, owner, vm__pid_of(r, owner));
+            int rc = flags & VM_LOCK_FLAGS ? -EAGAIN : vm__wait_slice(r, started, owner, vm__pid_of(r, owner));
             if (rc == 0) {
                 vm__yield();
                 continue;

@@ -116,14 +116,14 @@ static uint32_t give(vm_thread *t, vm_node *n, uint64_t nr_pages, uint32_t count
 
 /* The list is hot first: keep its front, take the rest. Counter and links are hints: no list is longer than
  * the region has room for, whatever they say. */
-static void decay_one(vm_thread *t, vm_node *n, uint64_t nr_pages, bool full, vm_batch *out)
+static void decay_one(vm_thread *t, vm_node *n, uint64_t nr_pages, const uint32_t *quota, vm_batch *out)
 {
     vm_region *r = t->region;
     VM_ASSERT_RANK_HELD(r, VM_RANK_POOL);
     vm_pool *p = &n->pool[vm__pool_index(nr_pages)];
     uint64_t most = r->map.nr_pages / nr_pages;
     uint32_t node = vm__node_index(r, n), counted = VM_RELAXED(&p->nr_ranges);
-    uint32_t len = counted < most ? counted : (uint32_t)most, keep = full ? 0 : len - vm__decay_quota(len);
+    uint32_t len = counted < most ? counted : (uint32_t)most, keep = len - vm__decay_quota(quota, nr_pages, len);
     uint64_t last = VM_NONE, page = entry_of(r, VM_RELAXED(&p->head), nr_pages, node);
     for (uint32_t i = 0; i < keep && page != VM_NONE; i++) {
         last = page;
@@ -142,7 +142,7 @@ static void decay_one(vm_thread *t, vm_node *n, uint64_t nr_pages, bool full, vm
     VM_PUT(&p->nr_ranges, keep);
 }
 
-static int decay(vm_thread *t, vm_node *n, bool full, unsigned flags, vm_batch *out)
+static int decay(vm_thread *t, vm_node *n, const uint32_t *quota, unsigned flags, vm_batch *out)
 {
     VM_ASSERT_HELD(t, &t->region->map.h->purge_lock);
     bool any = false;
@@ -155,7 +155,7 @@ static int decay(vm_thread *t, vm_node *n, bool full, unsigned flags, vm_batch *
         return rc;
     for (uint32_t i = 0; i < VM_POOL_PAGES_MAX; i++)
         if (VM_RELAXED(&n->pool[i].nr_ranges))
-            decay_one(t, n, i + 1, full, out);
+            decay_one(t, n, i + 1, quota, out);
     vm__unlock(t, &n->pool_lock);
     return 0;
 }

@@ -28,6 +28,8 @@ uint32_t vm__pool_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, ui
         vm_node *n = &r->map.nodes[(here + i) % r->map.nr_nodes];
         if (VM_RELAXED(&n->pool[index].head))
             got = r->design->kept->take(t, n, nr_pages, align_pages, max, pages);
+        if (got && VM_RELAXED(&n->pool[index].nr_ranges) < VM_RELAXED(&n->low[index]))
+            VM_PUT(&n->low[index], VM_RELAXED(&n->pool[index].nr_ranges));
     }
     return got;
 }

@@ -125,6 +125,20 @@ static void forget_detached(void)
     vm__registry_unlock();
 }
 
+static void find_slot(vm_thread *t)
+{
+    if (!claim_thread(t))
+        fill_thread(t, t->region->process, VM_ACQUIRE(&t->region->map.slots[t->region->process].state));
+}
+
+void vm__thread_borrow(vm_region *r, vm_thread *t)
+{
+    *t = (vm_thread){.region = r, .attachment = r->attachment, .fast_attachment = UINT64_MAX};
+    find_slot(t);
+}
+
+void vm__thread_return(vm_thread *t) { leave_region(t); }
+
 static vm_thread *join_region(vm_region *r)
 {
     vm_thread *t = vm__private_pages(sizeof *t, true);
@@ -132,8 +146,7 @@ static vm_thread *join_region(vm_region *r)
         return NULL;
     pthread_once(&once, make_exit_key);
     t->region = r;
-    if (!claim_thread(t))
-        fill_thread(t, r->process, VM_ACQUIRE(&r->map.slots[r->process].state));
+    find_slot(t);
     t->attachment = r->attachment;
     t->fast_attachment = t->fast_pages ? r->attachment : UINT64_MAX;
     t->next = my_threads;

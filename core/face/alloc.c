@@ -49,7 +49,8 @@ static int take_warm(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_r
 static int take_cold(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out)
 {
     if (vm_unlikely(vm__lazy_is_due(t->region)) && !(flags & VM_NO_PURGE))
-        vm__purge_step(t, 2 * nr_pages > VM_PURGE_STEP_PAGES ? 2 * nr_pages : VM_PURGE_STEP_PAGES);
+        vm__purge_step(t, 2 * nr_pages > VM_PURGE_STEP_PAGES ? 2 * nr_pages : VM_PURGE_STEP_PAGES,
+                       VM_PURGE_STEP_RANGES);
     int rc = -ENOSPC;
     if (nr_pages <= t->fast_pages && align_pages == 1)
         rc = vm__magazine_stock(t, nr_pages, flags & VM_NO_WAIT, out);
@@ -89,16 +90,21 @@ int vm__alloc_slow(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsign
     int health = vm__health(r);
     if (vm_unlikely(health))
         return health;
+    vm__helpers_resume_if_missing();
     vm__enter(t);
     count(&t->slot->nr_alloc);
-    int rc = try_stations(t, nr_pages, align_pages, flags, out);
+    int rc = vm__quota_fits(t, nr_pages);
+    if (rc == 0)
+        rc = try_stations(t, nr_pages, align_pages, flags, out);
     for (int attempt = 0; rc == -ENOSPC && attempt < VM_ROOM_ATTEMPTS && !(flags & VM_NO_PURGE); attempt++) {
         rc = vm__make_room(t, attempt, flags);
         if (rc == 0)
             rc = try_stations(t, nr_pages, align_pages, flags, out);
     }
-    if (rc == -ENOSPC)
+    if (rc == -ENOSPC || rc == -EDQUOT)
         count(&t->slot->nr_failed);
+    if (rc == 0)
+        vm__charge(r, out->nr_pages);
     vm__leave(t);
     return rc;
 }

@@ -192,7 +192,7 @@ static int check_words(vm_region *r, void *arg)
 static int lock_tables(vm_thread *t)
 {
     vm_region *r = t->region;
-    int rc = vm__names_lock(t);
+    int rc = vm__names_lock(t, 0);
     if (rc)
         return rc;
     rc = vm__lease_lock(t, 0);

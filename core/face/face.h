@@ -15,6 +15,27 @@ int vm__alloc_slow(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsign
 /* After the attempt-th request found no room: what may still bring pages back, cheapest first. */
 int vm__make_room(vm_thread *t, int attempt, unsigned flags);
 
+/* ---- helper.c ---- */
+
+extern bool vm__helpers_are_missing;
+/* On the slow paths, before any lock is taken. */
+static inline void vm__helpers_resume_if_missing(void)
+{
+    if (vm_unlikely(VM_RELAXED(&vm__helpers_are_missing)))
+        vm_helpers_resume();
+}
+bool vm__helper_keeps_up(vm_region *r); /* beside it a free gives nothing back */
+uint32_t vm__helper_pid(const vm_region *r); /* 0: none lives */
+bool vm__helper_round(vm_thread *t, bool (*may_go_on)(vm_thread *));
+void vm__helper_resign(vm_region *r);
+void vm__helper_end(vm_region *r);
+void vm__helpers_stop(void);         /* [registry] */
+void vm__helpers_note_missing(void); /* [registry] */
+
+/* ---- upkeep.c ---- */
+
+void vm__tick_here(vm_thread *t, bool (*go_on)(vm_thread *)); /* unless another thread of ours is at it */
+
 /* ---- fork.c ---- */
 
 void vm__register_fork(void);

@@ -112,6 +112,7 @@ static void prepare_region(vm_region *r)
     if (is_usable)
         take_heir_slot(t, &r->heir);
     vm__mutex_lock(r, &r->common_mutex, VM_RANK_COMMON);
+    vm__mutex_lock(r, &r->tick_mutex, VM_RANK_TICK);
     vm__mutex_lock(r, &r->recover_mutex, VM_RANK_RECOVER);
     vm__mutex_lock(r, &r->holder_mutex, VM_RANK_HOLDER);
     if (is_usable && bequeath(t, &r->heir) != 0)
@@ -121,6 +122,7 @@ static void prepare_region(vm_region *r)
 static void before_fork(void)
 {
     vm__registry_lock();
+    vm__helpers_stop();
     for (vm_region *r = vm__registry(); r; r = r->next)
         prepare_region(r);
 }
@@ -131,6 +133,7 @@ static void unlock_region(vm_region *r)
 {
     vm__mutex_unlock(r, &r->holder_mutex, VM_RANK_HOLDER);
     vm__mutex_unlock(r, &r->recover_mutex, VM_RANK_RECOVER);
+    vm__mutex_unlock(r, &r->tick_mutex, VM_RANK_TICK);
     vm__mutex_unlock(r, &r->common_mutex, VM_RANK_COMMON);
 }
 
@@ -155,6 +158,7 @@ static void in_parent(void)
         unlock_region(r);
         recover_child(r, child);
     }
+    vm__helpers_note_missing();
     vm__registry_unlock();
 }
 
@@ -180,6 +184,7 @@ static void in_child(void)
             vm__inherit(r, &r->inheritance.range[i]);
         unlock_region(r);
     }
+    vm__helpers_note_missing();
     vm__registry_unlock();
 }
 

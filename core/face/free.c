@@ -58,8 +58,8 @@ static int free_slow(vm_thread *t, uint64_t page, uint64_t id, vm_word w, unsign
 /* Over the threshold the freeing thread gives back a little, unless somebody is at it already. */
 static void purge_if_due(vm_thread *t)
 {
-    if (vm_unlikely(vm__lazy_is_due(t->region)))
-        vm__purge_step(t, VM_PURGE_STEP_PAGES);
+    if (vm_unlikely(vm__lazy_is_due(t->region)) && !vm__helper_keeps_up(t->region))
+        vm__purge_step(t, VM_PURGE_STEP_PAGES, VM_PURGE_STEP_RANGES);
 }
 
 static __attribute__((noinline, cold)) int free_checked(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
@@ -71,6 +71,7 @@ static __attribute__((noinline, cold)) int free_checked(vm_region *r, uint64_t p
         return vm__thread_error(r);
     if (page >= r->map.nr_pages)
         return -ENOENT;
+    vm__helpers_resume_if_missing();
     vm__enter(t);
     int rc = -EAGAIN;
     for (int i = 0; rc == -EAGAIN && i < FREE_ATTEMPTS; i++)

@@ -99,12 +99,14 @@ static int prepare_private(vm_region *r)
     pthread_mutex_init(&r->holder_mutex, NULL);
     pthread_mutex_init(&r->recover_mutex, NULL);
     pthread_mutex_init(&r->common_mutex, NULL);
+    pthread_mutex_init(&r->tick_mutex, NULL);
     return 0;
 }
 
 static void forget(vm_region *r)
 {
     free(r->inheritance.range);
+    vm__watch_free(r);
     if (r->references)
         vm__private_free(r->references, r->map.nr_pages * sizeof *r->references);
     if (r->wiped)
@@ -251,6 +253,7 @@ static void release_own_slot(vm_region *r, const void *unused)
 /* Reclaims what only this process held, as if it had died, then gives the slots back. */
 int vm_detach(vm_region *r)
 {
+    vm__helper_end(r);
     vm_thread *t = vm__thread(r);
     if (t && vm__health(r) == 0) {
         uint64_t state = VM_ACQUIRE(&r->map.processes[r->process].state);

@@ -119,7 +119,7 @@ static void report_leases(vm_region *r, vm_report *report)
 static int repair_tables(vm_thread *t, vm_report *report)
 {
     vm_region *r = t->region;
-    int rc = vm__names_lock(t);
+    int rc = vm__names_lock(t, 0);
     if (rc)
         return rc;
     rc = vm__lock(t, &r->map.h->lease_lock, 0);

@@ -59,6 +59,11 @@ static void add_counters(const vm_region *r, vm_stats *s)
     s->nr_merges = h->nr_merges;
     s->nr_recovered = h->nr_recovered;
     s->nr_leases = VM_RELAXED(&h->nr_leases);
+    s->nr_ticks = VM_RELAXED(&h->nr_ticks);
+    s->nr_decayed_pages = VM_RELAXED(&h->nr_decayed_pages);
+    s->helper_pid = vm__helper_pid(r);
+    s->pressure = VM_RELAXED(&h->pressure);
+    s->pressure_sources = VM_RELAXED(&h->pressure_sources);
     s->resident_bytes = vm__pages_resident_bytes(r);
 }
 

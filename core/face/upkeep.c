@@ -69,10 +69,34 @@ int vm_expire_leases(vm_region *r, uint64_t older_than_ns, uint64_t *nr_ended)
     return rc;
 }
 
+void vm__tick_here(vm_thread *t, bool (*go_on)(vm_thread *))
+{
+    vm_region *r = t->region;
+    vm__enter(t);
+    if (vm__mutex_trylock(r, &r->tick_mutex, VM_RANK_TICK)) {
+        vm__tick(t, go_on);
+        vm__mutex_unlock(r, &r->tick_mutex, VM_RANK_TICK);
+    }
+    vm__leave(t);
+}
+
+static bool to_the_end(vm_thread *t)
+{
+    (void)t;
+    return true;
+}
+
 int vm_tick(vm_region *r)
 {
     vm_thread *t = vm__thread(r);
-    return t ? 0 : vm__thread_error(r);
+    if (!t)
+        return vm__thread_error(r);
+    int health = vm__health(r);
+    if (vm_unlikely(health))
+        return health;
+    vm__helpers_resume_if_missing();
+    vm__tick_here(t, to_the_end);
+    return 0;
 }
 
 /* ---- waiting ---- */

@@ -19,12 +19,39 @@ enum {
     VM_PURGE_IF_IDLE = 1 << 9, /* leave it to whoever purges already                              */
 };
 int vm__purge(vm_thread *t, unsigned flags, uint64_t *pages_returned);
-void vm__purge_step(vm_thread *t, uint64_t most_pages);
+/* A bounded part of a purge: waits for nobody. Returns the pages. */
+uint64_t vm__purge_step(vm_thread *t, uint64_t most_pages, uint32_t most_ranges);
+/* A decay of one node's pools and nothing else: by `quota`, a number for each size. Returns the pages. */
+uint64_t vm__purge_pools(vm_thread *t, uint32_t node, const uint32_t *quota);
+bool vm__purge_is_behind(vm_region *r); /* a death may have hidden something from the lists */
+void vm__count_tick(vm_thread *t, uint64_t decayed_pages);
 /* A purge in scan mode; `then` runs after a complete one, still under purge_lock. */
 int vm__purge_scan(vm_thread *t, unsigned flags, void (*then)(vm_region *, const void *), const void *arg);
 
 /* ---- recover.c ---- */
 
 int vm__recover_dead(vm_thread *t, unsigned flags, uint64_t *pages);
+
+/* ---- decay.c: a tick ---- */
+
+/* What a watch saw of one slot when it last turned. */
+typedef struct vm_slot_seen {
+    uint64_t state, headers; /* a sum over all magazines: any take changes one */
+    bool is_drained;
+} vm_slot_seen;
+
+/* What a process that ticks remembers, from one turn to the next. */
+struct vm_watch {
+    uint64_t ticked_ns; /* when the last round was; 0: never */
+    uint32_t nr_ticks;
+    uint64_t lazy_low;  /* of the turn before this one, as the next two */
+    uint64_t live_high;
+    uint32_t *low;      /* of each pool of each node */
+    vm_slot_seen *slot;
+};
+
+int vm__tick(vm_thread *t, bool (*go_on)(vm_thread *)); /* [tick_mutex] */
+void vm__clear_backlog(vm_thread *t, bool (*go_on)(vm_thread *));
+void vm__watch_free(vm_region *r);
 
 #endif

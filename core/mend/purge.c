@@ -45,7 +45,7 @@ static int return_to_space(vm_thread *t, vm_batch *b, unsigned flags)
         size_t n = b->nr - i < RUNS_PER_LOCK ? b->nr - i : RUNS_PER_LOCK;
         for (size_t k = 0; k < n; k++)
             dirty[k] = vm__pages_discard(r, b->piece[i + k].page, b->piece[i + k].nr_pages) != 0;
-        int rc = vm__space_lock(t, flags & VM_NO_WAIT);
+        int rc = vm__space_lock(t, flags & VM_LOCK_FLAGS);
         if (rc) {
             keep_lazy(t, b, i);
             b->nr = 0;
@@ -72,11 +72,11 @@ static int collect(vm_thread *t, unsigned flags, bool decays, vm_batch *b)
     VM_PUT(&r->map.h->purge_start_node, start + 1);
     for (uint32_t i = 0; i < r->map.nr_nodes; i++) {
         vm_node *n = &r->map.nodes[(start + i) % r->map.nr_nodes];
-        int rc = decays && kept->decay ? kept->decay(t, n, flags & VM_PURGE_FULL, flags, b)
-                                       : 0; /* before this cycle's */
+        const uint32_t *quota = flags & VM_PURGE_FULL ? vm__decay_all : NULL;
+        int rc = decays && kept->decay ? kept->decay(t, n, quota, flags, b) : 0; /* before this cycle's */
         first = first ? first : rc;
     }
-    int rc = vm__warm_collect_all(t, flags & VM_NO_WAIT, b);
+    int rc = vm__warm_collect_all(t, flags & VM_LOCK_FLAGS, b);
     return first ? first : rc;
 }
 
@@ -92,7 +92,7 @@ static int scan_and_collect(vm_thread *t, unsigned flags, bool decays, vm_batch 
            && (rc = kept->before_scan(t, &r->map.nodes[entered], flags)) == 0)
         entered++;
     if (rc == 0)
-        rc = vm__warm_close(t, flags & VM_NO_WAIT);
+        rc = vm__warm_close(t, flags & VM_LOCK_FLAGS);
     if (rc == 0)
         rc = vm__scan(t, flags, b);
     if (rc == 0)
@@ -100,7 +100,7 @@ static int scan_and_collect(vm_thread *t, unsigned flags, bool decays, vm_batch 
     int collected = collect(t, flags, decays, b);
     while (entered-- > 0)
         kept->after_scan(t, &r->map.nodes[entered], b);
-    if (rc)
+    if (rc || collected)
         VM_PUT(&r->map.h->purge_needs_scan, 1);
     return rc ? rc : collected;
 }
@@ -161,24 +161,61 @@ int vm__purge(vm_thread *t, unsigned flags, uint64_t *pages_returned)
     return rc ? rc : returned;
 }
 
+/* As lock_purge(), for who waits for nobody. What a death left is noted for the next scan. */
+static bool try_to_step(vm_thread *t) { return lock_purge(t, VM_PURGE_IF_IDLE) == 0; }
+
+static uint64_t end_step(vm_thread *t, vm_batch *b)
+{
+    vm_header *h = t->region->map.h;
+    uint64_t pages = b->pages_returned;
+    VM_PUT(&h->nr_purged_pages, h->nr_purged_pages + pages);
+    VM_PUT(&h->nr_steps, h->nr_steps + 1);
+    if (h->nr_steps % VM_PEAK_SINK_STEPS == 0)
+        sink_peak(t, VM_NO_WAIT);
+    vm__unlock(t, &h->purge_lock);
+    free(b->piece);
+    return pages;
+}
+
 /* A bounded part of a purge, for a thread that has something else to do: it takes the oldest lazy ranges, waits for nobody,
  * and leaves pools and whatever a death hid to a purge. */
-void vm__purge_step(vm_thread *t, uint64_t most_pages)
+uint64_t vm__purge_step(vm_thread *t, uint64_t most_pages, uint32_t most_ranges)
+{
+    vm_batch b = {0};
+    if (!try_to_step(t))
+        return 0;
+    if (vm__warm_collect(t, most_pages, most_ranges, &b) == 0)
+        return_to_space(t, &b, VM_NO_WAIT);
+    return end_step(t, &b);
+}
+
+uint64_t vm__purge_pools(vm_thread *t, uint32_t node, const uint32_t *quota)
 {
     vm_region *r = t->region;
     vm_batch b = {0};
-    if (try_lock_purge(t) != 0)
-        return;
-    if (!VM_RELAXED(&r->map.h->purge_lock.needs_mending)
-        && vm__warm_collect(t, most_pages, VM_PURGE_STEP_RANGES, &b) == 0) {
+    if (!r->design->kept->decay || !try_to_step(t))
+        return 0;
+    if (r->design->kept->decay(t, &r->map.nodes[node], quota, VM_NO_WAIT, &b) == 0)
         return_to_space(t, &b, VM_NO_WAIT);
-        VM_PUT(&r->map.h->nr_purged_pages, r->map.h->nr_purged_pages + b.pages_returned);
-        VM_PUT(&r->map.h->nr_steps, r->map.h->nr_steps + 1);
-        if (r->map.h->nr_steps % VM_PEAK_SINK_STEPS == 0)
-            sink_peak(t, VM_NO_WAIT);
-    }
-    vm__unlock(t, &r->map.h->purge_lock);
-    free(b.piece);
+    return end_step(t, &b);
+}
+
+bool vm__purge_is_behind(vm_region *r)
+{
+    const vm_lock *lock = &r->map.h->purge_lock;
+    vm_token owner = VM_ACQUIRE(&lock->owner) & VM_TOKEN_MASK;
+    return VM_ACQUIRE(&r->map.h->purge_needs_scan) || VM_RELAXED(&lock->needs_mending)
+           || (owner && vm__owner_is_dead(r, owner)) || vm__warm_is_damaged(r);
+}
+
+void vm__count_tick(vm_thread *t, uint64_t decayed_pages)
+{
+    vm_header *h = t->region->map.h;
+    if (!vm__trylock(t, &h->purge_lock))
+        return;
+    VM_PUT(&h->nr_ticks, h->nr_ticks + 1);
+    VM_PUT(&h->nr_decayed_pages, h->nr_decayed_pages + decayed_pages);
+    vm__unlock(t, &h->purge_lock);
 }
 
 int vm__purge_scan(vm_thread *t, unsigned flags, void (*then)(vm_region *, const void *), const void *arg)

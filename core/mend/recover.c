@@ -24,14 +24,14 @@ static bool is_damaged(vm_region *r, const vm_lock *lock)
 }
 
 /* What names and leases keep is only right once their locks are mended. */
-static void mend_tables(vm_thread *t)
+static void mend_tables(vm_thread *t, unsigned flags)
 {
     vm_region *r = t->region;
-    if (is_damaged(r, &r->map.h->names_lock) && vm__names_lock(t) == 0)
+    if (is_damaged(r, &r->map.h->names_lock) && vm__names_lock(t, flags) == 0)
         vm__unlock(t, &r->map.h->names_lock);
-    if (is_damaged(r, &r->map.h->warm.lock) && vm__warm_lock(t, 0) == 0)
+    if (is_damaged(r, &r->map.h->warm.lock) && vm__warm_lock(t, flags) == 0)
         vm__warm_unlock(t);
-    if (is_damaged(r, &r->map.h->lease_lock) && vm__lease_lock(t, 0) == 0)
+    if (is_damaged(r, &r->map.h->lease_lock) && vm__lease_lock(t, flags) == 0)
         vm__unlock(t, &r->map.h->lease_lock);
 }
 
@@ -83,15 +83,15 @@ int vm__recover_dead(vm_thread *t, unsigned flags, uint64_t *pages)
     bool claimed[VM_PROCESSES];
     vm_tie tie;
     int rc = 0;
-    if (!(flags & VM_NO_WAIT)) /* claims are per process: threads take turns */
+    if (!(flags & VM_LOCK_FLAGS)) /* claims are per process: threads take turns */
         vm__mutex_lock(r, &r->recover_mutex, VM_RANK_RECOVER);
     else if (!vm__mutex_trylock(r, &r->recover_mutex, VM_RANK_RECOVER))
         return -EAGAIN;
     uint64_t before = VM_ACQUIRE(&r->map.h->nr_recovered);
     if (may_be_dead(r) && vm__tie(r, &tie) == 0) {
         if (claim_dead(r, &tie, claimed)) {
-            mend_tables(t);
-            rc = vm__purge_scan(t, flags & VM_NO_WAIT, release_slots, claimed);
+            mend_tables(t, flags & VM_LOCK_FLAGS);
+            rc = vm__purge_scan(t, flags & VM_LOCK_FLAGS, release_slots, claimed);
         }
         vm__untie(r, &tie); /* and with it every claim */
     }

@@ -63,7 +63,7 @@ int vm__scan(vm_thread *t, unsigned flags, vm_batch *out)
     vm_region *r = t->region;
     VM_ASSERT_HELD(t, &r->map.h->purge_lock);
     uint64_t dying[VM_PROCESSES / 64], page = 0, lazy = 0, reclaimed = 0;
-    int rc = vm__space_lock(t, flags & VM_NO_WAIT);
+    int rc = vm__space_lock(t, flags & VM_LOCK_FLAGS);
     if (rc)
         return rc;
     mark_dying(r, dying);
@@ -93,7 +93,7 @@ int vm__mend_lazy_pages(vm_thread *t, unsigned flags)
 {
     vm_region *r = t->region;
     VM_ASSERT_HELD(t, &r->map.h->purge_lock);
-    int rc = vm__space_lock(t, flags & VM_NO_WAIT);
+    int rc = vm__space_lock(t, flags & VM_LOCK_FLAGS);
     if (rc)
         return rc;
     uint64_t before = VM_ACQUIRE(&r->map.h->lazy_pages), sum = 0, page = 0;

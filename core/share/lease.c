@@ -61,7 +61,7 @@ static int write_counts(vm_thread *t, const uint32_t *count, unsigned flags)
     vm_region *r = t->region;
     VM_ASSERT_RANK_HELD(r, VM_RANK_LEASE);
     uint64_t page = 0;
-    int rc = vm__space_lock(t, flags & VM_NO_WAIT);
+    int rc = vm__space_lock(t, flags & VM_LOCK_FLAGS);
     if (rc)
         return rc;
     for (vm_word w; (w = vm__word_at(r, page)); page += vm__len(w))
@@ -259,7 +259,7 @@ int vm__lease_deaths(vm_thread *t, unsigned flags)
     vm_region *r = t->region;
     if (!VM_RELAXED(&r->map.h->lease_high))
         return 0;
-    int rc = vm__lease_lock(t, flags & VM_NO_WAIT);
+    int rc = vm__lease_lock(t, flags & VM_LOCK_FLAGS);
     if (rc)
         return rc;
     uint64_t deadline = vm__now_ns() + r->map.h->lease_ttl_ns, due = VM_RELAXED(&r->map.h->lease_due_ns);
@@ -304,7 +304,7 @@ int vm__expire_leases(vm_thread *t, unsigned flags, uint64_t older_than_ns, uint
     uint64_t due = VM_ACQUIRE(&r->map.h->lease_due_ns);
     if (vm_likely(!older_than_ns && (!due || due > vm__now_ns())))
         return 0;
-    int rc = vm__lease_lock(t, flags & VM_NO_WAIT);
+    int rc = vm__lease_lock(t, flags & VM_LOCK_FLAGS);
     if (rc)
         return rc;
     uint64_t ended = expire(t, older_than_ns);

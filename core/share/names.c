@@ -59,11 +59,11 @@ bool vm__unhold_unnamed(vm_region *r, uint64_t page)
 }
 
 /* Who died with the lock may have left a holder bit that no name stands for. */
-static int mend(vm_thread *t)
+static int mend(vm_thread *t, unsigned flags)
 {
     vm_region *r = t->region;
     VM_ASSERT_HELD(t, &r->map.h->names_lock);
-    int rc = vm__space_lock(t, 0);
+    int rc = vm__space_lock(t, flags);
     if (rc)
         return rc;
     uint64_t page = 0;
@@ -76,14 +76,14 @@ static int mend(vm_thread *t)
     return page == r->map.nr_pages ? 0 : VM_CORRUPT(r);
 }
 
-int vm__names_lock(vm_thread *t)
+int vm__names_lock(vm_thread *t, unsigned flags)
 {
     vm_region *r = t->region;
     vm_lock *lock = &r->map.h->names_lock;
-    int rc = vm__lock(t, lock, 0);
+    int rc = vm__lock(t, lock, flags);
     if (rc || vm_likely(!VM_RELAXED(&lock->needs_mending)))
         return rc;
-    rc = mend(t);
+    rc = mend(t, flags);
     if (rc == 0)
         VM_STORE(&lock->needs_mending, 0);
     else
@@ -153,7 +153,7 @@ int vm__name_set(vm_thread *t, const char *name, uint64_t page, uint64_t id, con
     if (rc == 0 && bytes > VM_NAME_META_BYTES_MAX)
         rc = -EINVAL;
     if (rc == 0)
-        rc = vm__names_lock(t);
+        rc = vm__names_lock(t, 0);
     if (rc)
         return rc;
     rc = vm__share(t, page, id);
@@ -178,7 +178,7 @@ static int name_get(vm_thread *t, const char *name, vm_range *out, void *meta, s
 
 int vm__name_get(vm_thread *t, const char *name, vm_range *out, void *meta, size_t *bytes)
 {
-    int rc = vm__names_lock(t);
+    int rc = vm__names_lock(t, 0);
     if (rc)
         return rc;
     rc = name_get(t, name, out, meta, bytes);
@@ -200,7 +200,7 @@ static int name_delete(vm_thread *t, const char *name)
 
 int vm__name_delete(vm_thread *t, const char *name)
 {
-    int rc = vm__names_lock(t);
+    int rc = vm__names_lock(t, 0);
     if (rc)
         return rc;
     rc = name_delete(t, name);

@@ -35,7 +35,7 @@ int vm__expire_leases(vm_thread *t, unsigned flags, uint64_t older_than_ns, uint
 
 /* ---- names.c ---- */
 
-int vm__names_lock(vm_thread *t); /* mended if it was stolen */
+int vm__names_lock(vm_thread *t, unsigned flags); /* mended if it was stolen */
 int vm__name_set(vm_thread *t, const char *name, uint64_t page, uint64_t id, const void *meta, size_t bytes,
                  bool must_be_new);
 int vm__name_get(vm_thread *t, const char *name, vm_range *out, void *meta, size_t *bytes);

@@ -55,13 +55,18 @@ static uint64_t cgroup_left(const char *dir, const char *limit_file, const char 
     return limit > usage + margin ? limit - usage - margin : 0;
 }
 
-/* The least that this process's memory cgroup or one of its ancestors allows. */
-static uint64_t cgroups_left(void)
+/* A memory cgroup that this process is in. */
+typedef struct cgroup {
+    const char *dir;
+    bool is_v2;
+} cgroup;
+
+/* From this process's own memory cgroup up to the root. */
+static void each_cgroup(void (*look)(const cgroup *, void *), void *arg)
 {
     char text[4096], dir[400];
-    uint64_t least = UINT64_MAX;
     if (!read_text("/proc/self/cgroup", text, sizeof text))
-        return least;
+        return;
     for (char *save = NULL, *line = strtok_r(text, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
         bool v2 = strncmp(line, "0::", 3) == 0, v1 = strstr(line, ":memory:") != NULL;
         if (!v1 && !v2)
@@ -71,15 +76,32 @@ static uint64_t cgroups_left(void)
         if (snprintf(dir, sizeof dir, "%s%s", root, path) >= (int)sizeof dir)
             continue;
         for (;;) {
-            uint64_t left = v2 ? cgroup_left(dir, "memory.max", "memory.current")
-                               : cgroup_left(dir, "memory.limit_in_bytes", "memory.usage_in_bytes");
-            least = left < least ? left : least;
+            look(&(cgroup){dir, v2}, arg);
             char *slash = strrchr(dir, '/');
             if (!slash || strlen(dir) <= strlen(root))
                 break;
             *slash = 0;
         }
     }
+}
+
+static uint64_t left_in(const cgroup *g)
+{
+    return g->is_v2 ? cgroup_left(g->dir, "memory.max", "memory.current")
+                    : cgroup_left(g->dir, "memory.limit_in_bytes", "memory.usage_in_bytes");
+}
+
+static void keep_least(const cgroup *g, void *arg)
+{
+    uint64_t *least = arg, left = left_in(g);
+    *least = left < *least ? left : *least;
+}
+
+/* The least that this process's memory cgroup or one of its ancestors allows. */
+static uint64_t cgroups_left(void)
+{
+    uint64_t least = UINT64_MAX;
+    each_cgroup(keep_least, &least);
     return least;
 }
 
@@ -91,17 +113,78 @@ static uint64_t metadata_bytes_most(const vm_region *r)
            + r->map.nr_nodes * sizeof(vm_node) + VM_RELAXED(&r->map.h->high_slot) * sizeof(vm_slot);
 }
 
+/* UINT64_MAX where the system does not say. */
+static uint64_t memory_available(void)
+{
+    char text[2048];
+    bool is_told = read_text("/proc/meminfo", text, sizeof text) && strstr(text, "MemAvailable:");
+    return is_told ? number_after(text, "MemAvailable:") << 10 : UINT64_MAX;
+}
+
 /* Pages that may be outside space at once without bringing the machine or the cgroup to its limit: the
  * resident ones and what is left. What was handed out and never touched still wants its pages. */
 uint64_t vm__headroom_pages(const vm_region *r)
 {
-    char text[2048];
-    uint64_t bytes = UINT64_MAX;
-    if (read_text("/proc/meminfo", text, sizeof text) && strstr(text, "MemAvailable:"))
-        bytes = number_after(text, "MemAvailable:") << 10;
-    uint64_t cgroup = cgroups_left();
-    bytes = cgroup < bytes ? cgroup : bytes;
+    uint64_t bytes = memory_available(), allowed = cgroups_left();
+    bytes = allowed < bytes ? allowed : bytes;
     uint64_t resident = vm__pages_resident_bytes(r), metadata = metadata_bytes_most(r);
     resident = resident > metadata ? resident - metadata : 0;
     return (bytes > UINT64_MAX - resident ? UINT64_MAX : bytes + resident) >> r->map.page_shift;
+}
+
+bool vm__cgroup_is_tightest(void) { return cgroups_left() < memory_available(); }
+
+/* ---- pressure ---- */
+
+typedef struct looked {
+    vm_pressure worst;
+    uint32_t sources;
+} looked;
+
+static void note(looked *l, uint32_t source, vm_pressure seen)
+{
+    l->sources |= source;
+    l->worst = seen > l->worst ? seen : l->worst;
+}
+
+static vm_pressure by_what_is_left(uint64_t left, uint64_t of)
+{
+    uint64_t some = of / 100 * VM_PRESSURE_PERCENT;
+    return left >= some ? VM_PRESSURE_NONE : left >= some / 2 ? VM_PRESSURE_SOME : VM_PRESSURE_HIGH;
+}
+
+/* PSI: the percentage of the last ten seconds in which somebody waited for memory. */
+static void look_at_stalls(const char *path, looked *l)
+{
+    char text[256];
+    if (!read_text(path, text, sizeof text) || !strstr(text, "some avg10="))
+        return;
+    uint64_t stalled = number_after(text, "some avg10=");
+    note(l, VM_PRESSURE_BY_STALLS,
+         stalled < VM_PRESSURE_STALL_PERCENT       ? VM_PRESSURE_NONE
+         : stalled < 4 * VM_PRESSURE_STALL_PERCENT ? VM_PRESSURE_SOME
+                                                   : VM_PRESSURE_HIGH);
+}
+
+static void look_at_cgroup(const cgroup *g, void *arg)
+{
+    char path[512];
+    uint64_t limit = read_number(g->dir, g->is_v2 ? "memory.max" : "memory.limit_in_bytes"), left = left_in(g);
+    snprintf(path, sizeof path, "%s/memory.pressure", g->dir);
+    if (g->is_v2)
+        look_at_stalls(path, arg);
+    if (limit != UINT64_MAX && left != UINT64_MAX && limit < vm__memory_bytes())
+        note(arg, g->is_v2 ? VM_PRESSURE_BY_CGROUP2 : VM_PRESSURE_BY_CGROUP1, by_what_is_left(left, limit));
+}
+
+vm_pressure vm__memory_pressure(uint32_t *sources)
+{
+    looked l = {VM_PRESSURE_NONE, 0};
+    uint64_t available = memory_available();
+    if (available != UINT64_MAX)
+        note(&l, VM_PRESSURE_BY_MEMINFO, by_what_is_left(available, vm__memory_bytes()));
+    look_at_stalls("/proc/pressure/memory", &l);
+    each_cgroup(look_at_cgroup, &l);
+    *sources = l.sources;
+    return l.worst;
 }

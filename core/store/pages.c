@@ -133,6 +133,11 @@ uint64_t vm__pages_resident_bytes(const vm_region *r)
     return free_pages < r->map.nr_pages ? (r->map.nr_pages - free_pages) << r->map.page_shift : 0;
 }
 
+bool vm__pages_resident(const void *at, uint64_t bytes, uint8_t *is_there)
+{
+    return (uintptr_t)at % vm__page_bytes() == 0 && mincore((void *)at, bytes, is_there) == 0;
+}
+
 uint64_t vm__page_bytes(void) { return (uint64_t)sysconf(_SC_PAGESIZE); }
 uint64_t vm__memory_bytes(void)
 {

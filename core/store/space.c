@@ -154,6 +154,20 @@ static void count_taken(vm_region *r, uint64_t nr_pages)
     uint64_t live = vm__live_pages(r);
     if (live > VM_RELAXED(&r->map.h->used_peak))
         VM_PUT(&r->map.h->used_peak, live);
+    vm__note_use(r);
+}
+
+/* For a watch (mend/decay.c): what is lazy never was less, what is in use never more, since it turned. Hints: where two
+ * write at once, one is lost. */
+void vm__note_use(vm_region *r)
+{
+    vm_header *h = r->map.h;
+    int64_t lazy = (int64_t)VM_RELAXED(&h->lazy_pages);
+    uint64_t low = lazy > 0 ? (uint64_t)lazy : 0, used = r->map.nr_pages - VM_RELAXED(&h->free_pages);
+    if (low < VM_RELAXED(&h->lazy_low))
+        VM_PUT(&h->lazy_low, low);
+    if (used - low > VM_RELAXED(&h->live_high) && low <= used)
+        VM_PUT(&h->live_high, used - low);
 }
 
 /* A free range as its word said at one moment. */

@@ -17,6 +17,8 @@ int vm__pages_map(int fd, uint64_t bytes, bool readonly, void **base);
 void vm__pages_unmap(void *base, uint64_t bytes);
 int vm__pages_discard(vm_region *r, uint64_t page, uint64_t nr_pages);
 uint64_t vm__pages_resident_bytes(const vm_region *r);
+/* A byte for each page from `at`: is it there? False: the system does not say. */
+bool vm__pages_resident(const void *at, uint64_t bytes, uint8_t *is_there);
 uint64_t vm__page_bytes(void);
 uint64_t vm__memory_bytes(void); /* of the machine */
 /* Private memory, zero and not touched; `wiped`: the kernel wipes it in a child. NULL: there is none. */
@@ -27,6 +29,15 @@ int vm__random(void *out, size_t bytes);
 /* ---- headroom.c: what the machine and the cgroup have left ---- */
 
 uint64_t vm__headroom_pages(const vm_region *r); /* pages that may be outside space at once */
+bool vm__cgroup_is_tightest(void);               /* it has less left than the machine */
+typedef enum { VM_PRESSURE_NONE, VM_PRESSURE_SOME, VM_PRESSURE_HIGH } vm_pressure;
+enum { /* who was asked */
+       VM_PRESSURE_BY_STALLS = 1, /* PSI, of the system or the cgroup  */
+       VM_PRESSURE_BY_CGROUP2 = 2,
+       VM_PRESSURE_BY_CGROUP1 = 4,
+       VM_PRESSURE_BY_MEMINFO = 8,
+};
+vm_pressure vm__memory_pressure(uint32_t *sources); /* on this process: the worst of what can be read */
 
 /* ---- index.c: the free index; all but init [space_lock] ---- */
 
@@ -54,6 +65,7 @@ bool vm__space_carve(vm_thread *t, uint64_t page, uint64_t nr_pages, vm_range *o
 bool vm__space_words_agree(const vm_region *r, uint64_t page, uint64_t nr_pages);
 int vm__space_fits(vm_thread *t, uint64_t nr_pages);
 uint64_t vm__live_pages(const vm_region *r);
+void vm__note_use(vm_region *r);
 
 /* ---- lazy.c ---- */
 
@@ -75,6 +87,7 @@ uint32_t vm__warm_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, ui
                        uint64_t *len);
 int vm__warm_lock(vm_thread *t, unsigned flags); /* mended if it was stolen */
 void vm__warm_unlock(vm_thread *t);
+bool vm__warm_is_damaged(vm_region *r); /* its lock's owner, or who closed it, died */
 int vm__warm_close(vm_thread *t, unsigned flags);                                             /* [purge_lock] */
 int vm__warm_collect(vm_thread *t, uint64_t most_pages, uint32_t most_ranges, vm_batch *out); /* [purge_lock] */
 int vm__warm_collect_all(vm_thread *t, unsigned flags, vm_batch *out);                        /* [purge_lock] */

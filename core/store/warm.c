@@ -172,15 +172,44 @@ int vm__warm_close(vm_thread *t, unsigned flags)
     return 0;
 }
 
+/* Closed by somebody who lives. */
+static bool is_closed(vm_region *r)
+{
+    vm_token by = VM_ACQUIRE(&warm_of(r)->closed);
+    return by && !vm__owner_is_dead(r, by);
+}
+
+/* Who closed the lists died before they were taken apart: they are made anew, and the words are looked at again. */
+static int reopen(vm_thread *t, unsigned flags)
+{
+    vm_region *r = t->region;
+    VM_PUT(&r->map.h->purge_needs_scan, 1);
+    VM_PUT(&warm_of(r)->lock.needs_mending, 1);
+    int rc = mended(t, flags);
+    if (rc == 0)
+        VM_STORE(&warm_of(r)->closed, 0);
+    return rc;
+}
+
 /* As vm__warm_lock(), for who uses the lists; EAGAIN while they are closed. */
 static int enter(vm_thread *t, unsigned flags)
 {
-    int rc = VM_ACQUIRE(&warm_of(t->region)->closed) ? -EAGAIN : vm__warm_lock(t, flags);
-    if (rc == 0 && VM_ACQUIRE(&warm_of(t->region)->closed)) {
+    vm_region *r = t->region;
+    int rc = is_closed(r) ? -EAGAIN : vm__warm_lock(t, flags);
+    if (rc || vm_likely(!VM_ACQUIRE(&warm_of(r)->closed)))
+        return rc;
+    rc = is_closed(r) ? -EAGAIN : reopen(t, flags);
+    if (rc)
         vm__warm_unlock(t);
-        rc = -EAGAIN;
-    }
     return rc;
+}
+
+bool vm__warm_is_damaged(vm_region *r)
+{
+    const vm_lock *lock = &warm_of(r)->lock;
+    vm_token owner = VM_ACQUIRE(&lock->owner) & VM_TOKEN_MASK, by = VM_ACQUIRE(&warm_of(r)->closed);
+    return VM_RELAXED(&lock->needs_mending) || (owner && vm__owner_is_dead(r, owner))
+           || (by && vm__owner_is_dead(r, by));
 }
 
 /* ---- sorting ---- */
@@ -391,6 +420,7 @@ uint32_t vm__warm_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, ui
         taken += want;
     }
     VM_ADD(&r->map.h->lazy_pages, (uint64_t)0 - taken);
+    vm__note_use(r);
     vm__warm_unlock(t);
     return got;
 }

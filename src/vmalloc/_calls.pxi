@@ -78,6 +78,14 @@ cdef int call_stats(vm_region *r, Call *c) noexcept nogil:
     return vm_get_stats(r, c.stats)
 
 
+cdef int call_explain(vm_region *r, Call *c) noexcept nogil:
+    return vm_explain(r, c.nr_pages, c.error, c.shortage)
+
+
+cdef int call_holdings(vm_region *r, Call *c) noexcept nogil:
+    return vm_holdings(r, c.count, c.holdings)
+
+
 cdef int call_walk(vm_region *r, Call *c) noexcept nogil:
     return vm_walk(r, append_range, c.found)
 

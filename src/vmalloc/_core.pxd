@@ -52,6 +52,20 @@ cdef extern from "vmalloc.h" nogil:
         uint64_t nr_alloc, nr_pool_hit, nr_lazy_hit, nr_space_hit, nr_failed, lock_wait_ns
         uint64_t nr_purges, nr_purged_pages, nr_discards, nr_splits, nr_merges, nr_recovered
         uint64_t nr_leases
+        uint64_t nr_ticks, nr_decayed_pages
+        uint32_t helper_pid, pressure, pressure_sources
+
+    ctypedef struct vm_limits:
+        uint64_t limit_pages, soft_limit_pages, quota_pages, floor_pages
+
+    ctypedef struct vm_holding:
+        uint32_t process, pid
+        uint64_t nr_pages
+
+    ctypedef struct vm_shortage:
+        uint64_t free_pages, largest_free_pages, busy_pages, lazy_pages, headroom_pages
+        vm_limits limits
+        int cause
 
     ctypedef struct vm_range_info:
         uint64_t page, nr_pages, id
@@ -96,6 +110,13 @@ cdef extern from "vmalloc.h" nogil:
     void vm_wait_begin(vm_wait *wait)
     void vm_wait_end()
     int vm_tick(vm_region *r)
+    int vm_helper_start(vm_region *r)
+    void vm_helper_stop(vm_region *r)
+    void vm_helpers_resume()
+    int vm_get_limits(vm_region *r, vm_limits *out)
+    int vm_set_limits(vm_region *r, const vm_limits *limits)
+    int vm_holdings(vm_region *r, size_t room, vm_holding *out)
+    int vm_explain(vm_region *r, uint64_t nr_pages, int error, vm_shortage *out)
     void vm_set_lock_timeout(vm_region *r, double seconds)
     uint32_t vm_busy_pid(const vm_region *r)
     uint64_t vm_lock_wait_ns(vm_region *r)
@@ -121,6 +142,9 @@ cdef struct Call:
     size_t meta_bytes
     bint must_be_new, at_rest
     vm_stats *stats
+    vm_shortage *shortage
+    int error  # that the shortage is about
+    vm_holding *holdings
     void *found  # a Python list
 
 ctypedef int (*Work)(vm_region *, Call *) noexcept nogil
@@ -135,6 +159,7 @@ cdef class RegionHandle:
     cdef bint has_pages  # open, and no address space
     cdef uint64_t granule, nr_pages_
     cdef double timeout_s
+    cdef bint has_helper
     cdef uint8_t id_[16]
     cdef object __weakref__
     cdef int remember(self) except -1
@@ -143,7 +168,7 @@ cdef class RegionHandle:
     cdef int result_of(self, Work work, Call *call) except? -1
     cdef int run(self, Work work, Call *call, object what, object nr_pages=*) except -1
     cdef object fail(self, int rc, object what, object nr_pages=*, str call=*, dict told=*)
-    cdef str room(self, object nr_pages)
+    cdef object out_of_pages(self, int rc, object nr_pages, str call)
 
 
 cdef class RegionUpkeep(RegionHandle):
@@ -163,10 +188,12 @@ cdef class RegionReferences(RegionUpkeep):
 
 
 cdef class CoreRegion(RegionReferences):
-    cdef int take(self, uint64_t nbytes, uint64_t align, vm_range *out) except -1
-    cdef int take_slowly(self, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out) except -1
+    cdef int take(self, uint64_t nbytes, uint64_t align, object timeout, vm_range *out) except -1
+    cdef int take_slowly(self, uint64_t nr_pages, uint64_t align_pages, unsigned flags, object timeout,
+                         vm_range *out) except -1
+    cdef int take_later(self, Call *c, double seconds) except? -1
     cdef vm_range *take_bulk(self, uint64_t nr_pages, uint64_t align_pages, size_t n) except NULL
-    cdef object new_array(self, object shape, object dtype, object order, bint zero)
+    cdef object new_array(self, object shape, object dtype, object order, bint zero, object timeout)
 
 
 # ---- what holds a range ----

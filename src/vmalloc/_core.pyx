@@ -16,6 +16,7 @@ No Python object is made or dropped while a lock of the core is held.
 import os
 import pickle
 import weakref
+from time import monotonic
 from operator import index
 
 cimport cython
@@ -23,6 +24,7 @@ from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABL
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_New
 from libc.errno cimport EAGAIN, EBUSY, EINTR, ENOMEM, ENOSPC, EPROTO
+from posix.time cimport nanosleep, timespec
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free as c_free, malloc as c_malloc
 from libc.string cimport memcmp, memcpy, memset
@@ -36,8 +38,8 @@ from vmalloc.suite.loops cimport (
 )
 
 from vmalloc import errors
-from vmalloc.facts import FORMAT, POOLS
-from vmalloc.results import error_of
+from vmalloc.facts import FORMAT, PAGES_MAX, POOLS
+from vmalloc.results import error_of, shortage_error, size_text
 
 
 cdef extern from *:
@@ -46,12 +48,15 @@ cdef extern from *:
 
 cdef extern from "errno.h":
     enum:
+        EDQUOT
+        EROFS
         EUCLEAN
 
 
 cdef extern from "Python.h":
     int PyObject_GetBuffer(object, Py_buffer *, int) except -1
     void PyBuffer_Release(Py_buffer *)
+    int Py_AddPendingCall(int (*call)(void *) noexcept, void *arg) nogil
     int PyBuffer_IsContiguous(Py_buffer *, char)
 
 cdef extern from *:
@@ -73,7 +78,17 @@ def _after_fork_in_child():
     fork_epoch += 1
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+cdef int resume_helpers(void *unused) noexcept:
+    vm_helpers_resume()
+    return 0
+
+
+def _after_fork_in_parent():
+    # once os.fork() has returned: it warns of threads that it sees before
+    Py_AddPendingCall(resume_helpers, NULL)
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child, after_in_parent=_after_fork_in_parent)
 
 
 def _hold_clock(uint64_t seconds):

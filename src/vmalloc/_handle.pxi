@@ -124,21 +124,37 @@ cdef class RegionHandle:
 
     cdef object fail(self, int rc, object what, object nr_pages=0, str call="", dict told={}):
         """The error that belongs to a result of the core; `call` and `told` as for error_of()."""
-        if rc == -ENOSPC:
-            return error_of(ENOSPC, call, room=self.room(nr_pages))
+        if rc == -ENOSPC or rc == -EDQUOT:
+            return self.out_of_pages(rc, nr_pages, call)
         if rc == -EBUSY:
             return error_of(EBUSY, call, what=what, pid=vm_busy_pid(self.r), timeout_s=self.timeout_s)
         return error_of(-rc, call, what=what, **told)
 
-    cdef str room(self, object nr_pages):
-        cdef vm_stats s
+    cdef object out_of_pages(self, int rc, object nr_pages, str call):
+        """OutOfPages with all that is known of why."""
+        cdef vm_shortage s
         cdef Call c
-        c.stats = &s
-        text = f"{nr_pages} pages requested ({_size_text(nr_pages * self.granule)})"
-        if self.result_of(call_stats, &c) == 0:
-            text += (f"; {s.free_pages} of {s.nr_pages} free, largest run {s.largest_free_pages}, "
-                     f"{s.busy_pages} busy, {s.lazy_pages} lazy")
-        return text + ". Free something, raise the limit or make a larger region."
+        c.shortage, c.error, c.nr_pages = &s, rc, min(nr_pages, PAGES_MAX)
+        if self.result_of(call_explain, &c) != 0:
+            return error_of(ENOSPC, call, room=f"{nr_pages} pages requested")
+        return shortage_error(
+            self.granule, nr_pages, self.nr_pages_, s.free_pages, s.largest_free_pages, s.busy_pages, s.lazy_pages,
+            s.headroom_pages, s.limits.limit_pages, s.limits.quota_pages, s.cause, self._holdings(5),
+        )
+
+    def _holdings(self, size_t most):
+        """(process slot, pid, bytes) of the processes that hold most, the most first."""
+        cdef Call c
+        cdef vm_holding *held = <vm_holding *>c_malloc(max(most, 1) * sizeof(vm_holding))
+        if held == NULL:
+            raise MemoryError
+        try:
+            self.open_check()
+            c.count, c.holdings = most, held
+            nr = self.result_of(call_holdings, &c)
+            return [(held[i].process, held[i].pid, held[i].nr_pages * self.granule) for i in range(nr)]
+        finally:
+            c_free(held)
 
     @property
     def lock_timeout_s(self):

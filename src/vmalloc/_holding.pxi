@@ -170,7 +170,7 @@ cdef class Block(Holding):
 
     def __repr__(self):
         state = f"at offset {self.offset:#x}" if self.held else "released"
-        return f"<vmalloc.Block of {_size_text(self.nbytes)} {state}>"
+        return f"<vmalloc.Block of {size_text(self.nbytes)} {state}>"
 
     def __dlpack_device__(self):
         return (1, 0)

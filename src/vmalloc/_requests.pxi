@@ -1,10 +1,23 @@
 # SPDX-License-Identifier: MIT
 # Part of _core.pyx: CoreRegion, the last of a region's classes: requests for blocks, arrays and plain ranges.
 
+cdef double WAIT_PAUSE_S = 0.0005  # between looks for pages, growing to
+cdef double WAIT_PAUSE_MAX_S = 0.02
+
+
+cdef int sleep_s(double seconds) except -1:
+    cdef timespec t
+    t.tv_sec = <long>seconds
+    t.tv_nsec = <long>((seconds - <long>seconds) * 1e9)
+    with nogil:
+        nanosleep(&t, NULL)
+    return 0
+
+
 cdef class CoreRegion(RegionReferences):
     """A region attached to this process; `vmalloc.Region` and `vmalloc.AddressSpace` add the friendly parts."""
 
-    cdef int take(self, uint64_t nbytes, uint64_t align, vm_range *out) except -1:
+    cdef int take(self, uint64_t nbytes, uint64_t align, object timeout, vm_range *out) except -1:
         cdef uint64_t nr_pages, align_pages
         if not self.has_pages:
             self.pages_check()
@@ -12,17 +25,36 @@ cdef class CoreRegion(RegionReferences):
         align_pages = 1 if align <= self.granule else align // self.granule
         if vm_alloc(self.r, nr_pages, align_pages, VM_HIT_ONLY, out) == 0:
             return 0
-        return self.take_slowly(nr_pages, align_pages, 0, out)
+        return self.take_slowly(nr_pages, align_pages, 0, timeout, out)
 
-    cdef int take_slowly(self, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out) except -1:
+    cdef int take_slowly(self, uint64_t nr_pages, uint64_t align_pages, unsigned flags, object timeout,
+                         vm_range *out) except -1:
+        """`timeout`: how many seconds to try again while there is no room; None: not at all."""
         cdef Call c
+        cdef double seconds = 0 if timeout is None else timeout
+        if not seconds >= 0:
+            raise ValueError(f"timeout must not be negative, not {timeout!r}")
         c.nr_pages, c.align_pages = nr_pages, align_pages
         c.flags = flags
         c.out = out
         cdef int rc = self.result_of(call_alloc, &c)
+        if seconds and (rc == -ENOSPC or rc == -EDQUOT):
+            rc = self.take_later(&c, seconds)
         if rc:
             raise self.fail(rc, "alloc", nr_pages)
         return 0
+
+    cdef int take_later(self, Call *c, double seconds) except? -1:
+        """Again and again, in growing pauses, until there is room or the time is over."""
+        cdef double end = monotonic() + seconds, left = seconds, pause = WAIT_PAUSE_S
+        cdef int rc = -ENOSPC
+        while left > 0 and (rc == -ENOSPC or rc == -EDQUOT):
+            sleep_s(min(pause, left))
+            PyErr_CheckSignals()
+            pause = min(2 * pause, WAIT_PAUSE_MAX_S)
+            rc = self.result_of(call_alloc, c)
+            left = end - monotonic()
+        return rc
 
     cdef vm_range *take_bulk(self, uint64_t nr_pages, uint64_t align_pages, size_t n) except NULL:
         """`n` ranges in a list that the caller frees."""
@@ -42,13 +74,13 @@ cdef class CoreRegion(RegionReferences):
 
     # ---- blocks ----
 
-    def alloc(self, nbytes, align=1):
+    def alloc(self, nbytes, align=1, *, timeout=None):
         """Allocate a block of at least `nbytes` bytes.
 
         Takes ceil(nbytes / page_size) whole pages; the block's buffer is exactly `nbytes` long and starts
         on a page, or on a multiple of `align` (bytes, a power of two): of the address up to 2 MiB, of the
         offset in the region beyond. Contents are whatever the pages
-        held. Raises OutOfPages, ValueError, RegionClosed.
+        held. `timeout` seconds it waits for pages if there are none. Raises OutOfPages, ValueError, RegionClosed.
         """
         cdef vm_range got
         cdef Py_ssize_t size, alignment
@@ -60,7 +92,7 @@ cdef class CoreRegion(RegionReferences):
             raise _bad_size(nbytes, align) from None
         if not is_good_size(size, alignment):
             raise _bad_size(nbytes, align)
-        self.take(size, alignment, &got)
+        self.take(size, alignment, timeout, &got)
         block = Block.__new__(Block)
         block.bind(self, &got, size)
         return block
@@ -107,20 +139,21 @@ cdef class CoreRegion(RegionReferences):
 
     # ---- arrays ----
 
-    def empty(self, shape, dtype="f8", order="C"):
+    def empty(self, shape, dtype="f8", order="C", *, timeout=None):
         """Allocate an uninitialised array that other processes can attach to.
 
         Takes ceil(bytes / page_size) whole pages, at least one; the array starts on a page boundary and its
         base, a private owner object, holds them. Contents are whatever the pages held, perhaps a former
-        array of the same user. Raises OutOfPages, RegionClosed, TypeError for dtypes that hold objects.
+        array of the same user. `timeout` seconds it waits for pages if there are none. Raises OutOfPages,
+        RegionClosed, TypeError for dtypes that hold objects.
         """
-        return self.new_array(shape, dtype, order, False)
+        return self.new_array(shape, dtype, order, False, timeout)
 
-    def zeros(self, shape, dtype="f8", order="C"):
+    def zeros(self, shape, dtype="f8", order="C", *, timeout=None):
         """Like empty(), filled with zeros; never-touched or discarded pages are not written for it."""
-        return self.new_array(shape, dtype, order, True)
+        return self.new_array(shape, dtype, order, True, timeout)
 
-    cdef object new_array(self, object shape, object dtype, object order, bint zero):
+    cdef object new_array(self, object shape, object dtype, object order, bint zero, object timeout):
         cdef vm_range got
         cdef ArrayOwner owner
         cdef Kind kind = kind_of(dtype)
@@ -130,7 +163,7 @@ cdef class CoreRegion(RegionReferences):
         nbytes = bytes_of(shape, kind)
         if order != "C" and order != "F":
             raise ValueError(f"order must be 'C' or 'F', not {order!r}")
-        self.take(nbytes or 1, 1, &got)
+        self.take(nbytes or 1, 1, timeout, &got)
         owner = ArrayOwner.__new__(ArrayOwner)
         owner.bind(self, &got, nbytes)
         if zero and not got.zeroed:
@@ -147,7 +180,7 @@ cdef class CoreRegion(RegionReferences):
         cdef vm_range got
         self.open_check()
         if vm_alloc(self.r, nr_pages, align_pages, VM_HIT_ONLY, &got) != 0:
-            self.take_slowly(nr_pages, align_pages, 0 if may_purge else VM_NO_PURGE, &got)
+            self.take_slowly(nr_pages, align_pages, 0 if may_purge else VM_NO_PURGE, None, &got)
         return got.page, got.nr_pages, got.id
 
     def _alloc_pages_bulk(self, uint64_t nr_pages, uint64_t align_pages, size_t count):

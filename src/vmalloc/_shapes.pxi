@@ -72,13 +72,6 @@ cdef object plain_shape(object shape):
         return tuple(shape)
 
 
-def _size_text(nbytes):
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if nbytes < 1024 or unit == "TiB":
-            return f"{nbytes:.4g} {unit}"
-        nbytes /= 1024
-
-
 cdef inline bint is_good_size(Py_ssize_t nbytes, Py_ssize_t align) noexcept:
     return 0 < nbytes <= LARGEST and 0 < align <= LARGEST and align & (align - 1) == 0
 

@@ -25,10 +25,56 @@ cdef class RegionUpkeep(RegionHandle):
         return c.nr * self.granule
 
     def tick(self):
-        """Where periodic work hangs; does nothing yet. Returns None. RegionClosed."""
+        """One round of upkeep, for a program without a helper; returns None.
+
+        What nobody used for a few seconds goes back to the system by and by, processes that died are recovered,
+        leases that are due end. Does nothing when this process's last round was less than a fifth of a second
+        ago. Waits for no neighbour. Raises RegionClosed.
+        """
         cdef Call c
         self.open_check()
         self.run(call_tick, &c, "tick")
+
+    @property
+    def helper(self):
+        """Whether a thread of this process ticks, as long as it is elected among all attached processes.
+
+        It takes no signals and calls no Python. It is stopped before a fork and started again afterwards.
+        """
+        return self.has_helper
+
+    @helper.setter
+    def helper(self, bint wanted):
+        cdef int rc = 0
+        self.open_check()
+        if self.readonly:
+            if wanted:
+                raise self.fail(-EROFS, "helper")
+            return
+        with nogil:
+            if wanted:
+                rc = vm_helper_start(self.r)
+            else:
+                vm_helper_stop(self.r)
+        self.has_helper = wanted and rc == 0  # where no thread can be had, others help, or tick()
+
+    def _limits(self):
+        """(limit, soft limit, quota, floor) in bytes; 0: none."""
+        cdef vm_limits l
+        self.open_check()
+        vm_get_limits(self.r, &l)
+        return (l.limit_pages * self.granule, l.soft_limit_pages * self.granule, l.quota_pages * self.granule,
+                l.floor_pages * self.granule)
+
+    def _set_limits(self, limit, soft_limit, quota, floor):
+        """All in bytes, at least a page unless 0."""
+        cdef vm_limits l
+        self.open_check()
+        pages = [0 if not n else min(max(n // self.granule, 1), PAGES_MAX) for n in (limit, soft_limit, quota, floor)]
+        l.limit_pages, l.soft_limit_pages, l.quota_pages, l.floor_pages = pages
+        cdef int rc = vm_set_limits(self.r, &l)
+        if rc:
+            raise self.fail(rc, "limits")
 
     def expire_leases(self, double older_than_s=0, *, bint all=True):
         """End the leases of messages that nobody loaded; their later loads raise StaleReference.

@@ -21,6 +21,7 @@ class AddressSpace(RegionBase):
     "keep" (they may name something outside, such as disk blocks) or "reclaim".
     """
 
+    __slots__ = ("granule_size", "start", "stop")
     _has_pages: ClassVar[bool] = False
     start: int
     stop: int
@@ -57,8 +58,8 @@ class AddressSpace(RegionBase):
             keep_on_death=on_death == "keep",
         )
 
-    def _opened(self) -> None:
-        super()._opened()
+    def _opened(self, *, helper: bool = True) -> None:
+        super()._opened(helper=helper)
         info = self._info()
         self.start, self.granule_size = int(info["base"]), int(info["granule"])
         self.stop = self.start + int(info["nr_pages"]) * self.granule_size

@@ -25,6 +25,8 @@ class ArrayFunctions(CoreRegion):
     page boundary. All raise OutOfPages, RegionClosed, TypeError for dtypes that hold Python objects.
     """
 
+    __slots__ = ()
+
     def full(
         self, shape: int | tuple[int, ...], fill_value: Any, dtype: DTypeLike | None = None, order: str = "C"
     ) -> NDArray[Any]:

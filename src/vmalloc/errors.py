@@ -30,7 +30,20 @@ class VmallocError(Exception):
 
 
 class OutOfPages(VmallocError, MemoryError):
-    """No free range of that size is left, even after shrink and drain."""
+    """No free range of that size is left, even after shrink and drain; or no lease, no name.
+
+    Where pages ran out the attributes say why, in bytes, as they were when the error was made.
+    """
+
+    #: "space" (no run of free pages is long enough), "limit", "quota", "memory" (of the machine), "cgroup"
+    cause: str | None = None
+    requested: int | None = None
+    free: int | None = None  #: outside all limits; perhaps in pieces
+    largest: int | None = None  #: the longest free run
+    lazy: int | None = None  #: freed, and still resident
+    limit: int | None = None  #: the region's, if it has one
+    quota: int | None = None  #: each process's, if there is one
+    holders: tuple[tuple[int, int], ...] = ()  #: (pid, bytes) of the processes that hold most, the most first
 
 
 class NotAllocated(VmallocError, ValueError):

@@ -30,7 +30,7 @@ POOLS = tuple(design.name for design in POOL_DESIGNS)
 POOLS_DEFAULT = "magazine"
 
 # a region's format
-FORMAT = 3
+FORMAT = 4
 """Raised by every change after which another version could misread a region."""
 PROCESSES_MAX = 255
 """Process slots that processes can have; one more is the region's own, for names."""
@@ -104,6 +104,33 @@ PEAK_SINK_STEPS = 64
 """The recent peak also sinks at one in so many of these steps."""
 ROOM_ATTEMPTS = 6
 """How often a request that found no room makes some and tries again."""
+
+# upkeep
+TICK_MS = 200
+"""The helper of a region does its round so often; a tick in between looks for the dead only."""
+TURN_TICKS = 12
+"""A watch turns after so many ticks: what lay unused through a whole turn and since then is idle."""
+IDLE_DECAY_PERCENT = 25
+"""So much of what is idle each tick gives back, the oldest first, ..."""
+IDLE_DECAY_PAGES_MIN = 1024
+"""... or so many pages, if there are."""
+TICK_STEP_PAGES = 4096
+"""A tick gives back in steps: so many pages, at most, ..."""
+TICK_STEP_RANGES = 256
+"""... and so many ranges for one turn at the purge lock."""
+HELPER_STALE_MS = 500
+"""A helper that did not say for so long that it lives is replaced,"""
+HELPER_LOOK_MS = 400
+"""by whoever looks next; the others look this often."""
+HELPER_BACKLOG_SHARE = 4
+"""A free beside a helper gives back nothing until the threshold is exceeded by one such part of it."""
+RECOVER_TICKS = 5
+"""At one tick in so many it is asked whether somebody died."""
+PRESSURE_PERCENT = 10
+"""With less than so much of the memory available a tick gives back at once all that lay unused since the last turn, and
+with half of that a share of everything that is warm, idle or not."""
+PRESSURE_STALL_PERCENT = 10
+"""The same when so much of the last ten seconds somebody waited for memory (PSI), and with four times that."""
 
 # messages
 COPY_IN_THRESHOLD_BYTES = 64 << 10

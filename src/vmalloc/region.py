@@ -17,8 +17,8 @@ from vmalloc.array import ArrayFunctions
 from vmalloc.attach import Where, attach, attach_where, serve_region, where_of
 from vmalloc.description import decode, encode
 from vmalloc.errors import RegionCorrupt, RegionUnavailable
-from vmalloc.facts import NODES_MAX, POOLS, POOLS_DEFAULT
-from vmalloc.stats import Range, Stats
+from vmalloc.facts import NODES_MAX, POOLS, POOLS_DEFAULT, PROCESSES_MAX
+from vmalloc.stats import PRESSURE_SOURCES, PRESSURES, Holder, Range, Stats
 
 __all__ = ["Region", "default_region", "parse_size", "region_at", "region_of"]
 
@@ -58,8 +58,9 @@ def _state_name(state: int) -> str:
 class RegionBase(CoreRegion):
     """What memory regions and address spaces share: options, attach, look at, check, context manager."""
 
+    __slots__ = ("_is_served",)
     _has_pages: ClassVar[bool] = True
-    _is_served: bool = False
+    _is_served: bool
 
     def _open(
         self,
@@ -75,6 +76,7 @@ class RegionBase(CoreRegion):
         max_threads: int | None,
         keep_on_death: bool = False,
         lease_ttl_s: float = 60.0,
+        helper: bool = True,
     ) -> None:
         if "/" in name:
             raise ValueError(f"a region's name has no '/': attach() takes {name!r} for a path")
@@ -100,7 +102,7 @@ class RegionBase(CoreRegion):
             keep_on_death=keep_on_death,
             lease_ttl_s=lease_ttl_s,
         )
-        self._opened()
+        self._opened(helper=helper)
 
     @property
     def id(self) -> str:
@@ -117,9 +119,74 @@ class RegionBase(CoreRegion):
         """Allocatable pages (granules of an address space)."""
         return int(self._info()["nr_pages"])
 
+    # ---- limits: changeable while others work, and the same for all processes ----
+
+    def _limit(self, which: int) -> int | None:
+        return self._limits()[which] or None
+
+    def _change_limit(self, which: int, size: int | str | None) -> None:
+        limits = list(self._limits())
+        limits[which] = 0 if size is None else parse_size(size)
+        self._set_limits(*limits)
+
+    @property
+    def limit(self) -> int | None:
+        """Bytes that may be handed out or kept ready at once, by all processes; None: the whole size.
+
+        A request beyond it raises OutOfPages. May be set to bytes, text like "2G", or None, at any time; what is in
+        use above a lowered limit stays.
+        """
+        return self._limit(0)
+
+    @limit.setter
+    def limit(self, size: int | str | None) -> None:
+        self._change_limit(0, size)
+
+    @property
+    def soft_limit(self) -> int | None:
+        """Bytes above which freed memory is given back at the next tick instead of staying warm; None: no such bound.
+
+        Requests are served beyond it. Set like `limit`.
+        """
+        return self._limit(1)
+
+    @soft_limit.setter
+    def soft_limit(self, size: int | str | None) -> None:
+        self._change_limit(1, size)
+
+    @property
+    def quota(self) -> int | None:
+        """Bytes that each process may hold; None: no such bound.
+
+        What is busy and what is ready in a process's magazines counts; what several processes share counts for each.
+        A hit in a magazine is not checked, so a process may be over by what its magazines hold. Set like `limit`.
+        """
+        return self._limit(2)
+
+    @quota.setter
+    def quota(self, size: int | str | None) -> None:
+        self._change_limit(2, size)
+
+    @property
+    def floor(self) -> int | None:
+        """Bytes of warm memory that stay, however idle, unless memory is short; None: all goes in time. Set like `limit`."""
+        return self._limit(3)
+
+    @floor.setter
+    def floor(self, size: int | str | None) -> None:
+        self._change_limit(3, size)
+
+    def holders(self, most: int = PROCESSES_MAX) -> list[Holder]:
+        """The processes that hold most, the most first, from one walk over the words without a lock."""
+        return [Holder(pid, nbytes, slot) for slot, pid, nbytes in self._holdings(most)]
+
     def stats(self) -> Stats:
         """Pages by state and counters, from one walk over the words: O(number of ranges)."""
-        return Stats(page_size=self._info()["granule"], **self._stats())
+        told: dict[str, Any] = dict(self._stats())
+        told["pressure"] = PRESSURES[min(told["pressure"], len(PRESSURES) - 1)]
+        asked = told["pressure_sources"]
+        told["pressure_sources"] = tuple(name for i, name in enumerate(PRESSURE_SOURCES) if asked >> i & 1)
+        return Stats(page_size=self._info()["granule"], **told)
 
     def ranges(self) -> list[Range]:
         """Every range in address order: a consistent picture of the boundaries at one moment."""
@@ -143,7 +210,12 @@ class RegionBase(CoreRegion):
 
     @classmethod
     def attach(
-        cls, source: int | str | os.PathLike[str], *, expected_id: str | None = None, readonly: bool = False
+        cls,
+        source: int | str | os.PathLike[str],
+        *,
+        expected_id: str | None = None,
+        readonly: bool = False,
+        helper: bool = True,
     ) -> Self:
         """Attach what a descriptor, a path, a name or a pid leads to.
 
@@ -156,8 +228,13 @@ class RegionBase(CoreRegion):
         `readonly` maps it for reading and takes no process slot: stats(), ranges(), names() and check() look
         at it without locks, so that what they see may be torn where others work; all that would hold or
         change something raises RegionUnavailable (EROFS). Each such call gives an object of its own.
+
+        `helper=False`: without a helper thread in this process, see Region.
         """
-        return attach(cls, source, expected_id, readonly)
+        region = attach(cls, source, expected_id, readonly)
+        if not helper:
+            region.helper = False
+        return region
 
     def serve(self) -> None:
         """Let references to this region also name a socket of this process, which hands the region out.
@@ -169,8 +246,9 @@ class RegionBase(CoreRegion):
         """
         serve_region(self)
 
-    def _opened(self) -> None:
+    def _opened(self, *, helper: bool = True) -> None:
         """After create and attach: found again by its id; of the right kind."""
+        self._is_served = False
         info = self._info()
         if info["has_pages"] != self._has_pages:
             self.close()
@@ -178,6 +256,7 @@ class RegionBase(CoreRegion):
             raise RegionUnavailable(errno.EINVAL, f"{info['id'].hex()} is {kind}; attach it by its own class")
         if not self.readonly:
             attached[info["id"]] = self
+            self.helper = helper and self._has_pages
 
     def __reduce__(self) -> tuple[Any, ...]:
         self.fileno()  # RegionClosed
@@ -204,10 +283,15 @@ class Region(RegionBase, ArrayFunctions):
     before a free gives back the oldest (default: the largest of fls(CPUs) * 32 MiB, a quarter of the recent
     peak of use, and the peak itself up to 1/32 of the machine's memory, at most 1 GiB).
     `lease_ttl_s` is how long a message that nobody loads keeps its arrays after its sender's death.
+    `soft_limit` and `quota` are as the properties of those names. `helper`: a thread of this process gives back what
+    nobody used for some seconds and recovers the dead, as long as it is elected among all attached processes; without
+    one call tick() now and then.
 
     A context manager: leaving it closes the region here; arrays that still exist keep their memory.
     The region ends when the last process that has it does; nothing is left behind.
     """
+
+    __slots__ = ()
 
     def __init__(
         self,
@@ -221,10 +305,14 @@ class Region(RegionBase, ArrayFunctions):
         max_threads: int | None = None,
         lock_timeout_s: float = 10.0,
         lease_ttl_s: float = 60.0,
+        soft_limit: int | str | None = None,
+        quota: int | str | None = None,
+        helper: bool = True,
     ) -> None:
         page = os.sysconf("SC_PAGESIZE")
         nbytes = parse_size(size)
         self.lock_timeout_s = lock_timeout_s
+        bounds = [0 if n is None else parse_size(n) for n in (soft_limit, quota)]
         self._open(
             -(-nbytes // page),
             name=name,
@@ -234,7 +322,10 @@ class Region(RegionBase, ArrayFunctions):
             nodes=nodes,
             max_threads=max_threads,
             lease_ttl_s=lease_ttl_s,
+            helper=helper,
         )
+        if any(bounds):
+            self._set_limits(self.limit or 0, *bounds, 0)
 
     # ---- named references ----
 

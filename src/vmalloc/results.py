@@ -21,7 +21,7 @@ from vmalloc.errors import (
 )
 from vmalloc.facts import LEASES_MAX, NAMES_MAX, PROCESSES_MAX
 
-__all__ = ["RESULTS", "Meaning", "error_of", "meaning_of"]
+__all__ = ["RESULTS", "Meaning", "error_of", "meaning_of", "shortage_error", "size_text"]
 
 
 class Meaning(NamedTuple):
@@ -79,6 +79,7 @@ RESULTS: dict[tuple[str, int], Meaning] = {
     ("", errno.ENFILE): Meaning(
         OutOfPages, f"{{what}}: all {NAMES_MAX} names of the region are taken; delete some"
     ),
+    ("", errno.EDQUOT): Meaning(OutOfPages, "{room}"),
     ("", errno.ENOMEM): Meaning(
         OutOfPages, "{what}: the process itself is out of memory, or of address space (ulimit -v)"
     ),
@@ -124,3 +125,56 @@ def error_of(code: int, call: str = "", **told: object) -> Exception:
     error, text = meaning_of(code, call)
     message = text.format(system=os.strerror(code), **told)
     return error(code, message) if error in (RegionUnavailable, FileExistsError) else error(message)
+
+
+def size_text(nbytes: float) -> str:
+    """1536 as "1.5 KiB"; powers of 1024, four digits."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if nbytes < 1024:
+            return f"{nbytes:.4g} {unit}"
+        nbytes /= 1024
+    return f"{nbytes:.4g} TiB"
+
+
+#: By vm_cause of vmalloc_types.h: its name, why, and what helps.
+_CAUSES = (
+    ("space", "no run of free pages is long enough", "Free something, or make a larger region"),
+    ("limit", "the region's limit is {limit}", "Free something, or raise region.limit"),
+    ("quota", "a process's quota is {quota}", "Free something in this process, or raise region.quota"),
+    ("memory", "the machine's memory has room for {room} in this region", "Free something, here or elsewhere"),
+    ("cgroup", "the memory cgroup has room for {room} in this region", "Free something, or raise its limit"),
+)
+
+
+def shortage_error(
+    granule: int,
+    nr_pages: int,
+    total: int,
+    free: int,
+    largest: int,
+    busy: int,
+    lazy: int,
+    headroom: int,
+    limit: int,
+    quota: int,
+    cause: int,
+    holders: list[tuple[int, int, int]],
+) -> OutOfPages:
+    """OutOfPages for a request of `nr_pages`; counts in pages of `granule` bytes, holders as (slot, pid, bytes)."""
+    name, why, remedy = _CAUSES[cause]
+    sizes = {
+        "limit": size_text(limit * granule),
+        "quota": size_text(quota * granule),
+        "room": size_text(headroom * granule),
+    }
+    most = ", ".join(f"pid {pid} {size_text(nbytes)}" for _, pid, nbytes in holders[:3])
+    error = OutOfPages(
+        f"{nr_pages} pages requested ({size_text(nr_pages * granule)}); {free} of {total} free, largest run {largest}, "
+        f"{busy} busy, {lazy} lazy; {why.format(**sizes)}. {f'Most is held by {most}. ' if most else ''}{remedy}."
+    )
+    error.cause = name
+    error.requested, error.free, error.largest = nr_pages * granule, free * granule, largest * granule
+    error.lazy = lazy * granule
+    error.limit, error.quota = limit * granule or None, quota * granule or None
+    error.holders = tuple((pid, nbytes) for _, pid, nbytes in holders)
+    return error

@@ -6,7 +6,18 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-__all__ = ["Range", "Stats"]
+__all__ = ["Holder", "Range", "Stats"]
+
+PRESSURES = ("none", "some", "high")
+PRESSURE_SOURCES = ("PSI", "cgroup v2", "cgroup v1", "meminfo")
+
+
+class Holder(NamedTuple):
+    """How much one process holds: what is busy, and what is ready in its threads' magazines."""
+
+    pid: int  #: as in that process's own pid namespace
+    nbytes: int  #: what several processes share counts for each
+    process: int  #: its slot
 
 
 class Range(NamedTuple):
@@ -58,6 +69,11 @@ class Stats:
     nr_merges: int
     nr_recovered: int  #: pages reclaimed from dead processes
     nr_leases: int  #: references in messages that nobody has loaded yet, and Refs
+    nr_ticks: int  #: rounds of upkeep, by helpers and tick()
+    nr_decayed_pages: int  #: given back by them because nobody used them
+    helper_pid: int  #: the process whose helper thread is elected; 0: there is none, or it is stopped
+    pressure: str  #: on memory, as the last tick saw it: none, some or high
+    pressure_sources: tuple[str, ...]  #: who was asked: PSI, cgroup v2, cgroup v1, meminfo
 
     @property
     def busy_bytes(self) -> int:

@@ -119,15 +119,20 @@ def test_plain_copies_are_by_value(region, copier):
 def test_a_block_in_a_reference_cycle_is_collected_and_freed(region):
     cycle = [region.alloc(PAGE), region.zeros(10), vmalloc.ref(region.zeros(20))]
     cycle.append(cycle)
-    region.tag = region.alloc(PAGE)
+    cycle.append(region.alloc(PAGE))
+    kept = region.alloc(PAGE)
     del cycle
     gc.collect()
     assert region.stats().busy_pages == 1
-    del region.tag
+    del kept
 
 
 def test_a_region_in_a_cycle_with_its_block_ends():
-    region = vmalloc.Region("1M", name="cycle")
+    class Tagged(vmalloc.Region):
+        me: vmalloc.Region
+        block: vmalloc.Block
+
+    region = Tagged("1M", name="cycle")
     region.me, region.block = region, region.alloc(PAGE)
     fd = region.fileno()
     del region

@@ -58,7 +58,7 @@ def test_from_the_second_time_on_nothing_faults_and_nothing_grows(shape, prelude
 
 
 def test_one_free_gives_back_at_most_one_step():
-    with vmalloc.Region("1G", lazy_max="1M", pools="locked") as region:
+    with vmalloc.Region("1G", lazy_max="1M", pools="locked", helper=False) as region:
         kept, freed = [], []
         for i in range(6000):
             (kept if i % 2 else freed).append(region.empty(300 * PAGE if i % 100 == 0 else PAGE, "u1"))

@@ -92,6 +92,7 @@ void run_a_thread_while_drained(stage *s);
 void leave_a_mess(stage *s);
 void let_another_be_killed(stage *s);
 void die_with_the_warm_lock(stage *s);
+void die_with_closed_lists(stage *s);
 void die_with_the_space_lock(stage *s);
 void leave_pools_in_use(stage *s);
 void set_in_motion(stage *s);
@@ -125,5 +126,17 @@ void stop_using_pools(stage *s);
 void purge_impatiently(stage *s);
 void hold_space_lock(stage *s);
 void release_space_lock(stage *s);
+
+/* ---- steps_upkeep.c ---- */
+void leave_much_idle(stage *s);
+void tick_thrice(stage *s);
+void set_a_quota(stage *s);
+void use_up_the_quota(stage *s);
+void lift_the_quota(stage *s);
+void set_all_limits(stage *s);
+void lift_all_limits(stage *s);
+void serve_as_helper(stage *s);
+void seem_to_have_a_helper(stage *s);
+void forget_the_helper(stage *s);
 
 #endif

@@ -56,6 +56,14 @@ static void lock_warm_and_be_killed(stage *s)
     s->r->map.nodes[0].lazy_head = 11;
     kill(getpid(), SIGKILL);
 }
+static void close_warm_and_be_killed(stage *s)
+{
+    vm_region *r = s->r;
+    wait_for_cue(&s->victim[1].cue, CUE_RUN, 0);
+    CHECK_EQ(vm__lock(vm__thread(r), &r->map.h->purge_lock, 0), 0);
+    CHECK_EQ(vm__warm_close(vm__thread(r), 0), 0);
+    kill(getpid(), SIGKILL);
+}
 static void lock_space_and_be_killed(stage *s)
 {
     wait_for_cue(&s->victim[1].cue, CUE_RUN, 0);
@@ -72,6 +80,7 @@ static void let_die(stage *s, void (*live)(stage *))
 }
 void let_another_be_killed(stage *s) { let_die(s, work_and_be_killed); }
 void die_with_the_warm_lock(stage *s) { let_die(s, lock_warm_and_be_killed); }
+void die_with_closed_lists(stage *s) { let_die(s, close_warm_and_be_killed); }
 void die_with_the_space_lock(stage *s) { let_die(s, lock_space_and_be_killed); }
 void leave_pools_in_use(stage *s)
 {

@@ -19,7 +19,7 @@ KERNEL_HEADERS = {
     "linux/futex.h": {"base/system.c"},
     "linux/membarrier.h": {"base/system.c"},
     "sched.h": {"base/system.c"},
-    "signal.h": {"base/fault.c"},
+    "signal.h": {"base/system.c", "base/fault.c"},
     "sys/mman.h": {"base/descriptor.c", "store/pages.c"},
     "sys/random.h": {"store/pages.c"},
     "sys/resource.h": {"store/pages.c"},

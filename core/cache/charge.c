@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Charge: how much each process holds, and the quota.
+ *
+ * A hit costs nothing for it: what comes into a process's reach is added to its charge on the slow paths, what leaves is
+ * not taken off. Where the charge exceeds the quota the words are counted, and the charge is what they say.
+ */
+#include "cache.h"
+
+void vm__charge_slow(vm_region *r, uint64_t nr_pages)
+{
+    if (r->process < VM_PROCESSES)
+        VM_ADD(&r->map.processes[r->process].charged_pages, nr_pages);
+}
+
+static void count_holders(const vm_region *r, uint64_t page, uint64_t nr_pages, uint64_t held[VM_PROCESSES])
+{
+    for (uint32_t i = 0; i < VM_PROCESSES / 64; i++)
+        for (uint64_t bits = VM_ACQUIRE(&r->map.sharings[page].holders[i]); bits; bits &= bits - 1)
+            held[i * 64 + (uint32_t)__builtin_ctzll(bits)] += nr_pages;
+}
+
+void vm__count_held(const vm_region *r, uint64_t held[VM_PROCESSES])
+{
+    uint64_t page = 0;
+    memset(held, 0, VM_PROCESSES * sizeof *held);
+    for (vm_word w; (w = vm__word_at(r, page)); page += vm__len(w)) {
+        vm_state s = vm__state(w);
+        uint32_t owner = vm__owner(w);
+        if (vm__is_shared(w))
+            count_holders(r, page, vm__len(w), held);
+        else if ((s == VM_BUSY || s == VM_FREEING) && owner < VM_PROCESSES)
+            held[owner] += vm__len(w);
+        else if (s == VM_CACHED && owner < r->map.nr_threads)
+            held[vm__slot_process(VM_RELAXED(&r->map.slots[owner].state))] += vm__len(w);
+    }
+}
+
+int vm__quota_fits(vm_thread *t, uint64_t nr_pages)
+{
+    vm_region *r = t->region;
+    uint64_t quota = VM_RELAXED(&r->map.h->quota_pages), *charged = &r->map.processes[r->process].charged_pages;
+    uint64_t held[VM_PROCESSES];
+    if (!quota || VM_RELAXED(charged) + nr_pages <= quota)
+        return 0;
+    if (nr_pages > quota)
+        return -EDQUOT;
+    vm__magazine_flush_all(t);
+    vm__count_held(r, held);
+    VM_STORE(charged, held[r->process]);
+    return held[r->process] + nr_pages <= quota ? 0 : -EDQUOT;
+}

@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: MIT */
+/* Steps: what a tick, a helper, quota and limits write. */
+#include "steps.h"
+
+static bool always(vm_thread *t)
+{
+    (void)t;
+    return true;
+}
+
+/* Lazy, pooled and in magazines; the marks say that nothing of it was ever used. */
+void leave_much_idle(stage *s)
+{
+    vm_region *r = s->r;
+    hold(s, 2, 40);
+    let_go(s);
+    hold(s, 300, 3);
+    let_go(s);
+    r->map.h->lazy_low = r->map.h->lazy_pages;
+    for (uint32_t i = 0; i < r->map.nr_nodes; i++)
+        for (uint32_t k = 0; k < VM_POOL_PAGES_MAX; k++)
+            r->map.nodes[i].low[k] = r->map.nodes[i].pool[k].nr_ranges;
+}
+
+/* Each a turn, as if a tick's time had passed. */
+void tick_thrice(stage *s)
+{
+    for (int i = 0; i < 3; i++) {
+        if (s->r->watch) {
+            s->r->watch->ticked_ns = 0;
+            s->r->watch->nr_ticks = 0;
+        }
+        CHECK_EQ(vm_tick(s->r), 0);
+    }
+}
+
+void set_a_quota(stage *s) { s->r->map.h->quota_pages = 100; }
+void use_up_the_quota(stage *s)
+{
+    vm_range a[60];
+    size_t nr = 0;
+    while (nr < LENGTH(a) && vm_alloc(s->r, 2, 1, 0, &a[nr]) == 0)
+        nr++;
+    CHECK(nr >= 40 && nr < LENGTH(a));
+    for (size_t i = 0; i < nr; i++)
+        GIVE_BACK(s->r, a[i]);
+    GIVE_BACK(s->r, take(s->r, 2));
+}
+void lift_the_quota(stage *s) { s->r->map.h->quota_pages = 0; }
+
+void set_all_limits(stage *s)
+{
+    vm_limits l = {.limit_pages = PAGES, .soft_limit_pages = 100, .quota_pages = PAGES, .floor_pages = 1};
+    CHECK_EQ(vm_set_limits(s->r, &l), 0);
+}
+void lift_all_limits(stage *s) { CHECK_EQ(vm_set_limits(s->r, &(vm_limits){0}), 0); }
+
+/* What the helper's thread does, in the victim's own. */
+void serve_as_helper(stage *s)
+{
+    vm_thread t;
+    vm__thread_borrow(s->r, &t);
+    s->r->map.h->helper_wake = 1;
+    vm__helper_round(&t, always);
+    vm__helper_round(&t, always);
+    vm__thread_return(&t);
+    vm__helper_resign(s->r);
+}
+void seem_to_have_a_helper(stage *s)
+{
+    s->r->map.h->helper = vm__thread(s->r)->token;
+    s->r->map.h->helper_beat_ns = vm__now_ns();
+}
+void forget_the_helper(stage *s) { s->r->map.h->helper = 0; }
