@@ -193,9 +193,11 @@ void vm__magazine_keep(vm_thread *t, uint64_t nr_pages, uint32_t nr, const uint6
         vm__pool_give(t, nr_pages, nr - put, pages + put);
 }
 
-/* How many ranges a miss takes at once. */
+/* How many ranges a miss takes at once; under a quota no more than was asked for, since what is ready is not checked. */
 uint32_t vm__magazine_want(const vm_thread *t, uint64_t nr_pages)
 {
+    if (VM_RELAXED(&t->region->map.h->quota_pages))
+        return 1;
     uint32_t room = t->cap[nr_pages] / 2 + 1;
     return room < VM_MAGAZINE_REFILL_MAX ? room : VM_MAGAZINE_REFILL_MAX;
 }
@@ -222,7 +224,7 @@ int vm__magazine_refill(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, v
 int vm__magazine_stock(vm_thread *t, uint64_t nr_pages, unsigned flags, vm_range *out)
 {
     uint64_t pages[VM_MAGAZINE_STOCK_PAGES];
-    uint32_t want = 1u << t->stock[nr_pages];
+    uint32_t want = VM_RELAXED(&t->region->map.h->quota_pages) ? 1 : 1u << t->stock[nr_pages];
     uint32_t got = want > 1 ? vm__space_take_many(t, nr_pages, want, flags, pages) : 0;
     if (want > 1 && !got)
         t->stock[nr_pages]--;

@@ -127,10 +127,10 @@ HELPER_BACKLOG_SHARE = 4
 RECOVER_TICKS = 5
 """At one tick in so many it is asked whether somebody died."""
 PRESSURE_PERCENT = 10
-"""With less than so much of the memory available a tick gives back at once all that lay unused since the last turn, and
-with half of that a share of everything that is warm, idle or not."""
+"""With less than so much of the memory available a tick gives back at once all that lay unused since the last
+turn, and with half of that a share of everything that is warm, idle or not."""
 PRESSURE_STALL_PERCENT = 10
-"""The same when so much of the last ten seconds somebody waited for memory (PSI), and with four times that."""
+"""The same when somebody waited for memory for so much of the last ten seconds (PSI), or four times that."""
 
 # messages
 COPY_IN_THRESHOLD_BYTES = 64 << 10

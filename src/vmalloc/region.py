@@ -133,8 +133,8 @@ class RegionBase(CoreRegion):
     def limit(self) -> int | None:
         """Bytes that may be handed out or kept ready at once, by all processes; None: the whole size.
 
-        A request beyond it raises OutOfPages. May be set to bytes, text like "2G", or None, at any time; what is in
-        use above a lowered limit stays.
+        A request beyond it raises OutOfPages. May be set to bytes, text like "2G", or None, at any time; what
+        is in use above a lowered limit stays.
         """
         return self._limit(0)
 
@@ -144,7 +144,7 @@ class RegionBase(CoreRegion):
 
     @property
     def soft_limit(self) -> int | None:
-        """Bytes above which freed memory is given back at the next tick instead of staying warm; None: no such bound.
+        """Bytes above which freed memory is given back at the next tick instead of staying warm; or None.
 
         Requests are served beyond it. Set like `limit`.
         """
@@ -158,8 +158,8 @@ class RegionBase(CoreRegion):
     def quota(self) -> int | None:
         """Bytes that each process may hold; None: no such bound.
 
-        What is busy and what is ready in a process's magazines counts; what several processes share counts for each.
-        A hit in a magazine is not checked, so a process may be over by what its magazines hold. Set like `limit`.
+        What is busy and what is ready in a process's magazines counts; what several processes share counts
+        for each. Set like `limit`.
         """
         return self._limit(2)
 
@@ -169,7 +169,10 @@ class RegionBase(CoreRegion):
 
     @property
     def floor(self) -> int | None:
-        """Bytes of warm memory that stay, however idle, unless memory is short; None: all goes in time. Set like `limit`."""
+        """Bytes of warm memory that stay, however idle, unless memory is short; None: all goes in time.
+
+        Set like `limit`.
+        """
         return self._limit(3)
 
     @floor.setter
@@ -283,9 +286,9 @@ class Region(RegionBase, ArrayFunctions):
     before a free gives back the oldest (default: the largest of fls(CPUs) * 32 MiB, a quarter of the recent
     peak of use, and the peak itself up to 1/32 of the machine's memory, at most 1 GiB).
     `lease_ttl_s` is how long a message that nobody loads keeps its arrays after its sender's death.
-    `soft_limit` and `quota` are as the properties of those names. `helper`: a thread of this process gives back what
-    nobody used for some seconds and recovers the dead, as long as it is elected among all attached processes; without
-    one call tick() now and then.
+    `soft_limit` and `quota` are as the properties of those names. `helper`: a thread of this process gives
+    back what nobody used for some seconds and recovers the dead, as long as it is elected among all attached
+    processes; without one call tick() now and then.
 
     A context manager: leaving it closes the region here; arrays that still exist keep their memory.
     The region ends when the last process that has it does; nothing is left behind.

@@ -141,7 +141,11 @@ _CAUSES = (
     ("space", "no run of free pages is long enough", "Free something, or make a larger region"),
     ("limit", "the region's limit is {limit}", "Free something, or raise region.limit"),
     ("quota", "a process's quota is {quota}", "Free something in this process, or raise region.quota"),
-    ("memory", "the machine's memory has room for {room} in this region", "Free something, here or elsewhere"),
+    (
+        "memory",
+        "the machine's memory has room for {room} in this region",
+        "Free something, here or elsewhere",
+    ),
     ("cgroup", "the memory cgroup has room for {room} in this region", "Free something, or raise its limit"),
 )
 
@@ -160,7 +164,7 @@ def shortage_error(
     cause: int,
     holders: list[tuple[int, int, int]],
 ) -> OutOfPages:
-    """OutOfPages for a request of `nr_pages`; counts in pages of `granule` bytes, holders as (slot, pid, bytes)."""
+    """OutOfPages for a request of `nr_pages`; counts are pages of `granule` bytes, holders (slot, pid, bytes)."""
     name, why, remedy = _CAUSES[cause]
     sizes = {
         "limit": size_text(limit * granule),
@@ -169,8 +173,9 @@ def shortage_error(
     }
     most = ", ".join(f"pid {pid} {size_text(nbytes)}" for _, pid, nbytes in holders[:3])
     error = OutOfPages(
-        f"{nr_pages} pages requested ({size_text(nr_pages * granule)}); {free} of {total} free, largest run {largest}, "
-        f"{busy} busy, {lazy} lazy; {why.format(**sizes)}. {f'Most is held by {most}. ' if most else ''}{remedy}."
+        f"{nr_pages} pages requested ({size_text(nr_pages * granule)}); {free} of {total} free, "
+        f"largest run {largest}, {busy} busy, {lazy} lazy; {why.format(**sizes)}. "
+        f"{f'Most is held by {most}. ' if most else ''}{remedy}."
     )
     error.cause = name
     error.requested, error.free, error.largest = nr_pages * granule, free * granule, largest * granule

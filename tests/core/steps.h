@@ -128,6 +128,8 @@ void hold_space_lock(stage *s);
 void release_space_lock(stage *s);
 
 /* ---- steps_upkeep.c ---- */
+void shelve_and_mark(stage *s);
+void warm_up_forty_and_mark(stage *s);
 void leave_much_idle(stage *s);
 void tick_thrice(stage *s);
 void set_a_quota(stage *s);

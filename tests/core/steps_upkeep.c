@@ -8,7 +8,27 @@ static bool always(vm_thread *t)
     return true;
 }
 
-/* Lazy, pooled and in magazines; the marks say that nothing of it was ever used. */
+void shelve_and_mark(stage *s)
+{
+    shelve(s);
+    s->r->map.h->lazy_low = s->r->map.h->lazy_pages;
+    s->r->map.h->live_high = 0;
+}
+
+/* The marks say that nothing of it was ever used. */
+static void mark_pools(vm_region *r)
+{
+    for (uint32_t i = 0; i < r->map.nr_nodes; i++)
+        for (uint32_t k = 0; k < VM_POOL_PAGES_MAX; k++)
+            r->map.nodes[i].low[k] = r->map.nodes[i].pool[k].nr_ranges;
+}
+void warm_up_forty_and_mark(stage *s)
+{
+    warm_up_forty(s);
+    mark_pools(s->r);
+}
+
+/* Lazy, pooled and in magazines. */
 void leave_much_idle(stage *s)
 {
     vm_region *r = s->r;
@@ -17,9 +37,7 @@ void leave_much_idle(stage *s)
     hold(s, 300, 3);
     let_go(s);
     r->map.h->lazy_low = r->map.h->lazy_pages;
-    for (uint32_t i = 0; i < r->map.nr_nodes; i++)
-        for (uint32_t k = 0; k < VM_POOL_PAGES_MAX; k++)
-            r->map.nodes[i].low[k] = r->map.nodes[i].pool[k].nr_ranges;
+    mark_pools(r);
 }
 
 /* Each a turn, as if a tick's time had passed. */
@@ -37,14 +55,15 @@ void tick_thrice(stage *s)
 void set_a_quota(stage *s) { s->r->map.h->quota_pages = 100; }
 void use_up_the_quota(stage *s)
 {
-    vm_range a[60];
+    vm_range a[60], again;
     size_t nr = 0;
     while (nr < LENGTH(a) && vm_alloc(s->r, 2, 1, 0, &a[nr]) == 0)
         nr++;
     CHECK(nr >= 40 && nr < LENGTH(a));
     for (size_t i = 0; i < nr; i++)
         GIVE_BACK(s->r, a[i]);
-    GIVE_BACK(s->r, take(s->r, 2));
+    again = take(s->r, 2);
+    GIVE_BACK(s->r, again);
 }
 void lift_the_quota(stage *s) { s->r->map.h->quota_pages = 0; }
 
@@ -66,8 +85,12 @@ void serve_as_helper(stage *s)
     vm__thread_return(&t);
     vm__helper_resign(s->r);
 }
+/* And more is lazy than may be when the two ranges held are freed, but not so much that a free must help. */
 void seem_to_have_a_helper(stage *s)
 {
+    hold(s, 300, 2);
+    s->r->map.h->lazy_pages_fixed = s->r->map.h->lazy_pages + 550;
+    s->r->map.h->helper_wake = 0;
     s->r->map.h->helper = vm__thread(s->r)->token;
     s->r->map.h->helper_beat_ns = vm__now_ns();
 }
