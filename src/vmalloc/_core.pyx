@@ -57,6 +57,13 @@ cdef extern from "Python.h":
     int PyObject_GetBuffer(object, Py_buffer *, int) except -1
     void PyBuffer_Release(Py_buffer *)
     int Py_AddPendingCall(int (*call)(void *) noexcept, void *arg) nogil
+    ctypedef struct PyObject:
+        pass
+    ctypedef struct PyFrameObject:
+        pass
+    PyFrameObject *PyEval_GetFrame()
+    PyFrameObject *PyFrame_GetBack(PyFrameObject *)
+    void Py_XDECREF(void *)
     int PyBuffer_IsContiguous(Py_buffer *, char)
 
 cdef extern from *:
@@ -78,17 +85,45 @@ def _after_fork_in_child():
     fork_epoch += 1
 
 
+# os.fork() warns of threads that it sees when its hooks have run, so helpers start again when it has returned: that is
+# when the frame that called it goes on.
+cdef PyFrameObject *forking_frame = NULL  # compared, and never looked into
+
+
+def _before_fork():
+    global forking_frame
+    forking_frame = PyEval_GetFrame()
+
+
+cdef bint is_in_a_hook() noexcept:
+    """Of the fork: the frame that called it waits somewhere below."""
+    cdef PyFrameObject *frame = PyEval_GetFrame()
+    cdef PyFrameObject *back
+    if frame == NULL or frame == forking_frame:
+        return False
+    back = PyFrame_GetBack(frame)
+    while back != NULL and back != forking_frame:
+        frame, back = back, PyFrame_GetBack(back)
+        Py_XDECREF(frame)
+    Py_XDECREF(back)
+    return back != NULL
+
+
 cdef int resume_helpers(void *unused) noexcept:
-    vm_helpers_resume()
+    if is_in_a_hook():
+        Py_AddPendingCall(resume_helpers, NULL)
+    else:
+        vm_helpers_resume()
     return 0
 
 
 def _after_fork_in_parent():
-    # once os.fork() has returned: it warns of threads that it sees before
     Py_AddPendingCall(resume_helpers, NULL)
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child, after_in_parent=_after_fork_in_parent)
+os.register_at_fork(
+    before=_before_fork, after_in_child=_after_fork_in_child, after_in_parent=_after_fork_in_parent
+)
 
 
 def _hold_clock(uint64_t seconds):

@@ -164,7 +164,7 @@ def shortage_error(
     cause: int,
     holders: list[tuple[int, int, int]],
 ) -> OutOfPages:
-    """OutOfPages for a request of `nr_pages`; counts are pages of `granule` bytes, holders (slot, pid, bytes)."""
+    """OutOfPages for a request of `nr_pages`; counts in pages of `granule` bytes."""
     name, why, remedy = _CAUSES[cause]
     sizes = {
         "limit": size_text(limit * granule),
