@@ -243,7 +243,8 @@ typedef enum {
 } vm_rank;
 
 enum {
-    VM_LOCK_BRIEF = 1 << 11, /* EAGAIN after some milliseconds: the caller has another way; enough to steal a dead one's */
+    VM_LOCK_BRIEF = 1
+        << 11, /* EAGAIN after some milliseconds: the caller has another way; enough to steal a dead one's */
     VM_LOCK_FLAGS = VM_NO_WAIT | VM_LOCK_BRIEF,
 };
 /* Take a lock: 0, or EAGAIN (VM_NO_WAIT), EBUSY, EINTR. The caller mends what it protects if needs_mending. */
