@@ -328,7 +328,7 @@ class Region(RegionBase, ArrayFunctions):
             helper=helper,
         )
         if any(bounds):
-            self._set_limits(self.limit or 0, *bounds, 0)
+            self._set_limits(self.limit or 0, bounds[0], bounds[1], 0)
 
     # ---- named references ----
 
