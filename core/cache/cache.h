@@ -96,6 +96,7 @@ void vm__forget_threads(void);
 
 /* ---- release.c ---- */
 
-void vm__release(vm_thread *t, uint64_t page, uint64_t nr_pages); /* its word is MOVING(t) */
+void vm__release(vm_thread *t, uint64_t page, uint64_t nr_pages);   /* its word is MOVING(t) */
+void vm__pass_back(vm_thread *t, uint64_t page, uint64_t nr_pages); /* as this; another process may have allocated it */
 
 #endif

@@ -20,11 +20,18 @@ void vm__magazine_init(vm_thread *t)
     t->cap_pages = 0;
 }
 
+/* Few of a large size: the pools behind are quick beside what such a range is filled with, and hot first. */
+static uint32_t cap_most(uint64_t nr_pages)
+{
+    uint64_t most = VM_MAGAZINE_CAP_PAGES / nr_pages;
+    return most < 2 ? 2 : most < VM_MAGAZINE_CAP ? (uint32_t)most : VM_MAGAZINE_CAP;
+}
+
 bool vm__magazine_grow(vm_thread *t, uint64_t nr_pages)
 {
     vm_region *r = t->region;
     uint8_t *cap = &t->cap[nr_pages];
-    uint32_t wanted = *cap * 2 > VM_MAGAZINE_CAP ? VM_MAGAZINE_CAP : *cap * 2u;
+    uint32_t most = cap_most(nr_pages), wanted = *cap * 2u > most ? most : *cap * 2u;
     uint64_t more = (wanted - *cap) * nr_pages;
     if (t->cap_pages + more > r->budget_pages)
         return false;
@@ -194,8 +201,9 @@ void vm__magazine_keep(vm_thread *t, uint64_t nr_pages, uint32_t nr, const uint6
 /* How many ranges a miss takes at once. */
 uint32_t vm__magazine_want(const vm_thread *t, uint64_t nr_pages)
 {
-    uint32_t room = t->cap[nr_pages] / 2 + 1;
-    return room < VM_MAGAZINE_REFILL_MAX ? room : VM_MAGAZINE_REFILL_MAX;
+    uint64_t room = t->cap[nr_pages] / 2 + 1, most = VM_MAGAZINE_REFILL_PAGES / nr_pages;
+    most = most < 1 ? 1 : most < VM_MAGAZINE_REFILL_MAX ? most : VM_MAGAZINE_REFILL_MAX;
+    return (uint32_t)(room < most ? room : most);
 }
 
 /* Hand out a range and put a few more of its size into the magazine. Called after a miss. Who misses
@@ -229,7 +237,7 @@ int vm__magazine_stock(vm_thread *t, uint64_t nr_pages, unsigned flags, vm_range
     if (!got)
         return -ENOSPC;
     vm__hand_out(t, pages[0], nr_pages, false, out);
-    while (t->cap[nr_pages] < VM_MAGAZINE_CAP && t->cap[nr_pages] < got && vm__magazine_grow(t, nr_pages))
+    while (t->cap[nr_pages] < cap_most(nr_pages) && t->cap[nr_pages] < got && vm__magazine_grow(t, nr_pages))
         ;
     vm__magazine_keep(t, nr_pages, got - 1, pages + 1);
     return 0;

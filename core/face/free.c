@@ -41,7 +41,7 @@ static int free_slow(vm_thread *t, uint64_t page, uint64_t id, vm_word w, unsign
     if (flags & VM_INHERITED)
         return -ENOENT; /* it could not be shared for us: it is our parent's */
     bool is_ours = vm__is_like(w, t->busy);
-    if (!is_ours && t->fast_pages && len <= VM_POOL_PAGES_MAX) {
+    if (!is_ours && t->fast_pages && len < VM_FLOW_PAGES) {
         int rc = vm__magazine_put_foreign(t, page, w);
         if (rc != -EAGAIN)
             return rc;
@@ -49,7 +49,10 @@ static int free_slow(vm_thread *t, uint64_t page, uint64_t id, vm_word w, unsign
     vm_word moving = vm__moving(t, len);
     if (!VM_CAS(&r->map.heads[page].word, w, moving))
         return is_ours ? -EAGAIN : -ENOENT; /* a fork shares it just now; or another free won */
-    vm__release(t, page, len);
+    if (is_ours)
+        vm__release(t, page, len);
+    else
+        vm__pass_back(t, page, len);
     return 0;
 }
 

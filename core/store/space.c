@@ -111,7 +111,6 @@ static uint64_t find_aligned(const vm_region *r, uint64_t nr_pages, uint64_t ali
 /* Pages outside space by the counter, which is a hint. */
 static uint64_t used_pages(const vm_region *r)
 {
-    VM_ASSERT_RANK_HELD(r, VM_RANK_SPACE);
     uint64_t free_pages = VM_RELAXED(&r->map.h->free_pages);
     return free_pages < r->map.nr_pages ? r->map.nr_pages - free_pages : 0;
 }

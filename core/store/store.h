@@ -44,6 +44,7 @@ uint64_t vm__index_nr_wrong(const vm_map *m, uint32_t *first_level, uint64_t *fi
 
 int vm__space_lock(vm_thread *t, unsigned flags); /* rebuilt if it was stolen */
 void vm__space_unlock(vm_thread *t);
+uint64_t vm__live_pages(const vm_region *r); /* in use or ready, by counters: a hint */
 int vm__space_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out);
 uint32_t vm__space_take_many(vm_thread *t, uint64_t nr_pages, uint32_t max, unsigned flags, uint64_t *pages);
 /* The rest: [space_lock] */
@@ -53,7 +54,6 @@ int vm__space_rebuild(vm_thread *t);
 bool vm__space_carve(vm_thread *t, uint64_t page, uint64_t nr_pages, vm_range *out);
 bool vm__space_words_agree(const vm_region *r, uint64_t page, uint64_t nr_pages);
 int vm__space_fits(vm_thread *t, uint64_t nr_pages);
-uint64_t vm__live_pages(const vm_region *r);
 
 /* ---- lazy.c ---- */
 
@@ -61,8 +61,9 @@ void vm__lazy_put(vm_thread *t, uint64_t page, uint64_t nr_pages); /* its word i
 vm_word vm__lazy_word(const vm_region *r, uint64_t nr_pages);      /* of a range that becomes lazy here and now */
 bool vm__lazy_is_due(const vm_region *r);                          /* more is lazy than may be */
 uint64_t vm__lazy_pages_max(const vm_region *r);
-/* As vm__lazy_pages_max() in a region whose recent peak is `peak` pages, on a machine with so many CPUs and bytes. */
-uint64_t vm__lazy_threshold(const vm_region *r, uint64_t peak, uint32_t cpus, uint64_t memory_bytes);
+/* As vm__lazy_pages_max() in a region whose recent peak is `peak` pages, of which `live` are in use, on a machine with so
+ * many CPUs and bytes. */
+uint64_t vm__lazy_threshold(const vm_region *r, uint64_t peak, uint64_t live, uint32_t cpus, uint64_t memory_bytes);
 void vm__list_push(vm_region *r, uint32_t *head, uint64_t page);
 uint64_t vm__chain_take(vm_thread *t, uint64_t link, vm_batch *out);
 /* Walk a list that nobody changes; every entry must be in `state`, and of nr_pages if that is not 0. Returns its

@@ -65,9 +65,15 @@ DECAY_PERCENT = 25
 
 # magazines
 MAGAZINE_CAP = 30
-"""Most ranges of one size in a magazine."""
+"""Most ranges of one size in a magazine ..."""
+MAGAZINE_CAP_PAGES = 512
+"""... and so many pages, but two ranges in any case."""
 MAGAZINE_REFILL_MAX = 16
-"""Most ranges that a miss takes from a pool."""
+"""Most ranges that a miss takes from a pool ..."""
+MAGAZINE_REFILL_PAGES = 32
+"""... and most pages, but one range in any case: the next request should get what was freed last."""
+FLOW_PAGES = 16
+"""A freed range of so many pages that another process allocated goes where that one looks, into a pool."""
 MAGAZINE_STOCK_PAGES = 256
 """A miss that comes to space takes twice as many ranges as the last of its size did, up to so many pages."""
 MAGAZINE_BUDGET_BYTES = 64 << 20
@@ -79,11 +85,11 @@ MAGAZINE_BUDGET_SHARE = 16
 LAZY_BYTES_PER_CPU_BIT = 32 << 20
 """The purge threshold is at least fls(CPUs) times this, as in the kernel,"""
 LAZY_PEAK_PERCENT = 25
-"""and at least so much of the recent peak of use,"""
-WARM_MEMORY_SHARE = 32
-"""and at least the peak itself, up to one such part of the machine's memory"""
-WARM_BYTES_MAX = 1 << 30
-"""and up to this."""
+"""and at least so much of the recent peak of use where no memory lies behind;"""
+WARM_ROOM_SHIFT = 4
+"""where memory does, as much as brings what is lazy and what is used to the peak and that >> this,"""
+WARM_MEMORY_SHARE = 2
+"""up to one such part of the machine's memory."""
 PEAK_SINK_PERCENT = 25
 """At each purge the recent peak sinks by so much of what lies above present use."""
 WARM_SLACK_SHIFT = 3
