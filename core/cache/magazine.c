@@ -12,11 +12,13 @@
  */
 #include "cache.h"
 
-/* Caps start at one range and double when a magazine overflows, as long as the growth of all caps stays
- * within the thread's budget: what a thread may hoard is bounded, and the hot path need not count it. */
+/* Caps start at one range and double when a magazine overflows, as long as the growth of all caps stays within the
+ * thread's budget: what a thread may hoard is bounded, and the hot path need not count it. Above VM_FLOW_PAGES they start
+ * at none, until a pool had the size a second time: one range of each would be much. */
 void vm__magazine_init(vm_thread *t)
 {
-    memset(t->cap, 1, sizeof t->cap);
+    for (uint64_t n = 0; n <= VM_POOL_PAGES_MAX; n++)
+        t->cap[n] = 1;
     t->cap_pages = 0;
 }
 
@@ -31,7 +33,8 @@ bool vm__magazine_grow(vm_thread *t, uint64_t nr_pages)
 {
     vm_region *r = t->region;
     uint8_t *cap = &t->cap[nr_pages];
-    uint32_t most = cap_most(nr_pages), wanted = *cap * 2u > most ? most : *cap * 2u;
+    uint32_t most = cap_most(nr_pages), wanted = *cap ? *cap * 2u : 1;
+    wanted = wanted < most ? wanted : most;
     uint64_t more = (wanted - *cap) * nr_pages;
     if (t->cap_pages + more > r->budget_pages)
         return false;
@@ -125,7 +128,7 @@ static uint32_t flush_oldest(vm_thread *t, uint64_t nr_pages, uint32_t nr)
     return count - nr;
 }
 
-/* Between enter and leave: room for one more; returns how many there are. */
+/* Between enter and leave: room for one more, where the cap is not 0; returns how many there are. */
 static uint32_t make_room(vm_thread *t, vm_magazine *m, uint64_t nr_pages)
 {
     uint32_t count = vm__magazine_count(VM_RELAXED(&m->header));
@@ -138,11 +141,11 @@ static uint32_t make_room(vm_thread *t, vm_magazine *m, uint64_t nr_pages)
     return flush_oldest(t, nr_pages, count - cap / 2);
 }
 
-/* Keep a range whose word is MOVING(t), making room if needed. False: the slot is being drained. */
+/* Keep a range whose word is MOVING(t), making room if needed. False: it has none, or the slot is being drained. */
 bool vm__magazine_put_slow(vm_thread *t, uint64_t page, uint64_t nr_pages)
 {
     vm_region *r = t->region;
-    if (!vm__magazines_enter(t))
+    if (!t->cap[nr_pages] || !vm__magazines_enter(t))
         return false;
     vm_magazine *m = &t->slot->magazine[nr_pages];
     uint32_t count = make_room(t, m, nr_pages);
@@ -159,6 +162,7 @@ int vm__magazine_put_foreign(vm_thread *t, uint64_t page, vm_word w)
 {
     vm_region *r = t->region;
     uint64_t nr_pages = vm__len(w);
+    VM_ASSERT(t->cap[nr_pages]);
     if (!vm__magazines_enter(t))
         return -EAGAIN;
     vm_magazine *m = &t->slot->magazine[nr_pages];
@@ -237,10 +241,19 @@ int vm__magazine_stock(vm_thread *t, uint64_t nr_pages, unsigned flags, vm_range
     if (!got)
         return -ENOSPC;
     vm__hand_out(t, pages[0], nr_pages, false, out);
-    while (t->cap[nr_pages] < cap_most(nr_pages) && t->cap[nr_pages] < got && vm__magazine_grow(t, nr_pages))
+    while (got > 1 && t->cap[nr_pages] < cap_most(nr_pages) && t->cap[nr_pages] < got
+           && vm__magazine_grow(t, nr_pages))
         ;
     vm__magazine_keep(t, nr_pages, got - 1, pages + 1);
     return 0;
+}
+
+uint64_t vm__magazine_pages(const vm_thread *t)
+{
+    uint64_t pages = 0;
+    for (uint32_t n = 1; n <= t->fast_pages; n++)
+        pages += (uint64_t)vm__magazine_count(VM_RELAXED(&t->slot->magazine[n].header)) * n;
+    return pages;
 }
 
 /* Everything back to the pools; `slot` is t's own. False: somebody drains it. */

@@ -38,11 +38,25 @@ static int take_warm(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_r
     uint32_t got = vm__warm_take(t, nr_pages, align_pages, most, pages, &len);
     if (!got)
         return -ENOSPC;
-    if (got == most && nr_pages <= t->fast_pages)
+    if (got == most && nr_pages <= t->fast_pages && t->cap[nr_pages])
         vm__magazine_grow(t, nr_pages);
     vm__hand_out(t, pages[0], len, false, out);
     vm__magazine_keep(t, nr_pages, got - 1, pages + 1);
     return 0;
+}
+
+/* Before more is used than ever: what only requests of exactly its size could have becomes warm, if it is much. */
+static bool loosen_pools(vm_thread *t, uint64_t nr_pages)
+{
+    vm_region *r = t->region;
+    uint64_t peak = VM_RELAXED(&r->map.h->used_peak);
+    if (!r->design->kept->give || vm__live_pages(r) + nr_pages <= peak)
+        return false;
+    uint64_t ready = vm__pooled_pages(r) + vm__magazine_pages(t);
+    if (ready < nr_pages || ready < peak >> VM_WARM_ROOM_SHIFT)
+        return false;
+    vm__magazine_flush_all(t);
+    return vm__pools_to_warm(t);
 }
 
 /* From space, where pages are cold: while more is lazy than may be, as much is given back as is taken. */
@@ -63,7 +77,8 @@ static int try_stations(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, u
         count(&t->slot->nr_pool_hit);
         return 0;
     }
-    if (take_warm(t, nr_pages, align_pages, out) == 0) {
+    if (take_warm(t, nr_pages, align_pages, out) == 0
+        || (loosen_pools(t, nr_pages) && take_warm(t, nr_pages, align_pages, out) == 0)) {
         count(&t->slot->nr_lazy_hit);
         return 0;
     }

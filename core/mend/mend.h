@@ -20,6 +20,7 @@ enum {
 };
 int vm__purge(vm_thread *t, unsigned flags, uint64_t *pages_returned);
 void vm__purge_step(vm_thread *t, uint64_t most_pages);
+bool vm__pools_to_warm(vm_thread *t); /* false: somebody purges just now */
 /* A purge in scan mode; `then` runs after a complete one, still under purge_lock. */
 int vm__purge_scan(vm_thread *t, unsigned flags, void (*then)(vm_region *, const void *), const void *arg);
 

@@ -181,6 +181,22 @@ void vm__purge_step(vm_thread *t, uint64_t most_pages)
     free(b.piece);
 }
 
+/* What the pools keep becomes lazy, where a request of any size finds it; no pages are given back. */
+bool vm__pools_to_warm(vm_thread *t)
+{
+    vm_region *r = t->region;
+    vm_batch b = {0};
+    if (!r->design->kept->decay || try_lock_purge(t) != 0)
+        return false;
+    for (uint32_t i = 0; i < r->map.nr_nodes; i++)
+        r->design->kept->decay(t, &r->map.nodes[i], true, VM_NO_WAIT, &b);
+    keep_lazy(t, &b, 0);
+    VM_PUT(&r->map.h->nr_steps, r->map.h->nr_steps + 1);
+    vm__unlock(t, &r->map.h->purge_lock);
+    free(b.piece);
+    return true;
+}
+
 int vm__purge_scan(vm_thread *t, unsigned flags, void (*then)(vm_region *, const void *), const void *arg)
 {
     vm_region *r = t->region;

@@ -66,20 +66,19 @@ DECAY_PERCENT = 25
 # magazines
 MAGAZINE_CAP = 30
 """Most ranges of one size in a magazine ..."""
-MAGAZINE_CAP_PAGES = 512
+MAGAZINE_CAP_PAGES = 256
 """... and so many pages, but two ranges in any case."""
 MAGAZINE_REFILL_MAX = 16
 """Most ranges that a miss takes from a pool ..."""
 MAGAZINE_REFILL_PAGES = 32
 """... and most pages, but one range in any case: the next request should get what was freed last."""
 FLOW_PAGES = 16
-"""A freed range of so many pages that another process allocated goes where that one looks, into a pool."""
-MAGAZINE_STOCK_PAGES = 256
+"""A freed range of so many pages that another process allocated goes where that one looks, into a pool; and a magazine
+of a larger size begins with no room."""
+MAGAZINE_STOCK_PAGES = 64
 """A miss that comes to space takes twice as many ranges as the last of its size did, up to so many pages."""
-MAGAZINE_BUDGET_BYTES = 64 << 20
-"""By so much all caps of one thread may grow ..."""
-MAGAZINE_BUDGET_SHARE = 16
-"""... or by one such part of the region, if that is more."""
+MAGAZINE_BUDGET_BYTES = 16 << 20
+"""By so much all caps of one thread may grow: what lies in its magazines serves one size and one thread only."""
 
 # lazy and purge
 LAZY_BYTES_PER_CPU_BIT = 32 << 20
