@@ -303,6 +303,8 @@ typedef struct vm_header {
     uint64_t lease_ttl_ns;             /* how long an unclaimed lease outlives its owner */
 
     _Alignas(64) uint64_t lazy_pages;  /* atomic; at rest the sum of all LAZY lengths   */
+    uint64_t dirty_pages;              /* of free ranges that may be resident     [space_lock] */
+    uint64_t dirty_from;               /* where the next of them is looked for    [space_lock] */
 
     vm_warm warm;
     vm_lock purge_lock;

@@ -45,25 +45,28 @@ static int take_warm(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_r
     return 0;
 }
 
-/* Before more is used than ever: what only requests of exactly its size could have becomes warm, if it is much. */
-static bool loosen_pools(vm_thread *t, uint64_t nr_pages)
+/* Before more is used than ever: what only requests of exactly its size could have becomes warm, if it is much and lies
+ * in memory. */
+static bool loosen(vm_thread *t, uint64_t nr_pages)
 {
     vm_region *r = t->region;
     uint64_t peak = VM_RELAXED(&r->map.h->used_peak);
-    if (!r->design->kept->give || vm__live_pages(r) + nr_pages <= peak)
+    if (!r->map.data || !r->design->kept->give || vm__live_pages(r) + nr_pages <= peak)
         return false;
     uint64_t ready = vm__pooled_pages(r) + vm__magazine_pages(t);
     if (ready < nr_pages || ready < peak >> VM_WARM_ROOM_SHIFT)
+        return false;
+    if ((vm__pages_resident_bytes(r) >> r->map.page_shift) + nr_pages <= peak)
         return false;
     vm__magazine_flush_all(t);
     return vm__pools_to_warm(t);
 }
 
-/* From space, where pages are cold: while more is lazy than may be, as much is given back as is taken. */
+/* From space, where pages are cold: while more is idle than may be, as much is given back as is taken. */
 static int take_cold(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out)
 {
     if (vm_unlikely(vm__lazy_is_due(t->region)) && !(flags & VM_NO_PURGE))
-        vm__purge_step(t, 2 * nr_pages > VM_PURGE_STEP_PAGES ? 2 * nr_pages : VM_PURGE_STEP_PAGES);
+        vm__purge_step(t, 2 * nr_pages > VM_PURGE_STEP_PAGES ? 2 * nr_pages : VM_PURGE_STEP_PAGES, 0);
     int rc = -ENOSPC;
     if (nr_pages <= t->fast_pages && align_pages == 1)
         rc = vm__magazine_stock(t, nr_pages, flags & VM_NO_WAIT, out);
@@ -78,7 +81,7 @@ static int try_stations(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, u
         return 0;
     }
     if (take_warm(t, nr_pages, align_pages, out) == 0
-        || (loosen_pools(t, nr_pages) && take_warm(t, nr_pages, align_pages, out) == 0)) {
+        || (loosen(t, nr_pages) && take_warm(t, nr_pages, align_pages, out) == 0)) {
         count(&t->slot->nr_lazy_hit);
         return 0;
     }

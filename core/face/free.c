@@ -62,7 +62,7 @@ static int free_slow(vm_thread *t, uint64_t page, uint64_t id, vm_word w, unsign
 static void purge_if_due(vm_thread *t)
 {
     if (vm_unlikely(vm__lazy_is_due(t->region)))
-        vm__purge_step(t, VM_PURGE_STEP_PAGES);
+        vm__purge_step(t, VM_PURGE_STEP_PAGES, 0);
 }
 
 static __attribute__((noinline, cold)) int free_checked(vm_region *r, uint64_t page, uint64_t id, unsigned flags)

@@ -35,11 +35,40 @@ static void keep_lazy(vm_thread *t, const vm_batch *b, size_t from)
     }
 }
 
+/* Hand runs to space with their pages; those that would stain a neighbour stay in the batch. */
+static int return_unpunched(vm_thread *t, vm_batch *b, unsigned flags)
+{
+    int rc = vm__space_lock(t, flags & VM_NO_WAIT);
+    if (rc)
+        return rc;
+    size_t left = 0;
+    for (size_t i = 0; i < b->nr; i++) {
+        vm_piece p = b->piece[i];
+        if (vm__space_would_stain(t, p.page, p.nr_pages)) {
+            b->piece[left++] = p;
+            continue;
+        }
+        vm__space_put(t, p.page, p.nr_pages, true);
+        b->pages_returned += p.nr_pages;
+    }
+    b->nr = left;
+    vm__space_unlock(t);
+    return 0;
+}
+
 /* Discard outside the lock, then hand runs to space. On failure the rest stays lazy. */
 static int return_to_space(vm_thread *t, vm_batch *b, unsigned flags)
 {
     vm_region *r = t->region;
     vm__batch_merge(b);
+    if (flags & VM_PURGE_UNPUNCHED && b->nr && !(r->map.flags & VM_FLAG_NO_DATA)) {
+        int rc = return_unpunched(t, b, flags);
+        if (rc) {
+            keep_lazy(t, b, 0);
+            b->nr = 0;
+            return rc;
+        }
+    }
     for (size_t i = 0; i < b->nr;) {
         bool dirty[RUNS_PER_LOCK];
         size_t n = b->nr - i < RUNS_PER_LOCK ? b->nr - i : RUNS_PER_LOCK;
@@ -141,6 +170,16 @@ static int lock_purge(vm_thread *t, unsigned flags)
     return rc;
 }
 
+/* All of it: from the start, every free range once. */
+static void collect_dirty(vm_thread *t, unsigned flags, vm_batch *b)
+{
+    vm_region *r = t->region;
+    if (VM_RELAXED(&r->map.h->dirty_pages) == 0)
+        return;
+    VM_PUT(&r->map.h->dirty_from, 0);
+    vm__space_collect_dirty(t, flags & VM_NO_WAIT, r->map.nr_pages, r->map.nr_pages, b);
+}
+
 int vm__purge(vm_thread *t, unsigned flags, uint64_t *pages_returned)
 {
     vm_region *r = t->region;
@@ -150,8 +189,11 @@ int vm__purge(vm_thread *t, unsigned flags, uint64_t *pages_returned)
         return rc;
     vm__expire_leases(t, VM_NO_WAIT, 0, NULL); /* somebody has the lock: the next purge, then */
     rc = VM_ACQUIRE(&r->map.h->purge_needs_scan) ? scan_and_collect(t, flags, true, &b) : collect(t, flags, true, &b);
+    if (!(flags & VM_PURGE_UNPUNCHED))
+        collect_dirty(t, flags, &b);
     int returned = return_to_space(t, &b, flags);
-    sink_peak(t, 0);
+    if (!(flags & VM_PURGE_UNPUNCHED))
+        sink_peak(t, 0);
     VM_PUT(&r->map.h->nr_purges, r->map.h->nr_purges + 1);
     VM_PUT(&r->map.h->nr_purged_pages, r->map.h->nr_purged_pages + b.pages_returned);
     vm__unlock(t, &r->map.h->purge_lock);
@@ -161,9 +203,26 @@ int vm__purge(vm_thread *t, unsigned flags, uint64_t *pages_returned)
     return rc ? rc : returned;
 }
 
+static uint64_t pages_of(const vm_batch *b)
+{
+    uint64_t pages = 0;
+    for (size_t i = 0; i < b->nr; i++)
+        pages += b->piece[i].nr_pages;
+    return pages;
+}
+
+static void count_step(vm_thread *t, uint64_t pages)
+{
+    vm_header *h = t->region->map.h;
+    VM_PUT(&h->nr_purged_pages, h->nr_purged_pages + pages);
+    VM_PUT(&h->nr_steps, h->nr_steps + 1);
+    if (h->nr_steps % VM_PEAK_SINK_STEPS == 0)
+        sink_peak(t, VM_NO_WAIT);
+}
+
 /* A bounded part of a purge, for a thread that has something else to do: it takes the oldest lazy ranges, waits for nobody,
  * and leaves pools and whatever a death hid to a purge. */
-void vm__purge_step(vm_thread *t, uint64_t most_pages)
+void vm__purge_step(vm_thread *t, uint64_t most_pages, unsigned flags)
 {
     vm_region *r = t->region;
     vm_batch b = {0};
@@ -171,11 +230,12 @@ void vm__purge_step(vm_thread *t, uint64_t most_pages)
         return;
     if (!VM_RELAXED(&r->map.h->purge_lock.needs_mending)
         && vm__warm_collect(t, most_pages, VM_PURGE_STEP_RANGES, &b) == 0) {
-        return_to_space(t, &b, VM_NO_WAIT);
-        VM_PUT(&r->map.h->nr_purged_pages, r->map.h->nr_purged_pages + b.pages_returned);
-        VM_PUT(&r->map.h->nr_steps, r->map.h->nr_steps + 1);
-        if (r->map.h->nr_steps % VM_PEAK_SINK_STEPS == 0)
-            sink_peak(t, VM_NO_WAIT);
+        uint64_t got = pages_of(&b);
+        if (!(flags & VM_PURGE_UNPUNCHED) && got < most_pages && b.nr < VM_PURGE_STEP_RANGES)
+            vm__space_collect_dirty(t, VM_NO_WAIT, most_pages - got, VM_PURGE_STEP_RANGES - b.nr, &b);
+        return_to_space(t, &b, flags | VM_NO_WAIT);
+        if (!(flags & VM_PURGE_UNPUNCHED))
+            count_step(t, b.pages_returned);
     }
     vm__unlock(t, &r->map.h->purge_lock);
     free(b.piece);
@@ -191,7 +251,6 @@ bool vm__pools_to_warm(vm_thread *t)
     for (uint32_t i = 0; i < r->map.nr_nodes; i++)
         r->design->kept->decay(t, &r->map.nodes[i], true, VM_NO_WAIT, &b);
     keep_lazy(t, &b, 0);
-    VM_PUT(&r->map.h->nr_steps, r->map.h->nr_steps + 1);
     vm__unlock(t, &r->map.h->purge_lock);
     free(b.piece);
     return true;
