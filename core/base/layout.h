@@ -304,6 +304,7 @@ typedef struct vm_header {
 
     _Alignas(64) uint64_t lazy_pages;  /* atomic; at rest the sum of all LAZY lengths   */
     uint64_t dirty_pages;              /* of free ranges that may be resident     [space_lock] */
+    uint64_t drained_peak;             /* as it was when all magazines were drained; a hint    */
     uint64_t dirty_from;               /* where the next of them is looked for    [space_lock] */
 
     vm_warm warm;

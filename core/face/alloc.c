@@ -45,20 +45,35 @@ static int take_warm(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_r
     return 0;
 }
 
+/* Of a region whose peak would rise: is it much that lies ready for requests of one size only? What lies in magazines of
+ * others is not counted, which would take long: they are asked each time the peak has risen by a part of itself. */
+static bool is_much_ready(vm_thread *t, uint64_t nr_pages, uint64_t live, bool *of_all)
+{
+    vm_region *r = t->region;
+    uint64_t peak = VM_RELAXED(&r->map.h->used_peak), drained = VM_RELAXED(&r->map.h->drained_peak);
+    uint64_t step = drained >> VM_WARM_ROOM_SHIFT, least = VM_DRAIN_BYTES >> r->map.page_shift;
+    *of_all = r->design->has_magazines && live > drained + (step > least ? step : least);
+    uint64_t ready = vm__pooled_pages(r) + vm__magazine_pages(t);
+    bool is_much = *of_all || (ready >= nr_pages && ready >= peak >> VM_WARM_ROOM_SHIFT);
+    return is_much && (vm__pages_resident_bytes(r) >> r->map.page_shift) + nr_pages > peak;
+}
+
 /* Before more is used than ever: what only requests of exactly its size could have becomes warm, if it is much and lies
  * in memory. */
 static bool loosen(vm_thread *t, uint64_t nr_pages)
 {
     vm_region *r = t->region;
-    uint64_t peak = VM_RELAXED(&r->map.h->used_peak);
-    if (!r->map.data || !r->design->kept->give || vm__live_pages(r) + nr_pages <= peak)
+    uint64_t live = vm__live_pages(r) + nr_pages;
+    bool of_all;
+    if (!r->map.data || !r->design->kept->give || live <= VM_RELAXED(&r->map.h->used_peak)
+        || !is_much_ready(t, nr_pages, live, &of_all))
         return false;
-    uint64_t ready = vm__pooled_pages(r) + vm__magazine_pages(t);
-    if (ready < nr_pages || ready < peak >> VM_WARM_ROOM_SHIFT)
-        return false;
-    if ((vm__pages_resident_bytes(r) >> r->map.page_shift) + nr_pages <= peak)
-        return false;
-    vm__magazine_flush_all(t);
+    if (of_all) {
+        VM_PUT(&r->map.h->drained_peak, live);
+        vm__drain_all(t);
+    } else {
+        vm__magazine_flush_all(t);
+    }
     return vm__pools_to_warm(t);
 }
 
@@ -91,13 +106,23 @@ static int try_stations(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, u
     return rc;
 }
 
-int vm__make_room(vm_thread *t, int attempt, unsigned flags)
+/* No more than is needed, and cheap things first: space is short, memory need not be. The oldest of what is lazy, with its
+ * pages, then all of it, then what is ready too; only then are pages given back. */
+int vm__make_room(vm_thread *t, uint64_t nr_pages, int attempt, unsigned flags)
 {
     uint64_t pages = 0;
-    if (attempt == 0)
-        return vm__purge(t, flags, &pages);
+    if (attempt == 0) {
+        vm__purge_step(t, VM_ROOM_PAGES_FACTOR * nr_pages, VM_PURGE_UNPUNCHED);
+        return 0;
+    }
+    if (attempt == 1)
+        return vm__purge(t, flags | VM_PURGE_UNPUNCHED, &pages);
+    if (attempt == 2) {
+        vm__magazine_flush_all(t);
+        return vm__purge(t, flags | VM_PURGE_UNPUNCHED | VM_PURGE_FULL, &pages);
+    }
     vm__drain_all(t); /* again each time: neighbours who run fill theirs again, and one who is at work keeps his */
-    int rc = attempt == 1 ? 0 : vm__recover_dead(t, flags, &pages);
+    int rc = attempt == 3 ? 0 : vm__recover_dead(t, flags, &pages);
     return rc ? rc : vm__purge(t, flags | VM_PURGE_FULL, &pages);
 }
 
@@ -111,7 +136,7 @@ int vm__alloc_slow(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsign
     count(&t->slot->nr_alloc);
     int rc = try_stations(t, nr_pages, align_pages, flags, out);
     for (int attempt = 0; rc == -ENOSPC && attempt < VM_ROOM_ATTEMPTS && !(flags & VM_NO_PURGE); attempt++) {
-        rc = vm__make_room(t, attempt, flags);
+        rc = vm__make_room(t, nr_pages, attempt, flags);
         if (rc == 0)
             rc = try_stations(t, nr_pages, align_pages, flags, out);
     }

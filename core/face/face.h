@@ -13,7 +13,7 @@
 
 int vm__alloc_slow(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out);
 /* After the attempt-th request found no room: what may still bring pages back, cheapest first. */
-int vm__make_room(vm_thread *t, int attempt, unsigned flags);
+int vm__make_room(vm_thread *t, uint64_t nr_pages, int attempt, unsigned flags);
 
 /* ---- fork.c ---- */
 

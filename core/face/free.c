@@ -58,11 +58,14 @@ static int free_slow(vm_thread *t, uint64_t page, uint64_t id, vm_word w, unsign
 
 #define FREE_ATTEMPTS 8 /* another thread of ours would have to fork in the middle of each */
 
-/* Over the threshold the freeing thread gives back a little, unless somebody is at it already. */
-static void purge_if_due(vm_thread *t)
+/* Over the threshold the freeing thread gives back a little, unless somebody is at it already: for a large range up to
+ * twice as much as it adds, so that the threshold is a bound. */
+static void purge_if_due(vm_thread *t, uint64_t nr_pages)
 {
-    if (vm_unlikely(vm__lazy_is_due(t->region)))
-        vm__purge_step(t, VM_PURGE_STEP_PAGES, 0);
+    if (vm_likely(!vm__lazy_is_due(t->region)))
+        return;
+    uint64_t most = 2 * nr_pages < VM_PURGE_STEP_PAGES_MAX ? 2 * nr_pages : VM_PURGE_STEP_PAGES_MAX;
+    vm__purge_step(t, most > VM_PURGE_STEP_PAGES ? most : VM_PURGE_STEP_PAGES, 0);
 }
 
 static __attribute__((noinline, cold)) int free_checked(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
@@ -76,10 +79,13 @@ static __attribute__((noinline, cold)) int free_checked(vm_region *r, uint64_t p
         return -ENOENT;
     vm__enter(t);
     int rc = -EAGAIN;
-    for (int i = 0; rc == -EAGAIN && i < FREE_ATTEMPTS; i++)
-        rc = free_slow(t, page, id, VM_ACQUIRE(&r->map.heads[page].word), flags);
+    vm_word w = 0;
+    for (int i = 0; rc == -EAGAIN && i < FREE_ATTEMPTS; i++) {
+        w = VM_ACQUIRE(&r->map.heads[page].word);
+        rc = free_slow(t, page, id, w, flags);
+    }
     if (rc == 0)
-        purge_if_due(t);
+        purge_if_due(t, vm__len(w));
     vm__leave(t);
     return rc;
 }

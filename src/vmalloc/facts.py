@@ -104,10 +104,16 @@ WARM_JOIN_SHARE = 4
 PURGE_STEP_RANGES = 32
 """So many lazy ranges, at most, a free above the threshold gives back itself, the oldest first, ..."""
 PURGE_STEP_PAGES = 256
-"""... and so many pages."""
+"""... and so many pages, or twice its own, ..."""
+PURGE_STEP_PAGES_MAX = 4096
+"""... up to so many."""
 PEAK_SINK_STEPS = 64
 """The recent peak also sinks at one in so many of these steps."""
-ROOM_ATTEMPTS = 6
+DRAIN_BYTES = 32 << 20
+"""All magazines are drained when the peak has risen by so much, or its share above, since they were last."""
+ROOM_PAGES_FACTOR = 8
+"""A request that found no room first joins so many times its pages of what is lazy."""
+ROOM_ATTEMPTS = 8
 """How often a request that found no room makes some and tries again."""
 
 # messages
