@@ -305,7 +305,7 @@ typedef struct vm_header {
     _Alignas(64) uint64_t lazy_pages;  /* atomic; at rest the sum of all LAZY lengths   */
     uint64_t dirty_pages;              /* of free ranges that may be resident     [space_lock] */
     uint64_t drained_peak;             /* as it was when all magazines were drained; a hint    */
-    uint64_t dirty_from;               /* where the next of them is looked for    [space_lock] */
+    uint64_t tight_s;                  /* when a request last found no room, in seconds; 0: never */
 
     vm_warm warm;
     vm_lock purge_lock;

@@ -68,6 +68,7 @@ bool vm__magazine_grow(vm_thread *t, uint64_t nr_pages); /* false: the budget is
 void vm__magazine_keep(vm_thread *t, uint64_t nr_pages, uint32_t nr, const uint64_t *pages);
 int vm__magazine_stock(vm_thread *t, uint64_t nr_pages, unsigned flags, vm_range *out);
 bool vm__magazine_flush_all(vm_thread *t);
+void vm__magazine_tighten(vm_thread *t, bool is_tight);
 uint64_t vm__magazine_pages(const vm_thread *t); /* in ours */
 void vm__magazine_init(vm_thread *t);
 /* Between these two the slot's magazines are ours alone. False: somebody drains; keep off. */

@@ -248,6 +248,20 @@ int vm__magazine_stock(vm_thread *t, uint64_t nr_pages, unsigned flags, vm_range
     return 0;
 }
 
+/* While space is short, no magazine keeps a large range; after that they grow again. */
+void vm__magazine_tighten(vm_thread *t, bool is_tight)
+{
+    if (vm_likely(t->is_tight == is_tight))
+        return;
+    t->is_tight = is_tight;
+    if (!is_tight || !vm__magazine_flush_all(t))
+        return;
+    for (uint64_t n = VM_FLOW_PAGES + 1; n <= VM_POOL_PAGES_MAX; n++) {
+        t->cap_pages -= t->cap[n] > 1 ? (t->cap[n] - 1u) * n : 0;
+        t->cap[n] = 0;
+    }
+}
+
 uint64_t vm__magazine_pages(const vm_thread *t)
 {
     uint64_t pages = 0;

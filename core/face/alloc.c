@@ -115,9 +115,12 @@ int vm__make_room(vm_thread *t, uint64_t nr_pages, int attempt, unsigned flags)
         vm__purge_step(t, VM_ROOM_PAGES_FACTOR * nr_pages, VM_PURGE_UNPUNCHED);
         return 0;
     }
-    if (attempt == 1)
+    if (attempt == 1) {
+        VM_PUT(&t->region->map.h->tight_s, vm__now_s());
         return vm__purge(t, flags | VM_PURGE_UNPUNCHED, &pages);
+    }
     if (attempt == 2) {
+        vm__magazine_tighten(t, true);
         vm__magazine_flush_all(t);
         return vm__purge(t, flags | VM_PURGE_UNPUNCHED | VM_PURGE_FULL, &pages);
     }
@@ -134,6 +137,7 @@ int vm__alloc_slow(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsign
         return health;
     vm__enter(t);
     count(&t->slot->nr_alloc);
+    vm__magazine_tighten(t, vm__is_tight(r));
     int rc = try_stations(t, nr_pages, align_pages, flags, out);
     for (int attempt = 0; rc == -ENOSPC && attempt < VM_ROOM_ATTEMPTS && !(flags & VM_NO_PURGE); attempt++) {
         rc = vm__make_room(t, nr_pages, attempt, flags);

@@ -78,6 +78,7 @@ static __attribute__((noinline, cold)) int free_checked(vm_region *r, uint64_t p
     if (page >= r->map.nr_pages)
         return -ENOENT;
     vm__enter(t);
+    vm__magazine_tighten(t, vm__is_tight(r));
     int rc = -EAGAIN;
     vm_word w = 0;
     for (int i = 0; rc == -EAGAIN && i < FREE_ATTEMPTS; i++) {

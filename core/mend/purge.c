@@ -170,16 +170,6 @@ static int lock_purge(vm_thread *t, unsigned flags)
     return rc;
 }
 
-/* All of it: from the start, every free range once. */
-static void collect_dirty(vm_thread *t, unsigned flags, vm_batch *b)
-{
-    vm_region *r = t->region;
-    if (VM_RELAXED(&r->map.h->dirty_pages) == 0)
-        return;
-    VM_PUT(&r->map.h->dirty_from, 0);
-    vm__space_collect_dirty(t, flags & VM_NO_WAIT, r->map.nr_pages, r->map.nr_pages, b);
-}
-
 int vm__purge(vm_thread *t, unsigned flags, uint64_t *pages_returned)
 {
     vm_region *r = t->region;
@@ -189,8 +179,8 @@ int vm__purge(vm_thread *t, unsigned flags, uint64_t *pages_returned)
         return rc;
     vm__expire_leases(t, VM_NO_WAIT, 0, NULL); /* somebody has the lock: the next purge, then */
     rc = VM_ACQUIRE(&r->map.h->purge_needs_scan) ? scan_and_collect(t, flags, true, &b) : collect(t, flags, true, &b);
-    if (!(flags & VM_PURGE_UNPUNCHED))
-        collect_dirty(t, flags, &b);
+    if (!(flags & VM_PURGE_UNPUNCHED) && VM_RELAXED(&r->map.h->dirty_pages))
+        vm__space_collect_dirty(t, flags & VM_NO_WAIT, &b);
     int returned = return_to_space(t, &b, flags);
     if (!(flags & VM_PURGE_UNPUNCHED))
         sink_peak(t, 0);
@@ -201,14 +191,6 @@ int vm__purge(vm_thread *t, unsigned flags, uint64_t *pages_returned)
     if (pages_returned)
         *pages_returned += b.pages_returned;
     return rc ? rc : returned;
-}
-
-static uint64_t pages_of(const vm_batch *b)
-{
-    uint64_t pages = 0;
-    for (size_t i = 0; i < b->nr; i++)
-        pages += b->piece[i].nr_pages;
-    return pages;
 }
 
 static void count_step(vm_thread *t, uint64_t pages)
@@ -230,9 +212,6 @@ void vm__purge_step(vm_thread *t, uint64_t most_pages, unsigned flags)
         return;
     if (!VM_RELAXED(&r->map.h->purge_lock.needs_mending)
         && vm__warm_collect(t, most_pages, VM_PURGE_STEP_RANGES, &b) == 0) {
-        uint64_t got = pages_of(&b);
-        if (!(flags & VM_PURGE_UNPUNCHED) && got < most_pages && b.nr < VM_PURGE_STEP_RANGES)
-            vm__space_collect_dirty(t, VM_NO_WAIT, most_pages - got, VM_PURGE_STEP_RANGES - b.nr, &b);
         return_to_space(t, &b, flags | VM_NO_WAIT);
         if (!(flags & VM_PURGE_UNPUNCHED))
             count_step(t, b.pages_returned);

@@ -52,7 +52,7 @@ uint64_t vm__lazy_pages_max(const vm_region *r)
 bool vm__lazy_is_due(const vm_region *r)
 {
     int64_t lazy = (int64_t)VM_RELAXED(&r->map.h->lazy_pages), dirty = (int64_t)VM_RELAXED(&r->map.h->dirty_pages);
-    return lazy + dirty > (int64_t)vm__lazy_pages_max(r);
+    return lazy > 0 && lazy + dirty > (int64_t)vm__lazy_pages_max(r);
 }
 
 vm_word vm__lazy_word(const vm_region *r, uint64_t nr_pages)

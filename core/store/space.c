@@ -316,42 +316,25 @@ void vm__space_put(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_dirty
         VM_PUT(&r->map.h->dirty_pages, VM_RELAXED(&r->map.h->dirty_pages) + (end - start) - was_dirty);
 }
 
-/* The last pages of a dirty free range, at most so many, become PURGING(t). Returns how many. */
-static uint64_t take_dirty_end(vm_thread *t, uint64_t page, vm_word w, uint64_t most_pages, vm_batch *out)
+/* Every free range that may be resident becomes PURGING(t), for its pages to be given back. */
+int vm__space_collect_dirty(vm_thread *t, unsigned flags, vm_batch *out)
 {
     vm_region *r = t->region;
-    uint64_t len = vm__len(w), taken = len < most_pages ? len : most_pages, rest = len - taken;
-    VM_STORE(&r->map.heads[page + rest].word, vm__purging(t, taken));
-    if (rest)
-        VM_STORE(&r->map.heads[page].word, vm__with_len(w, rest)); /* makes both visible */
-    vm__index_set(&r->map, page + rest, taken, true);
-    VM_PUT(&r->map.h->free_pages, VM_RELAXED(&r->map.h->free_pages) - taken);
-    uint64_t dirty = VM_RELAXED(&r->map.h->dirty_pages);
-    VM_PUT(&r->map.h->dirty_pages, dirty > taken ? dirty - taken : 0);
-    vm__batch_add(t, out, page + rest, taken);
-    return taken;
-}
-
-/* Collect free ranges that may be resident, up to so many pages, looking at up to so many. */
-int vm__space_collect_dirty(vm_thread *t, unsigned flags, uint64_t most_pages, uint64_t most_ranges, vm_batch *out)
-{
-    vm_region *r = t->region;
-    vm_header *h = r->map.h;
+    uint64_t page = 0, taken = 0;
     VM_ASSERT_RANK_HELD(r, VM_RANK_PURGE);
     int rc = vm__space_lock(t, flags);
     if (rc)
         return rc;
-    uint64_t page = vm__index_find(&r->map, VM_RELAXED(&h->dirty_from), 1);
-    for (uint64_t i = 0; i < most_ranges && most_pages && VM_RELAXED(&h->dirty_pages) && page != VM_NONE; i++) {
-        uint64_t start = vm__index_run_start(&r->map, page);
-        vm_word w = vm__word_at(r, start);
-        if (!w || vm__state(w) != VM_FREE)
-            break; /* somebody scribbled over the index */
-        if (w & VM_WORD_DIRTY)
-            most_pages -= take_dirty_end(t, start, w, most_pages, out);
-        page = vm__index_find(&r->map, start + vm__len(w), 1);
+    for (vm_word w; (w = vm__word_at(r, page)); page += vm__len(w)) {
+        if (vm__state(w) != VM_FREE || !(w & VM_WORD_DIRTY))
+            continue;
+        VM_STORE(&r->map.heads[page].word, vm__purging(t, vm__len(w)));
+        vm__index_set(&r->map, page, vm__len(w), true);
+        vm__batch_add(t, out, page, vm__len(w));
+        taken += vm__len(w);
     }
-    VM_PUT(&h->dirty_from, page == VM_NONE ? 0 : page);
+    VM_PUT(&r->map.h->free_pages, VM_RELAXED(&r->map.h->free_pages) - taken);
+    VM_PUT(&r->map.h->dirty_pages, 0);
     vm__space_unlock(t);
-    return 0;
+    return page == r->map.nr_pages ? 0 : VM_CORRUPT(r);
 }

@@ -44,11 +44,16 @@ uint64_t vm__index_nr_wrong(const vm_map *m, uint32_t *first_level, uint64_t *fi
 
 int vm__space_lock(vm_thread *t, unsigned flags); /* rebuilt if it was stolen */
 void vm__space_unlock(vm_thread *t);
+/* Did a request find no room a moment ago? Then what is freed is not kept for requests of its size. */
+static inline bool vm__is_tight(const vm_region *r)
+{
+    uint64_t since = VM_RELAXED(&r->map.h->tight_s);
+    return vm_unlikely(since) && vm__now_s() - since <= VM_TIGHT_S;
+}
 uint64_t vm__live_pages(const vm_region *r); /* in use or ready, by counters: a hint */
 int vm__space_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out);
 uint32_t vm__space_take_many(vm_thread *t, uint64_t nr_pages, uint32_t max, unsigned flags, uint64_t *pages);
-int vm__space_collect_dirty(vm_thread *t, unsigned flags, uint64_t most_pages, uint64_t most_ranges,
-                            vm_batch *out); /* [purge_lock] */
+int vm__space_collect_dirty(vm_thread *t, unsigned flags, vm_batch *out); /* [purge_lock] */
 /* The rest: [space_lock] */
 void vm__space_grant(vm_thread *t, uint64_t used, uint64_t most);
 void vm__space_put(vm_thread *t, uint64_t page, uint64_t nr_pages, bool dirty);

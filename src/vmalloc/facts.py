@@ -113,6 +113,8 @@ DRAIN_BYTES = 32 << 20
 """All magazines are drained when the peak has risen by so much, or its share above, since they were last."""
 ROOM_PAGES_FACTOR = 8
 """A request that found no room first joins so many times its pages of what is lazy."""
+TIGHT_S = 1
+"""So many seconds after a request found no room, what is freed goes to space at once."""
 ROOM_ATTEMPTS = 8
 """How often a request that found no room makes some and tries again."""
 
