@@ -106,23 +106,24 @@ static int try_stations(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, u
     return rc;
 }
 
-/* No more than is needed, and cheap things first: space is short, memory need not be. The oldest of what is lazy, with its
- * pages, then all of it, then what is ready too; only then are pages given back. */
+/* No more than is needed, and cheap things first. For a request of a pooled size space is short and memory need not be: the
+ * oldest of what is lazy goes there with its pages, then all of it, then what is ready too. Then, and for a large one,
+ * pages are given back. */
 int vm__make_room(vm_thread *t, uint64_t nr_pages, int attempt, unsigned flags)
 {
     uint64_t pages = 0;
-    if (attempt == 0) {
-        vm__purge_step(t, VM_ROOM_PAGES_FACTOR * nr_pages, VM_PURGE_UNPUNCHED);
+    unsigned keeping = nr_pages <= VM_POOL_PAGES_MAX ? VM_PURGE_UNPUNCHED : 0;
+    if (attempt == 0 && keeping) {
+        vm__purge_step(t, VM_ROOM_PAGES_FACTOR * nr_pages, keeping);
         return 0;
     }
-    if (attempt == 1) {
-        VM_PUT(&t->region->map.h->tight_s, vm__now_s());
-        return vm__purge(t, flags | VM_PURGE_UNPUNCHED, &pages);
-    }
+    VM_PUT(&t->region->map.h->tight_s, vm__now_s());
+    if (attempt <= 1)
+        return vm__purge(t, flags | keeping, &pages);
     if (attempt == 2) {
         vm__magazine_tighten(t, true);
         vm__magazine_flush_all(t);
-        return vm__purge(t, flags | VM_PURGE_UNPUNCHED | VM_PURGE_FULL, &pages);
+        return vm__purge(t, flags | keeping | VM_PURGE_FULL, &pages);
     }
     vm__drain_all(t); /* again each time: neighbours who run fill theirs again, and one who is at work keeps his */
     int rc = attempt == 3 ? 0 : vm__recover_dead(t, flags, &pages);

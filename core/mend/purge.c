@@ -35,45 +35,17 @@ static void keep_lazy(vm_thread *t, const vm_batch *b, size_t from)
     }
 }
 
-/* Hand runs to space with their pages; those that would stain a neighbour stay in the batch. */
-static int return_unpunched(vm_thread *t, vm_batch *b, unsigned flags)
-{
-    int rc = vm__space_lock(t, flags & VM_NO_WAIT);
-    if (rc)
-        return rc;
-    size_t left = 0;
-    for (size_t i = 0; i < b->nr; i++) {
-        vm_piece p = b->piece[i];
-        if (vm__space_would_stain(t, p.page, p.nr_pages)) {
-            b->piece[left++] = p;
-            continue;
-        }
-        vm__space_put(t, p.page, p.nr_pages, true);
-        b->pages_returned += p.nr_pages;
-    }
-    b->nr = left;
-    vm__space_unlock(t);
-    return 0;
-}
-
-/* Discard outside the lock, then hand runs to space. On failure the rest stays lazy. */
+/* Discard outside the lock, unless the pages go along, then hand runs to space. On failure the rest stays lazy. */
 static int return_to_space(vm_thread *t, vm_batch *b, unsigned flags)
 {
     vm_region *r = t->region;
     vm__batch_merge(b);
-    if (flags & VM_PURGE_UNPUNCHED && b->nr && !(r->map.flags & VM_FLAG_NO_DATA)) {
-        int rc = return_unpunched(t, b, flags);
-        if (rc) {
-            keep_lazy(t, b, 0);
-            b->nr = 0;
-            return rc;
-        }
-    }
+    bool keeps_pages = flags & VM_PURGE_UNPUNCHED && r->map.data;
     for (size_t i = 0; i < b->nr;) {
         bool dirty[RUNS_PER_LOCK];
         size_t n = b->nr - i < RUNS_PER_LOCK ? b->nr - i : RUNS_PER_LOCK;
         for (size_t k = 0; k < n; k++)
-            dirty[k] = vm__pages_discard(r, b->piece[i + k].page, b->piece[i + k].nr_pages) != 0;
+            dirty[k] = keeps_pages || vm__pages_discard(r, b->piece[i + k].page, b->piece[i + k].nr_pages) != 0;
         int rc = vm__space_lock(t, flags & VM_NO_WAIT);
         if (rc) {
             keep_lazy(t, b, i);
@@ -84,7 +56,7 @@ static int return_to_space(vm_thread *t, vm_batch *b, unsigned flags)
             vm__space_put(t, b->piece[i].page, b->piece[i].nr_pages, dirty[k]);
             b->pages_returned += b->piece[i].nr_pages;
         }
-        VM_PUT(&r->map.h->nr_discards, r->map.h->nr_discards + n);
+        VM_PUT(&r->map.h->nr_discards, r->map.h->nr_discards + (keeps_pages ? 0 : n));
         vm__space_unlock(t);
     }
     b->nr = 0;

@@ -49,7 +49,8 @@ int vm__space_rebuild(vm_thread *t)
 {
     vm_region *r = t->region;
     VM_ASSERT_HELD(t, &r->map.h->space_lock);
-    uint64_t free_pages = 0, dirty_pages = 0, known = VM_RELAXED(&r->map.h->high_pages), high = known > r->map.nr_pages ? 0 : known, len;
+    uint64_t free_pages = 0, dirty_pages = 0, known = VM_RELAXED(&r->map.h->high_pages),
+             high = known > r->map.nr_pages ? 0 : known, len;
     for (uint64_t page = 0; page < r->map.nr_pages; page += len) {
         vm_word w = vm__word_at(r, page);
         if (!w)
@@ -261,23 +262,6 @@ uint32_t vm__space_take_many(vm_thread *t, uint64_t nr_pages, uint32_t max, unsi
     }
     vm__space_unlock(t);
     return got;
-}
-
-static bool is_long_and_clean(const vm_region *r, uint64_t page, uint64_t nr_pages)
-{
-    vm_word w = vm__word_at(r, page);
-    return w && vm__state(w) == VM_FREE && !(w & VM_WORD_DIRTY) && vm__len(w) > nr_pages;
-}
-
-/* Would this range, given back with its pages, make more pages count as dirty than it has? A free range has one mark. */
-bool vm__space_would_stain(vm_thread *t, uint64_t page, uint64_t nr_pages)
-{
-    vm_region *r = t->region;
-    VM_ASSERT_HELD(t, &r->map.h->space_lock);
-    uint64_t end = page + nr_pages;
-    return (vm__index_is_free(&r->map, end) && is_long_and_clean(r, end, nr_pages))
-           || (page && vm__index_is_free(&r->map, page - 1)
-               && is_long_and_clean(r, vm__index_run_start(&r->map, page - 1), nr_pages));
 }
 
 /* What a free range counts for in dirty_pages. */

@@ -57,7 +57,6 @@ int vm__space_collect_dirty(vm_thread *t, unsigned flags, vm_batch *out); /* [pu
 /* The rest: [space_lock] */
 void vm__space_grant(vm_thread *t, uint64_t used, uint64_t most);
 void vm__space_put(vm_thread *t, uint64_t page, uint64_t nr_pages, bool dirty);
-bool vm__space_would_stain(vm_thread *t, uint64_t page, uint64_t nr_pages);
 int vm__space_rebuild(vm_thread *t);
 bool vm__space_carve(vm_thread *t, uint64_t page, uint64_t nr_pages, vm_range *out);
 bool vm__space_words_agree(const vm_region *r, uint64_t page, uint64_t nr_pages);
