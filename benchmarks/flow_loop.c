@@ -2,9 +2,9 @@
 /*
  * One-way flow of bench_steady.py: a producer fills messages, a consumer in another process reads and frees them.
  *
- * Each line on stdin is one round: `vm BYTES N`, each message a range of its own that goes over as page, id and lease;
- * or `ring BYTES N`, two slots of shared memory used in turn, written by hand. Both have at most two messages on their
- * way. The answer is `NS_PER_MESSAGE`, by the clock on the wall.
+ * Each line on stdin is one round: vm BYTES N, each message a range of its own that goes over as page, id and lease;
+ * or ring BYTES N, two slots of shared memory used in turn, written by hand. Both have at most two messages on their
+ * way. The answer is the ns a message took, by the clock on the wall.
  */
 #include <sched.h>
 #include <stdint.h>

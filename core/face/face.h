@@ -37,6 +37,7 @@ typedef struct vm_check_state {
     uint64_t *leased; /* sorted: the pages that entries of the lease table name */
     size_t nr_leased;
     uint64_t pages[16]; /* by state */
+    uint64_t dirty_pages; /* free, and perhaps resident */
 } vm_check_state;
 
 uint64_t vm__wrong_bits(const vm_region *r, uint64_t page, uint64_t nr_pages, bool is_free);

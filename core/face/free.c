@@ -58,13 +58,15 @@ static int free_slow(vm_thread *t, uint64_t page, uint64_t id, vm_word w, unsign
 
 #define FREE_ATTEMPTS 8 /* another thread of ours would have to fork in the middle of each */
 
-/* Over the threshold the freeing thread gives back a little, unless somebody is at it already: for a large range up to
- * twice as much as it adds, so that the threshold is a bound. */
+/* Over the threshold the freeing thread gives back a little, unless somebody is at it already: at least one step, and for
+ * a large range up to twice as much as it adds, if so much is over, so that the threshold is a bound. */
 static void purge_if_due(vm_thread *t, uint64_t nr_pages)
 {
-    if (vm_likely(!vm__lazy_is_due(t->region)))
+    uint64_t most = vm__lazy_excess(t->region);
+    if (vm_likely(most == 0))
         return;
-    uint64_t most = 2 * nr_pages < VM_PURGE_STEP_PAGES_MAX ? 2 * nr_pages : VM_PURGE_STEP_PAGES_MAX;
+    most = most < 2 * nr_pages ? most : 2 * nr_pages;
+    most = most < VM_PURGE_STEP_PAGES_MAX ? most : VM_PURGE_STEP_PAGES_MAX;
     vm__purge_step(t, most > VM_PURGE_STEP_PAGES ? most : VM_PURGE_STEP_PAGES, 0);
 }
 

@@ -48,12 +48,16 @@ uint64_t vm__lazy_pages_max(const vm_region *r)
     return chosen ? chosen : vm__lazy_threshold(r, peak, vm__live_pages(r), vm__online_cpus(), vm__memory_bytes());
 }
 
-/* The counter is read as signed: a death may leave it a little off. What went to space with its pages counts too. */
-bool vm__lazy_is_due(const vm_region *r)
+/* By how many pages more is lazy than may be; 0: it is not. The counter is read as signed: a death may leave it a little
+ * off. What went to space with its pages counts too. */
+uint64_t vm__lazy_excess(const vm_region *r)
 {
     int64_t lazy = (int64_t)VM_RELAXED(&r->map.h->lazy_pages), dirty = (int64_t)VM_RELAXED(&r->map.h->dirty_pages);
-    return lazy > 0 && lazy + dirty > (int64_t)vm__lazy_pages_max(r);
+    int64_t excess = lazy > 0 ? lazy + dirty - (int64_t)vm__lazy_pages_max(r) : 0;
+    return excess > 0 ? (uint64_t)excess : 0;
 }
+
+bool vm__lazy_is_due(const vm_region *r) { return vm__lazy_excess(r) != 0; }
 
 vm_word vm__lazy_word(const vm_region *r, uint64_t nr_pages)
 {

