@@ -42,7 +42,8 @@ static void check_index(vm_check_state *c, uint64_t longest)
         vm__report(&c->report, "free pages: counter %llu, words %llu", P(counted), P(c->pages[VM_FREE]));
     uint64_t dirty = VM_RELAXED(&r->map.h->dirty_pages);
     if (dirty != c->dirty_pages)
-        vm__report(&c->report, "free pages that may be resident: counter %llu, words %llu", P(dirty), P(c->dirty_pages));
+        vm__report(&c->report, "free pages that may be resident: counter %llu, words %llu", P(dirty),
+                   P(c->dirty_pages));
 }
 
 /* ---- holders, names, leases [names_lock, lease_lock, space_lock] ---- */
