@@ -8,8 +8,8 @@ flow      messages go one way between two processes: ns a message beside a ring 
 headroom  allocations a second in a region that has little more pages than are in use
 free      the slowest of many frees of small arrays, half of all, beside idle processes and a stopped one
 
-Resident is memory of the region, or of the process for the others. The column size/bar is the most that was resident over
-1.1 times the live peak and 64 MiB.
+Resident is memory of the region, or of the process for the others. The column size/bar is the most that was
+resident over 1.1 times the live peak and 64 MiB.
 """
 
 from __future__ import annotations

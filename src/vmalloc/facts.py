@@ -73,12 +73,12 @@ MAGAZINE_REFILL_MAX = 16
 MAGAZINE_REFILL_PAGES = 32
 """... and most pages, but one range in any case: the next request should get what was freed last."""
 FLOW_PAGES = 16
-"""A freed range of so many pages that another process allocated goes where that one looks, into a pool; and a magazine
-of a larger size begins with no room."""
+"""A freed range of so many pages that another process allocated goes where that one looks, into a pool;
+and while space is short no magazine keeps a larger one."""
 MAGAZINE_STOCK_PAGES = 64
 """A miss that comes to space takes twice as many ranges as the last of its size did, up to so many pages."""
 MAGAZINE_BUDGET_BYTES = 16 << 20
-"""By so much all caps of one thread may grow: what lies in its magazines serves one size and one thread only."""
+"""By so much all caps of one thread may grow: what lies there serves one size and one thread only."""
 
 # lazy and purge
 LAZY_BYTES_PER_CPU_BIT = 32 << 20

@@ -271,6 +271,46 @@ static void large_frees_do_not_pass_the_threshold(vm_pools d)
     FINISH(r);
 }
 
+/* ---- a free waits for nobody ---- */
+
+static vm_lock *lock_of(vm_region *r, int i)
+{
+    vm_header *h = r->map.h;
+    return (vm_lock *[]){&h->purge_lock, &h->space_lock, &h->warm.lock, &r->map.nodes[0].pool_lock,
+                         &h->names_lock, &h->lease_lock}[i];
+}
+
+/* Whoever sleeps for a lock says so in its word. */
+static void a_free_beside_a_stopped_neighbour_sleeps_for_no_lock(vm_pools d)
+{
+    enum { NR = 3000, NR_LOCKS = 6 };
+    static vm_range a[NR];
+    for (int i = 0; i < NR_LOCKS; i++) {
+        vm_region *r = MAKE(.nr_pages = 40000, .pools = d, .nr_nodes = 1, .nr_threads = 8, .lazy_pages_max = 100);
+        vm_range large = take(r, 400);
+        pid_t child;
+        for (int k = 0; k < NR; k++)
+            a[k] = take(r, 4);
+        CHILD(child, {
+            CHECK_EQ(vm__lock(vm__thread(r), lock_of(r, i), 0), 0);
+            raise(SIGSTOP);
+        });
+        CHECK_EQ(waitpid(child, NULL, WUNTRACED), child);
+        for (int k = 0; k < NR; k += 2)
+            GIVE_BACK(r, a[k]);
+        GIVE_BACK(r, large);
+        CHECK(VM_RELAXED(&lock_of(r, i)->owner) != 0);
+        CHECK(!(VM_RELAXED(&lock_of(r, i)->owner) & VM_TOKEN_WAITERS));
+        kill(child, SIGKILL);
+        CHECK_EQ(waitpid(child, NULL, 0), child);
+        CHECK_EQ(vm_recover(r, NULL), 0);
+        for (int k = 1; k < NR; k += 2)
+            GIVE_BACK(r, a[k]);
+        CHECK_CLEAN(r);
+        vm_detach(r);
+    }
+}
+
 /* ---- space is short, memory is not ---- */
 
 static void fill_and_free_every_other(vm_region *r, vm_range *a, int nr)
@@ -403,6 +443,7 @@ static void (*const for_every_design[])(vm_pools) = {
     over_the_threshold_a_free_gives_back_a_little,
     the_oldest_goes_first,
     large_frees_do_not_pass_the_threshold,
+    a_free_beside_a_stopped_neighbour_sleeps_for_no_lock,
     a_small_request_joins_what_is_free_and_keeps_its_pages,
     a_purge_gives_back_what_went_to_space_with_its_pages,
     a_purge_gives_the_pages_back_to_the_system,

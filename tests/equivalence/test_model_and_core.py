@@ -25,7 +25,6 @@ import vmalloc
 from vmalloc import _core, facts
 from vmalloc.facts import (
     MAGAZINE_BUDGET_BYTES,
-    MAGAZINE_CAP,
     NODES_MAX,
     POOL_CAP_PAGES,
     POOL_PAGES_MAX,
@@ -268,7 +267,9 @@ def caps_and_thresholds(kind: str = "addresses") -> None:
     pair = Pair("magazine", 120_000, kind)
     # each size from 8 to 35 pages grows by about 256 - size
     assert MAGAZINE_BUDGET_BYTES // PAGE == 4096
-    counts = {1: 300, 2: 200, 255: 80, 256: 80} | {n: 40 for n in range(8, 36)} | {257: 66, 300: 70, 3000: 9}
+    counts = (
+        {1: 300, 2: 200, 255: 80, 256: 80} | dict.fromkeys(range(8, 36), 40) | {257: 66, 300: 70, 3000: 9}
+    )
     for nr_pages, count in counts.items():
         for _ in range(count):
             pair.alloc(nr_pages)
@@ -436,7 +437,7 @@ def failing_request(kind: str = "addresses") -> None:
 
 
 def short_of_space(kind: str = "memory") -> None:
-    """More is asked for than there is, in sizes of all kinds; now and then some seconds pass without a failure."""
+    """More is asked for than there is, in sizes of all kinds; now and then seconds pass without a failure."""
     chance = random.Random(3)
     pair = Pair("magazine", 4000, kind)
     for step in range(1500):

@@ -399,7 +399,7 @@ class CachingAllocator(Allocator):
     # ------------------------------------------------------------------ purge and shrink
 
     @property
-    def lazy_pages_max(self) -> int:  # type: ignore[override]
+    def lazy_pages_max(self) -> int:
         """The threshold now, which moves with use."""
         live, peak = self.used_pages - self.lazy_pages, self.used_peak_pages
         chosen = self.lazy_pages_fixed
