@@ -12,14 +12,13 @@
  */
 #include "cache.h"
 
-/* Caps start at one range and double when a magazine overflows, as long as the growth of all caps stays within the
- * thread's budget: what a thread may hoard is bounded, and the hot path need not count it. Above VM_FLOW_PAGES they start
- * at none, until a pool had the size a second time: one range of each would be much. */
+/* Caps start at one range and double when a magazine overflows, as long as the growth of all caps stays
+ * within the thread's budget: what a thread may hoard is bounded, and the hot path need not count it. */
 void vm__magazine_init(vm_thread *t)
 {
-    for (uint64_t n = 0; n <= VM_POOL_PAGES_MAX; n++)
-        t->cap[n] = 1;
+    memset(t->cap, 1, sizeof t->cap);
     t->cap_pages = 0;
+    t->is_tight = false;
 }
 
 /* Few of a large size: the pools behind are quick beside what such a range is filled with, and hot first. */

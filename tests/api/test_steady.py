@@ -114,25 +114,31 @@ def test_a_peak_stays_warm_beside_nothing_and_only_its_rest_beside_what_is_used(
 
 def read_and_forget(connection) -> None:
     while (message := connection.recv()) is not None:
-        first = int(message[0])
+        connection.send(int(message[0]))
+        connection.recv()  # from here on nobody else has it
         del message
-        connection.send(first)
+        connection.send("freed")
 
 
 @pytest.mark.parametrize("size", [64 * KIB, MIB, 4 * MIB])
 def test_what_a_consumer_frees_is_what_the_producer_gets_next(size):
     here, there = multiprocessing.Pipe()
+    spawn = multiprocessing.get_context("spawn")
     with vmalloc.Region("1G") as region:
-        consumer = multiprocessing.get_context("spawn").Process(target=read_and_forget, args=(there,))
+        consumer = spawn.Process(target=read_and_forget, args=(there,), daemon=True)
         consumer.start()
+        there.close()  # if it dies we do not wait for its answer
         places = []
         for _ in range(120):
             message = region.empty(size, "u1")
             message[:] = 7
             places.append(message.__array_interface__["data"][0])
-            here.send(vmalloc.ref(message))
-            del message
+            reference = vmalloc.ref(message)
+            here.send(reference)
             assert here.recv() == 7
+            del message, reference
+            here.send("free it")
+            assert here.recv() == "freed"
         here.send(None)
         consumer.join()
         assert len(set(places[40:])) <= 3

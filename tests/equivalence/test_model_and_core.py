@@ -267,9 +267,8 @@ def caps_and_thresholds(kind: str = "addresses") -> None:
     pair = Pair("magazine", 120_000, kind)
     # each size from 8 to 35 pages grows by about 256 - size
     assert MAGAZINE_BUDGET_BYTES // PAGE == 4096
-    counts = (
-        {1: 300, 2: 200, 255: 80, 256: 80} | dict.fromkeys(range(8, 36), 40) | {257: 66, 300: 70, 3000: 9}
-    )
+    counts = {1: 300, 2: 200, 255: 80, 256: 80} | dict.fromkeys(range(8, 36), 40)
+    counts |= {257: 66, 300: 70, 3000: 9}
     for nr_pages, count in counts.items():
         for _ in range(count):
             pair.alloc(nr_pages)
