@@ -283,9 +283,11 @@ static vm_lock *lock_of(vm_region *r, int i)
 /* Whoever sleeps for a lock says so in its word. */
 static void a_free_beside_a_stopped_neighbour_sleeps_for_no_lock(vm_pools d)
 {
-    enum { NR = 3000, NR_LOCKS = 6 };
+    enum { NR = 3000, POOL_LOCK = 3, NR_LOCKS = 6 };
     static vm_range a[NR];
     for (int i = 0; i < NR_LOCKS; i++) {
+        if (i == POOL_LOCK && d != VM_POOLS_LOCKED && d != VM_POOLS_MAGAZINE)
+            continue; /* nobody takes it */
         vm_region *r = MAKE(.nr_pages = 40000, .pools = d, .nr_nodes = 1, .nr_threads = 8, .lazy_pages_max = 100);
         vm_range large = take(r, 400);
         pid_t child;
