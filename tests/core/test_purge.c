@@ -317,6 +317,7 @@ static void a_free_beside_a_stopped_neighbour_sleeps_for_no_lock(vm_pools d)
 
 static void fill_and_free_every_other(vm_region *r, vm_range *a, int nr)
 {
+    r->map.h->used_peak = 1 << 20; /* far away: nothing is loosened before space is short */
     for (int i = 0; i < nr; i++) {
         a[i] = take(r, 2);
         memset(vm_pointer(r, a[i].page), 7, 8192);
