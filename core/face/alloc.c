@@ -52,7 +52,6 @@ static bool is_much_ready(vm_thread *t, uint64_t nr_pages, uint64_t live, bool *
     vm_region *r = t->region;
     uint64_t peak = VM_RELAXED(&r->map.h->used_peak), drained = VM_RELAXED(&r->map.h->drained_peak);
     uint64_t step = drained >> VM_WARM_ROOM_SHIFT, least = VM_DRAIN_BYTES >> r->map.page_shift;
-    least = least < r->map.nr_pages >> VM_WARM_ROOM_SHIFT ? least : r->map.nr_pages >> VM_WARM_ROOM_SHIFT;
     *of_all = r->design->has_magazines && live > drained + (step > least ? step : least);
     uint64_t ready = vm__pooled_pages(r) + vm__magazine_pages(t);
     bool is_much = *of_all || (ready >= nr_pages && ready >= peak >> VM_WARM_ROOM_SHIFT);

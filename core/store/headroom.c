@@ -91,6 +91,12 @@ static uint64_t metadata_bytes_most(const vm_region *r)
            + r->map.nr_nodes * sizeof(vm_node) + VM_RELAXED(&r->map.h->high_slot) * sizeof(vm_slot);
 }
 
+uint64_t vm__resident_pages(const vm_region *r)
+{
+    uint64_t resident = vm__pages_resident_bytes(r), metadata = metadata_bytes_most(r);
+    return (resident > metadata ? resident - metadata : 0) >> r->map.page_shift;
+}
+
 /* Pages that may be outside space at once without bringing the machine or the cgroup to its limit: the
  * resident ones and what is left. What was handed out and never touched still wants its pages. */
 uint64_t vm__headroom_pages(const vm_region *r)
@@ -101,7 +107,6 @@ uint64_t vm__headroom_pages(const vm_region *r)
         bytes = number_after(text, "MemAvailable:") << 10;
     uint64_t cgroup = cgroups_left();
     bytes = cgroup < bytes ? cgroup : bytes;
-    uint64_t resident = vm__pages_resident_bytes(r), metadata = metadata_bytes_most(r);
-    resident = resident > metadata ? resident - metadata : 0;
+    uint64_t resident = vm__resident_pages(r) << r->map.page_shift;
     return (bytes > UINT64_MAX - resident ? UINT64_MAX : bytes + resident) >> r->map.page_shift;
 }

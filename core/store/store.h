@@ -27,6 +27,7 @@ int vm__random(void *out, size_t bytes);
 /* ---- headroom.c: what the machine and the cgroup have left ---- */
 
 uint64_t vm__headroom_pages(const vm_region *r); /* pages that may be outside space at once */
+uint64_t vm__resident_pages(const vm_region *r); /* at least so many of the data are */
 
 /* ---- index.c: the free index; all but init [space_lock] ---- */
 

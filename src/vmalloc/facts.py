@@ -109,7 +109,7 @@ PURGE_STEP_PAGES_MAX = 4096
 """... up to so many."""
 PEAK_SINK_STEPS = 64
 """The recent peak also sinks at one in so many of these steps."""
-DRAIN_BYTES = 32 << 20
+DRAIN_BYTES = 8 << 20
 """All magazines are drained when the peak has risen by so much, or its share above, since they were last."""
 ROOM_PAGES_FACTOR = 8
 """A request that found no room first joins so many times its pages of what is lazy."""
