@@ -319,6 +319,9 @@ typedef struct vm_header {
     uint32_t pressure;                 /* what the last tick saw: vm_pressure, and by ... */
     uint32_t pressure_sources;         /* ... which sources: bits of vm_pressure_source */
     uint64_t nr_ticks, nr_decayed_pages; /* [purge_lock], as the other counters of a purge */
+    uint64_t dirty_pages;              /* of free ranges that may be resident     [space_lock] */
+    uint64_t drained_peak;             /* as it was when all magazines were drained; a hint    */
+    uint64_t tight_s;                  /* when a request last found no room, in seconds; 0: never */
 
     vm_warm warm;
     vm_lock purge_lock;

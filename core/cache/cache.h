@@ -47,6 +47,7 @@ static inline bool vm__is_pooled(const vm_region *r, uint64_t nr_pages)
 }
 uint32_t vm__pool_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint32_t max, uint64_t *pages);
 void vm__pool_give(vm_thread *t, uint64_t nr_pages, uint32_t count, const uint64_t *pages);
+uint64_t vm__pooled_pages(const vm_region *r); /* by counters: a hint */
 
 /* ---- node.c: what the designs have in common ---- */
 
@@ -69,6 +70,8 @@ bool vm__magazine_grow(vm_thread *t, uint64_t nr_pages); /* false: the budget is
 void vm__magazine_keep(vm_thread *t, uint64_t nr_pages, uint32_t nr, const uint64_t *pages);
 int vm__magazine_stock(vm_thread *t, uint64_t nr_pages, unsigned flags, vm_range *out);
 bool vm__magazine_flush_all(vm_thread *t);
+void vm__magazine_tighten(vm_thread *t, bool is_tight);
+uint64_t vm__magazine_pages(const vm_thread *t); /* in ours */
 void vm__magazine_init(vm_thread *t);
 /* Between these two the slot's magazines are ours alone. False: somebody drains; keep off. */
 bool vm__magazines_enter(vm_thread *t);
@@ -114,6 +117,7 @@ void vm__thread_return(vm_thread *t);
 
 /* ---- release.c ---- */
 
-void vm__release(vm_thread *t, uint64_t page, uint64_t nr_pages); /* its word is MOVING(t) */
+void vm__release(vm_thread *t, uint64_t page, uint64_t nr_pages);   /* its word is MOVING(t) */
+void vm__pass_back(vm_thread *t, uint64_t page, uint64_t nr_pages); /* as this; another process may have allocated it */
 
 #endif

@@ -18,13 +18,22 @@ void vm__magazine_init(vm_thread *t)
 {
     memset(t->cap, 1, sizeof t->cap);
     t->cap_pages = 0;
+    t->is_tight = false;
+}
+
+/* Few of a large size: the pools behind are quick beside what such a range is filled with, and hot first. */
+static uint32_t cap_most(uint64_t nr_pages)
+{
+    uint64_t most = VM_MAGAZINE_CAP_PAGES / nr_pages;
+    return most < 2 ? 2 : most < VM_MAGAZINE_CAP ? (uint32_t)most : VM_MAGAZINE_CAP;
 }
 
 bool vm__magazine_grow(vm_thread *t, uint64_t nr_pages)
 {
     vm_region *r = t->region;
     uint8_t *cap = &t->cap[nr_pages];
-    uint32_t wanted = *cap * 2 > VM_MAGAZINE_CAP ? VM_MAGAZINE_CAP : *cap * 2u;
+    uint32_t most = cap_most(nr_pages), wanted = *cap ? *cap * 2u : 1;
+    wanted = wanted < most ? wanted : most;
     uint64_t more = (wanted - *cap) * nr_pages;
     if (t->cap_pages + more > r->budget_pages)
         return false;
@@ -118,7 +127,7 @@ static uint32_t flush_oldest(vm_thread *t, uint64_t nr_pages, uint32_t nr)
     return count - nr;
 }
 
-/* Between enter and leave: room for one more; returns how many there are. */
+/* Between enter and leave: room for one more, where the cap is not 0; returns how many there are. */
 static uint32_t make_room(vm_thread *t, vm_magazine *m, uint64_t nr_pages)
 {
     uint32_t count = vm__magazine_count(VM_RELAXED(&m->header));
@@ -131,11 +140,11 @@ static uint32_t make_room(vm_thread *t, vm_magazine *m, uint64_t nr_pages)
     return flush_oldest(t, nr_pages, count - cap / 2);
 }
 
-/* Keep a range whose word is MOVING(t), making room if needed. False: the slot is being drained. */
+/* Keep a range whose word is MOVING(t), making room if needed. False: it has none, or the slot is being drained. */
 bool vm__magazine_put_slow(vm_thread *t, uint64_t page, uint64_t nr_pages)
 {
     vm_region *r = t->region;
-    if (!vm__magazines_enter(t))
+    if (!t->cap[nr_pages] || !vm__magazines_enter(t))
         return false;
     vm_magazine *m = &t->slot->magazine[nr_pages];
     uint32_t count = make_room(t, m, nr_pages);
@@ -152,6 +161,7 @@ int vm__magazine_put_foreign(vm_thread *t, uint64_t page, vm_word w)
 {
     vm_region *r = t->region;
     uint64_t nr_pages = vm__len(w);
+    VM_ASSERT(t->cap[nr_pages]);
     if (!vm__magazines_enter(t))
         return -EAGAIN;
     vm_magazine *m = &t->slot->magazine[nr_pages];
@@ -196,10 +206,11 @@ void vm__magazine_keep(vm_thread *t, uint64_t nr_pages, uint32_t nr, const uint6
 /* How many ranges a miss takes at once; under a quota no more than was asked for, since what is ready is not checked. */
 uint32_t vm__magazine_want(const vm_thread *t, uint64_t nr_pages)
 {
+    uint64_t room = t->cap[nr_pages] / 2 + 1, most = VM_MAGAZINE_REFILL_PAGES / nr_pages;
     if (VM_RELAXED(&t->region->map.h->quota_pages))
         return 1;
-    uint32_t room = t->cap[nr_pages] / 2 + 1;
-    return room < VM_MAGAZINE_REFILL_MAX ? room : VM_MAGAZINE_REFILL_MAX;
+    most = most < 1 ? 1 : most < VM_MAGAZINE_REFILL_MAX ? most : VM_MAGAZINE_REFILL_MAX;
+    return (uint32_t)(room < most ? room : most);
 }
 
 /* Hand out a range and put a few more of its size into the magazine. Called after a miss. Who misses
@@ -233,10 +244,32 @@ int vm__magazine_stock(vm_thread *t, uint64_t nr_pages, unsigned flags, vm_range
     if (!got)
         return -ENOSPC;
     vm__hand_out(t, pages[0], nr_pages, false, out);
-    while (t->cap[nr_pages] < VM_MAGAZINE_CAP && t->cap[nr_pages] < got && vm__magazine_grow(t, nr_pages))
+    while (got > 1 && t->cap[nr_pages] < cap_most(nr_pages) && t->cap[nr_pages] < got && vm__magazine_grow(t, nr_pages))
         ;
     vm__magazine_keep(t, nr_pages, got - 1, pages + 1);
     return 0;
+}
+
+/* While space is short, no magazine keeps a large range; after that they grow again. */
+void vm__magazine_tighten(vm_thread *t, bool is_tight)
+{
+    if (vm_likely(t->is_tight == is_tight))
+        return;
+    t->is_tight = is_tight;
+    if (!is_tight || !vm__magazine_flush_all(t))
+        return;
+    for (uint64_t n = VM_FLOW_PAGES + 1; n <= VM_POOL_PAGES_MAX; n++) {
+        t->cap_pages -= t->cap[n] > 1 ? (t->cap[n] - 1u) * n : 0;
+        t->cap[n] = 0;
+    }
+}
+
+uint64_t vm__magazine_pages(const vm_thread *t)
+{
+    uint64_t pages = 0;
+    for (uint32_t n = 1; n <= t->fast_pages; n++)
+        pages += (uint64_t)vm__magazine_count(VM_RELAXED(&t->slot->magazine[n].header)) * n;
+    return pages;
 }
 
 /* Everything back to the pools; `slot` is t's own. False: somebody drains it. */

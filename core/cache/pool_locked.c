@@ -106,8 +106,8 @@ static uint32_t give(vm_thread *t, vm_node *n, uint64_t nr_pages, uint32_t count
     vm_region *r = t->region;
     uint32_t cap = vm__pool_cap(nr_pages), kept = 0;
     vm_pool *p = &n->pool[vm__pool_index(nr_pages)];
-    if (VM_RELAXED(&p->nr_ranges) >= cap || lock_node(t, n, VM_LOCK_BRIEF) != 0)
-        return 0;
+    if (VM_RELAXED(&p->nr_ranges) >= cap || lock_node(t, n, VM_NO_WAIT) != 0)
+        return 0; /* a free waits for nobody: what is not kept becomes lazy */
     for (; kept < count && VM_RELAXED(&p->nr_ranges) < cap; kept++)
         push(r, n, pages[kept], nr_pages);
     vm__unlock(t, &n->pool_lock);

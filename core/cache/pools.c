@@ -43,3 +43,14 @@ void vm__pool_give(vm_thread *t, uint64_t nr_pages, uint32_t count, const uint64
     for (uint32_t i = kept; i < count; i++)
         vm__lazy_put(t, pages[i], nr_pages);
 }
+
+uint64_t vm__pooled_pages(const vm_region *r)
+{
+    uint64_t pages = 0;
+    for (uint32_t i = 0; i < r->map.nr_nodes; i++)
+        for (uint32_t k = 0; k < VM_POOL_PAGES_MAX; k++) {
+            int32_t nr = (int32_t)VM_RELAXED(&r->map.nodes[i].pool[k].nr_ranges);
+            pages += nr > 0 ? (uint64_t)nr * (k + 1) : 0;
+        }
+    return pages;
+}

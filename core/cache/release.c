@@ -1,10 +1,15 @@
 /* SPDX-License-Identifier: MIT */
-/* Release: where a range goes that nobody references any more. magazine -> pool -over its cap-> lazy */
+/*
+ * Release: where a range goes that nobody references any more. magazine -> pool -over its cap-> lazy
+ *
+ * What one process allocates and another frees must come back to who allocates: in the magazine of who only frees it
+ * would lie until that one overflows, and a flow of messages would go round through as many places as a magazine has.
+ */
 #include "cache.h"
 
 /* Where a range goes that nobody references any more; its word is MOVING(t). The length is from a word that a
  * neighbour may have scribbled over: what is no range is left to the words, which do not parse then. */
-void vm__release(vm_thread *t, uint64_t page, uint64_t nr_pages)
+static void release(vm_thread *t, uint64_t page, uint64_t nr_pages, bool may_keep)
 {
     vm_region *r = t->region;
     if (vm_unlikely(!vm__is_within(r, page, nr_pages))) {
@@ -15,7 +20,14 @@ void vm__release(vm_thread *t, uint64_t page, uint64_t nr_pages)
         vm__lazy_put(t, page, nr_pages);
         return;
     }
-    if (t->fast_pages && vm__magazine_put_slow(t, page, nr_pages))
+    if (may_keep && t->fast_pages && vm__magazine_put_slow(t, page, nr_pages))
         return;
     vm__pool_give(t, nr_pages, 1, &page);
+}
+
+void vm__release(vm_thread *t, uint64_t page, uint64_t nr_pages) { release(t, page, nr_pages, true); }
+
+void vm__pass_back(vm_thread *t, uint64_t page, uint64_t nr_pages)
+{
+    release(t, page, nr_pages, nr_pages < VM_FLOW_PAGES);
 }

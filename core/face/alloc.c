@@ -38,19 +38,51 @@ static int take_warm(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_r
     uint32_t got = vm__warm_take(t, nr_pages, align_pages, most, pages, &len);
     if (!got)
         return -ENOSPC;
-    if (got == most && nr_pages <= t->fast_pages)
+    if (got == most && nr_pages <= t->fast_pages && t->cap[nr_pages])
         vm__magazine_grow(t, nr_pages);
     vm__hand_out(t, pages[0], len, false, out);
     vm__magazine_keep(t, nr_pages, got - 1, pages + 1);
     return 0;
 }
 
-/* From space, where pages are cold: while more is lazy than may be, as much is given back as is taken. */
+/* Of a region whose peak would rise: is it much that lies ready for requests of one size only? What lies in magazines of
+ * others is not counted, which would take long: they are asked each time the peak has risen by a part of itself. */
+static bool is_much_ready(vm_thread *t, uint64_t nr_pages, uint64_t live, bool *of_all)
+{
+    vm_region *r = t->region;
+    uint64_t peak = VM_RELAXED(&r->map.h->used_peak), drained = VM_RELAXED(&r->map.h->drained_peak);
+    uint64_t step = drained >> VM_WARM_ROOM_SHIFT, least = VM_DRAIN_BYTES >> r->map.page_shift;
+    *of_all = r->design->has_magazines && live > drained + (step > least ? step : least);
+    uint64_t ready = vm__pooled_pages(r) + vm__magazine_pages(t);
+    bool is_much = *of_all || (ready >= nr_pages && ready >= peak >> VM_WARM_ROOM_SHIFT);
+    return is_much && (vm__pages_resident_bytes(r) >> r->map.page_shift) + nr_pages > peak;
+}
+
+/* Before more is used than ever: what only requests of exactly its size could have becomes warm, if it is much and lies
+ * in memory. */
+static bool loosen(vm_thread *t, uint64_t nr_pages)
+{
+    vm_region *r = t->region;
+    uint64_t live = vm__live_pages(r) + nr_pages;
+    bool of_all;
+    if (!r->map.data || !r->design->kept->give || live <= VM_RELAXED(&r->map.h->used_peak)
+        || !is_much_ready(t, nr_pages, live, &of_all))
+        return false;
+    if (of_all) {
+        VM_PUT(&r->map.h->drained_peak, live);
+        vm__drain_all(t);
+    } else {
+        vm__magazine_flush_all(t);
+    }
+    return vm__pools_to_warm(t);
+}
+
+/* From space, where pages are cold: while more is idle than may be, as much is given back as is taken. */
 static int take_cold(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out)
 {
     if (vm_unlikely(vm__lazy_is_due(t->region)) && !(flags & VM_NO_PURGE))
         vm__purge_step(t, 2 * nr_pages > VM_PURGE_STEP_PAGES ? 2 * nr_pages : VM_PURGE_STEP_PAGES,
-                       VM_PURGE_STEP_RANGES);
+                       VM_PURGE_STEP_RANGES, 0);
     int rc = -ENOSPC;
     if (nr_pages <= t->fast_pages && align_pages == 1)
         rc = vm__magazine_stock(t, nr_pages, flags & VM_NO_WAIT, out);
@@ -64,7 +96,8 @@ static int try_stations(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, u
         count(&t->slot->nr_pool_hit);
         return 0;
     }
-    if (take_warm(t, nr_pages, align_pages, out) == 0) {
+    if (take_warm(t, nr_pages, align_pages, out) == 0
+        || (loosen(t, nr_pages) && take_warm(t, nr_pages, align_pages, out) == 0)) {
         count(&t->slot->nr_lazy_hit);
         return 0;
     }
@@ -74,13 +107,27 @@ static int try_stations(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, u
     return rc;
 }
 
-int vm__make_room(vm_thread *t, int attempt, unsigned flags)
+/* No more than is needed, and cheap things first. For a request of a pooled size space is short and memory need not be: the
+ * oldest of what is lazy goes there with its pages, then all of it, then what is ready too. Then, and for a large one,
+ * pages are given back. */
+int vm__make_room(vm_thread *t, uint64_t nr_pages, int attempt, unsigned flags)
 {
     uint64_t pages = 0;
-    if (attempt == 0)
-        return vm__purge(t, flags, &pages);
+    unsigned keeping = nr_pages <= VM_POOL_PAGES_MAX ? VM_PURGE_UNPUNCHED : 0;
+    if (attempt == 0 && keeping) {
+        vm__purge_step(t, VM_ROOM_PAGES_FACTOR * nr_pages, VM_PURGE_STEP_RANGES, keeping);
+        return 0;
+    }
+    VM_PUT(&t->region->map.h->tight_s, vm__now_s());
+    if (attempt <= 1)
+        return vm__purge(t, flags | keeping, &pages);
+    if (attempt == 2) {
+        vm__magazine_tighten(t, true);
+        vm__magazine_flush_all(t);
+        return vm__purge(t, flags | keeping | VM_PURGE_FULL, &pages);
+    }
     vm__drain_all(t); /* again each time: neighbours who run fill theirs again, and one who is at work keeps his */
-    int rc = attempt == 1 ? 0 : vm__recover_dead(t, flags, &pages);
+    int rc = attempt == 3 ? 0 : vm__recover_dead(t, flags, &pages);
     return rc ? rc : vm__purge(t, flags | VM_PURGE_FULL, &pages);
 }
 
@@ -93,11 +140,12 @@ int vm__alloc_slow(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsign
     vm__helpers_resume_if_missing();
     vm__enter(t);
     count(&t->slot->nr_alloc);
+    vm__magazine_tighten(t, vm__is_tight(r));
     int rc = vm__quota_fits(t, nr_pages);
     if (rc == 0)
         rc = try_stations(t, nr_pages, align_pages, flags, out);
     for (int attempt = 0; rc == -ENOSPC && attempt < VM_ROOM_ATTEMPTS && !(flags & VM_NO_PURGE); attempt++) {
-        rc = vm__make_room(t, attempt, flags);
+        rc = vm__make_room(t, nr_pages, attempt, flags);
         if (rc == 0)
             rc = try_stations(t, nr_pages, align_pages, flags, out);
     }

@@ -40,6 +40,10 @@ static void check_index(vm_check_state *c, uint64_t longest)
     uint64_t counted = VM_RELAXED(&r->map.h->free_pages);
     if (counted != c->pages[VM_FREE])
         vm__report(&c->report, "free pages: counter %llu, words %llu", P(counted), P(c->pages[VM_FREE]));
+    uint64_t dirty = VM_RELAXED(&r->map.h->dirty_pages);
+    if (dirty != c->dirty_pages)
+        vm__report(&c->report, "free pages that may be resident: counter %llu, words %llu", P(dirty),
+                   P(c->dirty_pages));
 }
 
 /* ---- holders, names, leases [names_lock, lease_lock, space_lock] ---- */
@@ -160,12 +164,14 @@ static int check_words(vm_region *r, void *arg)
     bool was_free = false;
     vm__report_clear(&c->report);
     memset(c->pages, 0, sizeof c->pages);
+    c->dirty_pages = 0;
     vm__collect_leases(c);
     check_names(c);
     for (vm_word w; (w = vm__word_at(r, page)); page += vm__len(w)) {
         vm_state state = vm__state(w);
         uint64_t nr_wrong = vm__wrong_bits(r, page, vm__len(w), state == VM_FREE);
         c->pages[state] += vm__len(w);
+        c->dirty_pages += state == VM_FREE && w & VM_WORD_DIRTY ? vm__len(w) : 0;
         if (state > VM_FREEING)
             vm__report(&c->report, "page %llu: state %u does not exist", P(page), (unsigned)state);
         if (state == VM_FREE && was_free)

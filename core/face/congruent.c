@@ -72,7 +72,7 @@ int vm_alloc_congruent(vm_region *r, size_t n, const uint64_t *offsets, const ui
     vm__enter(t);
     rc = try_congruent(t, n, offsets, nr_pages, align_pages, total, out);
     for (int attempt = 0; rc == -ENOSPC && attempt < VM_ROOM_ATTEMPTS; attempt++) {
-        rc = vm__make_room(t, attempt, 0);
+        rc = vm__make_room(t, VM_POOL_PAGES_MAX, attempt, 0);
         if (rc == 0)
             rc = try_congruent(t, n, offsets, nr_pages, align_pages, total, out);
     }

@@ -13,7 +13,7 @@
 
 int vm__alloc_slow(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out);
 /* After the attempt-th request found no room: what may still bring pages back, cheapest first. */
-int vm__make_room(vm_thread *t, int attempt, unsigned flags);
+int vm__make_room(vm_thread *t, uint64_t nr_pages, int attempt, unsigned flags);
 
 /* ---- helper.c ---- */
 
@@ -58,6 +58,7 @@ typedef struct vm_check_state {
     uint64_t *leased; /* sorted: the pages that entries of the lease table name */
     size_t nr_leased;
     uint64_t pages[16]; /* by state */
+    uint64_t dirty_pages; /* free, and perhaps resident */
 } vm_check_state;
 
 uint64_t vm__wrong_bits(const vm_region *r, uint64_t page, uint64_t nr_pages, bool is_free);

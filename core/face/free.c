@@ -41,7 +41,7 @@ static int free_slow(vm_thread *t, uint64_t page, uint64_t id, vm_word w, unsign
     if (flags & VM_INHERITED)
         return -ENOENT; /* it could not be shared for us: it is our parent's */
     bool is_ours = vm__is_like(w, t->busy);
-    if (!is_ours && t->fast_pages && len <= VM_POOL_PAGES_MAX) {
+    if (!is_ours && t->fast_pages && len < VM_FLOW_PAGES) {
         int rc = vm__magazine_put_foreign(t, page, w);
         if (rc != -EAGAIN)
             return rc;
@@ -49,17 +49,25 @@ static int free_slow(vm_thread *t, uint64_t page, uint64_t id, vm_word w, unsign
     vm_word moving = vm__moving(t, len);
     if (!VM_CAS(&r->map.heads[page].word, w, moving))
         return is_ours ? -EAGAIN : -ENOENT; /* a fork shares it just now; or another free won */
-    vm__release(t, page, len);
+    if (is_ours)
+        vm__release(t, page, len);
+    else
+        vm__pass_back(t, page, len);
     return 0;
 }
 
 #define FREE_ATTEMPTS 8 /* another thread of ours would have to fork in the middle of each */
 
-/* Over the threshold the freeing thread gives back a little, unless somebody is at it already. */
-static void purge_if_due(vm_thread *t)
+/* Over the threshold the freeing thread gives back a little, unless somebody is at it already: at least one step, and for
+ * a large range up to twice as much as it adds, if so much is over, so that the threshold is a bound. */
+static void purge_if_due(vm_thread *t, uint64_t nr_pages)
 {
-    if (vm_unlikely(vm__lazy_is_due(t->region)) && !vm__helper_keeps_up(t->region))
-        vm__purge_step(t, VM_PURGE_STEP_PAGES, VM_PURGE_STEP_RANGES);
+    uint64_t most = vm__lazy_excess(t->region);
+    if (vm_likely(most == 0) || vm__helper_keeps_up(t->region))
+        return;
+    most = most < 2 * nr_pages ? most : 2 * nr_pages;
+    most = most < VM_PURGE_STEP_PAGES_MAX ? most : VM_PURGE_STEP_PAGES_MAX;
+    vm__purge_step(t, most > VM_PURGE_STEP_PAGES ? most : VM_PURGE_STEP_PAGES, VM_PURGE_STEP_RANGES, 0);
 }
 
 static __attribute__((noinline, cold)) int free_checked(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
@@ -73,11 +81,15 @@ static __attribute__((noinline, cold)) int free_checked(vm_region *r, uint64_t p
         return -ENOENT;
     vm__helpers_resume_if_missing();
     vm__enter(t);
+    vm__magazine_tighten(t, vm__is_tight(r));
     int rc = -EAGAIN;
-    for (int i = 0; rc == -EAGAIN && i < FREE_ATTEMPTS; i++)
-        rc = free_slow(t, page, id, VM_ACQUIRE(&r->map.heads[page].word), flags);
+    vm_word w = 0;
+    for (int i = 0; rc == -EAGAIN && i < FREE_ATTEMPTS; i++) {
+        w = VM_ACQUIRE(&r->map.heads[page].word);
+        rc = free_slow(t, page, id, w, flags);
+    }
     if (rc == 0)
-        purge_if_due(t);
+        purge_if_due(t, vm__len(w));
     vm__leave(t);
     return rc;
 }

@@ -81,8 +81,6 @@ static void point(vm_region *r, void *base, const vm_header *h)
     vm__point(&r->map, base, h);
     r->design = vm__pool_design(h->pools);
     r->budget_pages = (uint64_t)VM_MAGAZINE_BUDGET_BYTES >> r->map.page_shift;
-    if (r->budget_pages < h->nr_pages / VM_MAGAZINE_BUDGET_SHARE)
-        r->budget_pages = h->nr_pages / VM_MAGAZINE_BUDGET_SHARE;
     if (r->budget_pages < VM_POOL_PAGES_MAX)
         r->budget_pages = VM_POOL_PAGES_MAX;
 }

@@ -85,7 +85,7 @@ static uint64_t decay_lazy(vm_thread *t, vm_watch *w, vm_pressure pressure, bool
     vm_region *r = t->region;
     uint64_t quota = lazy_quota(r, w, pressure), given = 0;
     while (given < quota && go_on(t)) {
-        uint64_t pages = vm__purge_step(t, least(quota - given, VM_TICK_STEP_PAGES), VM_TICK_STEP_RANGES);
+        uint64_t pages = vm__purge_step(t, least(quota - given, VM_TICK_STEP_PAGES), VM_TICK_STEP_RANGES, 0);
         if (!pages)
             break;
         given += pages;
@@ -216,8 +216,10 @@ static uint64_t decay(vm_thread *t, vm_watch *w, bool (*go_on)(vm_thread *))
     uint64_t pages = decay_lazy(t, w, pressure, go_on);
     for (uint32_t i = 0; i < r->map.nr_nodes && go_on(t); i++)
         pages += decay_pools(t, w, i, pressure);
-    if (w->nr_ticks % VM_TURN_TICKS == 0)
+    if (w->nr_ticks % VM_TURN_TICKS == 0) {
+        pages += vm__is_tight(r) ? 0 : vm__purge_dirty(t);
         turn(t, w);
+    }
     return pages;
 }
 
@@ -244,6 +246,6 @@ int vm__tick(vm_thread *t, bool (*go_on)(vm_thread *))
 void vm__clear_backlog(vm_thread *t, bool (*go_on)(vm_thread *))
 {
     while (vm__lazy_is_due(t->region) && go_on(t))
-        if (!vm__purge_step(t, VM_TICK_STEP_PAGES, VM_TICK_STEP_RANGES))
+        if (!vm__purge_step(t, VM_TICK_STEP_PAGES, VM_TICK_STEP_RANGES, 0))
             break;
 }

@@ -17,12 +17,15 @@ int vm__mend_lazy_pages(vm_thread *t, unsigned flags);
 enum {
     VM_PURGE_FULL = 1 << 8,    /* empty the pools too                                             */
     VM_PURGE_IF_IDLE = 1 << 9, /* leave it to whoever purges already                              */
+    VM_PURGE_UNPUNCHED = 1 << 10, /* ranges go to space with their pages: it is short, memory is not */
 };
 int vm__purge(vm_thread *t, unsigned flags, uint64_t *pages_returned);
 /* A bounded part of a purge: waits for nobody. Returns the pages. */
-uint64_t vm__purge_step(vm_thread *t, uint64_t most_pages, uint32_t most_ranges);
+uint64_t vm__purge_step(vm_thread *t, uint64_t most_pages, uint32_t most_ranges, unsigned flags);
 /* A decay of one node's pools and nothing else: by `quota`, a number for each size. Returns the pages. */
 uint64_t vm__purge_pools(vm_thread *t, uint32_t node, const uint32_t *quota);
+bool vm__pools_to_warm(vm_thread *t); /* false: somebody purges just now */
+uint64_t vm__purge_dirty(vm_thread *t); /* what is free and may be resident; returns the pages */
 bool vm__purge_is_behind(vm_region *r); /* a death may have hidden something from the lists */
 void vm__count_tick(vm_thread *t, uint64_t decayed_pages);
 /* A purge in scan mode; `then` runs after a complete one, still under purge_lock. */

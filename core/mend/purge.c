@@ -35,16 +35,17 @@ static void keep_lazy(vm_thread *t, const vm_batch *b, size_t from)
     }
 }
 
-/* Discard outside the lock, then hand runs to space. On failure the rest stays lazy. */
+/* Discard outside the lock, unless the pages go along, then hand runs to space. On failure the rest stays lazy. */
 static int return_to_space(vm_thread *t, vm_batch *b, unsigned flags)
 {
     vm_region *r = t->region;
     vm__batch_merge(b);
+    bool keeps_pages = flags & VM_PURGE_UNPUNCHED && r->map.data;
     for (size_t i = 0; i < b->nr;) {
         bool dirty[RUNS_PER_LOCK];
         size_t n = b->nr - i < RUNS_PER_LOCK ? b->nr - i : RUNS_PER_LOCK;
         for (size_t k = 0; k < n; k++)
-            dirty[k] = vm__pages_discard(r, b->piece[i + k].page, b->piece[i + k].nr_pages) != 0;
+            dirty[k] = keeps_pages || vm__pages_discard(r, b->piece[i + k].page, b->piece[i + k].nr_pages) != 0;
         int rc = vm__space_lock(t, flags & VM_LOCK_FLAGS);
         if (rc) {
             keep_lazy(t, b, i);
@@ -55,7 +56,7 @@ static int return_to_space(vm_thread *t, vm_batch *b, unsigned flags)
             vm__space_put(t, b->piece[i].page, b->piece[i].nr_pages, dirty[k]);
             b->pages_returned += b->piece[i].nr_pages;
         }
-        VM_PUT(&r->map.h->nr_discards, r->map.h->nr_discards + n);
+        VM_PUT(&r->map.h->nr_discards, r->map.h->nr_discards + (keeps_pages ? 0 : n));
         vm__space_unlock(t);
     }
     b->nr = 0;
@@ -150,8 +151,11 @@ int vm__purge(vm_thread *t, unsigned flags, uint64_t *pages_returned)
         return rc;
     vm__expire_leases(t, VM_NO_WAIT, 0, NULL); /* somebody has the lock: the next purge, then */
     rc = VM_ACQUIRE(&r->map.h->purge_needs_scan) ? scan_and_collect(t, flags, true, &b) : collect(t, flags, true, &b);
+    if (!(flags & VM_PURGE_UNPUNCHED) && VM_RELAXED(&r->map.h->dirty_pages))
+        vm__space_collect_dirty(t, flags & VM_NO_WAIT, &b);
     int returned = return_to_space(t, &b, flags);
-    sink_peak(t, 0);
+    if (!(flags & VM_PURGE_UNPUNCHED))
+        sink_peak(t, 0);
     VM_PUT(&r->map.h->nr_purges, r->map.h->nr_purges + 1);
     VM_PUT(&r->map.h->nr_purged_pages, r->map.h->nr_purged_pages + b.pages_returned);
     vm__unlock(t, &r->map.h->purge_lock);
@@ -164,29 +168,36 @@ int vm__purge(vm_thread *t, unsigned flags, uint64_t *pages_returned)
 /* As lock_purge(), for who waits for nobody. What a death left is noted for the next scan. */
 static bool try_to_step(vm_thread *t) { return lock_purge(t, VM_PURGE_IF_IDLE) == 0; }
 
-static uint64_t end_step(vm_thread *t, vm_batch *b)
+/* `gave_back`: pages went to the system, not only to space. */
+static uint64_t end_step(vm_thread *t, vm_batch *b, bool gave_back)
 {
     vm_header *h = t->region->map.h;
     uint64_t pages = b->pages_returned;
+    if (gave_back) {
+        VM_PUT(&h->nr_purged_pages, h->nr_purged_pages + pages);
+        VM_PUT(&h->nr_steps, h->nr_steps + 1);
+        if (h->nr_steps % VM_PEAK_SINK_STEPS == 0)
+            sink_peak(t, VM_NO_WAIT);
+    }
+    vm__unlock(t, &h->purge_lock);
+    free(b->piece);
+    return pages;
     VM_PUT(&h->nr_purged_pages, h->nr_purged_pages + pages);
     VM_PUT(&h->nr_steps, h->nr_steps + 1);
     if (h->nr_steps % VM_PEAK_SINK_STEPS == 0)
         sink_peak(t, VM_NO_WAIT);
-    vm__unlock(t, &h->purge_lock);
-    free(b->piece);
-    return pages;
 }
 
 /* A bounded part of a purge, for a thread that has something else to do: it takes the oldest lazy ranges, waits for nobody,
  * and leaves pools and whatever a death hid to a purge. */
-uint64_t vm__purge_step(vm_thread *t, uint64_t most_pages, uint32_t most_ranges)
+uint64_t vm__purge_step(vm_thread *t, uint64_t most_pages, uint32_t most_ranges, unsigned flags)
 {
     vm_batch b = {0};
     if (!try_to_step(t))
         return 0;
     if (vm__warm_collect(t, most_pages, most_ranges, &b) == 0)
-        return_to_space(t, &b, VM_NO_WAIT);
-    return end_step(t, &b);
+        return_to_space(t, &b, flags | VM_NO_WAIT);
+    return end_step(t, &b, !(flags & VM_PURGE_UNPUNCHED));
 }
 
 uint64_t vm__purge_pools(vm_thread *t, uint32_t node, const uint32_t *quota)
@@ -197,7 +208,17 @@ uint64_t vm__purge_pools(vm_thread *t, uint32_t node, const uint32_t *quota)
         return 0;
     if (r->design->kept->decay(t, &r->map.nodes[node], quota, VM_NO_WAIT, &b) == 0)
         return_to_space(t, &b, VM_NO_WAIT);
-    return end_step(t, &b);
+    return end_step(t, &b, true);
+}
+
+uint64_t vm__purge_dirty(vm_thread *t)
+{
+    vm_batch b = {0};
+    if (!VM_RELAXED(&t->region->map.h->dirty_pages) || !try_to_step(t))
+        return 0;
+    if (vm__space_collect_dirty(t, VM_NO_WAIT, &b) == 0)
+        return_to_space(t, &b, VM_NO_WAIT);
+    return end_step(t, &b, true);
 }
 
 bool vm__purge_is_behind(vm_region *r)
@@ -216,6 +237,21 @@ void vm__count_tick(vm_thread *t, uint64_t decayed_pages)
     VM_PUT(&h->nr_ticks, h->nr_ticks + 1);
     VM_PUT(&h->nr_decayed_pages, h->nr_decayed_pages + decayed_pages);
     vm__unlock(t, &h->purge_lock);
+}
+
+/* What the pools keep becomes lazy, where a request of any size finds it; no pages are given back. */
+bool vm__pools_to_warm(vm_thread *t)
+{
+    vm_region *r = t->region;
+    vm_batch b = {0};
+    if (!r->design->kept->decay || try_lock_purge(t) != 0)
+        return false;
+    for (uint32_t i = 0; i < r->map.nr_nodes; i++)
+        r->design->kept->decay(t, &r->map.nodes[i], vm__decay_all, VM_NO_WAIT, &b);
+    keep_lazy(t, &b, 0);
+    vm__unlock(t, &r->map.h->purge_lock);
+    free(b.piece);
+    return true;
 }
 
 int vm__purge_scan(vm_thread *t, unsigned flags, void (*then)(vm_region *, const void *), const void *arg)

@@ -58,7 +58,7 @@ void vm__release_if_unheld(vm_thread *t, uint64_t page)
 {
     vm_region *r = t->region;
     if (vm__take_if_unheld(t, page, t->moving))
-        vm__release(t, page, vm__len(VM_ACQUIRE(&r->map.heads[page].word)));
+        vm__pass_back(t, page, vm__len(VM_ACQUIRE(&r->map.heads[page].word)));
 }
 
 /* ---- this process's own counts [holder_mutex] ---- */
@@ -218,7 +218,7 @@ int vm__adopt(vm_thread *t, uint64_t page, uint64_t id, vm_range *out)
     int rc = adopt(t, page, id, out, &is_last);
     vm__mutex_unlock(r, &r->holder_mutex, VM_RANK_HOLDER);
     if (is_last)
-        vm__release(t, page, vm__len(VM_ACQUIRE(&r->map.heads[page].word)));
+        vm__pass_back(t, page, vm__len(VM_ACQUIRE(&r->map.heads[page].word)));
     return rc;
 }
 
@@ -266,7 +266,7 @@ int vm__drop_shared(vm_thread *t, uint64_t page, uint64_t id, unsigned flags, bo
     }
     vm__mutex_unlock(r, &r->holder_mutex, VM_RANK_HOLDER);
     if (is_last)
-        vm__release(t, page, vm__len(VM_ACQUIRE(&r->map.heads[page].word)));
+        vm__pass_back(t, page, vm__len(VM_ACQUIRE(&r->map.heads[page].word)));
     return rc;
 }
 
@@ -319,7 +319,7 @@ uint64_t vm__drop_inherited(vm_thread *t)
         nr += drop_inherited(t, range, &is_last);
         vm__mutex_unlock(r, &r->holder_mutex, VM_RANK_HOLDER);
         if (is_last)
-            vm__release(t, range->page, vm__len(VM_ACQUIRE(&r->map.heads[range->page].word)));
+            vm__pass_back(t, range->page, vm__len(VM_ACQUIRE(&r->map.heads[range->page].word)));
     }
     return nr;
 }

@@ -113,6 +113,12 @@ static uint64_t metadata_bytes_most(const vm_region *r)
            + r->map.nr_nodes * sizeof(vm_node) + VM_RELAXED(&r->map.h->high_slot) * sizeof(vm_slot);
 }
 
+uint64_t vm__resident_pages(const vm_region *r)
+{
+    uint64_t resident = vm__pages_resident_bytes(r), metadata = metadata_bytes_most(r);
+    return (resident > metadata ? resident - metadata : 0) >> r->map.page_shift;
+}
+
 /* UINT64_MAX where the system does not say. */
 static uint64_t memory_available(void)
 {
@@ -127,8 +133,7 @@ uint64_t vm__headroom_pages(const vm_region *r)
 {
     uint64_t bytes = memory_available(), allowed = cgroups_left();
     bytes = allowed < bytes ? allowed : bytes;
-    uint64_t resident = vm__pages_resident_bytes(r), metadata = metadata_bytes_most(r);
-    resident = resident > metadata ? resident - metadata : 0;
+    uint64_t resident = vm__resident_pages(r) << r->map.page_shift;
     return (bytes > UINT64_MAX - resident ? UINT64_MAX : bytes + resident) >> r->map.page_shift;
 }
 

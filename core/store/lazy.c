@@ -22,35 +22,42 @@ void vm__list_push(vm_region *r, uint32_t *head, uint64_t page)
 
 static uint32_t bits_of(uint64_t n) { return n ? 64 - (uint32_t)__builtin_clzll(n) : 0; }
 
-uint64_t vm__lazy_threshold(const vm_region *r, uint64_t peak, uint32_t cpus, uint64_t memory_bytes)
+/* What may be lazy beside `live` pages so that both together are little more than the recent peak. */
+static uint64_t room_in_peak(const vm_region *r, uint64_t peak, uint64_t live, uint64_t memory_bytes)
+{
+    uint64_t most = peak + (peak >> VM_WARM_ROOM_SHIFT), share = memory_bytes / VM_WARM_MEMORY_SHARE;
+    most = most < share >> r->map.page_shift ? most : share >> r->map.page_shift;
+    return most > live ? most - live : 0;
+}
+
+uint64_t vm__lazy_threshold(const vm_region *r, uint64_t peak, uint64_t live, uint32_t cpus, uint64_t memory_bytes)
 {
     bool is_memory = !(r->map.flags & VM_FLAG_NO_DATA);
     uint32_t shift = is_memory ? r->map.page_shift : 12; /* granules count as pages */
     uint64_t fixed = bits_of(cpus) * ((uint64_t)VM_LAZY_BYTES_PER_CPU_BIT >> shift);
-    uint64_t share = peak * VM_LAZY_PEAK_PERCENT / 100;
-    uint64_t warm_bytes = memory_bytes / VM_WARM_MEMORY_SHARE;
-    warm_bytes = warm_bytes < VM_WARM_BYTES_MAX ? warm_bytes : VM_WARM_BYTES_MAX;
-    uint64_t warm = is_memory ? warm_bytes >> shift : 0;
-    warm = warm < peak ? warm : peak;
-    uint64_t most = warm > share ? warm : share;
+    uint64_t most = is_memory ? room_in_peak(r, peak, live, memory_bytes) : peak * VM_LAZY_PEAK_PERCENT / 100;
     return most > fixed ? most : fixed;
 }
 
-/* Pages that may be lazy before a free gives back a step: as the kernel's, fls(online CPUs) * 32 MiB, but
- * also, because our lazy ranges hold memory that is dear to fault in again (docs/decisions/0013), a share of
- * the recent peak, and all of a small peak. */
+/* Pages that may be lazy before a free gives back a step: as the kernel's, fls(online CPUs) * 32 MiB, but also, because
+ * our lazy ranges hold memory that is dear to fault in again, what the recent peak has room for
+ * (docs/decisions/0020). */
 uint64_t vm__lazy_pages_max(const vm_region *r)
 {
-    uint64_t chosen = VM_RELAXED(&r->map.h->lazy_pages_fixed);
-    return chosen ? chosen
-                  : vm__lazy_threshold(r, VM_RELAXED(&r->map.h->used_peak), vm__online_cpus(), vm__memory_bytes());
+    uint64_t chosen = VM_RELAXED(&r->map.h->lazy_pages_fixed), peak = VM_RELAXED(&r->map.h->used_peak);
+    return chosen ? chosen : vm__lazy_threshold(r, peak, vm__live_pages(r), vm__online_cpus(), vm__memory_bytes());
 }
 
-/* The counter is read as signed: a death may leave it a little off. */
-bool vm__lazy_is_due(const vm_region *r)
+/* By how many pages more is lazy than may be; 0: it is not. The counter is read as signed: a death may leave it a little
+ * off. What went to space with its pages counts too. */
+uint64_t vm__lazy_excess(const vm_region *r)
 {
-    return (int64_t)VM_RELAXED(&r->map.h->lazy_pages) > (int64_t)vm__lazy_pages_max(r);
+    int64_t lazy = (int64_t)VM_RELAXED(&r->map.h->lazy_pages), dirty = (int64_t)VM_RELAXED(&r->map.h->dirty_pages);
+    int64_t excess = lazy > 0 ? lazy + dirty - (int64_t)vm__lazy_pages_max(r) : 0;
+    return excess > 0 ? (uint64_t)excess : 0;
 }
+
+bool vm__lazy_is_due(const vm_region *r) { return vm__lazy_excess(r) != 0; }
 
 vm_word vm__lazy_word(const vm_region *r, uint64_t nr_pages)
 {

@@ -49,7 +49,8 @@ int vm__space_rebuild(vm_thread *t)
 {
     vm_region *r = t->region;
     VM_ASSERT_HELD(t, &r->map.h->space_lock);
-    uint64_t free_pages = 0, known = VM_RELAXED(&r->map.h->high_pages), high = known > r->map.nr_pages ? 0 : known, len;
+    uint64_t free_pages = 0, dirty_pages = 0, known = VM_RELAXED(&r->map.h->high_pages),
+             high = known > r->map.nr_pages ? 0 : known, len;
     for (uint64_t page = 0; page < r->map.nr_pages; page += len) {
         vm_word w = vm__word_at(r, page);
         if (!w)
@@ -57,6 +58,7 @@ int vm__space_rebuild(vm_thread *t)
         bool is_free = vm__state(w) == VM_FREE;
         len = is_free ? join_free(r, page, w) : vm__len(w);
         free_pages += is_free ? len : 0;
+        dirty_pages += is_free && VM_RELAXED(&r->map.heads[page].word) & VM_WORD_DIRTY ? len : 0;
         __builtin_prefetch(
             &r->map.heads[page + 32 * len < r->map.nr_pages ? page + 32 * len : page]); /* if they are alike */
         uint64_t end = page + len;
@@ -70,6 +72,7 @@ int vm__space_rebuild(vm_thread *t)
         VM_PUT(&r->map.h->high_pages, high);
     vm__index_summarise_all(&r->map);
     VM_PUT(&r->map.h->free_pages, free_pages);
+    VM_PUT(&r->map.h->dirty_pages, dirty_pages);
     return 0;
 }
 
@@ -111,7 +114,6 @@ static uint64_t find_aligned(const vm_region *r, uint64_t nr_pages, uint64_t ali
 /* Pages outside space by the counter, which is a hint. */
 static uint64_t used_pages(const vm_region *r)
 {
-    VM_ASSERT_RANK_HELD(r, VM_RANK_SPACE);
     uint64_t free_pages = VM_RELAXED(&r->map.h->free_pages);
     return free_pages < r->map.nr_pages ? r->map.nr_pages - free_pages : 0;
 }
@@ -148,8 +150,11 @@ uint64_t vm__live_pages(const vm_region *r)
     return lazy > 0 && (uint64_t)lazy <= used ? used - (uint64_t)lazy : used;
 }
 
-static void count_taken(vm_region *r, uint64_t nr_pages)
+static void count_taken(vm_region *r, uint64_t nr_pages, bool is_dirty)
 {
+    uint64_t dirty = VM_RELAXED(&r->map.h->dirty_pages);
+    if (is_dirty)
+        VM_PUT(&r->map.h->dirty_pages, dirty > nr_pages ? dirty - nr_pages : 0);
     VM_PUT(&r->map.h->free_pages, VM_RELAXED(&r->map.h->free_pages) - nr_pages);
     uint64_t live = vm__live_pages(r);
     if (live > VM_RELAXED(&r->map.h->used_peak))
@@ -203,7 +208,7 @@ bool vm__space_carve(vm_thread *t, uint64_t page, uint64_t nr_pages, vm_range *o
     if (f.start != page)
         VM_STORE(&r->map.heads[f.start].word, vm__word(VM_FREE, f.dirty, page - f.start, 0, 0));
     vm__index_set(&r->map, page, nr_pages, true);
-    count_taken(r, nr_pages);
+    count_taken(r, nr_pages, f.dirty);
     *out = (vm_range){page, nr_pages, id, !f.dirty && !(r->map.flags & VM_FLAG_NO_DATA)};
     return true;
 }
@@ -251,7 +256,7 @@ static void carve_many(vm_thread *t, const free_range *f, uint64_t nr_pages, uin
         VM_STORE(&r->map.heads[pages[i]].word, vm__moving(t, nr_pages));
     }
     vm__index_set(&r->map, page, nr * nr_pages, true);
-    count_taken(r, nr * nr_pages);
+    count_taken(r, nr * nr_pages, f->dirty);
 }
 
 /* Up to `max` ranges side by side at the lowest place where one fits: what as many single requests
@@ -273,24 +278,30 @@ uint32_t vm__space_take_many(vm_thread *t, uint64_t nr_pages, uint32_t max, unsi
     return got;
 }
 
+/* What a free range counts for in dirty_pages. */
+static uint64_t dirty_of(vm_word w) { return w & VM_WORD_DIRTY ? vm__len(w) : 0; }
+
 /* Give a range back: its word is ours (PURGING or MOVING). Merges with both neighbours. */
 void vm__space_put(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_dirty)
 {
     vm_region *r = t->region;
     VM_ASSERT_HELD(t, &r->map.h->space_lock);
-    uint64_t dirty = is_dirty ? VM_WORD_DIRTY : 0, start = page, end = page + nr_pages;
+    uint64_t dirty = is_dirty ? VM_WORD_DIRTY : 0, start = page, end = page + nr_pages, was_dirty = 0;
     vm_word right = vm__index_is_free(&r->map, end) ? vm__word_at(r, end) : 0;
     if (right && vm__state(right) == VM_FREE) {
         end += vm__len(right);
         dirty |= right & VM_WORD_DIRTY;
+        was_dirty += dirty_of(right);
         VM_PUT(&r->map.h->nr_merges, VM_RELAXED(&r->map.h->nr_merges) + 1);
     }
     VM_STORE(&r->map.heads[page].word, vm__word(VM_FREE, dirty, end - page, 0, 0));
     if (page && vm__index_is_free(&r->map, page - 1)) {
-        start = vm__index_run_start(&r->map, page - 1);
-        vm_word left = vm__word_at(r, start);
-        if (left && vm__state(left) == VM_FREE && start + vm__len(left) == page) {
+        uint64_t before = vm__index_run_start(&r->map, page - 1);
+        vm_word left = vm__word_at(r, before);
+        if (left && vm__state(left) == VM_FREE && before + vm__len(left) == page) {
+            start = before;
             dirty |= left & VM_WORD_DIRTY;
+            was_dirty += dirty_of(left);
             VM_STORE(&r->map.heads[start].word, vm__word(VM_FREE, dirty, end - start, 0, 0));
             VM_PUT(&r->map.h->nr_merges, VM_RELAXED(&r->map.h->nr_merges) + 1);
         } else {
@@ -299,4 +310,29 @@ void vm__space_put(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_dirty
     }
     vm__index_set(&r->map, page, nr_pages, false);
     VM_PUT(&r->map.h->free_pages, VM_RELAXED(&r->map.h->free_pages) + nr_pages);
+    if (dirty)
+        VM_PUT(&r->map.h->dirty_pages, VM_RELAXED(&r->map.h->dirty_pages) + (end - start) - was_dirty);
+}
+
+/* Every free range that may be resident becomes PURGING(t), for its pages to be given back. */
+int vm__space_collect_dirty(vm_thread *t, unsigned flags, vm_batch *out)
+{
+    vm_region *r = t->region;
+    uint64_t page = 0, taken = 0;
+    VM_ASSERT_RANK_HELD(r, VM_RANK_PURGE);
+    int rc = vm__space_lock(t, flags);
+    if (rc)
+        return rc;
+    for (vm_word w; (w = vm__word_at(r, page)); page += vm__len(w)) {
+        if (vm__state(w) != VM_FREE || !(w & VM_WORD_DIRTY))
+            continue;
+        VM_STORE(&r->map.heads[page].word, vm__purging(t, vm__len(w)));
+        vm__index_set(&r->map, page, vm__len(w), true);
+        vm__batch_add(t, out, page, vm__len(w));
+        taken += vm__len(w);
+    }
+    VM_PUT(&r->map.h->free_pages, VM_RELAXED(&r->map.h->free_pages) - taken);
+    VM_PUT(&r->map.h->dirty_pages, 0);
+    vm__space_unlock(t);
+    return page == r->map.nr_pages ? 0 : VM_CORRUPT(r);
 }

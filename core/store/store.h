@@ -38,6 +38,7 @@ enum { /* who was asked */
        VM_PRESSURE_BY_MEMINFO = 8,
 };
 vm_pressure vm__memory_pressure(uint32_t *sources); /* on this process: the worst of what can be read */
+uint64_t vm__resident_pages(const vm_region *r); /* at least so many of the data are */
 
 /* ---- index.c: the free index; all but init [space_lock] ---- */
 
@@ -55,8 +56,16 @@ uint64_t vm__index_nr_wrong(const vm_map *m, uint32_t *first_level, uint64_t *fi
 
 int vm__space_lock(vm_thread *t, unsigned flags); /* rebuilt if it was stolen */
 void vm__space_unlock(vm_thread *t);
+/* Did a request find no room a moment ago? Then what is freed is not kept for requests of its size. */
+static inline bool vm__is_tight(const vm_region *r)
+{
+    uint64_t since = VM_RELAXED(&r->map.h->tight_s);
+    return vm_unlikely(since) && vm__now_s() - since <= VM_TIGHT_S;
+}
+uint64_t vm__live_pages(const vm_region *r); /* in use or ready, by counters: a hint */
 int vm__space_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out);
 uint32_t vm__space_take_many(vm_thread *t, uint64_t nr_pages, uint32_t max, unsigned flags, uint64_t *pages);
+int vm__space_collect_dirty(vm_thread *t, unsigned flags, vm_batch *out); /* [purge_lock] */
 /* The rest: [space_lock] */
 void vm__space_grant(vm_thread *t, uint64_t used, uint64_t most);
 void vm__space_put(vm_thread *t, uint64_t page, uint64_t nr_pages, bool dirty);
@@ -64,7 +73,6 @@ int vm__space_rebuild(vm_thread *t);
 bool vm__space_carve(vm_thread *t, uint64_t page, uint64_t nr_pages, vm_range *out);
 bool vm__space_words_agree(const vm_region *r, uint64_t page, uint64_t nr_pages);
 int vm__space_fits(vm_thread *t, uint64_t nr_pages);
-uint64_t vm__live_pages(const vm_region *r);
 void vm__note_use(vm_region *r);
 
 /* ---- lazy.c ---- */
@@ -72,9 +80,11 @@ void vm__note_use(vm_region *r);
 void vm__lazy_put(vm_thread *t, uint64_t page, uint64_t nr_pages); /* its word is MOVING(t) */
 vm_word vm__lazy_word(const vm_region *r, uint64_t nr_pages);      /* of a range that becomes lazy here and now */
 bool vm__lazy_is_due(const vm_region *r);                          /* more is lazy than may be */
+uint64_t vm__lazy_excess(const vm_region *r);                      /* by so many pages */
 uint64_t vm__lazy_pages_max(const vm_region *r);
-/* As vm__lazy_pages_max() in a region whose recent peak is `peak` pages, on a machine with so many CPUs and bytes. */
-uint64_t vm__lazy_threshold(const vm_region *r, uint64_t peak, uint32_t cpus, uint64_t memory_bytes);
+/* As vm__lazy_pages_max() in a region whose recent peak is `peak` pages, of which `live` are in use, on a machine with so
+ * many CPUs and bytes. */
+uint64_t vm__lazy_threshold(const vm_region *r, uint64_t peak, uint64_t live, uint32_t cpus, uint64_t memory_bytes);
 void vm__list_push(vm_region *r, uint32_t *head, uint64_t page);
 uint64_t vm__chain_take(vm_thread *t, uint64_t link, vm_batch *out);
 /* Walk a list that nobody changes; every entry must be in `state`, and of nr_pages if that is not 0. Returns its

@@ -331,11 +331,9 @@ static vm_word find_close(vm_region *r, uint64_t nr_pages, uint64_t align_pages,
     return w;
 }
 
-/* A longer one to split. For a small one it is at least twice as long, so that what is split off is of use; odd ends of
- * large ones are of use once their neighbours are free too. */
-static vm_word find_longer(vm_region *r, uint64_t nr_pages, uint64_t align_pages, uint64_t *page)
+/* A longer one to split. */
+static vm_word find_longer(vm_region *r, uint64_t least, uint64_t align_pages, uint64_t *page)
 {
-    uint64_t least = nr_pages <= VM_POOL_PAGES_MAX ? 2 * nr_pages : nr_pages + 1;
     vm_word w = 0;
     if (least > VM_PAGES_MAX)
         return 0;
@@ -378,6 +376,8 @@ static bool join_neighbours(vm_thread *t)
     return joined;
 }
 
+/* For a small request one to split is at least twice as long, so that what is split off is of use, unless all others are
+ * cold; odd ends of large ones are of use once their neighbours are free too. */
 static vm_word find(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint64_t *page)
 {
     vm_region *r = t->region;
@@ -389,12 +389,13 @@ static vm_word find(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint6
     bool may_join = !w && VM_ACQUIRE(&r->map.h->lazy_pages) >= nr_pages;
     if (may_join && nr_pages > VM_POOL_PAGES_MAX && join_neighbours(t)) /* before one of them is split */
         w = find_close(r, nr_pages, align_pages, page);
-    w = w ? w : find_longer(r, nr_pages, align_pages, page);
+    uint64_t least = nr_pages <= VM_POOL_PAGES_MAX ? 2 * nr_pages : nr_pages + 1;
+    w = w ? w : find_longer(r, least, align_pages, page);
     if (!w && may_join && nr_pages <= VM_POOL_PAGES_MAX && join_neighbours(t)) {
         w = find_close(r, nr_pages, align_pages, page);
-        w = w ? w : find_longer(r, nr_pages, align_pages, page);
+        w = w ? w : find_longer(r, least, align_pages, page);
     }
-    return w;
+    return w || !may_join ? w : find_longer(r, nr_pages + 1, align_pages, page);
 }
 
 /* Up to `max` warm ranges of nr_pages, MOVING(t), into pages[]; of more than VM_POOL_PAGES_MAX pages one, which may be a

@@ -65,25 +65,30 @@ DECAY_PERCENT = 25
 
 # magazines
 MAGAZINE_CAP = 30
-"""Most ranges of one size in a magazine."""
+"""Most ranges of one size in a magazine ..."""
+MAGAZINE_CAP_PAGES = 256
+"""... and so many pages, but two ranges in any case."""
 MAGAZINE_REFILL_MAX = 16
-"""Most ranges that a miss takes from a pool."""
-MAGAZINE_STOCK_PAGES = 256
+"""Most ranges that a miss takes from a pool ..."""
+MAGAZINE_REFILL_PAGES = 32
+"""... and most pages, but one range in any case: the next request should get what was freed last."""
+FLOW_PAGES = 16
+"""A freed range of so many pages that another process allocated goes where that one looks, into a pool;
+and while space is short no magazine keeps a larger one."""
+MAGAZINE_STOCK_PAGES = 64
 """A miss that comes to space takes twice as many ranges as the last of its size did, up to so many pages."""
-MAGAZINE_BUDGET_BYTES = 64 << 20
-"""By so much all caps of one thread may grow ..."""
-MAGAZINE_BUDGET_SHARE = 16
-"""... or by one such part of the region, if that is more."""
+MAGAZINE_BUDGET_BYTES = 16 << 20
+"""By so much all caps of one thread may grow: what lies there serves one size and one thread only."""
 
 # lazy and purge
 LAZY_BYTES_PER_CPU_BIT = 32 << 20
 """The purge threshold is at least fls(CPUs) times this, as in the kernel,"""
 LAZY_PEAK_PERCENT = 25
-"""and at least so much of the recent peak of use,"""
-WARM_MEMORY_SHARE = 32
-"""and at least the peak itself, up to one such part of the machine's memory"""
-WARM_BYTES_MAX = 1 << 30
-"""and up to this."""
+"""and at least so much of the recent peak of use where no memory lies behind;"""
+WARM_ROOM_SHIFT = 4
+"""where memory does, as much as brings what is lazy and what is used to the peak and that >> this,"""
+WARM_MEMORY_SHARE = 2
+"""up to one such part of the machine's memory."""
 PEAK_SINK_PERCENT = 25
 """At each purge the recent peak sinks by so much of what lies above present use."""
 WARM_SLACK_SHIFT = 3
@@ -99,10 +104,18 @@ WARM_JOIN_SHARE = 4
 PURGE_STEP_RANGES = 32
 """So many lazy ranges, at most, a free above the threshold gives back itself, the oldest first, ..."""
 PURGE_STEP_PAGES = 256
-"""... and so many pages."""
+"""... and so many pages, or twice its own, ..."""
+PURGE_STEP_PAGES_MAX = 4096
+"""... up to so many."""
 PEAK_SINK_STEPS = 64
 """The recent peak also sinks at one in so many of these steps."""
-ROOM_ATTEMPTS = 6
+DRAIN_BYTES = 8 << 20
+"""All magazines are drained when the peak has risen by so much, or its share above, since they were last."""
+ROOM_PAGES_FACTOR = 8
+"""A request that found no room first joins so many times its pages of what is lazy."""
+TIGHT_S = 1
+"""So many seconds after a request found no room, what is freed goes to space at once."""
+ROOM_ATTEMPTS = 8
 """How often a request that found no room makes some and tries again."""
 
 # upkeep

@@ -86,6 +86,38 @@ void ask_for_too_much(stage *s)
     vm_range a;
     vm_alloc(s->r, 4000, 1, 0, &a);
 }
+/* Nothing is left but pairs of pages side by side, and those are kept for requests of two pages. */
+void leave_only_pairs(stage *s)
+{
+    static const uint64_t sizes[] = {1000, 200, 40, 8, 3, 1};
+    vm_range a;
+    hold(s, 2, 60);
+    for (size_t i = 0; i < LENGTH(sizes); i++)
+        while (vm_alloc(s->r, sizes[i], 1, VM_NO_PURGE, &a) == 0)
+            ;
+    let_go(s);
+}
+void join_pairs(stage *s)
+{
+    vm_range a;
+    CHECK_EQ(vm_alloc(s->r, 20, 1, 0, &a), 0);
+}
+void leave_dirty_space(stage *s)
+{
+    leave_only_pairs(s);
+    join_pairs(s);
+}
+/* The peak is as if nothing had ever been used: the next request from space raises it. */
+void leave_much_ready(stage *s)
+{
+    hold(s, 200, 15);
+    for (size_t i = 0; i < s->nr_held; i++)
+        memset(vm_pointer(s->r, s->held[i].page), 1, 200 * 4096);
+    let_go(s);
+    s->r->map.h->used_peak = 0;
+    s->r->map.h->drained_peak = 0;
+}
+void take_what_is_ready(stage *s) { take(s->r, 2000); }
 void take_bulk(stage *s) { CHECK_EQ(vm_alloc_bulk(s->r, 3, 1, 10, s->held), 0); }
 void take_congruent(stage *s)
 {

@@ -41,7 +41,6 @@ class Allocator(ABC):
         "busy",
         "cpus",
         "lazy_pages",
-        "lazy_pages_max",
         "live_pages",
         "nodes",
         "nr_nodes",
@@ -69,7 +68,6 @@ class Allocator(ABC):
         self.window = window
         self.space = Space([(window[0], window[1] & -PAGE)] if free is None else free)
         self.lazy_pages = 0
-        self.lazy_pages_max = 0  # the threshold; the policy sets it
         self.pooled_pages_max = 0  # the largest size that a purge puts into pools; 0: none
         self.live_pages = 0
         self.served: dict[Level, int] = {"magazine": 0, "pool": 0, "lazy": 0, "space": 0, "none": 0}
@@ -88,6 +86,11 @@ class Allocator(ABC):
         return other
 
     # ------------------------------------------------------------------ what a policy says
+
+    @property
+    @abstractmethod
+    def lazy_pages_max(self) -> int:
+        """The threshold: the lazy backlog above which a purge is due."""
 
     @abstractmethod
     def alloc(self, size: int, align: int = 1, cpu: int = 0) -> Area | None:

@@ -32,7 +32,6 @@ from vmalloc.facts import (
     LAZY_BYTES_PER_CPU_BIT,
     LAZY_PEAK_PERCENT,
     MAGAZINE_BUDGET_BYTES,
-    MAGAZINE_BUDGET_SHARE,
     NODES_MAX,
     PEAK_SINK_PERCENT,
     PEAK_SINK_STEPS,
@@ -42,10 +41,13 @@ from vmalloc.facts import (
     POOL_PAGES_MAX,
     POOLS_DEFAULT,
     PURGE_STEP_PAGES,
+    PURGE_STEP_PAGES_MAX,
     PURGE_STEP_RANGES,
     ROOM_ATTEMPTS,
-    WARM_BYTES_MAX,
+    ROOM_PAGES_FACTOR,
+    TIGHT_S,
     WARM_MEMORY_SHARE,
+    WARM_ROOM_SHIFT,
     PoolDesign,
 )
 from vmalloc.model.allocator import WINDOW, Allocator, Level
@@ -59,8 +61,8 @@ from vmalloc.model.purge import Purge
 from vmalloc.model.shrink import shrink_count
 from vmalloc.model.warm import Warm
 
-MEMORY_BYTES = WARM_BYTES_MAX * WARM_MEMORY_SHARE
-"""A machine with so much memory or more keeps WARM_BYTES_MAX warm."""
+MEMORY_BYTES = 1 << 40
+"""Of a machine that can keep every peak of interest warm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,20 +93,24 @@ class CachingDesign:
         return -(-length * DECAY_PERCENT // 100)
 
     @staticmethod
-    def magazine_budget_pages(region_pages: int) -> int:
+    def magazine_budget_pages() -> int:
         """By so many pages all magazine caps of one thread may grow."""
-        least = max(MAGAZINE_BUDGET_BYTES // PAGE, POOL_PAGES_MAX)
-        return max(least, region_pages // MAGAZINE_BUDGET_SHARE)
+        return max(MAGAZINE_BUDGET_BYTES // PAGE, POOL_PAGES_MAX)
 
     @staticmethod
-    def lazy_pages_max(cpus: int, peak_pages: int = 0, memory_bytes: int = MEMORY_BYTES) -> int:
-        """The lazy backlog above which a free gives back a step: the kernel's, or a part of the recent peak.
+    def lazy_pages_max(
+        cpus: int, peak_pages: int = 0, memory_bytes: int = MEMORY_BYTES, live_pages: int = 0
+    ) -> int:
+        """The lazy backlog above which a free gives back a step.
 
+        It is the kernel's, or what the recent peak has room for beside `live_pages`.
         `memory_bytes` is the machine's memory; 0 for an address space, which has none behind it.
         """
         fixed = cpus.bit_length() * LAZY_BYTES_PER_CPU_BIT // PAGE
-        warm = min(memory_bytes // WARM_MEMORY_SHARE, WARM_BYTES_MAX) // PAGE
-        return max(fixed, peak_pages * LAZY_PEAK_PERCENT // 100, min(peak_pages, warm))
+        if not memory_bytes:
+            return max(fixed, peak_pages * LAZY_PEAK_PERCENT // 100)
+        share = memory_bytes // WARM_MEMORY_SHARE // PAGE
+        return max(fixed, min(peak_pages + (peak_pages >> WARM_ROOM_SHIFT), share) - live_pages)
 
 
 class CachingAllocator(Allocator):
@@ -117,13 +123,18 @@ class CachingAllocator(Allocator):
     __slots__ = (
         "clean",
         "design",
+        "dirty",
+        "dirty_pages",
         "has_magazines",
         "has_pools",
+        "is_keeping",
         "lazy_pages_fixed",
         "magazines",
         "memory_bytes",
         "now_s",
+        "nr_punched_steps",
         "nr_steps",
+        "tight_s",
         "used_pages",
         "used_peak_pages",
         "warm",
@@ -150,17 +161,21 @@ class CachingAllocator(Allocator):
         self.magazines: dict[int, Magazines] = {}
         self.warm = Warm()
         self.clean: set[int] = set()  # busy ranges that came alone from space: never freed before
+        self.dirty: set[int] = set()  # free ranges that went to space with their pages
+        self.dirty_pages = 0
+        self.is_keeping = False  # what is reclaimed goes to space with its pages
         self.now_s = 0
-        self.nr_steps = 0
+        self.nr_steps = self.nr_punched_steps = 0
+        self.tight_s: int | None = None  # when a request last found no room
         self.used_pages = 0  # outside space
-        self._peak_is(0)
+        self.used_peak_pages = 0
 
     def copy(self) -> CachingAllocator:
         """An independent copy, to try something on."""
         other = super().copy()
         other.magazines = {thread: kept.copy() for thread, kept in self.magazines.items()}
         other.warm = self.warm.copy()
-        other.clean = self.clean.copy()
+        other.clean, other.dirty = self.clean.copy(), self.dirty.copy()
         return other
 
     # ------------------------------------------------------------------ alloc
@@ -171,11 +186,14 @@ class CachingAllocator(Allocator):
         A large range may be a warm one, and then a little larger. `thread` names the owner of the
         magazines, by default the CPU.
         """
+        kept = self._magazines(cpu, thread)
+        if align > PAGE or not kept.sizes.get(size // PAGE):
+            self._tighten(kept, cpu)
         area, _ = self.attempt(size, align, cpu, thread)
         for attempt in range(ROOM_ATTEMPTS):
             if area is not None:
                 break
-            self._make_room(attempt)
+            self._make_room(size // PAGE, attempt, kept, cpu)
             area, _ = self.attempt(size, align, cpu, thread)
         return area
 
@@ -192,11 +210,32 @@ class CachingAllocator(Allocator):
         self._now_busy(area, level)
         return area, level
 
-    def _make_room(self, attempt: int) -> None:
-        """What may still bring ranges back, cheapest first. Repeated, since neighbours go on meanwhile."""
-        if attempt > 0:
-            self.drain_magazines()
-        self.purge(full=attempt > 0)
+    def _make_room(self, pages: int, attempt: int, kept: Magazines, cpu: int) -> None:
+        """What may still bring ranges back, cheapest first. Repeated, since neighbours go on meanwhile.
+
+        For a request of a pooled size space is short and memory need not be: what is lazy goes there with its
+        pages, the oldest first.
+        """
+        self.is_keeping = pages <= POOL_PAGES_MAX and attempt <= 2
+        if attempt == 0 and self.is_keeping:
+            self._step(ROOM_PAGES_FACTOR * pages)
+        else:
+            self.tight_s = self.now_s
+            if attempt == 2:
+                self._tighten(kept, cpu)
+                self._to_pool(kept.drain(), cpu)
+            if attempt > 2:
+                self.drain_magazines()
+            self.purge(full=attempt > 1)
+        self.is_keeping = False
+
+    def _tighten(self, kept: Magazines, cpu: int) -> None:
+        """A moment after a request found no room a thread's magazines keep no large range."""
+        is_tight = self.tight_s is not None and self.now_s - self.tight_s <= TIGHT_S
+        if is_tight and not kept.is_tight:
+            self._to_pool(kept.drain(), cpu)
+            kept.close_large()
+        kept.is_tight = is_tight
 
     def _from_caches(self, size: int, align: int, cpu: int, thread: int | None) -> tuple[Area | None, Level]:
         """What stands in front of space: magazines and pools for a small size, warm ranges for any.
@@ -237,7 +276,7 @@ class CachingAllocator(Allocator):
         want = 1 if kept is None else kept.refill(pages)
         areas = self.warm.take(self, pages, align, want)
         if kept is not None:
-            if len(areas) == want:
+            if len(areas) == want and kept.cap(pages):
                 kept.grow(pages)
             self._to_pool(kept.fill(areas[1:]), cpu)
         return areas[0] if areas else None
@@ -247,7 +286,7 @@ class CachingAllocator(Allocator):
 
         Pages are cold there: while more is lazy than may be, as much is given back as is taken.
         """
-        if self.lazy_pages > self.lazy_pages_max:
+        if self.purge_is_due:
             self.step(max(2 * size // PAGE, PURGE_STEP_PAGES))
         if self.has_magazines and align <= PAGE and size <= POOL_PAGES_MAX * PAGE:
             area = self._stock_up(size, cpu, self._magazines(cpu, thread))
@@ -256,19 +295,26 @@ class CachingAllocator(Allocator):
         start = self._find(size, align)
         if start is None:
             return None
-        self._take_space(start, size)
-        self.clean.add(start)
+        if not self._take_space(start, size):
+            self.clean.add(start)
         return Area(start, size)
 
     def _find(self, size: int, align: int) -> int | None:
         start = self.space.find(size, align, self.window[0])
         return None if start is None or start + size > self.window[1] else start
 
-    def _take_space(self, start: int, size: int) -> None:
+    def _take_space(self, start: int, size: int) -> bool:
+        """Cut it out of the free range around it; whether that one had pages."""
+        free = self.space.covering(start)
         self.space.take(start, size)
+        is_dirty = free is not None and free[0] in self.dirty
+        if free is not None and is_dirty:
+            self.dirty.discard(free[0])
+            self.dirty |= {at for at, end in ((free[0], start), (start + size, free[1])) if at < end}
+            self.dirty_pages -= size // PAGE
         self.used_pages += size // PAGE
-        if self.used_pages - self.lazy_pages > self.used_peak_pages:
-            self._peak_is(self.used_pages - self.lazy_pages)
+        self.used_peak_pages = max(self.used_peak_pages, self.used_pages - self.lazy_pages)
+        return is_dirty
 
     def _stock_up(self, size: int, cpu: int, kept: Magazines) -> Area | None:
         """Ranges side by side from the space: one for the request, the others for the thread's magazine."""
@@ -304,8 +350,7 @@ class CachingAllocator(Allocator):
         owner = cpu if thread is None else thread
         kept = self.magazines.get(owner)
         if kept is None:
-            region_pages = (self.window[1] - self.window[0]) // PAGE
-            kept = self.magazines[owner] = Magazines(self.design.magazine_budget_pages(region_pages))
+            kept = self.magazines[owner] = Magazines(self.design.magazine_budget_pages())
         return kept
 
     # ------------------------------------------------------------------ free
@@ -322,14 +367,17 @@ class CachingAllocator(Allocator):
         kept = self._magazines(cpu, thread) if self.has_magazines else None
         is_quick = kept is not None and kept.has_room(area.pages) and start not in self.clean
         self.clean.discard(start)
+        if kept is not None and not is_quick:
+            self._tighten(kept, cpu)
         if area.pages > POOL_PAGES_MAX or not self.has_pools:
             self._to_lazy(area, cpu)
         elif kept is not None:
             self._to_pool(kept.put(area), cpu)
         else:
             self._to_pool([area], cpu)
-        if not is_quick and self.lazy_pages > self.lazy_pages_max:
-            self.step(PURGE_STEP_PAGES)
+        if not is_quick and self.purge_is_due:
+            most = min(2 * area.pages, self.lazy_excess, PURGE_STEP_PAGES_MAX)
+            self.step(max(most, PURGE_STEP_PAGES))
         return area
 
     def _to_pool(self, areas: Iterable[Area], cpu: int) -> None:
@@ -351,29 +399,39 @@ class CachingAllocator(Allocator):
     # ------------------------------------------------------------------ purge and shrink
 
     @property
+    def lazy_pages_max(self) -> int:
+        """The threshold now, which moves with use."""
+        live, peak = self.used_pages - self.lazy_pages, self.used_peak_pages
+        chosen = self.lazy_pages_fixed
+        return chosen or self.design.lazy_pages_max(self.cpus, peak, self.memory_bytes, live)
+
+    @property
     def purge_is_due(self) -> bool:
-        """Never: a free above the threshold gives back a step itself."""
-        return False
+        """Whether more is idle than may be: a free then gives back a step, a request from space as well."""
+        return self.lazy_excess > 0
+
+    @property
+    def lazy_excess(self) -> int:
+        """By how many pages more is idle than may be."""
+        return max(self.lazy_pages + self.dirty_pages - self.lazy_pages_max, 0) if self.lazy_pages > 0 else 0
 
     def step(self, most_pages: int) -> None:
         """A bounded part of a purge: the oldest lazy ranges to the space; the pools keep theirs."""
+        self._step(most_pages)
+        self.nr_punched_steps += 1
+        if self.nr_punched_steps % PEAK_SINK_STEPS == 0:
+            self._sink_peak()
+
+    def _step(self, most_pages: int) -> None:
         given = self.warm.collect(self, most_pages, PURGE_STEP_RANGES)
         self.reclaim(given)
         self.nr_purged += len(given)
         self.nr_steps += 1
-        if self.nr_steps % PEAK_SINK_STEPS == 0:
-            self._sink_peak()
-
-    def _peak_is(self, pages: int) -> None:
-        """The recent peak of use, of what is outside space and not lazy, sets the threshold."""
-        self.used_peak_pages = pages
-        chosen = self.lazy_pages_fixed
-        self.lazy_pages_max = chosen or self.design.lazy_pages_max(self.cpus, pages, self.memory_bytes)
 
     def _sink_peak(self) -> None:
         """The peak sinks towards present use."""
         peak, used = self.used_peak_pages, self.used_pages - self.lazy_pages
-        self._peak_is(max(peak - (peak - used) * PEAK_SINK_PERCENT // 100, used))
+        self.used_peak_pages = max(peak - (peak - used) * PEAK_SINK_PERCENT // 100, used)
 
     def decay_pools(self, node: Node, full: bool) -> list[Area]:
         """Cut the cold end of every pool: those added first."""
@@ -388,16 +446,28 @@ class CachingAllocator(Allocator):
 
     def reclaim(self, areas: Iterable[Area]) -> None:
         """Put ranges back into the space, merged with what they touch."""
-        add, given = self.space.add, 0
+        has_pages = self.is_keeping and self.memory_bytes > 0
         for area in areas:
-            add(area.start, area.size)
-            given += area.size
-        self.used_pages -= given // PAGE
+            around = [self.space.covering(at) for at in (area.start - 1, area.end)]
+            dirty = [free for free in around if free is not None and free[0] in self.dirty]
+            self.space.add(area.start, area.size)
+            self.used_pages -= area.size // PAGE
+            if has_pages or dirty:
+                self._note_dirty(area.start, dirty)
+
+    def _note_dirty(self, start: int, parts: list[tuple[int, int]]) -> None:
+        """The free range around `start` may have pages; it was made of these, which did."""
+        self.dirty -= {part[0] for part in parts}
+        self.dirty_pages -= sum(end - at for at, end in parts) // PAGE
+        if free := self.space.covering(start):
+            self.dirty.add(free[0])
+            self.dirty_pages += (free[1] - free[0]) // PAGE
 
     def count(self, purge: Purge) -> None:
         """Add a finished purge to the counters; the recent peak sinks towards present use."""
         super().count(purge)
-        self._sink_peak()
+        if not self.is_keeping:
+            self._sink_peak()
 
     @property
     def nr_ranges(self) -> int:

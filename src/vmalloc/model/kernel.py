@@ -46,8 +46,12 @@ class Kernel(Allocator):
         busy = Busy(nr_nodes, ZONE_PAGES * PAGE, design.lookup_descending)
         super().__init__(cpus, nodes, busy, window, free)
         self.design = design
-        self.lazy_pages_max = design.lazy_pages_max(cpus)
         self.pooled_pages_max = design.pool_pages_max
+
+    @property
+    def lazy_pages_max(self) -> int:
+        """The threshold: fls(CPUs) times a fixed number of pages."""
+        return self.design.lazy_pages_max(self.cpus)
 
     # ------------------------------------------------------------------ alloc
 

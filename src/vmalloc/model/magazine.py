@@ -4,8 +4,9 @@
 It keeps the hot path free of anything shared: a free puts the range here, an alloc of the same size takes
 the one put last (the newest that is aligned, for an alignment above a page).
 
-* A magazine's cap starts at one range. An overflow doubles it, up to MAGAZINE_CAP, as long as the growth of
-  all caps of the thread stays within its budget. A cap never shrinks.
+* A magazine's cap starts at one range. An overflow doubles it, up to MAGAZINE_CAP and MAGAZINE_CAP_PAGES, as
+  long as the growth of all caps of the thread stays within its budget. A cap shrinks only when a request
+  found no room: then those of the sizes above FLOW_PAGES become 0, and 1 again once a pool had the size.
 * An overflow that may not grow the cap gives the older half of it to the pool of the thread's node, oldest
   first, so that the pool's head is the hottest of them.
 * A miss takes a batch from the head of a pool: the first for the request, the others into the magazine as far
@@ -22,7 +23,15 @@ from __future__ import annotations
 
 from collections import deque
 
-from vmalloc.facts import MAGAZINE_CAP, MAGAZINE_REFILL_MAX, MAGAZINE_STOCK_PAGES, POOL_PAGES_MAX
+from vmalloc.facts import (
+    FLOW_PAGES,
+    MAGAZINE_CAP,
+    MAGAZINE_CAP_PAGES,
+    MAGAZINE_REFILL_MAX,
+    MAGAZINE_REFILL_PAGES,
+    MAGAZINE_STOCK_PAGES,
+    POOL_PAGES_MAX,
+)
 from vmalloc.model.area import Area
 
 
@@ -32,13 +41,14 @@ class Magazines:
     By `budget_pages` all caps together may grow.
     """
 
-    __slots__ = ("budget_pages", "caps", "grown_pages", "sizes", "stocks")
+    __slots__ = ("budget_pages", "caps", "grown_pages", "is_tight", "sizes", "stocks")
 
     def __init__(self, budget_pages: int) -> None:
         self.budget_pages = budget_pages
         self.sizes: dict[int, deque[Area]] = {}
         self.caps: dict[int, int] = {}
         self.grown_pages = 0
+        self.is_tight = False
         self.stocks: dict[int, int] = {}
 
     def __len__(self) -> int:
@@ -49,7 +59,7 @@ class Magazines:
         other = Magazines(self.budget_pages)
         other.sizes = {pages: ranges.copy() for pages, ranges in self.sizes.items()}
         other.caps = self.caps.copy()
-        other.grown_pages = self.grown_pages
+        other.grown_pages, other.is_tight = self.grown_pages, self.is_tight
         other.stocks = self.stocks.copy()
         return other
 
@@ -72,6 +82,8 @@ class Magazines:
     def put(self, area: Area) -> list[Area]:
         """Keep a range; returns what had to leave for it, oldest first."""
         pages = area.pages
+        if self.cap(pages) == 0:
+            return [area]
         ranges = self.sizes.setdefault(pages, deque())
         left: list[Area] = []
         if len(ranges) >= self.cap(pages):
@@ -96,7 +108,8 @@ class Magazines:
 
     def refill(self, pages: int) -> int:
         """How many ranges a miss takes from a pool."""
-        return min(self.cap(pages) // 2 + 1, MAGAZINE_REFILL_MAX)
+        most = min(max(MAGAZINE_REFILL_PAGES // pages, 1), MAGAZINE_REFILL_MAX)
+        return min(self.cap(pages) // 2 + 1, most)
 
     def stock(self, pages: int) -> int:
         """How many ranges this miss takes from the space."""
@@ -119,7 +132,7 @@ class Magazines:
     def grow(self, pages: int) -> bool:
         """Double a cap; whether the budget allows it."""
         cap = self.cap(pages)
-        wanted = min(2 * cap, MAGAZINE_CAP)
+        wanted = min(2 * cap or 1, self.cap_most(pages))
         more = (wanted - cap) * pages
         if self.grown_pages + more > self.budget_pages:
             return False
@@ -129,5 +142,16 @@ class Magazines:
 
     def grow_for(self, pages: int, count: int) -> None:
         """Double a cap until so many ranges find room."""
-        while self.cap(pages) < min(count, MAGAZINE_CAP) and self.grow(pages):
+        while count > 1 and self.cap(pages) < min(count, self.cap_most(pages)) and self.grow(pages):
             pass
+
+    @staticmethod
+    def cap_most(pages: int) -> int:
+        """How far a cap grows: few of a large size."""
+        return min(max(MAGAZINE_CAP_PAGES // pages, 2), MAGAZINE_CAP)
+
+    def close_large(self) -> None:
+        """Keep no range above FLOW_PAGES until its size is asked for again."""
+        for pages in range(FLOW_PAGES + 1, POOL_PAGES_MAX + 1):
+            self.grown_pages -= max(self.cap(pages) - 1, 0) * pages
+            self.caps[pages] = 0

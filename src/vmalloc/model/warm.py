@@ -9,7 +9,7 @@ lists by size, one store for all nodes:
 * A request that misses sorts what was freed since, WARM_SORT_RANGES at a time, until it is served.
 * It gets a range of its size. A large one may get up to size >> WARM_SLACK_SHIFT more, all of the range.
 * Otherwise a longer one is split, and the rest stays warm with its age. For a small request it is at least
-  twice as long, so that the rest is of use.
+  twice as long, so that the rest is of use, unless there is no such one.
 * If many were sorted since the last time, neighbours become one: before a large request splits one, and after
   a small one found none to split.
 
@@ -154,23 +154,21 @@ class Warm:
             area = self._close(pages, align)
         if area is None and is_large and self._join(allocator, moving):
             area = self._close(pages, align)
-        area = area or self._longer(pages, align)
+        least = pages + 1 if is_large else 2 * pages
+        area = area or self._tightest(least, PAGES_MAX, align)
         if area is None and not is_large and self._join(allocator, moving):
-            area = self._close(pages, align) or self._longer(pages, align)
-        return area
+            area = self._close(pages, align) or self._tightest(least, PAGES_MAX, align)
+        return area or self._tightest(pages + 1, PAGES_MAX, align)
 
     def _close(self, pages: int, align: int) -> Area | None:
         """One of that size; for a large request one so little longer that it may have all of it."""
         most = pages + (pages >> WARM_SLACK_SHIFT if pages > POOL_PAGES_MAX else 0)
         return self._tightest(pages, min(most, PAGES_MAX), align)
 
-    def _longer(self, pages: int, align: int) -> Area | None:
-        """One to split."""
-        least = 2 * pages if pages <= POOL_PAGES_MAX else pages + 1
-        return self._tightest(least, PAGES_MAX, align) if least <= PAGES_MAX else None
-
     def _tightest(self, least: int, most: int, align: int) -> Area | None:
         """Of the first list that has one: the tightest of those in front, and the youngest of these."""
+        if least > most:
+            return None
         last = list_of(most)
         for at in self._used_from(list_of(least)):
             if at > last:
