@@ -16,6 +16,7 @@ No Python object is made or dropped while a lock of the core is held.
 import os
 import pickle
 import weakref
+from io import BytesIO
 from operator import index
 
 cimport cython

@@ -70,6 +70,7 @@ cdef enum:
     STRIDED = 2
     PLAIN_DIMS = 32
     PLAIN_DTYPE = 8  # bytes; longer texts are not plain
+    BUILTIN_NUM = 24  # below it numpy's own dtypes of numbers, but none that an extension package made
     ARRAY_BYTES = 5  # of the kind of an np.ndarray, "array"
 
 cdef struct Reference:
@@ -87,16 +88,20 @@ cdef struct Heads:
     Reference reference
     Description description
 
-cdef dict _plain_texts = {}  # dtype -> "array" and what numpy calls it, b"" if that does not say all
+cdef dict _plain_texts = {}  # dtype -> itself, "array" and what numpy calls it, b"" if that does not say all
 
 
 cdef bytes _plain_text(object dtype):
-    text = _plain_texts.get(dtype)
-    if text is None:
-        text = dtype.str.encode() if dtype.kind in "biufc" and dtype.fields is None else b""
-        text = b"array" + text if 0 < len(text) <= PLAIN_DTYPE else b""
-        if len(_plain_texts) < 256:
-            _plain_texts[dtype] = text
+    found = _plain_texts.get(dtype)
+    if found is not None and (<tuple>found)[0] is dtype:  # one with metadata is equal to one without
+        return <bytes>(<tuple>found)[1]
+    text = b""
+    if dtype.kind in "biufc" and dtype.num < BUILTIN_NUM and dtype.fields is None and dtype.metadata is None:
+        text = b"array" + dtype.str.encode()
+    if len(text) > ARRAY_BYTES + PLAIN_DTYPE:
+        text = b""
+    if len(_plain_texts) < 256:
+        _plain_texts[dtype] = (dtype, text)
     return text
 
 
@@ -171,8 +176,8 @@ _AFTER = b"\x85R."  # called with them; the end
 
 
 def pickled_reference(bytes packed not None):
-    """A whole message that is one reference, as any unpickler loads it."""
-    return _BEFORE + len(packed).to_bytes(4, "little") + packed + _AFTER
+    """A whole message that is one reference, as any unpickler loads it: in a buffer, as ForkingPickler's are."""
+    return BytesIO(_BEFORE + len(packed).to_bytes(4, "little") + packed + _AFTER).getbuffer()
 
 
 cdef size_t _described_bytes(const char *at, size_t size, Description *head) noexcept:

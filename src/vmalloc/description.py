@@ -10,19 +10,18 @@ One type with one encoding, for messages, Refs and names alike:
     kind, dtype, extra               so many bytes
 
 Nothing here knows what a kind means: that is its adapter's part (adapters/). What another process wrote is
-not believed: whatever does not parse raises StaleReference. _message.pxi writes and reads the most frequent
-descriptions by itself, the same bytes.
+not believed: whatever does not parse raises StaleReference. dtypes.py writes and reads dtypes, _message.pxi
+the most frequent descriptions as a whole, the same bytes.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import pickle
 import struct
 from typing import Any, NamedTuple
 
 from vmalloc._core import DESCRIPTION_VERSION
+from vmalloc.dtypes import bytes_of_dtype, dtype_of_bytes
 from vmalloc.errors import StaleReference
 
 __all__ = ["Description", "decode", "encode", "extent"]
@@ -50,7 +49,7 @@ def encode(description: Description, *, may_pickle: bool = False) -> bytes:
     in memory that others can write, so they keep text.
     """
     dtype, shape, strides, offset, readonly, extra, kind = description
-    text, is_pickled = _dtype_bytes(dtype, may_pickle)
+    text, is_pickled = bytes_of_dtype(dtype, may_pickle)
     name = kind.encode()
     flags = _READONLY * bool(readonly) | _STRIDED * (strides is not None) | _PICKLED_DTYPE * is_pickled
     numbers = shape if strides is None else (*shape, *strides)
@@ -82,7 +81,7 @@ def _decode(packed: bytes, may_unpickle: bool) -> Description:
     if flags & _PICKLED_DTYPE and not may_unpickle:
         raise ValueError("a pickled dtype")
     return Description(
-        _dtype_of(packed[dtype_at:extra_at], bool(flags & _PICKLED_DTYPE)),
+        dtype_of_bytes(packed[dtype_at:extra_at], bool(flags & _PICKLED_DTYPE)),
         numbers[:ndim],
         numbers[ndim:] if flags & _STRIDED else None,
         offset,
@@ -112,53 +111,3 @@ def extent(itemsize: int, shape: Any, strides: Any) -> tuple[int, int]:
         else:
             high += stride * (n - 1)
     return low, high
-
-
-# ---- dtypes: numpy's text, or a list of fields as JSON, or a pickle ----
-
-
-def _dtype_bytes(dtype: Any, may_pickle: bool) -> tuple[bytes, bool]:
-    """And whether they are a pickle."""
-    if dtype is None or isinstance(dtype, str):
-        return (dtype or "").encode(), False
-    if may_pickle:
-        return pickle.dumps(dtype), True
-    return _dtype_json(dtype), False
-
-
-def _dtype_of(text: bytes, is_pickled: bool) -> Any:
-    if is_pickled:
-        return pickle.loads(text)
-    if text.startswith((b"[", b'"')):
-        return _dtype_of_json(json.loads(text))
-    return text.decode() or None
-
-
-def _dtype_json(dtype: Any) -> bytes:
-    """TypeError for a dtype that numpy's own file format could not keep either."""
-    import numpy as np
-
-    text = json.dumps(np.lib.format.dtype_to_descr(dtype), separators=(",", ":"))
-    if _dtype_of_json(json.loads(text)) != dtype:
-        raise TypeError(f"a named reference cannot keep dtype {dtype!r}; view the array as a plainer one")
-    return text.encode()
-
-
-def _dtype_of_json(text: Any) -> Any:
-    import numpy as np
-
-    return np.lib.format.descr_to_dtype(_tuples(text))
-
-
-def _tuples(text: Any) -> Any:
-    """numpy's description of a dtype, from JSON, which knows no tuples: fields are tuples, in a list."""
-    if isinstance(text, str):
-        return text
-    if text and isinstance(text[0], list) and isinstance(text[0][0], str | list) and len(text[0]) > 1:
-        return [_field(f) for f in text]
-    return (_tuples(text[0]), tuple(text[1]))
-
-
-def _field(f: Any) -> Any:
-    title_and_name = tuple(f[0]) if isinstance(f[0], list) else f[0]
-    return (title_and_name, _tuples(f[1]), *(tuple(shape) for shape in f[2:]))

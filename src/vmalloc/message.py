@@ -20,6 +20,7 @@ import pickle
 import sys
 import threading
 import warnings
+from io import BytesIO
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, cast
@@ -246,13 +247,19 @@ def _dump_process(self: ForkingPickler, process: BaseProcess) -> None:
 def _dumps(cls: type[ForkingPickler], obj: Any, protocol: int | None = None) -> Any:
     """ForkingPickler.dumps, without a ForkingPickler for a message that is one plain array."""
     settings = get_settings()
-    if type(obj) is _ndarray and settings is not None and protocol is None:
+    if type(obj) is _ndarray and settings is not None and protocol is None and _is_plain_pickler(cls):
         packed = _pack_plain(obj, settings)
         if packed is not None:
             return pickled_reference(packed)
         if obj.base is None and obj.nbytes <= settings.threshold and obj.dtype.kind in "biufc":
-            return pickle.dumps(obj)  # numbers: nothing in it that another reducer is for
+            # numbers: nothing in it that another reducer is for
+            return BytesIO(pickle.dumps(obj)).getbuffer()
     return _wrapped_before["dumps"].__get__(None, cls)(obj, protocol)
+
+
+def _is_plain_pickler(cls: type[ForkingPickler]) -> bool:
+    """Not a class derived from it, and nobody registered another way for arrays since."""
+    return cls is ForkingPickler and _reducers().get(_ndarray) is reduce_array
 
 
 _WRAPPERS = {"dump": _dump, "dumps": classmethod(_dumps)}

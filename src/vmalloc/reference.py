@@ -78,16 +78,19 @@ def ref(x: Any, region: Region | None = None) -> Ref:
     """A reference to an array, a block or what has an adapter, for any pickler, to be loaded many times.
 
     What does not lie in a region (in `region`, if given) is copied in first, once: into `region` or the
-    default one. Raises OutOfPages, RegionClosed, TypeError for dtypes that hold Python objects.
+    default one. Raises OutOfPages, RegionClosed, TypeError for dtypes that hold Python objects and for what
+    is more than an array (a mask, a subclass, a table's index) and has no adapter.
     """
     x, holding = _held(x, region)
     if not isinstance(holding.region, Region):
         raise TypeError(f"{type(x).__name__} does not lie in a memory region")
+    describe(x, holding)  # TypeError here, and not when it is pickled
     return Ref(x, holding, holding.region)
 
 
 def copy_in(x: Any, region: Region | None = None) -> Any:
-    """`x` itself if it lies in a region (in `region`, if given); else a copy there, of arrays in C order.
+    """`x` itself if it lies in a region (in `region`, if given); else a copy there, with every byte and the
+    order that pickle keeps: Fortran order where the array has that, else C order.
 
     A later write to the original is not seen in the copy. Raises as ref() does.
     """
