@@ -51,8 +51,8 @@ def is_same(a: Any, b: Any) -> bool:
 
 def _is_same_value(a: Any, b: Any) -> bool:
     """For metadata: 1 and True are two things."""
-    kind: Any = type(a)
-    if kind is not type(b):
+    kind: Any = a.__class__
+    if kind is not b.__class__:
         return False
     if kind is dict:
         return list(a) == list(b) and all(_is_same_value(a[key], b[key]) for key in a)

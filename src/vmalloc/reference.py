@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import pickle
+import threading
+from typing import Any, cast
 
 from vmalloc._core import Block, Holding, Lease, load_reference, pack_reference
 from vmalloc.adapters.registry import adapter_of_kind, describe, holding_of, place, rebuild
@@ -11,7 +13,7 @@ from vmalloc.attach import where_of
 from vmalloc.description import decode, encode
 from vmalloc.region import Region, default_region
 
-__all__ = ["Ref", "copy_in", "is_shared", "load_described", "pack", "ref"]
+__all__ = ["Ref", "copy_in", "is_shared", "load_described", "load_described_beside", "pack", "ref", "sending"]
 
 
 def pack(value: Any, holding: Holding, lease: int, *, readonly: bool = False) -> bytes:
@@ -37,12 +39,27 @@ def load_described(region: Region, page: int, id: int, lease: int, nbytes: int, 
     return rebuild(owner, told)
 
 
+def load_described_beside(first: Any, description: bytes) -> Any:
+    """The general half of load_beside(): another value on the pages of `first`. StaleReference."""
+    told = decode(description, may_unpickle=True)
+    return rebuild(first.base, told if told.dtype is not None else told._replace(dtype=first.dtype))
+
+
+class Sending(threading.local):
+    """What this thread sends just now."""
+
+    by_value = False  #: to a receiver that cannot attach
+
+
+sending = Sending()
+
+
 class Ref:
     """Pickles by reference, in any pickler, and loads as the array or block itself, any number of times.
 
     The memory lives as long as this object or anything loaded from it; if this object's process ends
     first, for the region's `lease_ttl_s` more. Loading after that raises StaleReference. Writes on one
-    side are seen on the other.
+    side are seen on the other. Through a network connection it goes by value.
     """
 
     __slots__ = ("_holding", "_lease", "_region", "_value")
@@ -56,6 +73,8 @@ class Ref:
         return self._value
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if sending.by_value:
+            return cast("tuple[Any, ...]", self._value.__reduce_ex__(pickle.DEFAULT_PROTOCOL))
         if not self._lease.is_own:  # a forked child's: its parent may drop its own
             self._lease = Lease(self._region, self._holding)
         return load_reference, (pack(self._value, self._holding, 0),)

@@ -196,7 +196,8 @@ def facts(x: Any, *, of_layout: bool = True) -> Any:
         if x.dtype.names is None and not x.dtype.isnative:  # stock makes it native, we keep it
             x = x.astype(x.dtype.newbyteorder("="))
         flags = x.flags
-        layout = flags.writeable, (x.strides, flags.c_contiguous, flags.f_contiguous) if x.nbytes else None
+        steps = [step for n, step in zip(x.shape, x.strides, strict=True) if n > 1]
+        layout = flags.writeable, (steps, flags.c_contiguous, flags.f_contiguous) if x.nbytes else None
         return (
             type(x),
             Dtype(x.dtype),
