@@ -130,8 +130,15 @@ class MessageSettings:
     threshold: int
     readonly: bool
     on_full: str
+    private: bool | str
     def __init__(
-        self, region: CoreRegion, is_default: bool, threshold: int, readonly: bool, on_full: str
+        self,
+        region: CoreRegion,
+        is_default: bool,
+        threshold: int,
+        readonly: bool,
+        on_full: str,
+        private: bool | str = False,
     ) -> None: ...
 
 def set_settings(settings: MessageSettings | None, reduce_larger: Callable[[NDArray[Any]], Any]) -> None: ...
@@ -139,6 +146,14 @@ def get_settings() -> MessageSettings | None: ...
 def reduce_array(a: NDArray[Any]) -> Any: ...
 
 DESCRIPTION_VERSION: int
+
+@final
+class PrivatePages:
+    nbytes: int
+    def __init__(self, holding: Holding) -> None: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+def nr_private_mappings() -> int: ...
 
 class Message:
     references: list[bytes]

@@ -54,6 +54,7 @@ cdef extern from "Python.h":
     int PyObject_GetBuffer(object, Py_buffer *, int) except -1
     void PyBuffer_Release(Py_buffer *)
     int PyBuffer_IsContiguous(Py_buffer *, char)
+    int PyBuffer_FillInfo(Py_buffer *, object, void *, Py_ssize_t, int, int) except -1
 
 cdef extern from *:
     """
@@ -90,6 +91,7 @@ include "_upkeep.pxi"
 include "_references.pxi"
 include "_requests.pxi"
 include "_holding.pxi"
+include "_private.pxi"
 include "_message.pxi"
 include "_dlpack.pxi"
 include "suite/loops.pxi"

@@ -32,10 +32,11 @@ cdef class MessageSettings:
     cdef readonly Py_ssize_t threshold
     cdef readonly bint readonly
     cdef readonly str on_full
+    cdef readonly object private  # False, True, or "copy"
 
-    def __init__(self, region, bint is_default, Py_ssize_t threshold, bint readonly, str on_full not None):
+    def __init__(self, region, bint is_default, Py_ssize_t threshold, bint readonly, str on_full not None, private=False):
         self.region, self.is_default, self.threshold = region, is_default, threshold
-        self.readonly, self.on_full = readonly, on_full
+        self.readonly, self.on_full, self.private = readonly, on_full, private
 
 
 cdef MessageSettings _settings = None

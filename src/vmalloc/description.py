@@ -3,7 +3,7 @@
 
 One type with one encoding, for messages, Refs and names alike:
 
-    version flags ndim kind_bytes    a byte each; flags: read-only, has strides, dtype is pickled
+    version flags ndim kind_bytes    a byte each; flags: read-only, has strides, dtype is pickled, private
     dtype_bytes                      32 bits
     extra_bytes, offset              64 bits each
     shape, strides                   64 bits for each dimension; strides only if the flag says so
@@ -27,7 +27,7 @@ from vmalloc.errors import StaleReference
 __all__ = ["Description", "decode", "encode", "extent"]
 
 _HEAD = struct.Struct("<4BIQq")
-_READONLY, _STRIDED, _PICKLED_DTYPE = 1, 2, 4
+_READONLY, _STRIDED, _PICKLED_DTYPE, _PRIVATE = 1, 2, 4, 8
 
 
 class Description(NamedTuple):
@@ -40,6 +40,7 @@ class Description(NamedTuple):
     readonly: bool = False
     extra: bytes = b""  #: the adapter's own; with all else at most 416 bytes for a name
     kind: str = "array"  #: of the adapter; it is filled in for it
+    private: bool = False  #: what the receiver writes is its own; install() says so
 
 
 def encode(description: Description, *, may_pickle: bool = False) -> bytes:
@@ -48,10 +49,11 @@ def encode(description: Description, *, may_pickle: bool = False) -> bytes:
     `may_pickle`: a dtype may go as a pickle, which keeps everything: for what is pickled anyway. Names live
     in memory that others can write, so they keep text.
     """
-    dtype, shape, strides, offset, readonly, extra, kind = description
+    dtype, shape, strides, offset, readonly, extra, kind, private = description
     text, is_pickled = bytes_of_dtype(dtype, may_pickle)
     name = kind.encode()
     flags = _READONLY * bool(readonly) | _STRIDED * (strides is not None) | _PICKLED_DTYPE * is_pickled
+    flags |= _PRIVATE * private
     numbers = shape if strides is None else (*shape, *strides)
     head = _HEAD.pack(DESCRIPTION_VERSION, flags, len(shape), len(name), len(text), len(extra), offset)
     return b"".join((head, struct.pack(f"<{len(numbers)}q", *numbers), name, text, extra))
@@ -67,7 +69,7 @@ def decode(packed: bytes, *, may_unpickle: bool = False) -> Description:
 
 def _decode(packed: bytes, may_unpickle: bool) -> Description:
     version, flags, ndim, kind_bytes, dtype_bytes, extra_bytes, offset = _HEAD.unpack_from(packed)
-    if version != DESCRIPTION_VERSION or flags & ~(_READONLY | _STRIDED | _PICKLED_DTYPE):
+    if version != DESCRIPTION_VERSION or flags & ~(_READONLY | _STRIDED | _PICKLED_DTYPE | _PRIVATE):
         raise ValueError(
             f"version {version}, flags {flags:#x}; this package writes version {DESCRIPTION_VERSION}"
         )
@@ -88,6 +90,7 @@ def _decode(packed: bytes, may_unpickle: bool) -> Description:
         bool(flags & _READONLY),
         packed[extra_at:],
         packed[kind_at:dtype_at].decode(),
+        bool(flags & _PRIVATE),
     )
 
 

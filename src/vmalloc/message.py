@@ -27,6 +27,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, cast
 
 from vmalloc._core import (
+    Block,
     Holding,
     Message,
     MessageSettings,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 __all__ = ["install", "uninstall"]
 
 ON_FULL = ("raise", "copy")
+PRIVATE = (False, True, "copy")
 _IN_PROCESS = "_vmalloc_settings"  # attribute of a Process while it is pickled
 
 
@@ -63,7 +65,8 @@ class Settings(MessageSettings):
 
     def __reduce__(self) -> tuple[Any, ...]:
         where = where_of(self.region)
-        return _install_in_child, (where, self.is_default, self.threshold, self.readonly, self.on_full)
+        options = self.is_default, self.threshold, self.readonly, self.on_full, self.private
+        return _install_in_child, (where, *options)
 
 
 _install_lock = threading.RLock()
@@ -105,6 +108,7 @@ def install(
     *,
     readonly: bool = False,
     on_full: str = "raise",
+    private: bool | str = False,
 ) -> None:
     """From now on NumPy arrays go by reference through stock multiprocessing and concurrent.futures.
 
@@ -115,6 +119,11 @@ def install(
     `on_full="raise"` raises OutOfPages where the message is pickled; `"copy"` sends the array as before, and
     so does a region that was closed since.
 
+    `private=True` is for code written for copies: what a receiver writes is its own. What was copied in has
+    the bytes of that moment; an array that lies in a region shows the sender's later writes in pages that
+    the receiver has not written. `private="copy"` copies that, too, so that all have the bytes of that
+    moment. What is received counts as private memory. Blocks and Refs stay shared.
+
     Holds for this process, for its forked children, and for those it spawns. A second call replaces the
     settings. Nothing has to be closed or unlinked: the memory goes with the last array.
     """
@@ -122,7 +131,9 @@ def install(
         raise ValueError(f"on_full must be one of {', '.join(ON_FULL)}, not {on_full!r}")
     if threshold < 0:
         raise ValueError(f"threshold must not be negative, not {threshold}")
-    settings = Settings(region or default_region(), region is None, threshold, readonly, on_full)
+    if private not in PRIVATE:
+        raise ValueError(f"private must be False, True or 'copy', not {private!r}")
+    settings = Settings(region or default_region(), region is None, threshold, readonly, on_full, private)
     settings.region.fileno()  # RegionClosed
     _install(settings)
 
@@ -204,7 +215,7 @@ def _unteach(kind: type) -> None:
         reducers[kind] = before
 
 
-def _install_in_child(where: Where, is_default: bool, threshold: int, readonly: bool, on_full: str) -> None:
+def _install_in_child(where: Where, is_default: bool, *options: Any) -> None:
     try:
         region = region_at(where)
     except RegionUnavailable as e:  # then this process goes on as without us
@@ -212,7 +223,7 @@ def _install_in_child(where: Where, is_default: bool, threshold: int, readonly: 
         return
     if is_default:
         set_default_region(region)
-    _install(Settings(region, is_default, threshold, readonly, on_full))
+    _install(Settings(region, is_default, *options))
 
 
 def _dump(self: ForkingPickler, obj: Any) -> None:
@@ -260,7 +271,7 @@ def _dumps(cls: type[ForkingPickler], obj: Any, protocol: int | None = None) -> 
     """ForkingPickler.dumps, without a ForkingPickler for a message that is one plain array."""
     settings = get_settings()
     if type(obj) is _ndarray and settings is not None and protocol is None and _is_plain_pickler(cls):
-        packed = None if sending.by_value else _pack_plain(obj, settings)
+        packed = None if sending.by_value or settings.private else _pack_plain(obj, settings)
         if packed is not None:
             return pickled_reference(packed)
         if obj.base is None and obj.nbytes <= settings.threshold and obj.dtype.kind in "biufc":
@@ -302,7 +313,7 @@ def _pack_plain(a: np.ndarray[Any, Any], settings: MessageSettings) -> bytes | N
 def _reduce_array(a: np.ndarray[Any, Any]) -> Any:
     """_reduce(), without its steps for the most frequent arrays."""
     settings, message = get_settings(), _under_way.message
-    if settings is not None and message is not None and not sending.by_value:
+    if settings is not None and message is not None and not (sending.by_value or settings.private):
         beside = reduce_beside(message, a, settings.readonly)
         if beside is not None:
             return beside
@@ -321,12 +332,14 @@ def _reduce(x: object) -> Any:
     holding, nbytes = adapter.holding(x), adapter.nbytes(x)
     if holding is not None and nbytes is not None and holding.region.closed:
         holding = None  # like private memory
+    if settings is not None and settings.private and nbytes is not None and holding is not None:
+        holding = None if settings.private == "copy" or nbytes <= settings.threshold else holding
     if settings is None or sending.by_value or (holding is None and _goes_as_before(nbytes, settings)):
         return x.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
     try:
         if holding is not None:
             return _send(x, holding, settings)
-        return _send(*registry.place(x, settings.region), settings)
+        return _send(*registry.place(x, settings.region, anew=settings.private == "copy"), settings)
     except _NoLease:
         if nbytes is None:
             raise
@@ -349,7 +362,9 @@ def _send(value: Any, holding: Holding, settings: MessageSettings) -> tuple[Any,
     """Beside an earlier array of the same pages, or a reference with a lease of its own."""
     message = _under_way.message
     is_array = type(value) is _ndarray
-    first = message.first_of(holding) if message is not None and is_array else None
+    is_private = bool(settings.private) and not isinstance(value, Block)
+    can_go_beside = is_array and not is_private  # each array is its receiver's own, also from the others
+    first = message.first_of(holding) if message is not None and can_go_beside else None
     if first is not None and first is not value:
         return load_beside, (first, _describe_beside(value, first, holding, settings))
     region = holding.region
@@ -358,12 +373,12 @@ def _send(value: Any, holding: Holding, settings: MessageSettings) -> tuple[Any,
     except OutOfPages as e:
         raise _NoLease(*e.args) from None
     try:
-        packed = pack(value, holding, lease, readonly=settings.readonly)
+        packed = pack(value, holding, lease, readonly=settings.readonly, private=is_private)
     except BaseException:
         region._drop_lease(lease)  # pyright: ignore[reportPrivateUsage]
         raise
     if message is not None:
-        message.went(packed, holding, value if is_array else None)
+        message.went(packed, holding, cast("Any", value) if can_go_beside else None)
     return load_reference, (packed,)
 
 

@@ -11,23 +11,24 @@ from vmalloc._core import Block, Holding, Lease, load_reference, pack_reference
 from vmalloc.adapters.registry import adapter_of_kind, describe, holding_of, place, rebuild
 from vmalloc.attach import where_of
 from vmalloc.description import decode, encode
+from vmalloc.private import rebuild_private
 from vmalloc.region import Region, default_region
 
 __all__ = ["Ref", "copy_in", "is_shared", "load_described", "load_described_beside", "pack", "ref", "sending"]
 
 
-def pack(value: Any, holding: Holding, lease: int, *, readonly: bool = False) -> bytes:
+def pack(value: Any, holding: Holding, lease: int, *, readonly: bool = False, private: bool = False) -> bytes:
     """A reference to `value`, which lies in `holding`'s pages, for load_reference().
 
     `lease`: the message's own, which the first load claims; 0 for a Ref, which may be loaded many times.
-    `readonly`: for the receiver, whatever the value is.
+    `readonly`: for the receiver, whatever the value is. `private`: what the receiver writes is its own.
     """
     region = holding.region
     if not isinstance(region, Region):
         raise TypeError(f"{type(value).__name__} does not lie in a memory region")
     description = describe(value, holding)
-    if readonly:
-        description = description._replace(readonly=True)
+    if readonly or private:  # what is the receiver's own is its to write
+        description = description._replace(readonly=readonly, private=private)
     return pack_reference(holding, lease, encode(description, may_pickle=True), where_of(region))
 
 
@@ -36,7 +37,7 @@ def load_described(region: Region, page: int, id: int, lease: int, nbytes: int, 
     told = decode(description, may_unpickle=True)
     owner_type = adapter_of_kind(told.kind).owner_type
     owner = region._adopt(page, id, nbytes, lease, owner_type)  # pyright: ignore[reportPrivateUsage]
-    return rebuild(owner, told)
+    return rebuild_private(owner, told) if told.private else rebuild(owner, told)
 
 
 def load_described_beside(first: Any, description: bytes) -> Any:
