@@ -340,11 +340,14 @@ def _reduce(x: object) -> Any:
         if holding is not None:
             return _send(x, holding, settings)
         return _send(*registry.place(x, settings.region, anew=settings.private == "copy"), settings)
-    except _NoLease:
+    except _NoLease as e:
+        message = _under_way.message
+        if message is not None and message.references:  # it is large, and took them itself
+            message.has_no_lease = True
+        elif settings.on_full != "copy":
+            raise OutOfPages(*e.args) from None
         if nbytes is None:
-            raise
-        if _under_way.message is not None:
-            _under_way.message.has_no_lease = True
+            raise OutOfPages(*e.args) from None
     except OutOfPages:
         if settings.on_full != "copy" or nbytes is None:
             raise

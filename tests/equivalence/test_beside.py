@@ -129,7 +129,7 @@ def test_a_message_that_fails_leaves_no_lease(region):
 # ---- when the leases run out ----
 
 
-def test_what_finds_no_lease_goes_as_a_copy(monkeypatch):
+def test_what_finds_no_lease_in_a_large_message_goes_as_a_copy():
     region = vmalloc.Region("1G")
     vmalloc.install(region, 100)
     arrays = [region.full(8, i) for i in range(LEASES_MAX + 10)]
@@ -140,8 +140,11 @@ def test_what_finds_no_lease_goes_as_a_copy(monkeypatch):
     assert [vmalloc.is_shared(a) for a in arrived] == [True] * LEASES_MAX + [False] * 10
     assert not vmalloc.is_shared(private)
     del arrived
-    messages = [ForkingPickler.dumps(a) for a in arrays]
-    assert sent(arrays[0]).tolist() == [0] * 8  # alone in a message, too
+    messages = [ForkingPickler.dumps(a) for a in arrays[:LEASES_MAX]]
+    with pytest.raises(vmalloc.OutOfPages, match="leases of the region are taken"):
+        ForkingPickler.dumps([arrays[0]])  # a message that gets none at all: as on_full says
+    vmalloc.install(region, 100, on_full="copy")
+    assert sent(arrays[0]).tolist() == [0] * 8
     with pytest.raises(vmalloc.OutOfPages, match="one by each Ref, and by each range in each message"):
         vmalloc.ref(arrays[0])
     del messages
