@@ -16,6 +16,7 @@ No Python object is made or dropped while a lock of the core is held.
 import os
 import pickle
 import weakref
+from io import BytesIO
 from time import monotonic
 from operator import index
 
@@ -65,6 +66,7 @@ cdef extern from "Python.h":
     PyFrameObject *PyFrame_GetBack(PyFrameObject *)
     void Py_XDECREF(void *)
     int PyBuffer_IsContiguous(Py_buffer *, char)
+    int PyBuffer_FillInfo(Py_buffer *, object, void *, Py_ssize_t, int, int) except -1
 
 cdef extern from *:
     """
@@ -139,6 +141,7 @@ include "_upkeep.pxi"
 include "_references.pxi"
 include "_requests.pxi"
 include "_holding.pxi"
+include "_private.pxi"
 include "_message.pxi"
 include "_dlpack.pxi"
 include "suite/loops.pxi"

@@ -32,10 +32,11 @@ cdef class MessageSettings:
     cdef readonly Py_ssize_t threshold
     cdef readonly bint readonly
     cdef readonly str on_full
+    cdef readonly object private  # False, True, or "copy"
 
-    def __init__(self, region, bint is_default, Py_ssize_t threshold, bint readonly, str on_full not None):
+    def __init__(self, region, bint is_default, Py_ssize_t threshold, bint readonly, str on_full not None, private=False):
         self.region, self.is_default, self.threshold = region, is_default, threshold
-        self.readonly, self.on_full = readonly, on_full
+        self.readonly, self.on_full, self.private = readonly, on_full, private
 
 
 cdef MessageSettings _settings = None
@@ -70,6 +71,7 @@ cdef enum:
     STRIDED = 2
     PLAIN_DIMS = 32
     PLAIN_DTYPE = 8  # bytes; longer texts are not plain
+    BUILTIN_NUM = 24  # below it numpy's own dtypes of numbers, but none that an extension package made
     ARRAY_BYTES = 5  # of the kind of an np.ndarray, "array"
 
 cdef struct Reference:
@@ -87,16 +89,20 @@ cdef struct Heads:
     Reference reference
     Description description
 
-cdef dict _plain_texts = {}  # dtype -> "array" and what numpy calls it, b"" if that does not say all
+cdef dict _plain_texts = {}  # dtype -> itself, "array" and what numpy calls it, b"" if that does not say all
 
 
 cdef bytes _plain_text(object dtype):
-    text = _plain_texts.get(dtype)
-    if text is None:
-        text = dtype.str.encode() if dtype.kind in "biufc" and dtype.fields is None else b""
-        text = b"array" + text if 0 < len(text) <= PLAIN_DTYPE else b""
-        if len(_plain_texts) < 256:
-            _plain_texts[dtype] = text
+    found = _plain_texts.get(dtype)
+    if found is not None and (<tuple>found)[0] is dtype:  # one with metadata is equal to one without
+        return <bytes>(<tuple>found)[1]
+    text = b""
+    if dtype.kind in "biufc" and dtype.num < BUILTIN_NUM and dtype.fields is None and dtype.metadata is None:
+        text = b"array" + dtype.str.encode()
+    if len(text) > ARRAY_BYTES + PLAIN_DTYPE:
+        text = b""
+    if len(_plain_texts) < 256:
+        _plain_texts[dtype] = (dtype, text)
     return text
 
 
@@ -162,6 +168,172 @@ def pack_plain(array, bint readonly):
         PyBuffer_Release(&view)
 
 
+# ---- arrays beside one that went before them in the same message ----
+#
+# The first array of a range goes as a reference with a lease. Those after it go as a description and the first one
+# itself, which a pickler writes as two bytes, since it has it in its memo. So a range has one lease in a message,
+# and is adopted once, however many views of it there are.
+
+cdef class Message:
+    """A message while it is pickled."""
+    cdef readonly list references  # with leases of their own
+    cdef public bint starts_process  # then references carry a descriptor, too
+    cdef public bint has_no_lease  # the region had none left for it
+    cdef dict firsts  # owner or block -> the array of its pages that was sent first
+    cdef object last_holding, last_first
+
+    def __init__(self):
+        self.references, self.firsts = [], {}
+
+    def went(self, bytes packed not None, Holding holding, first):
+        """Note a reference; `first`: an np.ndarray, or None for what others cannot go beside."""
+        self.references.append(packed)
+        if first is not None:
+            self.firsts[holding] = self.last_first = first
+            self.last_holding = holding
+
+    cpdef object first_of(self, holding):
+        """The array that another one of these pages can go beside, or None."""
+        if holding is not self.last_holding:
+            self.last_first = self.firsts.get(holding)
+            self.last_holding = holding
+        return self.last_first
+
+
+cdef object _class_of_arrays():
+    global _ndarray
+    if _ndarray is None:
+        import numpy
+        _ndarray = numpy.ndarray
+    return _ndarray
+
+
+def reduce_beside(Message message not None, array, bint readonly):
+    """For a pickler, an array beside an earlier one with the same dtype. None: it has to go another way."""
+    cdef Py_buffer view
+    if not message.firsts:
+        return None
+    base = array.base
+    if type(base) is _class_of_arrays():
+        base = base.base
+    if type(base) is not ArrayOwner:
+        return None
+    first = message.first_of(base)
+    if first is None or first is array or first.dtype is not array.dtype:  # itself again: a pickler without memo
+        return None
+    try:
+        PyObject_GetBuffer(array, &view, PyBUF_STRIDES)
+    except (BufferError, ValueError):  # dates and the like
+        return None
+    try:
+        described = _describe_beside(&view, <ArrayOwner>base, readonly)
+    finally:
+        PyBuffer_Release(&view)
+    return None if described is None else (load_beside, (first, described))
+
+
+cdef object _describe_beside(Py_buffer *view, ArrayOwner owner, bint readonly):
+    """None for what does not lie in the owner's pages."""
+    cdef Description head
+    cdef bint is_strided = view.len != 0 and not PyBuffer_IsContiguous(view, b"C")
+    cdef Py_ssize_t offset = 0
+    if view.len:
+        offset = <char *>view.buf - <char *>vm_pointer(owner._region.r, owner.page)
+    if view.ndim > PLAIN_DIMS or not _lies_within(
+            view.ndim, <int64_t *>view.shape, <int64_t *>view.strides, view.itemsize, offset, owner.nbytes):
+        return None
+    memset(&head, 0, sizeof(Description))
+    head.version = VERSION
+    head.flags = (READONLY if readonly or view.readonly else 0) | (STRIDED if is_strided else 0)
+    head.ndim = <uint8_t>view.ndim
+    head.kind_bytes = ARRAY_BYTES
+    head.offset = offset
+    numbers = (<char *>view.shape)[:view.ndim * sizeof(int64_t)]
+    if is_strided:
+        numbers += (<char *>view.strides)[:view.ndim * sizeof(int64_t)]
+    return (<char *>&head)[:sizeof(Description)] + numbers + b"array"
+
+
+cdef bint _lies_within(int ndim, const int64_t *shape, const int64_t *strides, Py_ssize_t itemsize, Py_ssize_t offset,
+                       Py_ssize_t nbytes) noexcept:
+    """Whether all elements do, in numbers that do not overflow. An array without elements does if its offset does."""
+    cdef Py_ssize_t low = offset, high = offset, far
+    cdef bint is_empty = False
+    cdef int i
+    if offset < 0 or offset > nbytes:
+        return False
+    for i in range(ndim):
+        if shape[i] < 0:
+            return False
+        is_empty = is_empty or shape[i] == 0
+    if is_empty:
+        return True
+    for i in range(ndim):
+        if shape[i] == 1 or strides[i] == 0:
+            continue
+        if strides[i] > nbytes or strides[i] < -nbytes or shape[i] - 1 > nbytes:  # each of them reaches beyond
+            return False
+        far = nbytes // (strides[i] if strides[i] > 0 else -strides[i])
+        if shape[i] - 1 > far:
+            return False
+        if strides[i] > 0:
+            high += strides[i] * (shape[i] - 1)
+        else:
+            low += strides[i] * (shape[i] - 1)
+        if low < 0 or high > nbytes:
+            return False
+    return high <= nbytes - itemsize
+
+
+def load_beside(first, bytes described not None):
+    """An array that came beside `first`. StaleReference."""
+    cdef Description head
+    cdef size_t size = len(described)
+    cdef const char *at = described
+    if type(first) is not _class_of_arrays() or type(first.base) is not ArrayOwner:
+        raise errors.StaleReference(f"a {type(first).__name__} lies in no pages that an array came beside")
+    if _described_bytes(at, size, &head) != size or not _is_beside(at, &head):
+        from vmalloc.reference import load_described_beside
+        return load_described_beside(first, described)
+    return _rebuild_beside(first, <ArrayOwner>first.base, at, &head)
+
+
+cdef bint _is_beside(const char *at, Description *head) noexcept:
+    cdef size_t numbers = head.ndim * sizeof(int64_t) * (2 if head.flags & STRIDED else 1)
+    return (head.flags & ~(READONLY | STRIDED) == 0 and head.ndim <= PLAIN_DIMS and head.extra_bytes == 0
+            and head.dtype_bytes == 0 and head.kind_bytes == ARRAY_BYTES
+            and memcmp(at + sizeof(Description) + numbers, b"array", ARRAY_BYTES) == 0)
+
+
+cdef object _rebuild_beside(object first, ArrayOwner owner, const char *at, Description *head):
+    cdef int64_t shape[PLAIN_DIMS]
+    cdef int64_t strides[PLAIN_DIMS]
+    cdef Py_ssize_t itemsize, step
+    cdef int i
+    dtype = first.dtype
+    itemsize = step = dtype.itemsize
+    memcpy(shape, at + sizeof(Description), head.ndim * sizeof(int64_t))
+    if head.flags & STRIDED:
+        memcpy(strides, at + sizeof(Description) + head.ndim * sizeof(int64_t), head.ndim * sizeof(int64_t))
+    else:
+        for i in range(head.ndim - 1, -1, -1):
+            strides[i] = step
+            step = step * shape[i] if 0 < shape[i] and step <= LARGEST // shape[i] else LARGEST
+    if not _lies_within(head.ndim, shape, strides, itemsize, head.offset, owner.nbytes):
+        raise errors.StaleReference(f"the reference tells of no array within its {owner.nbytes} bytes")
+    dims = tuple([shape[i] for i in range(head.ndim)])
+    try:
+        if head.flags & STRIDED:
+            array = _ndarray(dims, dtype, owner, head.offset, tuple([strides[i] for i in range(head.ndim)]))
+        else:
+            array = _ndarray(dims, dtype, owner, head.offset)
+    except (ArithmeticError, MemoryError, TypeError, ValueError) as e:  # one that is empty and too large
+        raise errors.StaleReference(f"the reference tells of no array within its {owner.nbytes} bytes: {e}") from None
+    if head.flags & READONLY:
+        array.flags.writeable = False
+    return array
+
+
 # What pickle.dumps() makes of load_reference(packed), but for frames and memo: a pickler takes longer to make
 # than everything else here together.
 _BEFORE = (b"\x80\x04"  # protocol 4
@@ -171,8 +343,8 @@ _AFTER = b"\x85R."  # called with them; the end
 
 
 def pickled_reference(bytes packed not None):
-    """A whole message that is one reference, as any unpickler loads it."""
-    return _BEFORE + len(packed).to_bytes(4, "little") + packed + _AFTER
+    """A whole message that is one reference, as any unpickler loads it: in a buffer, as ForkingPickler's are."""
+    return BytesIO(_BEFORE + len(packed).to_bytes(4, "little") + packed + _AFTER).getbuffer()
 
 
 cdef size_t _described_bytes(const char *at, size_t size, Description *head) noexcept:

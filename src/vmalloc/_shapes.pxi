@@ -37,7 +37,8 @@ cdef Kind new_kind(object given):
     kind.given, kind.dtype = given, numpy.dtype(given)
     kind.itemsize = kind.dtype.itemsize
     if kind.dtype.hasobject:
-        raise TypeError(f"dtype {kind.dtype} holds Python objects, which are private to a process")
+        raise TypeError(f"dtype {kind.dtype} holds Python objects, which are private to a process: "
+                        "send such an array by value, or convert it to numbers or text of a fixed length")
     return kind
 
 

@@ -15,7 +15,29 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-__all__ = ["ArrayFunctions"]
+__all__ = ["ArrayFunctions", "copy_bytes", "copy_of"]
+
+
+def copy_bytes(to: np.ndarray[Any, Any], source: np.ndarray[Any, Any]) -> None:
+    """Every byte of each element; the shapes and dtypes are the same.
+
+    Assignment would leave out the padding between fields, where the bytes of a former array would show.
+    """
+    import numpy as np
+
+    if source.dtype.names is not None and source.itemsize:
+        raw = np.dtype((np.void, source.itemsize))
+        to, source = to.view(raw), source.view(raw)
+    np.copyto(to, source)
+
+
+def copy_of(source: np.ndarray[Any, Any], region: ArrayFunctions) -> np.ndarray[Any, Any]:
+    """A copy in `region` as pickle would make it: in Fortran order if the source is, else in C order."""
+    flags = source.flags
+    order = "F" if flags.f_contiguous and not flags.c_contiguous else "C"
+    a = region.empty(source.shape, source.dtype, order)
+    copy_bytes(a, source)
+    return a
 
 
 class ArrayFunctions(CoreRegion):
@@ -33,7 +55,10 @@ class ArrayFunctions(CoreRegion):
         """Like empty(), filled with `fill_value`, whose dtype is the default."""
         import numpy as np
 
-        a = self.empty(shape, np.asarray(fill_value).dtype if dtype is None else dtype, order)
+        made = np.dtype(np.asarray(fill_value).dtype if dtype is None else dtype)
+        has_padding = made.names is not None or made.char in "gG"
+        # there the bytes of a former array would show
+        a = (self.zeros if has_padding else self.empty)(shape, made, order)
         np.copyto(a, fill_value, casting="unsafe")
         return a
 
@@ -43,7 +68,7 @@ class ArrayFunctions(CoreRegion):
 
         source = np.asarray(obj, dtype=dtype)
         a = self.empty(source.shape, source.dtype)
-        np.copyto(a, source)
+        copy_bytes(a, source)
         return a
 
     def empty_like(self, prototype: np.ndarray[Any, Any], dtype: DTypeLike | None = None) -> NDArray[Any]:

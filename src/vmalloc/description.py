@@ -3,32 +3,31 @@
 
 One type with one encoding, for messages, Refs and names alike:
 
-    version flags ndim kind_bytes    a byte each; flags: read-only, has strides, dtype is pickled
+    version flags ndim kind_bytes    a byte each; flags: read-only, has strides, dtype is pickled, private
     dtype_bytes                      32 bits
     extra_bytes, offset              64 bits each
     shape, strides                   64 bits for each dimension; strides only if the flag says so
     kind, dtype, extra               so many bytes
 
 Nothing here knows what a kind means: that is its adapter's part (adapters/). What another process wrote is
-not believed: whatever does not parse raises StaleReference. _message.pxi writes and reads the most frequent
-descriptions by itself, the same bytes.
+not believed: whatever does not parse raises StaleReference. dtypes.py writes and reads dtypes, _message.pxi
+the most frequent descriptions as a whole, the same bytes.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import pickle
 import struct
 from typing import Any, NamedTuple
 
 from vmalloc._core import DESCRIPTION_VERSION
+from vmalloc.dtypes import bytes_of_dtype, dtype_of_bytes
 from vmalloc.errors import StaleReference
 
 __all__ = ["Description", "decode", "encode", "extent"]
 
 _HEAD = struct.Struct("<4BIQq")
-_READONLY, _STRIDED, _PICKLED_DTYPE = 1, 2, 4
+_READONLY, _STRIDED, _PICKLED_DTYPE, _PRIVATE = 1, 2, 4, 8
 
 
 class Description(NamedTuple):
@@ -41,6 +40,7 @@ class Description(NamedTuple):
     readonly: bool = False
     extra: bytes = b""  #: the adapter's own; with all else at most 416 bytes for a name
     kind: str = "array"  #: of the adapter; it is filled in for it
+    private: bool = False  #: what the receiver writes is its own; install() says so
 
 
 def encode(description: Description, *, may_pickle: bool = False) -> bytes:
@@ -49,10 +49,11 @@ def encode(description: Description, *, may_pickle: bool = False) -> bytes:
     `may_pickle`: a dtype may go as a pickle, which keeps everything: for what is pickled anyway. Names live
     in memory that others can write, so they keep text.
     """
-    dtype, shape, strides, offset, readonly, extra, kind = description
-    text, is_pickled = _dtype_bytes(dtype, may_pickle)
+    dtype, shape, strides, offset, readonly, extra, kind, private = description
+    text, is_pickled = bytes_of_dtype(dtype, may_pickle)
     name = kind.encode()
     flags = _READONLY * bool(readonly) | _STRIDED * (strides is not None) | _PICKLED_DTYPE * is_pickled
+    flags |= _PRIVATE * private
     numbers = shape if strides is None else (*shape, *strides)
     head = _HEAD.pack(DESCRIPTION_VERSION, flags, len(shape), len(name), len(text), len(extra), offset)
     return b"".join((head, struct.pack(f"<{len(numbers)}q", *numbers), name, text, extra))
@@ -68,7 +69,7 @@ def decode(packed: bytes, *, may_unpickle: bool = False) -> Description:
 
 def _decode(packed: bytes, may_unpickle: bool) -> Description:
     version, flags, ndim, kind_bytes, dtype_bytes, extra_bytes, offset = _HEAD.unpack_from(packed)
-    if version != DESCRIPTION_VERSION or flags & ~(_READONLY | _STRIDED | _PICKLED_DTYPE):
+    if version != DESCRIPTION_VERSION or flags & ~(_READONLY | _STRIDED | _PICKLED_DTYPE | _PRIVATE):
         raise ValueError(
             f"version {version}, flags {flags:#x}; this package writes version {DESCRIPTION_VERSION}"
         )
@@ -82,13 +83,14 @@ def _decode(packed: bytes, may_unpickle: bool) -> Description:
     if flags & _PICKLED_DTYPE and not may_unpickle:
         raise ValueError("a pickled dtype")
     return Description(
-        _dtype_of(packed[dtype_at:extra_at], bool(flags & _PICKLED_DTYPE)),
+        dtype_of_bytes(packed[dtype_at:extra_at], bool(flags & _PICKLED_DTYPE)),
         numbers[:ndim],
         numbers[ndim:] if flags & _STRIDED else None,
         offset,
         bool(flags & _READONLY),
         packed[extra_at:],
         packed[kind_at:dtype_at].decode(),
+        bool(flags & _PRIVATE),
     )
 
 
@@ -112,53 +114,3 @@ def extent(itemsize: int, shape: Any, strides: Any) -> tuple[int, int]:
         else:
             high += stride * (n - 1)
     return low, high
-
-
-# ---- dtypes: numpy's text, or a list of fields as JSON, or a pickle ----
-
-
-def _dtype_bytes(dtype: Any, may_pickle: bool) -> tuple[bytes, bool]:
-    """And whether they are a pickle."""
-    if dtype is None or isinstance(dtype, str):
-        return (dtype or "").encode(), False
-    if may_pickle:
-        return pickle.dumps(dtype), True
-    return _dtype_json(dtype), False
-
-
-def _dtype_of(text: bytes, is_pickled: bool) -> Any:
-    if is_pickled:
-        return pickle.loads(text)
-    if text.startswith((b"[", b'"')):
-        return _dtype_of_json(json.loads(text))
-    return text.decode() or None
-
-
-def _dtype_json(dtype: Any) -> bytes:
-    """TypeError for a dtype that numpy's own file format could not keep either."""
-    import numpy as np
-
-    text = json.dumps(np.lib.format.dtype_to_descr(dtype), separators=(",", ":"))
-    if _dtype_of_json(json.loads(text)) != dtype:
-        raise TypeError(f"a named reference cannot keep dtype {dtype!r}; view the array as a plainer one")
-    return text.encode()
-
-
-def _dtype_of_json(text: Any) -> Any:
-    import numpy as np
-
-    return np.lib.format.descr_to_dtype(_tuples(text))
-
-
-def _tuples(text: Any) -> Any:
-    """numpy's description of a dtype, from JSON, which knows no tuples: fields are tuples, in a list."""
-    if isinstance(text, str):
-        return text
-    if text and isinstance(text[0], list) and isinstance(text[0][0], str | list) and len(text[0]) > 1:
-        return [_field(f) for f in text]
-    return (_tuples(text[0]), tuple(text[1]))
-
-
-def _field(f: Any) -> Any:
-    title_and_name = tuple(f[0]) if isinstance(f[0], list) else f[0]
-    return (title_and_name, _tuples(f[1]), *(tuple(shape) for shape in f[2:]))

@@ -148,6 +148,10 @@ PRESSURE_STALL_PERCENT = 10
 # messages
 COPY_IN_THRESHOLD_BYTES = 64 << 10
 """install() copies larger arrays into a region; smaller ones travel by value."""
+PRIVATE_COPY_BYTES = 1 << 20
+"""install(private=...): receivers copy arrays up to this size, and map larger ones privately ..."""
+PRIVATE_MAPPINGS_SHARE = 4
+"""... as long as these are at most one such part of the mappings that a process may have."""
 
 
 def numbers() -> dict[str, int]:

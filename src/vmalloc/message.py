@@ -20,26 +20,34 @@ import pickle
 import sys
 import threading
 import warnings
+from io import BytesIO
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, cast
 
 from vmalloc._core import (
+    Block,
     Holding,
+    Message,
     MessageSettings,
     drop_reference,
     get_settings,
+    load_beside,
     load_reference,
     pack_plain,
     pickled_reference,
     reduce_array,
+    reduce_beside,
     set_settings,
 )
 from vmalloc.adapters import registry
 from vmalloc.attach import Where, where_of
+from vmalloc.description import encode
 from vmalloc.errors import OutOfPages, RegionUnavailable
 from vmalloc.facts import COPY_IN_THRESHOLD_BYTES
-from vmalloc.reference import pack
+from vmalloc.receiver import can_attach
+from vmalloc.reference import pack, sending
 from vmalloc.region import Region, default_region, region_at, set_default_region
 
 if TYPE_CHECKING:
@@ -48,6 +56,7 @@ if TYPE_CHECKING:
 __all__ = ["install", "uninstall"]
 
 ON_FULL = ("raise", "copy")
+PRIVATE = (False, True, "copy")
 _IN_PROCESS = "_vmalloc_settings"  # attribute of a Process while it is pickled
 
 
@@ -56,14 +65,15 @@ class Settings(MessageSettings):
 
     def __reduce__(self) -> tuple[Any, ...]:
         where = where_of(self.region)
-        return _install_in_child, (where, self.is_default, self.threshold, self.readonly, self.on_full)
+        options = self.is_default, self.threshold, self.readonly, self.on_full, self.private
+        return _install_in_child, (where, *options)
 
 
 _install_lock = threading.RLock()
 _ndarray: Any = None  # numpy's
 _before: dict[type, Any] = {}  # what was registered before us; None: nothing
 _taught = -1  # version of the adapters that ForkingPickler was told of
-_wrapped_before: dict[str, Any] = {}  # the same for the methods of ForkingPickler
+_wrapped_before: dict[tuple[Any, str], Any] = {}  # the same for the methods that we wrap
 
 
 def _renew_lock_in_child() -> None:
@@ -74,11 +84,19 @@ def _renew_lock_in_child() -> None:
 os.register_at_fork(after_in_child=_renew_lock_in_child)
 
 
-class _UnderWay(threading.local):
-    """The message that this thread pickles just now."""
+class _NoLease(OutOfPages):
+    """There was none for a reference to what lies in the region."""
 
-    references: list[bytes] | None = None  #: with their leases
-    starts_process = False  #: then references carry a descriptor, too
+
+class _UnderWay(threading.local):
+    """What this thread pickles just now."""
+
+    message: Message | None = None
+
+    @property
+    def references(self) -> list[bytes] | None:
+        """Of the message, those with leases of their own."""
+        return None if self.message is None else self.message.references
 
 
 _under_way = _UnderWay()
@@ -90,6 +108,7 @@ def install(
     *,
     readonly: bool = False,
     on_full: str = "raise",
+    private: bool | str = False,
 ) -> None:
     """From now on NumPy arrays go by reference through stock multiprocessing and concurrent.futures.
 
@@ -100,6 +119,11 @@ def install(
     `on_full="raise"` raises OutOfPages where the message is pickled; `"copy"` sends the array as before, and
     so does a region that was closed since.
 
+    `private=True` is for code written for copies: what a receiver writes is its own. What was copied in has
+    the bytes of that moment; an array that lies in a region shows the sender's later writes in pages that
+    the receiver has not written. `private="copy"` copies that, too, so that all have the bytes of that
+    moment. What is received counts as private memory. Blocks and Refs stay shared.
+
     Holds for this process, for its forked children, and for those it spawns. A second call replaces the
     settings. Nothing has to be closed or unlinked: the memory goes with the last array.
     """
@@ -107,7 +131,9 @@ def install(
         raise ValueError(f"on_full must be one of {', '.join(ON_FULL)}, not {on_full!r}")
     if threshold < 0:
         raise ValueError(f"threshold must not be negative, not {threshold}")
-    settings = Settings(region or default_region(), region is None, threshold, readonly, on_full)
+    if private not in PRIVATE:
+        raise ValueError(f"private must be False, True or 'copy', not {private!r}")
+    settings = Settings(region or default_region(), region is None, threshold, readonly, on_full, private)
     settings.region.fileno()  # RegionClosed
     _install(settings)
 
@@ -120,9 +146,9 @@ def _reducers() -> dict[type, Any]:
 def _install(settings: Settings) -> None:
     with _install_lock:
         if get_settings() is None:
-            for name, wrapper in _WRAPPERS.items():
-                _wrapped_before[name] = ForkingPickler.__dict__.get(name)
-                setattr(ForkingPickler, name, wrapper)
+            for (owner, name), wrapper in _WRAPPERS.items():
+                _wrapped_before[owner, name] = owner.__dict__.get(name)
+                setattr(owner, name, wrapper)
         set_settings(settings, _reduce_array)
         _teach()
 
@@ -140,13 +166,13 @@ def uninstall() -> None:
         for kind in list(_before):
             _unteach(kind)
         _taught = -1
-        for name, wrapper in _WRAPPERS.items():
-            if ForkingPickler.__dict__.get(name) is not wrapper:
+        for (owner, name), wrapper in _WRAPPERS.items():
+            if owner.__dict__.get(name) is not wrapper:
                 continue
-            if _wrapped_before[name] is None:
-                delattr(ForkingPickler, name)
+            if _wrapped_before[owner, name] is None:
+                delattr(owner, name)
             else:
-                setattr(ForkingPickler, name, _wrapped_before[name])
+                setattr(owner, name, _wrapped_before[owner, name])
 
 
 def _teach() -> None:
@@ -189,7 +215,7 @@ def _unteach(kind: type) -> None:
         reducers[kind] = before
 
 
-def _install_in_child(where: Where, is_default: bool, threshold: int, readonly: bool, on_full: str) -> None:
+def _install_in_child(where: Where, is_default: bool, *options: Any) -> None:
     try:
         region = region_at(where)
     except RegionUnavailable as e:  # then this process goes on as without us
@@ -197,7 +223,7 @@ def _install_in_child(where: Where, is_default: bool, threshold: int, readonly: 
         return
     if is_default:
         set_default_region(region)
-    _install(Settings(region, is_default, threshold, readonly, on_full))
+    _install(Settings(region, is_default, *options))
 
 
 def _dump(self: ForkingPickler, obj: Any) -> None:
@@ -205,57 +231,76 @@ def _dump(self: ForkingPickler, obj: Any) -> None:
     if _taught != registry.version():
         _teach()
         _teach_made(self)
-    outer = _under_way.references
-    references: list[bytes] = []
-    _under_way.references = references
+    outer = _under_way.message
+    message = _under_way.message = Message()
     try:
         if isinstance(obj, BaseProcess):
-            _dump_process(self, obj)
+            _dump_process(self, obj, message)
         else:
             _dump_before(self, obj)
     except BaseException:
-        for reference in references:
+        for reference in message.references:
             drop_reference(reference)
         raise
     finally:
-        _under_way.references = outer
+        _under_way.message = outer
 
 
 def _dump_before(self: ForkingPickler, obj: Any) -> None:
-    before = _wrapped_before.get("dump")
+    before = _wrapped_before.get((ForkingPickler, "dump"))
     if before is None:
         super(ForkingPickler, self).dump(obj)
     else:
         before(self, obj)
 
 
-def _dump_process(self: ForkingPickler, process: BaseProcess) -> None:
+def _dump_process(self: ForkingPickler, process: BaseProcess, message: Message) -> None:
     """The settings go with a process that is started; loading them installs us there."""
     settings = get_settings()
     if settings is None or settings.region.closed:
         return _dump_before(self, process)
     process.__dict__[_IN_PROCESS] = settings
-    _under_way.starts_process = True
+    message.starts_process = True
     try:
         _dump_before(self, process)
     finally:
-        _under_way.starts_process = False
         del process.__dict__[_IN_PROCESS]
 
 
 def _dumps(cls: type[ForkingPickler], obj: Any, protocol: int | None = None) -> Any:
     """ForkingPickler.dumps, without a ForkingPickler for a message that is one plain array."""
     settings = get_settings()
-    if type(obj) is _ndarray and settings is not None and protocol is None:
-        packed = _pack_plain(obj, settings)
+    if type(obj) is _ndarray and settings is not None and protocol is None and _is_plain_pickler(cls):
+        packed = None if sending.by_value or settings.private else _pack_plain(obj, settings)
         if packed is not None:
             return pickled_reference(packed)
         if obj.base is None and obj.nbytes <= settings.threshold and obj.dtype.kind in "biufc":
-            return pickle.dumps(obj)  # numbers: nothing in it that another reducer is for
-    return _wrapped_before["dumps"].__get__(None, cls)(obj, protocol)
+            # numbers: nothing in it that another reducer is for
+            return BytesIO(pickle.dumps(obj)).getbuffer()
+    return _wrapped_before[ForkingPickler, "dumps"].__get__(None, cls)(obj, protocol)
 
 
-_WRAPPERS = {"dump": _dump, "dumps": classmethod(_dumps)}
+def _is_plain_pickler(cls: type[ForkingPickler]) -> bool:
+    """Not a class derived from it, and nobody registered another way for arrays since."""
+    return cls is ForkingPickler and _reducers().get(_ndarray) is reduce_array
+
+
+def _send_through(self: Connection[Any, Any], obj: Any) -> None:
+    """Connection.send; by value to a receiver that cannot attach."""
+    before = _wrapped_before[_Connection, "send"]
+    outer, sending.by_value = sending.by_value, not can_attach(self)
+    try:
+        before(self, obj)
+    finally:
+        sending.by_value = outer
+
+
+_Connection: Any = Connection.__mro__[1]  # whose send() all connections have
+_WRAPPERS: dict[tuple[Any, str], Any] = {
+    (ForkingPickler, "dump"): _dump,
+    (ForkingPickler, "dumps"): classmethod(_dumps),
+    (_Connection, "send"): _send_through,
+}
 
 
 def _pack_plain(a: np.ndarray[Any, Any], settings: MessageSettings) -> bytes | None:
@@ -267,11 +312,16 @@ def _pack_plain(a: np.ndarray[Any, Any], settings: MessageSettings) -> bytes | N
 
 def _reduce_array(a: np.ndarray[Any, Any]) -> Any:
     """_reduce(), without its steps for the most frequent arrays."""
-    settings = get_settings()
-    if settings is not None and not _under_way.starts_process:
-        packed = _pack_plain(a, settings)
-        if packed is not None:
-            return _sent(packed)
+    settings, message = get_settings(), _under_way.message
+    if settings is not None and message is not None and not (sending.by_value or settings.private):
+        beside = reduce_beside(message, a, settings.readonly)
+        if beside is not None:
+            return beside
+        if not message.starts_process:
+            packed = _pack_plain(a, settings)
+            if packed is not None:
+                message.went(packed, cast("Holding", a.base), a)
+                return load_reference, (packed,)
     return _reduce(a)
 
 
@@ -282,35 +332,61 @@ def _reduce(x: object) -> Any:
     holding, nbytes = adapter.holding(x), adapter.nbytes(x)
     if holding is not None and nbytes is not None and holding.region.closed:
         holding = None  # like private memory
-    if settings is None or (holding is None and _goes_as_before(nbytes, settings)):
+    if settings is not None and settings.private and nbytes is not None and holding is not None:
+        holding = None if settings.private == "copy" or nbytes <= settings.threshold else holding
+    if settings is None or sending.by_value or (holding is None and _goes_as_before(nbytes, settings)):
         return x.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
     try:
         if holding is not None:
             return _send(x, holding, settings)
-        return _send(*registry.place(x, settings.region), settings)
+        return _send(*registry.place(x, settings.region, anew=settings.private == "copy"), settings)
+    except _NoLease as e:
+        message = _under_way.message
+        if message is not None and message.references:  # it is large, and took them itself
+            message.has_no_lease = True
+        elif settings.on_full != "copy":
+            raise OutOfPages(*e.args) from None
+        if nbytes is None:
+            raise OutOfPages(*e.args) from None
     except OutOfPages:
         if settings.on_full != "copy" or nbytes is None:
             raise
-        return x.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
+    return x.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
 
 
 def _goes_as_before(nbytes: int | None, settings: MessageSettings) -> bool:
-    return nbytes is None or nbytes <= settings.threshold or settings.region.closed
+    """What lies in no region. A copy in it would be of no use to a message that finds no lease."""
+    if nbytes is None or nbytes <= settings.threshold or settings.region.closed:
+        return True
+    return _under_way.message is not None and _under_way.message.has_no_lease
 
 
 def _send(value: Any, holding: Holding, settings: MessageSettings) -> tuple[Any, ...]:
-    """A reference with a lease of its own."""
+    """Beside an earlier array of the same pages, or a reference with a lease of its own."""
+    message = _under_way.message
+    is_array = type(value) is _ndarray
+    is_private = bool(settings.private) and not isinstance(value, Block)
+    can_go_beside = is_array and not is_private  # each array is its receiver's own, also from the others
+    first = message.first_of(holding) if message is not None and can_go_beside else None
+    if first is not None and first is not value:
+        return load_beside, (first, _describe_beside(value, first, holding, settings))
     region = holding.region
-    lease = region._lease(holding)[2]  # pyright: ignore[reportPrivateUsage]
     try:
-        packed = pack(value, holding, lease, readonly=settings.readonly)
+        lease = region._lease(holding)[2]  # pyright: ignore[reportPrivateUsage]
+    except OutOfPages as e:
+        raise _NoLease(*e.args) from None
+    try:
+        packed = pack(value, holding, lease, readonly=settings.readonly, private=is_private)
     except BaseException:
         region._drop_lease(lease)  # pyright: ignore[reportPrivateUsage]
         raise
-    return _sent(packed)
-
-
-def _sent(packed: bytes) -> tuple[Any, ...]:
-    if _under_way.references is not None:
-        _under_way.references.append(packed)
+    if message is not None:
+        message.went(packed, holding, cast("Any", value) if can_go_beside else None)
     return load_reference, (packed,)
+
+
+def _describe_beside(value: Any, first: Any, holding: Holding, settings: MessageSettings) -> bytes:
+    description = registry.describe(value, holding)
+    dtype = None if value.dtype is first.dtype else description.dtype
+    readonly = description.readonly or settings.readonly
+    return encode(description._replace(dtype=dtype, readonly=readonly), may_pickle=True)

@@ -3,29 +3,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+import pickle
+import threading
+from typing import Any, cast
 
 from vmalloc._core import Block, Holding, Lease, load_reference, pack_reference
 from vmalloc.adapters.registry import adapter_of_kind, describe, holding_of, place, rebuild
 from vmalloc.attach import where_of
 from vmalloc.description import decode, encode
+from vmalloc.private import rebuild_private
 from vmalloc.region import Region, default_region
 
-__all__ = ["Ref", "copy_in", "is_shared", "load_described", "pack", "ref"]
+__all__ = ["Ref", "copy_in", "is_shared", "load_described", "load_described_beside", "pack", "ref", "sending"]
 
 
-def pack(value: Any, holding: Holding, lease: int, *, readonly: bool = False) -> bytes:
+def pack(value: Any, holding: Holding, lease: int, *, readonly: bool = False, private: bool = False) -> bytes:
     """A reference to `value`, which lies in `holding`'s pages, for load_reference().
 
     `lease`: the message's own, which the first load claims; 0 for a Ref, which may be loaded many times.
-    `readonly`: for the receiver, whatever the value is.
+    `readonly`: for the receiver, whatever the value is. `private`: what the receiver writes is its own.
     """
     region = holding.region
     if not isinstance(region, Region):
         raise TypeError(f"{type(value).__name__} does not lie in a memory region")
     description = describe(value, holding)
-    if readonly:
-        description = description._replace(readonly=True)
+    if readonly or private:  # what is the receiver's own is its to write
+        description = description._replace(readonly=readonly, private=private)
     return pack_reference(holding, lease, encode(description, may_pickle=True), where_of(region))
 
 
@@ -34,7 +37,22 @@ def load_described(region: Region, page: int, id: int, lease: int, nbytes: int, 
     told = decode(description, may_unpickle=True)
     owner_type = adapter_of_kind(told.kind).owner_type
     owner = region._adopt(page, id, nbytes, lease, owner_type)  # pyright: ignore[reportPrivateUsage]
-    return rebuild(owner, told)
+    return rebuild_private(owner, told) if told.private else rebuild(owner, told)
+
+
+def load_described_beside(first: Any, description: bytes) -> Any:
+    """The general half of load_beside(): another value on the pages of `first`. StaleReference."""
+    told = decode(description, may_unpickle=True)
+    return rebuild(first.base, told if told.dtype is not None else told._replace(dtype=first.dtype))
+
+
+class Sending(threading.local):
+    """What this thread sends just now."""
+
+    by_value = False  #: to a receiver that cannot attach
+
+
+sending = Sending()
 
 
 class Ref:
@@ -42,7 +60,7 @@ class Ref:
 
     The memory lives as long as this object or anything loaded from it; if this object's process ends
     first, for the region's `lease_ttl_s` more. Loading after that raises StaleReference. Writes on one
-    side are seen on the other.
+    side are seen on the other. Through a network connection it goes by value.
     """
 
     __slots__ = ("_holding", "_lease", "_region", "_value")
@@ -56,6 +74,8 @@ class Ref:
         return self._value
 
     def __reduce__(self) -> tuple[Any, ...]:
+        if sending.by_value:
+            return cast("tuple[Any, ...]", self._value.__reduce_ex__(pickle.DEFAULT_PROTOCOL))
         if not self._lease.is_own:  # a forked child's: its parent may drop its own
             self._lease = Lease(self._region, self._holding)
         return load_reference, (pack(self._value, self._holding, 0),)
@@ -78,16 +98,19 @@ def ref(x: Any, region: Region | None = None) -> Ref:
     """A reference to an array, a block or what has an adapter, for any pickler, to be loaded many times.
 
     What does not lie in a region (in `region`, if given) is copied in first, once: into `region` or the
-    default one. Raises OutOfPages, RegionClosed, TypeError for dtypes that hold Python objects.
+    default one. Raises OutOfPages, RegionClosed, TypeError for dtypes that hold Python objects and for what
+    is more than an array (a mask, a subclass, a table's index) and has no adapter.
     """
     x, holding = _held(x, region)
     if not isinstance(holding.region, Region):
         raise TypeError(f"{type(x).__name__} does not lie in a memory region")
+    describe(x, holding)  # TypeError here, and not when it is pickled
     return Ref(x, holding, holding.region)
 
 
 def copy_in(x: Any, region: Region | None = None) -> Any:
-    """`x` itself if it lies in a region (in `region`, if given); else a copy there, of arrays in C order.
+    """`x` itself if it lies in a region (in `region`, if given); else a copy there, with every byte and the
+    order that pickle keeps: Fortran order where the array has that, else C order.
 
     A later write to the original is not seen in the copy. Raises as ref() does.
     """

@@ -73,8 +73,8 @@ RESULTS: dict[tuple[str, int], Meaning] = {
     ("", errno.EINVAL): Meaning(ValueError, "{what}: argument out of range"),
     ("", errno.EXFULL): Meaning(
         OutOfPages,
-        f"{{what}}: all {LEASES_MAX} leases of the region are taken, by messages nobody loaded; "
-        "load or drop some, or call expire_leases()",
+        f"{{what}}: all {LEASES_MAX} leases of the region are taken, one by each Ref, and by each range in "
+        "each message that is not loaded yet; load or drop some, or call expire_leases()",
     ),
     ("", errno.ENFILE): Meaning(
         OutOfPages, f"{{what}}: all {NAMES_MAX} names of the region are taken; delete some"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmalloc._core import Holding, offset_of
 from vmalloc.adapters.registry import Adapter
+from vmalloc.array import copy_of
 from vmalloc.description import Description, extent
 
 if TYPE_CHECKING:
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ArrayAdapter"]
 
-_PLAIN = "biufc?"
+_PLAIN = "biufc"
+_PLAIN_NUM_MAX = 24  # numpy's own dtypes have smaller numbers, those of extension packages larger ones
 _BASES_MAX = 1000
+_VALUES = (bool, int, float, complex)  # array-likes: numpy makes all of them that they are
+_SEQUENCES = (list, tuple, range)
 
 
 class ArrayAdapter(Adapter):
@@ -40,13 +44,14 @@ class ArrayAdapter(Adapter):
         return None if x.dtype.hasobject else x.nbytes
 
     def describe(self, x: Any, holding: Holding) -> Description:
-        if isinstance(x, memoryview):
-            import numpy as np
+        import numpy as np
 
+        if isinstance(x, memoryview):
             x = np.asarray(x)
+        _check_says_all(x, np)
         dtype, flags = x.dtype, x.flags
         return Description(
-            dtype.str if dtype.kind in _PLAIN else dtype,
+            dtype.str if _is_plain(dtype) else dtype,
             x.shape,
             None if flags.c_contiguous else x.strides,
             offset_of(x, holding) if x.nbytes else 0,  # numpy lets that of an empty slice lie anywhere
@@ -71,7 +76,44 @@ class ArrayAdapter(Adapter):
         return a
 
     def copy_in(self, x: Any, region: Region) -> np.ndarray[Any, Any]:
-        return region.array(x)
+        import numpy as np
+
+        _check_says_all(x, np)
+        return copy_of(np.asarray(x), region)
+
+
+def _is_plain(dtype: Any) -> bool:
+    """Whether its text says all of it."""
+    return (
+        dtype.kind in _PLAIN
+        and dtype.num < _PLAIN_NUM_MAX
+        and dtype.fields is None
+        and dtype.metadata is None
+    )
+
+
+def _check_says_all(x: Any, np: Any) -> None:
+    """TypeError for what is more than the array that numpy makes of it: a mask, a unit, an index, a class.
+
+    The same holds for text: in an array it loses its trailing zeros.
+    """
+    if type(x) is np.ndarray or isinstance(
+        x, (*_VALUES, np.number, np.bool_, np.datetime64, bytearray, memoryview)
+    ):
+        return
+    if type(x) in _SEQUENCES:
+        if type(x) is not range:
+            for item in x:
+                _check_says_all(item, np)
+        return
+    name = f"{type(x).__module__}.{type(x).__qualname__}"
+    if isinstance(x, np.ma.MaskedArray):
+        way = "pass x.data and x.mask as two arrays, or x.filled()"
+    elif isinstance(x, str | bytes):
+        way = "pass np.array(x), or np.frombuffer(x, 'u1') for its bytes"
+    else:
+        way = "pass np.asarray(x) if the bare array is enough, or x by value, or register an adapter"
+    raise TypeError(f"a {name} is more than an array, and the rest would be lost by reference: {way}")
 
 
 def _below(x: Any) -> Holding | None:

@@ -311,11 +311,11 @@ def rebuild(owner: Holding, description: Description) -> Any:
         ) from None
 
 
-def place(x: Any, region: Region) -> tuple[Any, Holding]:
-    """`x` if it lies in `region`, else its copy there; and what holds it. OutOfPages, TypeError."""
+def place(x: Any, region: Region, *, anew: bool = False) -> tuple[Any, Holding]:
+    """`x` if it lies in `region`, else (or `anew`) its copy there; what holds it. OutOfPages, TypeError."""
     adapter = adapter_for(type(x))
     holding = adapter.holding(x)
-    if holding is not None and holding.region is region:
+    if holding is not None and holding.region is region and not anew:
         return x, holding
     copy = adapter.copy_in(x, region)
     holding = holding_of(copy)
