@@ -221,7 +221,16 @@ def drop_reference(bytes packed not None):
 
 
 def load_reference(bytes packed not None):
-    """What a reference refers to. StaleReference, RegionUnavailable."""
+    """What a reference refers to. Within a message nothing is raised: a stand-in is loaded instead, whose use raises."""
+    try:
+        return _load(packed)
+    except Exception as e:
+        from vmalloc.stand_in import instead_of
+        return instead_of(packed, e)
+
+
+cdef object _load(bytes packed):
+    """StaleReference, RegionUnavailable."""
     cdef Reference reference
     cdef Description description
     cdef CoreRegion region

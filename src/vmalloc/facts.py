@@ -108,6 +108,8 @@ ROOM_ATTEMPTS = 6
 # messages
 COPY_IN_THRESHOLD_BYTES = 64 << 10
 """install() copies larger arrays into a region; smaller ones travel by value."""
+FULL_TIMEOUT_S = 5
+"""How long install() waits for pages when the region is full."""
 
 
 def numbers() -> dict[str, int]:

@@ -37,26 +37,33 @@ from vmalloc._core import (
 )
 from vmalloc.adapters import registry
 from vmalloc.attach import Where, where_of
-from vmalloc.errors import OutOfPages, RegionUnavailable
-from vmalloc.facts import COPY_IN_THRESHOLD_BYTES
+from vmalloc.errors import VmallocError
+from vmalloc.facts import COPY_IN_THRESHOLD_BYTES, FULL_TIMEOUT_S
+from vmalloc.full import ON_FULL, Room, forget_warnings
 from vmalloc.reference import pack
 from vmalloc.region import Region, default_region, region_at, set_default_region
+from vmalloc.stand_in import load_tolerantly, nr_made
 
 if TYPE_CHECKING:
     import numpy as np
 
 __all__ = ["install", "uninstall"]
 
-ON_FULL = ("raise", "copy")
 _IN_PROCESS = "_vmalloc_settings"  # attribute of a Process while it is pickled
 
 
 class Settings(MessageSettings):
     """What install() was told; it goes along with a process that is started."""
 
+    def __init__(
+        self, region: Region, is_default: bool, threshold: int, readonly: bool, on_full: str, timeout_s: float
+    ) -> None:
+        super().__init__(region, is_default, threshold, readonly, on_full)
+        self.room = Room(on_full, timeout_s)
+
     def __reduce__(self) -> tuple[Any, ...]:
-        where = where_of(self.region)
-        return _install_in_child, (where, self.is_default, self.threshold, self.readonly, self.on_full)
+        options = (self.threshold, self.readonly, self.on_full, self.room.timeout_s)
+        return _install_in_child, (where_of(self.region), self.is_default, *options)
 
 
 _install_lock = threading.RLock()
@@ -89,16 +96,21 @@ def install(
     threshold: int = COPY_IN_THRESHOLD_BYTES,
     *,
     readonly: bool = False,
-    on_full: str = "raise",
+    on_full: str = "wait",
+    timeout: float = FULL_TIMEOUT_S,
 ) -> None:
     """From now on NumPy arrays go by reference through stock multiprocessing and concurrent.futures.
 
     Arrays that lie in a region, and views of them, travel as a reference whatever their size: **what the
     sender writes afterwards the receiver sees**, and the other way round. Others of more than `threshold`
     bytes are copied once, into `region` (default: the default region), when the message is pickled; smaller
-    ones travel as before. `readonly` makes the receiver's arrays read-only. When the region is full,
-    `on_full="raise"` raises OutOfPages where the message is pickled; `"copy"` sends the array as before, and
-    so does a region that was closed since.
+    ones travel as before. `readonly` makes the receiver's arrays read-only.
+
+    When the region is full, `on_full="wait"` waits up to `timeout` seconds for others to give pages back,
+    then sends the array as before, by value, and warns once; later messages do so at once until there was
+    room again, and so does a process that alone could give pages back. `"copy"` never waits, `"raise"` raises
+    OutOfPages where the message is pickled. Arrays go by value, too, when the region was closed since or
+    cannot be used here.
 
     Holds for this process, for its forked children, and for those it spawns. A second call replaces the
     settings. Nothing has to be closed or unlinked: the memory goes with the last array.
@@ -107,7 +119,9 @@ def install(
         raise ValueError(f"on_full must be one of {', '.join(ON_FULL)}, not {on_full!r}")
     if threshold < 0:
         raise ValueError(f"threshold must not be negative, not {threshold}")
-    settings = Settings(region or default_region(), region is None, threshold, readonly, on_full)
+    if not 0 <= timeout < 1e9:
+        raise ValueError(f"timeout must be from 0 to 1e9 seconds, not {timeout}")
+    settings = Settings(region or default_region(), region is None, threshold, readonly, on_full, timeout)
     settings.region.fileno()  # RegionClosed
     _install(settings)
 
@@ -124,6 +138,7 @@ def _install(settings: Settings) -> None:
                 _wrapped_before[name] = ForkingPickler.__dict__.get(name)
                 setattr(ForkingPickler, name, wrapper)
         set_settings(settings, _reduce_array)
+        forget_warnings()
         _teach()
 
 
@@ -189,15 +204,15 @@ def _unteach(kind: type) -> None:
         reducers[kind] = before
 
 
-def _install_in_child(where: Where, is_default: bool, threshold: int, readonly: bool, on_full: str) -> None:
+def _install_in_child(where: Where, is_default: bool, *options: Any) -> None:
     try:
         region = region_at(where)
-    except RegionUnavailable as e:  # then this process goes on as without us
+    except VmallocError as e:  # then this process goes on as without us
         warnings.warn(f"vmalloc is not installed in this process: {e}", RuntimeWarning, stacklevel=2)
         return
     if is_default:
         set_default_region(region)
-    _install(Settings(region, is_default, threshold, readonly, on_full))
+    _install(Settings(region, is_default, *options))
 
 
 def _dump(self: ForkingPickler, obj: Any) -> None:
@@ -209,7 +224,7 @@ def _dump(self: ForkingPickler, obj: Any) -> None:
     references: list[bytes] = []
     _under_way.references = references
     try:
-        if isinstance(obj, BaseProcess):
+        if issubclass(type(obj), BaseProcess):  # isinstance() would use a stand-in
             _dump_process(self, obj)
         else:
             _dump_before(self, obj)
@@ -255,13 +270,24 @@ def _dumps(cls: type[ForkingPickler], obj: Any, protocol: int | None = None) -> 
     return _wrapped_before["dumps"].__get__(None, cls)(obj, protocol)
 
 
-_WRAPPERS = {"dump": _dump, "dumps": classmethod(_dumps)}
+def _loads(data: Any, **options: Any) -> Any:
+    """ForkingPickler.loads. What fails because of a stand-in within it is loaded again, with more of them."""
+    before = nr_made()
+    try:
+        return pickle.loads(data, **options)
+    except Exception:
+        if nr_made() == before:
+            raise
+        return load_tolerantly(data)
+
+
+_WRAPPERS = {"dump": _dump, "dumps": classmethod(_dumps), "loads": staticmethod(_loads)}
 
 
 def _pack_plain(a: np.ndarray[Any, Any], settings: MessageSettings) -> bytes | None:
     try:
         return None if a.base is None else pack_plain(a, settings.readonly)
-    except OutOfPages:  # of leases: the longer way knows what to do
+    except VmallocError:  # the longer way knows what to do
         return None
 
 
@@ -277,28 +303,29 @@ def _reduce_array(a: np.ndarray[Any, Any]) -> Any:
 
 def _reduce(x: object) -> Any:
     """For a pickler, a value that has an adapter: by reference, copied in first, or as before."""
-    settings = get_settings()
+    settings = cast("Settings | None", get_settings())
     adapter = registry.adapter_for(type(x))
     holding, nbytes = adapter.holding(x), adapter.nbytes(x)
     if holding is not None and nbytes is not None and holding.region.closed:
         holding = None  # like private memory
     if settings is None or (holding is None and _goes_as_before(nbytes, settings)):
         return x.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
-    try:
+
+    def send() -> tuple[Any, ...]:
         if holding is not None:
             return _send(x, holding, settings)
         return _send(*registry.place(x, settings.region), settings)
-    except OutOfPages:
-        if settings.on_full != "copy" or nbytes is None:
-            raise
-        return x.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
+
+    region = settings.region if holding is None else holding.region
+    sent = settings.room.find(send, region, 0 if holding is not None else nbytes or 0, nbytes is not None)
+    return x.__reduce_ex__(pickle.DEFAULT_PROTOCOL) if sent is None else sent
 
 
 def _goes_as_before(nbytes: int | None, settings: MessageSettings) -> bool:
     return nbytes is None or nbytes <= settings.threshold or settings.region.closed
 
 
-def _send(value: Any, holding: Holding, settings: MessageSettings) -> tuple[Any, ...]:
+def _send(value: Any, holding: Holding, settings: Settings) -> tuple[Any, ...]:
     """A reference with a lease of its own."""
     region = holding.region
     lease = region._lease(holding)[2]  # pyright: ignore[reportPrivateUsage]
