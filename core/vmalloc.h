@@ -65,6 +65,15 @@ VM_API int vm_drop_lease(vm_region *r, uint64_t lease);                  /* ENOE
 VM_API int vm_expire_leases(vm_region *r, uint64_t older_than_ns, uint64_t *nr_ended);
 /* A forked child holds what its parent held. Let go of it: nothing inherited may be used afterwards. */
 VM_API int vm_drop_inherited(vm_region *r, uint64_t *nr_ranges);
+/* To receive without a slot and without a mapping: copy `bytes` from `at` of a shared range on, ESTALE if it is another
+ * one; then the lease that kept it may end. EACCES as vm_attach(), unless `is_given`: the descriptor comes from whom the
+ * caller trusts. */
+VM_API int vm_window_open(int fd, bool is_given, vm_window **out); /* fd stays the caller's */
+VM_API int vm_window_fd(const vm_window *w);
+VM_API int vm_window_read(const vm_window *w, uint64_t page, uint64_t id, uint64_t at, uint64_t bytes, void *out);
+VM_API void vm_window_done(const vm_window *w, uint64_t lease);
+VM_API void vm_window_close(vm_window *w);
+VM_API uint64_t vm_nr_inherited(const vm_region *r); /* ranges that came with the last fork */
 VM_API int vm_name_set(vm_region *r, const char *name, uint64_t page, uint64_t id, const void *meta, size_t bytes);
 VM_API int vm_name_new(vm_region *r, const char *name, uint64_t page, uint64_t id, const void *meta,
                        size_t bytes); /* EEXIST if the name is taken, where vm_name_set() replaces it */
@@ -76,7 +85,7 @@ VM_API int vm_name_list(vm_region *r, int (*each)(void *, const char *, uint64_t
 VM_API int vm_purge(vm_region *r, uint64_t *pages_returned);
 VM_API int vm_shrink(vm_region *r, uint64_t *pages_returned); /* a purge of everything, magazines too */
 VM_API int vm_recover(vm_region *r, uint64_t *pages_reclaimed); /* of dead processes */
-VM_API int vm_tick(vm_region *r); /* where periodic work hangs; call it now and then. Does nothing yet */
+VM_API int vm_tick(vm_region *r); /* where periodic work hangs; call it now and then. Ends leases that are over */
 
 VM_API int vm_get_stats(vm_region *r, vm_stats *out);
 

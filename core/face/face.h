@@ -15,6 +15,10 @@ int vm__alloc_slow(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsign
 /* After the attempt-th request found no room: what may still bring pages back, cheapest first. */
 int vm__make_room(vm_thread *t, int attempt, unsigned flags);
 
+/* ---- region.c ---- */
+
+int vm__check_header(const vm_header *h, uint64_t file_bytes); /* before any of it is believed */
+
 /* ---- fork.c ---- */
 
 void vm__register_fork(void);

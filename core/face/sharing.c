@@ -35,6 +35,7 @@ static int drop_inherited(vm_thread *t, uint64_t *nr_ranges)
     *nr_ranges = vm__drop_inherited(t);
     return 0;
 }
+uint64_t vm_nr_inherited(const vm_region *r) { return r->inheritance.nr; }
 int vm_drop_inherited(vm_region *r, uint64_t *nr_ranges) { ENTERED(r, drop_inherited(t, nr_ranges)); }
 
 int vm_lease(vm_region *r, uint64_t page, uint64_t id, uint64_t *lease) { ENTERED(r, vm__lease(t, page, id, lease)); }

@@ -72,7 +72,14 @@ int vm_expire_leases(vm_region *r, uint64_t older_than_ns, uint64_t *nr_ended)
 int vm_tick(vm_region *r)
 {
     vm_thread *t = vm__thread(r);
-    return t ? 0 : vm__thread_error(r);
+    if (!t)
+        return vm__thread_error(r);
+    vm__enter(t);
+    int rc = vm__health(r);
+    if (rc == 0)
+        rc = vm__expire_leases(t, VM_NO_WAIT, 0, NULL);
+    vm__leave(t);
+    return rc == -EAGAIN ? 0 : rc; /* somebody is at it: the next tick, then */
 }
 
 /* ---- waiting ---- */

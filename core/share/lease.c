@@ -117,6 +117,11 @@ int vm__lease_lock(vm_thread *t, unsigned flags)
 
 /* ---- one entry ---- */
 
+static bool has_unused(const vm_region *r)
+{
+    return VM_RELAXED(&r->map.h->lease_unused) || entries_used(r) < VM_LEASES_MAX;
+}
+
 /* An unused entry, or NULL. */
 static vm_lease_entry *take_entry(vm_region *r, uint32_t *index)
 {
@@ -172,6 +177,32 @@ static void end(vm_thread *t, vm_lease_entry *e)
     vm__release_if_unheld(t, page);
 }
 
+/* ---- what is over ---- */
+
+/* Those past their deadline, those that were read, those as old as that; older_than_ns 0: of any age they stay. */
+static uint64_t expire(vm_thread *t, uint64_t older_than_ns)
+{
+    vm_region *r = t->region;
+    VM_ASSERT_HELD(t, &r->map.h->lease_lock);
+    uint64_t nr = 0, now = vm__now_ns(), due = 0;
+    VM_STORE(&r->map.h->leases_read, 0); /* before the look: who sets it later is seen next time */
+    for (uint32_t i = 0; i < entries_used(r); i++) {
+        vm_lease_entry *e = &r->map.leases[i];
+        uint64_t deadline = VM_RELAXED(&e->deadline_ns);
+        if (!VM_ACQUIRE(&e->id))
+            continue;
+        bool is_old = older_than_ns && now - VM_RELAXED(&e->made_ns) >= older_than_ns;
+        bool is_read = VM_ACQUIRE(&e->read_id) == VM_RELAXED(&e->id);
+        if (is_old || is_read || (deadline && deadline <= now)) {
+            end(t, e);
+            nr++;
+        } else if (deadline && (!due || deadline < due))
+            due = deadline;
+    }
+    VM_PUT(&r->map.h->lease_due_ns, due);
+    return nr;
+}
+
 /* ---- make, claim, drop ---- */
 
 int vm__lease(vm_thread *t, uint64_t page, uint64_t id, uint64_t *lease)
@@ -182,6 +213,8 @@ int vm__lease(vm_thread *t, uint64_t page, uint64_t id, uint64_t *lease)
         rc = vm__lease_lock(t, 0);
     if (rc)
         return rc;
+    if (vm_unlikely(!has_unused(r)) && VM_ACQUIRE(&r->map.h->leases_read))
+        expire(t, 0);
     vm__mutex_lock(r, &r->holder_mutex, VM_RANK_HOLDER); /* another thread of ours may have let go of it since */
     rc = vm__holds(r, page, id) ? make(t, page, id, lease) : -ENOENT;
     vm__mutex_unlock(r, &r->holder_mutex, VM_RANK_HOLDER);
@@ -277,32 +310,12 @@ int vm__lease_deaths(vm_thread *t, unsigned flags)
     return 0;
 }
 
-static uint64_t expire(vm_thread *t, uint64_t older_than_ns)
-{
-    vm_region *r = t->region;
-    VM_ASSERT_HELD(t, &r->map.h->lease_lock);
-    uint64_t nr = 0, now = vm__now_ns(), due = 0;
-    for (uint32_t i = 0; i < entries_used(r); i++) {
-        vm_lease_entry *e = &r->map.leases[i];
-        uint64_t deadline = VM_RELAXED(&e->deadline_ns);
-        if (!VM_ACQUIRE(&e->id))
-            continue;
-        bool is_old = older_than_ns && now - VM_RELAXED(&e->made_ns) >= older_than_ns;
-        if (is_old || (deadline && deadline <= now)) {
-            end(t, e);
-            nr++;
-        } else if (deadline && (!due || deadline < due))
-            due = deadline;
-    }
-    VM_PUT(&r->map.h->lease_due_ns, due);
-    return nr;
-}
-
 int vm__expire_leases(vm_thread *t, unsigned flags, uint64_t older_than_ns, uint64_t *nr)
 {
     vm_region *r = t->region;
     uint64_t due = VM_ACQUIRE(&r->map.h->lease_due_ns);
-    if (vm_likely(!older_than_ns && (!due || due > vm__now_ns())))
+    bool some_are_read = VM_ACQUIRE(&r->map.h->leases_read);
+    if (vm_likely(!older_than_ns && !some_are_read && (!due || due > vm__now_ns())))
         return 0;
     int rc = vm__lease_lock(t, flags & VM_NO_WAIT);
     if (rc)

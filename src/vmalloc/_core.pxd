@@ -75,7 +75,15 @@ cdef extern from "vmalloc.h" nogil:
     int vm_claim(vm_region *r, uint64_t page, uint64_t id, uint64_t lease, vm_range *out)
     int vm_drop_lease(vm_region *r, uint64_t lease)
     int vm_expire_leases(vm_region *r, uint64_t older_than_ns, uint64_t *nr)
+    uint64_t vm_nr_inherited(const vm_region *r)
     int vm_drop_inherited(vm_region *r, uint64_t *nr)
+    ctypedef struct vm_window:
+        pass
+    int vm_window_open(int fd, c_bool is_given, vm_window **out)
+    int vm_window_fd(const vm_window *w)
+    int vm_window_read(const vm_window *w, uint64_t page, uint64_t id, uint64_t at, uint64_t nbytes, void *out)
+    void vm_window_done(const vm_window *w, uint64_t lease)
+    void vm_window_close(vm_window *w)
     int vm_name_set(vm_region *r, const char *name, uint64_t page, uint64_t id, const void *meta, size_t bytes)
     int vm_name_new(vm_region *r, const char *name, uint64_t page, uint64_t id, const void *meta, size_t bytes)
     int vm_name_get(vm_region *r, const char *name, vm_range *out, void *meta, size_t *bytes)
@@ -135,6 +143,7 @@ cdef class RegionHandle:
     cdef bint has_pages  # open, and no address space
     cdef uint64_t granule, nr_pages_
     cdef double timeout_s
+    cdef public str _limited_by  # why a default region is smaller than the machine's memory
     cdef uint8_t id_[16]
     cdef object __weakref__
     cdef int remember(self) except -1

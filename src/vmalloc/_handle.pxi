@@ -22,6 +22,7 @@ cdef class RegionHandle:
         self.closed = False
         self.has_pages = False
         self.timeout_s = 10.0
+        self._limited_by = ""
 
     def __dealloc__(self):
         if self.r != NULL:
@@ -82,6 +83,17 @@ cdef class RegionHandle:
         self.closed = True
         self.has_pages = False
 
+    def _unmap(self):
+        """In a forked child that has used nothing of it: close, and give the address space back. False: it inherited."""
+        if self.r == NULL or vm_nr_inherited(self.r):
+            return False
+        self.close()
+        _attached.pop(self.id_[:16])
+        with nogil:
+            vm_detach(self.r)
+        self.r = NULL
+        return True
+
     cdef int open_check(self) except -1:
         if self.closed or self.r == NULL:
             raise errors.RegionClosed("the region was closed in this process; attach it again or make a new one")
@@ -138,6 +150,8 @@ cdef class RegionHandle:
         if self.result_of(call_stats, &c) == 0:
             text += (f"; {s.free_pages} of {s.nr_pages} free, largest run {s.largest_free_pages}, "
                      f"{s.busy_pages} busy, {s.lazy_pages} lazy")
+        if self._limited_by:
+            text += f"; the region is no larger because of {self._limited_by}"
         return text + ". Free something, raise the limit or make a larger region."
 
     @property

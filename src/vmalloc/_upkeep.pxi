@@ -25,7 +25,7 @@ cdef class RegionUpkeep(RegionHandle):
         return c.nr * self.granule
 
     def tick(self):
-        """Where periodic work hangs; does nothing yet. Returns None. RegionClosed."""
+        """Periodic work: ends leases that are over. Returns None. RegionClosed."""
         cdef Call c
         self.open_check()
         self.run(call_tick, &c, "tick")

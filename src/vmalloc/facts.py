@@ -30,7 +30,7 @@ POOLS = tuple(design.name for design in POOL_DESIGNS)
 POOLS_DEFAULT = "magazine"
 
 # a region's format
-FORMAT = 3
+FORMAT = 4
 """Raised by every change after which another version could misread a region."""
 PROCESSES_MAX = 255
 """Process slots that processes can have; one more is the region's own, for names."""
@@ -50,6 +50,11 @@ THREADS_DEFAULT = 1024
 LOCK_TIMEOUT_S = 10
 LEASE_TTL_S = 60
 """How long an unclaimed lease outlives its owner."""
+
+ADDRESS_SPACE_SHARE = 4
+"""The default region takes at most one such part of the address space that RLIMIT_AS leaves,"""
+SMALLEST_DEFAULT_BYTES = 16 << 20
+"""and is never smaller than this."""
 
 # nodes and pools
 NODES_MAX = 128

@@ -20,6 +20,7 @@ import pickle
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, cast
@@ -36,10 +37,11 @@ from vmalloc._core import (
     set_settings,
 )
 from vmalloc.adapters import registry
-from vmalloc.attach import Where, where_of
+from vmalloc.attach import Kept, Where, where_of
 from vmalloc.errors import VmallocError
 from vmalloc.facts import COPY_IN_THRESHOLD_BYTES, FULL_TIMEOUT_S
-from vmalloc.full import ON_FULL, Room, forget_warnings
+from vmalloc.full import ON_FULL, Room, forget_warnings, warn_once
+from vmalloc.limits import is_short_of_addresses
 from vmalloc.reference import pack
 from vmalloc.region import Region, default_region, region_at, set_default_region
 from vmalloc.stand_in import load_tolerantly, nr_made
@@ -56,14 +58,38 @@ class Settings(MessageSettings):
     """What install() was told; it goes along with a process that is started."""
 
     def __init__(
-        self, region: Region, is_default: bool, threshold: int, readonly: bool, on_full: str, timeout_s: float
+        self,
+        region: Callable[[], Region],
+        is_default: bool,
+        threshold: int,
+        readonly: bool,
+        on_full: str,
+        timeout_s: float,
     ) -> None:
-        super().__init__(region, is_default, threshold, readonly, on_full)
+        super().__init__(None, is_default, threshold, readonly, on_full)
+        self._region = region
         self.room = Room(on_full, timeout_s)
 
+    @property
+    def region(self) -> Region:
+        """A process that was started attaches it when it first needs it. RegionUnavailable, OutOfPages."""
+        return self._region()
+
+    def usable_region(self) -> Region | None:
+        """The region, or None: arrays go by value."""
+        try:
+            region = self.region
+        except VmallocError as e:
+            warn_once("unusable", f"arrays go by value, for their region cannot be used here: {e}")
+            return None
+        return None if region.closed else region
+
     def __reduce__(self) -> tuple[Any, ...]:
-        options = (self.threshold, self.readonly, self.on_full, self.room.timeout_s)
-        return _install_in_child, (where_of(self.region), self.is_default, *options)
+        return _install_in_child, (where_of(self.region), *self.options())
+
+    def options(self) -> tuple[Any, ...]:
+        """All but the region."""
+        return self.is_default, self.threshold, self.readonly, self.on_full, self.room.timeout_s
 
 
 _install_lock = threading.RLock()
@@ -121,9 +147,9 @@ def install(
         raise ValueError(f"threshold must not be negative, not {threshold}")
     if not 0 <= timeout < 1e9:
         raise ValueError(f"timeout must be from 0 to 1e9 seconds, not {timeout}")
-    settings = Settings(region or default_region(), region is None, threshold, readonly, on_full, timeout)
-    settings.region.fileno()  # RegionClosed
-    _install(settings)
+    chosen = region or default_region()
+    chosen.fileno()  # RegionClosed
+    _install(Settings(lambda: chosen, region is None, threshold, readonly, on_full, timeout))
 
 
 def _reducers() -> dict[type, Any]:
@@ -206,13 +232,13 @@ def _unteach(kind: type) -> None:
 
 def _install_in_child(where: Where, is_default: bool, *options: Any) -> None:
     try:
-        region = region_at(where)
-    except VmallocError as e:  # then this process goes on as without us
+        kept = Kept(where)
+    except (OSError, VmallocError) as e:  # then this process goes on as without us
         warnings.warn(f"vmalloc is not installed in this process: {e}", RuntimeWarning, stacklevel=2)
         return
     if is_default:
-        set_default_region(region)
-    _install(Settings(region, is_default, *options))
+        set_default_region(lambda: region_at(kept.where))
+    _install(Settings(lambda: region_at(kept.where), is_default, *options))
 
 
 def _dump(self: ForkingPickler, obj: Any) -> None:
@@ -246,8 +272,8 @@ def _dump_before(self: ForkingPickler, obj: Any) -> None:
 
 def _dump_process(self: ForkingPickler, process: BaseProcess) -> None:
     """The settings go with a process that is started; loading them installs us there."""
-    settings = get_settings()
-    if settings is None or settings.region.closed:
+    settings = cast("Settings | None", get_settings())
+    if settings is None or settings.usable_region() is None:
         return _dump_before(self, process)
     process.__dict__[_IN_PROCESS] = settings
     _under_way.starts_process = True
@@ -270,8 +296,35 @@ def _dumps(cls: type[ForkingPickler], obj: Any, protocol: int | None = None) -> 
     return _wrapped_before["dumps"].__get__(None, cls)(obj, protocol)
 
 
+_is_new = False  # a forked child before its first message
+
+
+def _note_fork() -> None:
+    global _is_new
+    _is_new = True
+
+
+os.register_at_fork(after_in_child=_note_fork)
+
+
+def _give_addresses_back() -> None:
+    """A child whose address space was limited since the fork receives copies: the mapping takes it all."""
+    global _is_new
+    _is_new = False
+    settings = cast("Settings | None", get_settings())
+    if settings is None or not is_short_of_addresses():
+        return
+    region = settings.region
+    kept = Kept(where_of(region))
+    if region._unmap():  # pyright: ignore[reportPrivateUsage]
+        again = Settings(lambda: region_at(kept.where), *settings.options())
+        set_settings(again, _reduce_array)
+
+
 def _loads(data: Any, **options: Any) -> Any:
     """ForkingPickler.loads. What fails because of a stand-in within it is loaded again, with more of them."""
+    if _is_new:
+        _give_addresses_back()
     before = nr_made()
     try:
         return pickle.loads(data, **options)
@@ -316,13 +369,13 @@ def _reduce(x: object) -> Any:
             return _send(x, holding, settings)
         return _send(*registry.place(x, settings.region), settings)
 
-    region = settings.region if holding is None else holding.region
+    region = cast("Region", settings.region if holding is None else holding.region)
     sent = settings.room.find(send, region, 0 if holding is not None else nbytes or 0, nbytes is not None)
     return x.__reduce_ex__(pickle.DEFAULT_PROTOCOL) if sent is None else sent
 
 
-def _goes_as_before(nbytes: int | None, settings: MessageSettings) -> bool:
-    return nbytes is None or nbytes <= settings.threshold or settings.region.closed
+def _goes_as_before(nbytes: int | None, settings: Settings) -> bool:
+    return nbytes is None or nbytes <= settings.threshold or settings.usable_region() is None
 
 
 def _send(value: Any, holding: Holding, settings: Settings) -> tuple[Any, ...]:

@@ -23,7 +23,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn
 
-from vmalloc.errors import NotLoaded
+from vmalloc.errors import NotLoaded, StaleReference
+from vmalloc.window import copy_of, may_copy
 
 __all__ = ["StandIn", "instead_of", "load_tolerantly", "nr_made"]
 
@@ -109,7 +110,14 @@ for _name in _OPERATORS.split():
 
 
 def instead_of(packed: bytes, error: Exception) -> Any:
-    """For load_reference(): what it gives where `error` kept it from loading, or `error` itself, raised."""
+    """For load_reference(), what failed with `error`: a copy, else a stand-in, or the error, raised."""
+    if may_copy(error):
+        try:
+            return copy_of(packed)
+        except StaleReference as e:
+            error = e
+        except Exception as e:
+            error.add_note(f"a copy could not be had either: {type(e).__name__}: {e}")
     if not _is_in_message(sys._getframe(1)):
         raise error
     return StandIn(packed, error)

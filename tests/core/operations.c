@@ -56,6 +56,7 @@ const operation operations[] = {
     {"claim in vain", .before = stop_in_freeing, .run = claim_impatiently, .after = go_on_from_freeing, .flags = ALONE},
     {"drop a lease", .setup = hold_two_and_lease, .run = drop_lease},
     {"drop the last lease", .setup = hold_and_send, .run = drop_lease},
+    {"read without a slot", .before = lease_gift_and_let_go, .run = read_gift},
     {"expire leases", .before = lease_gift_and_let_go, .run = expire_all},
     {"expire leases of the dead", .before = leave_a_lease_of_the_dead, .run = recover_and_purge,
      .after = lengthen_leases, .flags = ALONE},

@@ -56,6 +56,7 @@ void lease_gift_and_let_go(stage *s);
 void claim_gift(stage *s);
 void claim_gift_twice(stage *s);
 void claim_stale(stage *s);
+void read_gift(stage *s);
 void claim_what_was_sent(stage *s);
 void hold_two_and_lease(stage *s);
 void hold_and_send(stage *s);

@@ -45,6 +45,16 @@ void claim_stale(stage *s)
     vm_range a;
     CHECK_EQ(vm_claim(s->r, s->gift[0].page, s->gift[0].id + 1, s->lease, &a), -ESTALE);
 }
+void read_gift(stage *s) /* through a window; then its lease may end */
+{
+    vm_window *w;
+    uint64_t first;
+    CHECK_EQ(vm_window_open(vm_fd(s->r), false, &w), 0);
+    CHECK_EQ(vm_window_read(w, s->gift[0].page, s->gift[0].id, 0, sizeof first, &first), 0);
+    vm_window_done(w, s->lease);
+    vm_window_close(w);
+    CHECK_EQ(vm_tick(s->r), 0);
+}
 void claim_what_was_sent(stage *s) /* its sender is dead, and had let go of it or not */
 {
     vm_range a;
