@@ -58,6 +58,10 @@ VM_API int vm_adopt(vm_region *r, uint64_t page, uint64_t id, vm_range *out); /*
 /* A lease keeps a range that a message names until it is claimed or dropped, held by nobody meanwhile; after
  * its owner's death for lease_ttl_s. The caller of vm_lease() holds the range. */
 VM_API int vm_lease(vm_region *r, uint64_t page, uint64_t id, uint64_t *lease);
+/* The same for a message that may wait in a queue for any time: its maker's death does not end it, vm_expire_leases() does,
+ * and this: of makers that have been dead for lease_ttl_s, the oldest first, until they named so many pages. */
+VM_API int vm_lease_message(vm_region *r, uint64_t page, uint64_t id, uint64_t *lease);
+VM_API int vm_end_oldest(vm_region *r, uint64_t nr_pages, uint64_t *nr_ended);
 /* Adopt and end the lease. One that is gone is no error as long as the range is there. */
 VM_API int vm_claim(vm_region *r, uint64_t page, uint64_t id, uint64_t lease, vm_range *out);
 VM_API int vm_drop_lease(vm_region *r, uint64_t lease);                  /* ENOENT: gone */

@@ -256,7 +256,7 @@ typedef struct vm_lease_entry {
     uint64_t page, range_id;
     uint64_t made_ns;     /* CLOCK_MONOTONIC */
     uint64_t deadline_ns; /* the same clock; set when its owner is found dead; 0: none */
-    uint32_t owner;       /* process slot and incarnation: who made it, or is claiming it */
+    uint32_t owner;       /* process slot, incarnation, VM_LEASE_KEPT: who made it, or is claiming it */
     uint32_t next;        /* of an unused one: index + 1 of the next unused one */
     uint64_t read_id;     /* = id: a process without a slot has its copy (window.c) [no lock] */
 } vm_lease_entry;
@@ -267,6 +267,7 @@ static inline uint32_t vm__lease_owner(uint32_t process, uint32_t incarnation)
 {
     return process | (incarnation & VM_INC_MASK) << 16;
 }
+#define VM_LEASE_KEPT (1u << 31) /* of `owner`: a message's, which may still be read when its sender is long dead */
 
 /* ---- header ---------------------------------------------------------------------------------- */
 

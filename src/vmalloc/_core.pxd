@@ -72,6 +72,8 @@ cdef extern from "vmalloc.h" nogil:
     int vm_share(vm_region *r, uint64_t page, uint64_t id)
     int vm_adopt(vm_region *r, uint64_t page, uint64_t id, vm_range *out)
     int vm_lease(vm_region *r, uint64_t page, uint64_t id, uint64_t *lease)
+    int vm_lease_message(vm_region *r, uint64_t page, uint64_t id, uint64_t *lease)
+    int vm_end_oldest(vm_region *r, uint64_t nr_pages, uint64_t *nr_ended)
     int vm_claim(vm_region *r, uint64_t page, uint64_t id, uint64_t lease, vm_range *out)
     int vm_drop_lease(vm_region *r, uint64_t lease)
     int vm_expire_leases(vm_region *r, uint64_t older_than_ns, uint64_t *nr)
@@ -127,7 +129,7 @@ cdef struct Call:
     const void *meta
     void *meta_out
     size_t meta_bytes
-    bint must_be_new, at_rest
+    bint must_be_new, at_rest, is_message
     vm_stats *stats
     void *found  # a Python list
 
@@ -167,13 +169,14 @@ cdef class RegionReferences(RegionUpkeep):
     cdef public object _where  # what attach.py says of this region in messages; None: nothing yet
     cdef object where_told
     cdef bytes where_packed
-    cdef int lease_of(self, Holding holding, uint64_t *lease) except -1
+    cdef int lease_of(self, Holding holding, uint64_t *lease, bint is_message) except -1
     cdef int adopt(self, uint64_t page, uint64_t id, uint64_t lease, vm_range *out, object what) except -1
 
 
 cdef class CoreRegion(RegionReferences):
     cdef int take(self, uint64_t nbytes, uint64_t align, vm_range *out) except -1
     cdef int take_slowly(self, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out) except -1
+    cdef bint end_oldest(self, object nr_pages) except -1
     cdef vm_range *take_bulk(self, uint64_t nr_pages, uint64_t align_pages, size_t n) except NULL
     cdef object new_array(self, object shape, object dtype, object order, bint zero)
 

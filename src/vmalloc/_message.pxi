@@ -154,7 +154,7 @@ def pack_plain(array, bint readonly):
         heads.description.offset = 0  # also of what is empty, where numpy lets it lie anywhere
         if view.len:
             heads.description.offset = <char *>view.buf - <char *>vm_pointer(region.r, owner.page)
-        region.lease_of(owner, &lease)
+        region.lease_of(owner, &lease, True)
         _refer(&heads.reference, region, owner, lease)
         packed = <bytes>(<char *>&heads)[:sizeof(Heads)]
         return packed + (<char *>view.shape)[:view.ndim * sizeof(int64_t)] + text + where_packed
@@ -301,7 +301,7 @@ cdef class Lease:
     def __init__(self, CoreRegion region not None, Holding holding not None):
         if self.region is not None:
             raise TypeError("a lease is made once")
-        self.page, self.id, self.lease = region._lease(holding)
+        self.page, self.id, self.lease = region._lease(holding, False)
         self.fork_epoch = fork_epoch
         self.region = region
 

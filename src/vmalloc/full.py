@@ -58,6 +58,27 @@ def forget_warnings() -> None:
         _warned.clear()
 
 
+class _Sending(threading.local):
+    now = False
+
+
+_sending = _Sending()
+
+
+def is_sending() -> bool:
+    """Whether what this thread allocates is for a send, which has another way than to end old messages."""
+    return _sending.now
+
+
+def warn_of_lost(nr: int) -> None:
+    """Messages were ended for want of pages."""
+    warn_once(
+        "lost",
+        f"the region is full, so {nr} unread messages of processes that have ended lost their arrays, "
+        "the oldest first; more may follow",
+    )
+
+
 class Room:
     """Finds room in one region for the sends of this process, as install() was told."""
 
@@ -86,11 +107,18 @@ class Room:
 
     def _try(self, attempt: Callable[[], T], region: Any, nbytes: int) -> T:
         try:
-            return attempt()
+            return self._once(attempt)
         except OutOfPages:
             if self.on_full != "wait" or not self._is_worth_waiting(region, nbytes):
                 raise
         return self._wait(attempt, region, nbytes)
+
+    def _once(self, attempt: Callable[[], T]) -> T:
+        _sending.now = self.on_full != "raise"
+        try:
+            return attempt()
+        finally:
+            _sending.now = False
 
     def _is_worth_waiting(self, region: Any, nbytes: int) -> bool:
         if self.timeout_s <= 0 or (self._vain_bytes is not None and nbytes >= self._vain_bytes):
@@ -112,7 +140,7 @@ class Room:
                 continue
             in_use, tried = now_in_use, now
             try:
-                return attempt()
+                return self._once(attempt)
             except OutOfPages:
                 if is_over:
                     self._vain_bytes = nbytes
