@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["ShareableList", "SharedMemory", "SharedMemoryManager"]
 
 _PREFIX, _LONG_PREFIX = "shm:", "shm#"
-_NAME_BYTES_MAX = 255  # as NAME_MAX lets shm_open() have
+_NAME_BYTES_MAX = 255  # as the system has it for the standard library's
 _CHUNK = bytes(1 << 20)
 _more: list[Region] = []  # default regions beside the first, for names
 
@@ -98,7 +98,7 @@ class SharedMemory:
             _clear(memoryview(block))
         meta = encode(describe(block, block))
         while True:
-            tried = _stock._make_filename() if name is None else f"/{name}"
+            tried = _new_name() if name is None else f"/{name}"
             try:
                 region._name_set(_key(tried), block, meta, True)
                 break
@@ -194,8 +194,13 @@ def _load(cls: type[SharedMemory], where: Where, name: str) -> SharedMemory:
         raise FileNotFoundError(errno.ENOENT, f"{os.strerror(errno.ENOENT)}: {e}", name) from e
 
 
+def _new_name() -> str:
+    made: str = getattr(_stock, "_make_filename")()  # noqa: B009  # which typeshed leaves out
+    return made
+
+
 def _check(name: str) -> None:
-    """As shm_open() does. ValueError, OSError."""
+    """As the system does for the standard library. ValueError, OSError."""
     encoded = os.fsencode(name)
     if b"\0" in encoded:
         raise ValueError("embedded null character")
@@ -332,7 +337,7 @@ class ShareableList(_StockList):
 
 class _Tracker(managers._SharedMemoryTracker):  # type: ignore[misc,name-defined]
     def destroy_segment(self, segment_name: str) -> None:
-        self.segment_names.remove(segment_name)
+        self.segment_names.remove(segment_name)  # pyright: ignore[reportUnknownMemberType]
         segment = SharedMemory(segment_name)
         segment.close()
         segment.unlink()
@@ -345,7 +350,7 @@ class _ManagerServer(managers.SharedMemoryServer):
 
 
 class SharedMemoryManager(managers.SharedMemoryManager):
-    """The standard library's manager of segments, on our SharedMemory: its shutdown() unlinks them all."""
+    """The standard library's manager of segments, on our SharedMemory: its shutdown unlinks them all."""
 
     _Server = _ManagerServer
 
@@ -353,7 +358,7 @@ class SharedMemoryManager(managers.SharedMemoryManager):
         """A new SharedMemory, which the manager unlinks."""
         return self._tracked(SharedMemory(create=True, size=size))
 
-    def ShareableList(self, sequence: Iterable[Any]) -> Any:
+    def ShareableList(self, sequence: Iterable[Any] | None) -> Any:
         """A new ShareableList, which the manager unlinks."""
         return self._tracked(ShareableList(sequence))
 
