@@ -58,6 +58,10 @@ VM_API int vm_adopt(vm_region *r, uint64_t page, uint64_t id, vm_range *out); /*
 /* A lease keeps a range that a message names until it is claimed or dropped, held by nobody meanwhile; after
  * its owner's death for lease_ttl_s. The caller of vm_lease() holds the range. */
 VM_API int vm_lease(vm_region *r, uint64_t page, uint64_t id, uint64_t *lease);
+/* The same for a message that may wait in a queue for any time: its maker's death does not end it, vm_expire_leases() does,
+ * and this: of makers that have been dead for lease_ttl_s, the oldest first, until they named so many pages. */
+VM_API int vm_lease_message(vm_region *r, uint64_t page, uint64_t id, uint64_t *lease);
+VM_API int vm_end_oldest(vm_region *r, uint64_t nr_pages, uint64_t *nr_ended);
 /* Adopt and end the lease. One that is gone is no error as long as the range is there. */
 VM_API int vm_claim(vm_region *r, uint64_t page, uint64_t id, uint64_t lease, vm_range *out);
 VM_API int vm_drop_lease(vm_region *r, uint64_t lease);                  /* ENOENT: gone */
@@ -65,6 +69,15 @@ VM_API int vm_drop_lease(vm_region *r, uint64_t lease);                  /* ENOE
 VM_API int vm_expire_leases(vm_region *r, uint64_t older_than_ns, uint64_t *nr_ended);
 /* A forked child holds what its parent held. Let go of it: nothing inherited may be used afterwards. */
 VM_API int vm_drop_inherited(vm_region *r, uint64_t *nr_ranges);
+/* To receive without a slot and without a mapping: copy `bytes` from `at` of a shared range on, ESTALE if it is another
+ * one; then the lease that kept it may end. EACCES as vm_attach(), unless `is_given`: the descriptor comes from whom the
+ * caller trusts. */
+VM_API int vm_window_open(int fd, bool is_given, vm_window **out); /* fd stays the caller's */
+VM_API int vm_window_fd(const vm_window *w);
+VM_API int vm_window_read(const vm_window *w, uint64_t page, uint64_t id, uint64_t at, uint64_t bytes, void *out);
+VM_API void vm_window_done(const vm_window *w, uint64_t lease);
+VM_API void vm_window_close(vm_window *w);
+VM_API uint64_t vm_nr_inherited(const vm_region *r); /* ranges that came with the last fork */
 VM_API int vm_name_set(vm_region *r, const char *name, uint64_t page, uint64_t id, const void *meta, size_t bytes);
 VM_API int vm_name_new(vm_region *r, const char *name, uint64_t page, uint64_t id, const void *meta,
                        size_t bytes); /* EEXIST if the name is taken, where vm_name_set() replaces it */

@@ -12,6 +12,7 @@
 #define VM_API __attribute__((visibility("default")))
 
 typedef struct vm_region vm_region;
+typedef struct vm_window vm_window;
 
 /* A busy range as its holder knows it. `id` is never used twice in a region's life. */
 typedef struct vm_range {

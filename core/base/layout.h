@@ -259,16 +259,18 @@ typedef struct vm_lease_entry {
     uint64_t page, range_id;
     uint64_t made_ns;     /* CLOCK_MONOTONIC */
     uint64_t deadline_ns; /* the same clock; set when its owner is found dead; 0: none */
-    uint32_t owner;       /* process slot and incarnation: who made it, or is claiming it */
+    uint32_t owner;       /* process slot, incarnation, VM_LEASE_KEPT: who made it, or is claiming it */
     uint32_t next;        /* of an unused one: index + 1 of the next unused one */
+    uint64_t read_id;     /* = id: a process without a slot has its copy (window.c) [no lock] */
 } vm_lease_entry;
-_Static_assert(sizeof(vm_lease_entry) == 48, "region format");
+_Static_assert(sizeof(vm_lease_entry) == 56, "region format");
 #define VM_LEASE_BITS 16
 _Static_assert(VM_LEASES_MAX == 1 << VM_LEASE_BITS, "a lease's id holds its index");
 static inline uint32_t vm__lease_owner(uint32_t process, uint32_t incarnation)
 {
     return process | (incarnation & VM_INC_MASK) << 16;
 }
+#define VM_LEASE_KEPT (1u << 31) /* of `owner`: a message's, which may still be read when its sender is long dead */
 
 /* ---- header ---------------------------------------------------------------------------------- */
 
@@ -344,6 +346,7 @@ typedef struct vm_header {
     uint64_t lease_due_ns; /* no deadline is earlier; 0: there is none                      */
     uint32_t lease_unused; /* index + 1 of the first of a chain of unused entries           */
     uint32_t lease_high;   /* entries from here up were never used                          */
+    uint64_t leases_read;  /* some entry has a read_id                    [no lock: set, or 0] */
 } vm_header;
 
 /* An id is a number, never used twice, and below it the size asked for if a magazine may keep it (else

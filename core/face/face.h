@@ -36,6 +36,10 @@ void vm__helpers_note_missing(void); /* [registry] */
 
 void vm__tick_here(vm_thread *t, bool (*go_on)(vm_thread *)); /* unless another thread of ours is at it */
 
+/* ---- region.c ---- */
+
+int vm__check_header(const vm_header *h, uint64_t file_bytes); /* before any of it is believed */
+
 /* ---- fork.c ---- */
 
 void vm__register_fork(void);

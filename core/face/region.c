@@ -57,7 +57,7 @@ static int describe_new(const vm_options *o, vm_header *h)
 }
 
 /* Everything that could lead a reader astray is compared with what the sizes imply. */
-static int check_header(const vm_header *h, uint64_t file_bytes)
+int vm__check_header(const vm_header *h, uint64_t file_bytes)
 {
     vm_header expected = *h;
     if (h->magic != VM_MAGIC)
@@ -222,7 +222,7 @@ static int attach(int fd, bool readonly, vm_region **out)
     if (rc == 0)
         rc = vm__note_file(r);
     if (rc == 0)
-        rc = check_header(&h, file_bytes);
+        rc = vm__check_header(&h, file_bytes);
     if (rc == 0 && !is_allowed)
         rc = -EACCES;
     if (rc == 0)

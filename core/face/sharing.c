@@ -35,9 +35,21 @@ static int drop_inherited(vm_thread *t, uint64_t *nr_ranges)
     *nr_ranges = vm__drop_inherited(t);
     return 0;
 }
+uint64_t vm_nr_inherited(const vm_region *r) { return r->inheritance.nr; }
 int vm_drop_inherited(vm_region *r, uint64_t *nr_ranges) { ENTERED(r, drop_inherited(t, nr_ranges)); }
 
-int vm_lease(vm_region *r, uint64_t page, uint64_t id, uint64_t *lease) { ENTERED(r, vm__lease(t, page, id, lease)); }
+int vm_lease(vm_region *r, uint64_t page, uint64_t id, uint64_t *lease)
+{
+    ENTERED(r, vm__lease(t, page, id, false, lease));
+}
+int vm_lease_message(vm_region *r, uint64_t page, uint64_t id, uint64_t *lease)
+{
+    ENTERED(r, vm__lease(t, page, id, true, lease));
+}
+int vm_end_oldest(vm_region *r, uint64_t nr_pages, uint64_t *nr_ended)
+{
+    ENTERED(r, vm__end_oldest(t, nr_pages, nr_ended));
+}
 int vm_claim(vm_region *r, uint64_t page, uint64_t id, uint64_t lease, vm_range *out)
 {
     ENTERED(r, vm__claim(t, page, id, lease, out));

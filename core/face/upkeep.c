@@ -62,7 +62,7 @@ int vm_expire_leases(vm_region *r, uint64_t older_than_ns, uint64_t *nr_ended)
     vm__enter(t);
     int rc = vm__recover_dead(t, 0, NULL);
     if (rc == 0)
-        rc = vm__expire_leases(t, 0, older_than_ns, &nr);
+        rc = vm__expire_leases(t, VM_EXPIRE_KEPT, older_than_ns, &nr);
     vm__leave(t);
     if (rc == 0)
         *nr_ended = nr;

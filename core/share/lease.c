@@ -7,14 +7,17 @@
  * committed by its id, and a range's count is raised before that and lowered after its end, so a death
  * in between leaves it too high and never too low.
  *
- * Nobody waits for a message that nobody loads: when an entry's owner is found dead, it gets a
- * deadline, and what is past it ends at the next purge. A process that lives keeps its leases, however
- * late the message is, until vm_expire_leases() is told otherwise.
+ * When an entry's owner is found dead, it gets a deadline, and what is past it ends at the next purge: but for
+ * those of messages (VM_LEASE_KEPT), which may still be in a queue. They end when somebody asks for it: vm_expire_leases(),
+ * or vm_end_oldest() when the alternative is to go without pages. A process that lives keeps its leases, however late
+ * the message is.
  *
  * lease_lock, stolen from a dead owner, is mended before use: the counts and the chain of unused entries are made
  * anew from the entries.
  */
 #include "share.h"
+
+#include <stdlib.h>
 
 static vm_lease_entry *entry_of(vm_region *r, uint64_t lease)
 {
@@ -117,6 +120,11 @@ int vm__lease_lock(vm_thread *t, unsigned flags)
 
 /* ---- one entry ---- */
 
+static bool has_unused(const vm_region *r)
+{
+    return VM_RELAXED(&r->map.h->lease_unused) || entries_used(r) < VM_LEASES_MAX;
+}
+
 /* An unused entry, or NULL. */
 static vm_lease_entry *take_entry(vm_region *r, uint32_t *index)
 {
@@ -133,7 +141,7 @@ static vm_lease_entry *take_entry(vm_region *r, uint32_t *index)
     return &r->map.leases[*index];
 }
 
-static int make(vm_thread *t, uint64_t page, uint64_t id, uint64_t *lease)
+static int make(vm_thread *t, uint64_t page, uint64_t id, bool kept, uint64_t *lease)
 {
     vm_region *r = t->region;
     VM_ASSERT_HELD(t, &r->map.h->lease_lock);
@@ -148,7 +156,7 @@ static int make(vm_thread *t, uint64_t page, uint64_t id, uint64_t *lease)
     VM_PUT(&e->range_id, id);
     VM_PUT(&e->made_ns, vm__now_ns());
     VM_PUT(&e->deadline_ns, 0);
-    VM_PUT(&e->owner, vm__lease_owner(r->process, r->process_inc));
+    VM_PUT(&e->owner, vm__lease_owner(r->process, r->process_inc) | (kept ? VM_LEASE_KEPT : 0));
     *lease = number << VM_LEASE_BITS | index;
     VM_STORE(&e->id, *lease);
     VM_PUT(&r->map.h->nr_leases, r->map.h->nr_leases + 1);
@@ -172,9 +180,36 @@ static void end(vm_thread *t, vm_lease_entry *e)
     vm__release_if_unheld(t, page);
 }
 
+/* ---- what is over ---- */
+
+/* Those past their deadline, those that were read, those as old as that; older_than_ns 0: of any age they stay. */
+static uint64_t expire(vm_thread *t, uint64_t older_than_ns, bool kept_too)
+{
+    vm_region *r = t->region;
+    VM_ASSERT_HELD(t, &r->map.h->lease_lock);
+    uint64_t nr = 0, now = vm__now_ns(), due = 0;
+    VM_STORE(&r->map.h->leases_read, 0); /* before the look: who sets it later is seen next time */
+    for (uint32_t i = 0; i < entries_used(r); i++) {
+        vm_lease_entry *e = &r->map.leases[i];
+        uint64_t deadline = VM_RELAXED(&e->deadline_ns);
+        if (!VM_ACQUIRE(&e->id))
+            continue;
+        bool is_old = older_than_ns && now - VM_RELAXED(&e->made_ns) >= older_than_ns;
+        bool is_kept = VM_RELAXED(&e->owner) & VM_LEASE_KEPT && !kept_too;
+        bool is_read = VM_ACQUIRE(&e->read_id) == VM_RELAXED(&e->id);
+        if (is_old || is_read || (deadline && deadline <= now && !is_kept)) {
+            end(t, e);
+            nr++;
+        } else if (deadline && !is_kept && (!due || deadline < due))
+            due = deadline;
+    }
+    VM_PUT(&r->map.h->lease_due_ns, due);
+    return nr;
+}
+
 /* ---- make, claim, drop ---- */
 
-int vm__lease(vm_thread *t, uint64_t page, uint64_t id, uint64_t *lease)
+int vm__lease(vm_thread *t, uint64_t page, uint64_t id, bool kept, uint64_t *lease)
 {
     vm_region *r = t->region;
     int rc = vm__share(t, page, id);
@@ -182,8 +217,10 @@ int vm__lease(vm_thread *t, uint64_t page, uint64_t id, uint64_t *lease)
         rc = vm__lease_lock(t, 0);
     if (rc)
         return rc;
+    if (vm_unlikely(!has_unused(r)) && VM_ACQUIRE(&r->map.h->leases_read))
+        expire(t, 0, false);
     vm__mutex_lock(r, &r->holder_mutex, VM_RANK_HOLDER); /* another thread of ours may have let go of it since */
-    rc = vm__holds(r, page, id) ? make(t, page, id, lease) : -ENOENT;
+    rc = vm__holds(r, page, id) ? make(t, page, id, kept, lease) : -ENOENT;
     vm__mutex_unlock(r, &r->holder_mutex, VM_RANK_HOLDER);
     vm__unlock(t, &r->map.h->lease_lock);
     return rc;
@@ -267,49 +304,89 @@ int vm__lease_deaths(vm_thread *t, unsigned flags)
         vm_lease_entry *e = &r->map.leases[i];
         uint32_t owner = VM_RELAXED(&e->owner);
         if (!VM_ACQUIRE(&e->id) || VM_RELAXED(&e->deadline_ns)
-            || !vm__process_is_retired(r, owner & 0xffff, owner >> 16))
+            || !vm__process_is_retired(r, owner & 0xffff, owner >> 16 & VM_INC_MASK))
             continue;
         VM_PUT(&e->deadline_ns, deadline);
-        if (!due)
+        if (!due && !(owner & VM_LEASE_KEPT))
             VM_PUT(&r->map.h->lease_due_ns, due = deadline);
     }
     vm__unlock(t, &r->map.h->lease_lock);
     return 0;
 }
 
-static uint64_t expire(vm_thread *t, uint64_t older_than_ns)
-{
-    vm_region *r = t->region;
-    VM_ASSERT_HELD(t, &r->map.h->lease_lock);
-    uint64_t nr = 0, now = vm__now_ns(), due = 0;
-    for (uint32_t i = 0; i < entries_used(r); i++) {
-        vm_lease_entry *e = &r->map.leases[i];
-        uint64_t deadline = VM_RELAXED(&e->deadline_ns);
-        if (!VM_ACQUIRE(&e->id))
-            continue;
-        bool is_old = older_than_ns && now - VM_RELAXED(&e->made_ns) >= older_than_ns;
-        if (is_old || (deadline && deadline <= now)) {
-            end(t, e);
-            nr++;
-        } else if (deadline && (!due || deadline < due))
-            due = deadline;
-    }
-    VM_PUT(&r->map.h->lease_due_ns, due);
-    return nr;
-}
-
 int vm__expire_leases(vm_thread *t, unsigned flags, uint64_t older_than_ns, uint64_t *nr)
 {
     vm_region *r = t->region;
     uint64_t due = VM_ACQUIRE(&r->map.h->lease_due_ns);
-    if (vm_likely(!older_than_ns && (!due || due > vm__now_ns())))
+    bool some_are_read = VM_ACQUIRE(&r->map.h->leases_read);
+    if (vm_likely(!(flags & VM_EXPIRE_KEPT) && !older_than_ns && !some_are_read && (!due || due > vm__now_ns())))
         return 0;
     int rc = vm__lease_lock(t, flags & VM_LOCK_FLAGS);
     if (rc)
         return rc;
-    uint64_t ended = expire(t, older_than_ns);
+    uint64_t ended = expire(t, older_than_ns, flags & VM_EXPIRE_KEPT);
     vm__unlock(t, &r->map.h->lease_lock);
     if (nr)
         *nr += ended;
     return 0;
+}
+
+/* ---- the oldest first ---- */
+
+typedef struct old_lease {
+    uint64_t made_ns, id;
+} old_lease;
+
+static int compare_ages(const void *a, const void *b)
+{
+    uint64_t x = ((const old_lease *)a)->made_ns, y = ((const old_lease *)b)->made_ns;
+    return (x > y) - (x < y);
+}
+
+/* Kept ones whose sender has been dead for its time. */
+static size_t collect_old(vm_region *r, old_lease *old)
+{
+    VM_ASSERT_RANK_HELD(r, VM_RANK_LEASE);
+    size_t nr = 0;
+    uint64_t now = vm__now_ns();
+    for (uint32_t i = 0; i < entries_used(r); i++) {
+        const vm_lease_entry *e = &r->map.leases[i];
+        uint64_t deadline = VM_RELAXED(&e->deadline_ns), id = VM_ACQUIRE(&e->id);
+        if (id && deadline && deadline <= now && VM_RELAXED(&e->owner) & VM_LEASE_KEPT)
+            old[nr++] = (old_lease){VM_RELAXED(&e->made_ns), id};
+    }
+    qsort(old, nr, sizeof *old, compare_ages);
+    return nr;
+}
+
+/* Until they named so many pages. */
+static uint64_t end_oldest(vm_thread *t, const old_lease *old, size_t nr, uint64_t nr_pages)
+{
+    vm_region *r = t->region;
+    uint64_t nr_ended = 0;
+    for (uint64_t pages = 0; nr_ended < nr && pages < nr_pages; nr_ended++) {
+        vm_lease_entry *e = entry_of(r, old[nr_ended].id);
+        if (!e)
+            continue;
+        uint64_t page = VM_RELAXED(&e->page);
+        pages += page < r->map.nr_pages ? vm__len(VM_ACQUIRE(&r->map.heads[page].word)) : 0;
+        end(t, e);
+    }
+    return nr_ended;
+}
+
+int vm__end_oldest(vm_thread *t, uint64_t nr_pages, uint64_t *nr_ended)
+{
+    vm_region *r = t->region;
+    int rc = vm__lease_lock(t, 0);
+    if (rc)
+        return rc;
+    size_t bytes = (entries_used(r) + 1) * sizeof(old_lease);
+    old_lease *old = vm__private_pages(bytes, false);
+    if (old)
+        *nr_ended = end_oldest(t, old, collect_old(r, old), nr_pages);
+    vm__unlock(t, &r->map.h->lease_lock);
+    if (old)
+        vm__private_free(old, bytes);
+    return old ? 0 : -ENOMEM;
 }

@@ -27,10 +27,13 @@ int vm__inherit(vm_region *r, const vm_inherited *range);
 /* ---- lease.c ---- */
 
 int vm__lease_lock(vm_thread *t, unsigned flags); /* mended if it was stolen */
-int vm__lease(vm_thread *t, uint64_t page, uint64_t id, uint64_t *lease);
+/* kept: a message's, which its sender's death does not end */
+int vm__lease(vm_thread *t, uint64_t page, uint64_t id, bool kept, uint64_t *lease);
 int vm__claim(vm_thread *t, uint64_t page, uint64_t id, uint64_t lease, vm_range *out);
 int vm__drop_lease(vm_thread *t, uint64_t lease);
 int vm__lease_deaths(vm_thread *t, unsigned flags);
+enum { VM_EXPIRE_KEPT = 1 << 12 }; /* also the messages of those who have been dead for their time */
+int vm__end_oldest(vm_thread *t, uint64_t nr_pages, uint64_t *nr_ended); /* of these, oldest first */
 int vm__expire_leases(vm_thread *t, unsigned flags, uint64_t older_than_ns, uint64_t *nr);
 
 /* ---- names.c ---- */

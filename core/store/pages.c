@@ -97,6 +97,40 @@ int vm__pages_map(int fd, uint64_t bytes, bool readonly, void **base)
 
 void vm__pages_unmap(void *base, uint64_t bytes) { munmap(base, bytes); }
 
+/* ---- without a mapping of the whole ---- */
+
+int vm__pages_view(int fd, uint64_t offset, uint64_t bytes, bool readonly, vm_view *out)
+{
+    uint64_t start = offset - offset % vm__page_bytes();
+    int access = readonly ? PROT_READ : PROT_READ | PROT_WRITE;
+    void *base = mmap(NULL, offset - start + bytes, access, MAP_SHARED, fd, (off_t)start);
+    if (base == MAP_FAILED)
+        return -errno;
+    *out = (vm_view){(uint8_t *)base + (offset - start), base, offset - start + bytes};
+    return 0;
+}
+
+void vm__pages_unview(vm_view *view) { munmap(view->base, view->bytes); }
+
+int vm__pages_read(int fd, uint64_t offset, uint64_t bytes, void *out)
+{
+    for (uint64_t done = 0; done < bytes;) {
+        ssize_t n = pread(fd, (uint8_t *)out + done, bytes - done, (off_t)(offset + done));
+        if (n == 0 || (n < 0 && errno != EINTR))
+            return n == 0 ? -EIO : -errno;
+        done += n > 0 ? (uint64_t)n : 0;
+    }
+    return 0;
+}
+
+void vm__pages_close(int fd)
+{
+    if (fd >= 0)
+        close(fd);
+}
+
+/* ---- given back ---- */
+
 /* What is locked into memory (mlockall) cannot be given back through its own mapping; through a second one it can. */
 static int discard_locked(void *at, uint64_t bytes)
 {

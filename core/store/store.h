@@ -16,6 +16,16 @@ int vm__pages_open(int fd, int *own, vm_header *h, uint64_t *file_bytes, bool *i
 int vm__pages_map(int fd, uint64_t bytes, bool readonly, void **base);
 void vm__pages_unmap(void *base, uint64_t bytes);
 int vm__pages_discard(vm_region *r, uint64_t page, uint64_t nr_pages);
+/* A few bytes of the region, mapped for a moment; and bytes copied out without a mapping. */
+typedef struct vm_view {
+    void *at;
+    void *base;
+    uint64_t bytes;
+} vm_view;
+int vm__pages_view(int fd, uint64_t offset, uint64_t bytes, bool readonly, vm_view *out);
+void vm__pages_unview(vm_view *view);
+int vm__pages_read(int fd, uint64_t offset, uint64_t bytes, void *out);
+void vm__pages_close(int fd);
 uint64_t vm__pages_resident_bytes(const vm_region *r);
 /* A byte for each page from `at`: is it there? False: the system does not say. */
 bool vm__pages_resident(const void *at, uint64_t bytes, uint8_t *is_there);

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vmalloc.address_space import AddressSpace
     from vmalloc.errors import (
         NotAllocated,
+        NotLoaded,
         OutOfPages,
         RegionBusy,
         RegionClosed,
@@ -41,6 +42,7 @@ __all__ = [
     "AddressSpace",
     "Block",
     "NotAllocated",
+    "NotLoaded",
     "OutOfPages",
     "Range",
     "Ref",

@@ -20,7 +20,13 @@ cdef int call_share(vm_region *r, Call *c) noexcept nogil:
 
 
 cdef int call_lease(vm_region *r, Call *c) noexcept nogil:
+    if c.is_message:
+        return vm_lease_message(r, c.page, c.id, c.new_lease)
     return vm_lease(r, c.page, c.id, c.new_lease)
+
+
+cdef int call_end_oldest(vm_region *r, Call *c) noexcept nogil:
+    return vm_end_oldest(r, c.nr_pages, &c.nr)
 
 
 cdef int call_adopt(vm_region *r, Call *c) noexcept nogil:

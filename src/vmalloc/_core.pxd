@@ -86,10 +86,20 @@ cdef extern from "vmalloc.h" nogil:
     int vm_share(vm_region *r, uint64_t page, uint64_t id)
     int vm_adopt(vm_region *r, uint64_t page, uint64_t id, vm_range *out)
     int vm_lease(vm_region *r, uint64_t page, uint64_t id, uint64_t *lease)
+    int vm_lease_message(vm_region *r, uint64_t page, uint64_t id, uint64_t *lease)
+    int vm_end_oldest(vm_region *r, uint64_t nr_pages, uint64_t *nr_ended)
     int vm_claim(vm_region *r, uint64_t page, uint64_t id, uint64_t lease, vm_range *out)
     int vm_drop_lease(vm_region *r, uint64_t lease)
     int vm_expire_leases(vm_region *r, uint64_t older_than_ns, uint64_t *nr)
+    uint64_t vm_nr_inherited(const vm_region *r)
     int vm_drop_inherited(vm_region *r, uint64_t *nr)
+    ctypedef struct vm_window:
+        pass
+    int vm_window_open(int fd, c_bool is_given, vm_window **out)
+    int vm_window_fd(const vm_window *w)
+    int vm_window_read(const vm_window *w, uint64_t page, uint64_t id, uint64_t at, uint64_t nbytes, void *out)
+    void vm_window_done(const vm_window *w, uint64_t lease)
+    void vm_window_close(vm_window *w)
     int vm_name_set(vm_region *r, const char *name, uint64_t page, uint64_t id, const void *meta, size_t bytes)
     int vm_name_new(vm_region *r, const char *name, uint64_t page, uint64_t id, const void *meta, size_t bytes)
     int vm_name_get(vm_region *r, const char *name, vm_range *out, void *meta, size_t *bytes)
@@ -140,7 +150,7 @@ cdef struct Call:
     const void *meta
     void *meta_out
     size_t meta_bytes
-    bint must_be_new, at_rest
+    bint must_be_new, at_rest, is_message
     vm_stats *stats
     vm_shortage *shortage
     int error  # that the shortage is about
@@ -160,6 +170,7 @@ cdef class RegionHandle:
     cdef uint64_t granule, nr_pages_
     cdef double timeout_s
     cdef bint has_helper
+    cdef public str _limited_by  # why a default region is smaller than the machine's memory
     cdef uint8_t id_[16]
     cdef object __weakref__
     cdef int remember(self) except -1
@@ -183,7 +194,7 @@ cdef class RegionReferences(RegionUpkeep):
     cdef public object _where  # what attach.py says of this region in messages; None: nothing yet
     cdef object where_told
     cdef bytes where_packed
-    cdef int lease_of(self, Holding holding, uint64_t *lease) except -1
+    cdef int lease_of(self, Holding holding, uint64_t *lease, bint is_message) except -1
     cdef int adopt(self, uint64_t page, uint64_t id, uint64_t lease, vm_range *out, object what) except -1
 
 
@@ -192,6 +203,7 @@ cdef class CoreRegion(RegionReferences):
     cdef int take_slowly(self, uint64_t nr_pages, uint64_t align_pages, unsigned flags, object timeout,
                          vm_range *out) except -1
     cdef int take_later(self, Call *c, double seconds) except? -1
+    cdef bint end_oldest(self, object nr_pages) except -1
     cdef vm_range *take_bulk(self, uint64_t nr_pages, uint64_t align_pages, size_t n) except NULL
     cdef object new_array(self, object shape, object dtype, object order, bint zero, object timeout)
 

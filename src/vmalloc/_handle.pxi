@@ -22,6 +22,7 @@ cdef class RegionHandle:
         self.closed = False
         self.has_pages = False
         self.timeout_s = 10.0
+        self._limited_by = ""
 
     def __dealloc__(self):
         if self.r != NULL:
@@ -82,6 +83,17 @@ cdef class RegionHandle:
         self.closed = True
         self.has_pages = False
 
+    def _unmap(self):
+        """In a forked child that has used nothing of it: close, and give the address space back. False: it inherited."""
+        if self.r == NULL or vm_nr_inherited(self.r):
+            return False
+        self.close()
+        _attached.pop(self.id_[:16])
+        with nogil:
+            vm_detach(self.r)
+        self.r = NULL
+        return True
+
     cdef int open_check(self) except -1:
         if self.closed or self.r == NULL:
             raise errors.RegionClosed("the region was closed in this process; attach it again or make a new one")
@@ -140,6 +152,7 @@ cdef class RegionHandle:
         return shortage_error(
             self.granule, nr_pages, self.nr_pages_, s.free_pages, s.largest_free_pages, s.busy_pages, s.lazy_pages,
             s.headroom_pages, s.limits.limit_pages, s.limits.quota_pages, s.cause, self._holdings(5),
+            self._limited_by or "",
         )
 
     def _holdings(self, size_t most):

@@ -160,7 +160,7 @@ def pack_plain(array, bint readonly):
         heads.description.offset = 0  # also of what is empty, where numpy lets it lie anywhere
         if view.len:
             heads.description.offset = <char *>view.buf - <char *>vm_pointer(region.r, owner.page)
-        region.lease_of(owner, &lease)
+        region.lease_of(owner, &lease, True)
         _refer(&heads.reference, region, owner, lease)
         packed = <bytes>(<char *>&heads)[:sizeof(Heads)]
         return packed + (<char *>view.shape)[:view.ndim * sizeof(int64_t)] + text + where_packed
@@ -393,7 +393,16 @@ def drop_reference(bytes packed not None):
 
 
 def load_reference(bytes packed not None):
-    """What a reference refers to. StaleReference, RegionUnavailable."""
+    """What a reference refers to. Within a message nothing is raised: a stand-in is loaded instead, whose use raises."""
+    try:
+        return _load(packed)
+    except Exception as e:
+        from vmalloc.stand_in import instead_of
+        return instead_of(packed, e)
+
+
+cdef object _load(bytes packed):
+    """StaleReference, RegionUnavailable."""
     cdef Reference reference
     cdef Description description
     cdef CoreRegion region
@@ -464,7 +473,7 @@ cdef class Lease:
     def __init__(self, CoreRegion region not None, Holding holding not None):
         if self.region is not None:
             raise TypeError("a lease is made once")
-        self.page, self.id, self.lease = region._lease(holding)
+        self.page, self.id, self.lease = region._lease(holding, False)
         self.fork_epoch = fork_epoch
         self.region = region
 

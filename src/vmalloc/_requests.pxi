@@ -40,6 +40,8 @@ cdef class CoreRegion(RegionReferences):
         cdef int rc = self.result_of(call_alloc, &c)
         if seconds and (rc == -ENOSPC or rc == -EDQUOT):
             rc = self.take_later(&c, seconds)
+        while rc == -ENOSPC and not flags & VM_NO_PURGE and self.end_oldest(nr_pages):
+            rc = self.result_of(call_alloc, &c)
         if rc:
             raise self.fail(rc, "alloc", nr_pages)
         return 0
@@ -55,6 +57,16 @@ cdef class CoreRegion(RegionReferences):
             rc = self.result_of(call_alloc, c)
             left = end - monotonic()
         return rc
+
+    cdef bint end_oldest(self, object nr_pages) except -1:
+        """End old messages of the dead, unless the alternative is to send a copy. Did any?"""
+        cdef Call c
+        from vmalloc.full import is_sending, warn_of_lost
+        c.nr_pages, c.nr = nr_pages, 0
+        if is_sending() or self.result_of(call_end_oldest, &c) != 0 or c.nr == 0:
+            return False
+        warn_of_lost(c.nr)
+        return True
 
     cdef vm_range *take_bulk(self, uint64_t nr_pages, uint64_t align_pages, size_t n) except NULL:
         """`n` ranges in a list that the caller frees."""

@@ -6,10 +6,11 @@ A message carries a **where**: the region's id, and where its sender has it open
 first of these that leads to that region:
 
 1. this process has it attached;
-2. a descriptor that multiprocessing handed to this process when it started it;
-3. /proc/<pid>/fd/<n> of the sender;
-4. the sender's socket (serve.py), if it has one;
-5. /proc/<pid>/fd of any other process of this user: the sender may have ended.
+2. a descriptor that this process keeps since it was started (`Kept`);
+3. a descriptor that multiprocessing handed to this process when it started it;
+4. /proc/<pid>/fd/<n> of the sender;
+5. the sender's socket (serve.py), if it has one;
+6. /proc/<pid>/fd of any other process of this user: the sender may have ended.
 
 Pids and descriptor numbers are used again, and mean something else in another pid namespace. So a file
 is opened only if its inode and device are those of the message, and attached only if the 128-bit id in
@@ -19,10 +20,12 @@ its header is.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -36,7 +39,17 @@ if TYPE_CHECKING:
 
     AnyRegion = TypeVar("AnyRegion", bound=RegionBase)
 
-__all__ = ["Where", "attach", "attach_found", "attach_where", "serve_region", "where_of"]
+__all__ = [
+    "Kept",
+    "Where",
+    "attach",
+    "attach_found",
+    "attach_where",
+    "is_given",
+    "open_where",
+    "serve_region",
+    "where_of",
+]
 
 #: Region id, and of the sender: pid, descriptor, its inode and device, name of the socket or None; last,
 #: in what a process that is being started gets, multiprocessing's descriptor for it, else None.
@@ -49,6 +62,12 @@ _attach_lock = threading.RLock()  # a finalizer may attach, too
 
 #: What a process that is being started was already given: by descriptor, once each.
 _given: weakref.WeakKeyDictionary[Any, dict[int, Any]] = weakref.WeakKeyDictionary()
+
+#: Regions that this process was given when it was started, by id.
+_kept: weakref.WeakValueDictionary[bytes, Kept] = weakref.WeakValueDictionary()
+_RETRY_S = 1.0
+
+T = TypeVar("T")
 
 
 def _start_anew_in_child() -> None:
@@ -242,7 +261,67 @@ def attach_where(where: Where, cls: type[AnyRegion]) -> AnyRegion:
             return region
     except (IndexError, KeyError, TypeError):
         pass  # no where at all
-    return _find(_checked(where), cls)
+    where = _checked(where)
+    kept = _kept.get(where[0])
+    if kept is None:
+        return _find(where, lambda fd, id: _attach_fd(cls, fd, id))
+    return kept.attach(where, cls)
+
+
+def open_where(where: Where, use: Callable[[int], T]) -> T:
+    """What `use` makes of a descriptor of the region that a message tells of. RegionUnavailable."""
+    return _find(_checked(where), lambda fd, id: use(_with_id(fd, id)))
+
+
+class Kept:
+    """A region that this process was given: attached at its first use, and held from then on.
+
+    Until then it takes no slot and no address space, and the process may change its limits or its user first.
+    """
+
+    def __init__(self, where: Where) -> None:
+        """RegionUnavailable."""
+        self.where: Where = (*where[:6], None)
+        self.fd = open_where(where, lambda fd: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))
+        self._region: Any = None
+        self._failed: tuple[Exception, float] | None = None
+        _kept[where[0]] = self
+
+    def attach(self, where: Where, cls: type[AnyRegion]) -> AnyRegion:
+        """After a failure the same error for a while: a look costs a mapping."""
+        if self._failed is not None and time.monotonic() < self._failed[1]:
+            raise self._failed[0].with_traceback(None)
+        try:
+            region = _find(where, lambda fd, id: _attach_fd(cls, fd, id))
+        except (OSError, MemoryError) as e:
+            self._failed = e, time.monotonic() + _RETRY_S
+            raise
+        self._region = region
+        return region
+
+    def is_it(self, fd: int) -> bool:
+        """Whether `fd` is the very file that was given, whoever owns it."""
+        return _is_same(os.fstat(fd), self.where[3:5])
+
+    def __del__(self) -> None:
+        try:
+            if self.is_it(self.fd):
+                os.close(self.fd)
+        except (AttributeError, OSError, TypeError):
+            pass  # never opened, closed by the program, or the interpreter ends
+
+
+def is_given(id: bytes, fd: int) -> bool:
+    """Whether `fd` is what this process was given as region `id` when it was started."""
+    kept = _kept.get(id)
+    return kept is not None and kept.is_it(fd)
+
+
+def _with_id(fd: int, id: str) -> int:
+    head = os.pread(fd, 32, 0)
+    if not head.startswith(_MAGIC) or head[16:].hex() != id:
+        raise RegionUnavailable(errno.ESTALE, f"descriptor {fd} is not region {id}")
+    return fd
 
 
 def _checked(where: Any) -> Where:
@@ -255,7 +334,8 @@ def _checked(where: Any) -> Where:
     raise RegionUnavailable(errno.EINVAL, f"the reference tells of no region: {where!r:.200}")
 
 
-def _find(where: Where, cls: type[AnyRegion]) -> AnyRegion:
+def _find(where: Where, use: Callable[[int, str], T]) -> T:
+    """`use` gets a descriptor, which is closed after it, and the id that the region must have."""
     id, pid = where[:2]
     tried: list[str] = []
     failed = errno.ENOENT
@@ -269,7 +349,7 @@ def _find(where: Where, cls: type[AnyRegion]) -> AnyRegion:
                 break
             continue
         try:
-            return _attach_fd(cls, fd, id.hex())
+            return use(fd, id.hex())
         except RegionUnavailable as e:
             failed = e.errno or failed
             if failed != errno.ESTALE:  # it is the right one; another way would lead to the same
@@ -289,6 +369,9 @@ def _ways(where: Where) -> Iterator[tuple[str, Callable[[], int]]]:
     """What is tried, with a function that gives a descriptor or raises OSError."""
     id, pid, fd, inode, device, socket, given = where
     file = (inode, device)
+    kept = _kept.get(id)
+    if kept is not None:
+        yield "the descriptor kept since the start", lambda: _dup_same(kept.fd, file)
     if given is not None:
         yield "the descriptor given at the start", lambda: _take_given(given, file)
     yield f"/proc/{pid}/fd/{fd}", lambda: _open_same(f"/proc/{pid}/fd/{fd}", file)
@@ -299,6 +382,12 @@ def _ways(where: Where) -> Iterator[tuple[str, Callable[[], int]]]:
 
 def _is_same(there: os.stat_result, file: tuple[int, int]) -> bool:
     return (there.st_ino, there.st_dev) == file
+
+
+def _dup_same(fd: int, file: tuple[int, int]) -> int:
+    if not _is_same(os.fstat(fd), file):
+        raise OSError(errno.ESTALE, "the program closed it")
+    return os.dup(fd)
 
 
 def _take_given(given: Any, file: tuple[int, int]) -> int:

@@ -9,12 +9,17 @@
   + RegionBusy (TimeoutError)           a lock's owner is alive but does not run; names the pid
   + RegionCorrupt                       an invariant failed; the region takes no more changes
   + RegionClosed (ValueError)           used after close()
+  + NotLoaded                           what a message names cannot be loaded in this process
+
+Within a message, RegionUnavailable and RegionBusy become NotLoaded, with the
+original as its cause: Pool and Queue take an OSError for the end of a pipe.
 """
 
 from __future__ import annotations
 
 __all__ = [
     "NotAllocated",
+    "NotLoaded",
     "OutOfPages",
     "RegionBusy",
     "RegionClosed",
@@ -68,3 +73,7 @@ class RegionCorrupt(VmallocError):
 
 class RegionClosed(VmallocError, ValueError):
     """The region was closed in this process."""
+
+
+class NotLoaded(VmallocError):
+    """What a message names cannot be loaded in this process; the cause says why."""

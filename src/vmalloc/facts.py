@@ -51,6 +51,11 @@ LOCK_TIMEOUT_S = 10
 LEASE_TTL_S = 60
 """How long an unclaimed lease outlives its owner."""
 
+ADDRESS_SPACE_SHARE = 4
+"""The default region takes at most one such part of the address space that RLIMIT_AS leaves,"""
+SMALLEST_DEFAULT_BYTES = 16 << 20
+"""and is never smaller than this."""
+
 # nodes and pools
 NODES_MAX = 128
 """The kernel's cap. Nodes = clamp(CPUs, 1, NODES_MAX)."""
@@ -152,6 +157,8 @@ PRIVATE_COPY_BYTES = 1 << 20
 """install(private=...): receivers copy arrays up to this size, and map larger ones privately ..."""
 PRIVATE_MAPPINGS_SHARE = 4
 """... as long as these are at most one such part of the mappings that a process may have."""
+FULL_TIMEOUT_S = 5
+"""How long install() waits for pages when the region is full."""
 
 
 def numbers() -> dict[str, int]:

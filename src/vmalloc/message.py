@@ -20,6 +20,7 @@ import pickle
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 from io import BytesIO
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -42,20 +43,22 @@ from vmalloc._core import (
     set_settings,
 )
 from vmalloc.adapters import registry
-from vmalloc.attach import Where, where_of
+from vmalloc.attach import Kept, Where, where_of
 from vmalloc.description import encode
-from vmalloc.errors import OutOfPages, RegionUnavailable
-from vmalloc.facts import COPY_IN_THRESHOLD_BYTES
+from vmalloc.errors import OutOfPages, VmallocError
+from vmalloc.facts import COPY_IN_THRESHOLD_BYTES, FULL_TIMEOUT_S
+from vmalloc.full import ON_FULL, Room, forget_warnings, warn_once
+from vmalloc.limits import is_short_of_addresses
 from vmalloc.receiver import can_attach
 from vmalloc.reference import pack, sending
 from vmalloc.region import Region, default_region, region_at, set_default_region
+from vmalloc.stand_in import load_tolerantly, nr_made
 
 if TYPE_CHECKING:
     import numpy as np
 
 __all__ = ["install", "uninstall"]
 
-ON_FULL = ("raise", "copy")
 PRIVATE = (False, True, "copy")
 _IN_PROCESS = "_vmalloc_settings"  # attribute of a Process while it is pickled
 
@@ -63,10 +66,40 @@ _IN_PROCESS = "_vmalloc_settings"  # attribute of a Process while it is pickled
 class Settings(MessageSettings):
     """What install() was told; it goes along with a process that is started."""
 
+    def __init__(
+        self,
+        region: Callable[[], Region],
+        is_default: bool,
+        threshold: int,
+        readonly: bool,
+        on_full: str,
+        timeout_s: float,
+        private: bool | str = False,
+    ) -> None:
+        super().__init__(None, is_default, threshold, readonly, on_full, private)
+        self._region = region
+        self.room = Room(on_full, timeout_s)
+
+    @property
+    def region(self) -> Region:
+        """A process that was started attaches it when it first needs it. RegionUnavailable, OutOfPages."""
+        return self._region()
+
+    def usable_region(self) -> Region | None:
+        """The region, or None: arrays go by value."""
+        try:
+            region = self.region
+        except VmallocError as e:
+            warn_once("unusable", f"arrays go by value, for their region cannot be used here: {e}")
+            return None
+        return None if region.closed else region
+
     def __reduce__(self) -> tuple[Any, ...]:
-        where = where_of(self.region)
-        options = self.is_default, self.threshold, self.readonly, self.on_full, self.private
-        return _install_in_child, (where, *options)
+        return _install_in_child, (where_of(self.region), *self.options())
+
+    def options(self) -> tuple[Any, ...]:
+        """All but the region."""
+        return self.is_default, self.threshold, self.readonly, self.on_full, self.room.timeout_s, self.private
 
 
 _install_lock = threading.RLock()
@@ -107,7 +140,8 @@ def install(
     threshold: int = COPY_IN_THRESHOLD_BYTES,
     *,
     readonly: bool = False,
-    on_full: str = "raise",
+    on_full: str = "wait",
+    timeout: float = FULL_TIMEOUT_S,
     private: bool | str = False,
 ) -> None:
     """From now on NumPy arrays go by reference through stock multiprocessing and concurrent.futures.
@@ -115,9 +149,13 @@ def install(
     Arrays that lie in a region, and views of them, travel as a reference whatever their size: **what the
     sender writes afterwards the receiver sees**, and the other way round. Others of more than `threshold`
     bytes are copied once, into `region` (default: the default region), when the message is pickled; smaller
-    ones travel as before. `readonly` makes the receiver's arrays read-only. When the region is full,
-    `on_full="raise"` raises OutOfPages where the message is pickled; `"copy"` sends the array as before, and
-    so does a region that was closed since.
+    ones travel as before. `readonly` makes the receiver's arrays read-only.
+
+    When the region is full, `on_full="wait"` waits up to `timeout` seconds for others to give pages back,
+    then sends the array as before, by value, and warns once; later messages do so at once until there was
+    room again, and so does a process that alone could give pages back. `"copy"` never waits, `"raise"` raises
+    OutOfPages where the message is pickled. Arrays go by value, too, when the region was closed since or
+    cannot be used here.
 
     `private=True` is for code written for copies: what a receiver writes is its own. What was copied in has
     the bytes of that moment; an array that lies in a region shows the sender's later writes in pages that
@@ -131,11 +169,13 @@ def install(
         raise ValueError(f"on_full must be one of {', '.join(ON_FULL)}, not {on_full!r}")
     if threshold < 0:
         raise ValueError(f"threshold must not be negative, not {threshold}")
+    if not 0 <= timeout < 1e9:
+        raise ValueError(f"timeout must be from 0 to 1e9 seconds, not {timeout}")
     if private not in PRIVATE:
         raise ValueError(f"private must be False, True or 'copy', not {private!r}")
-    settings = Settings(region or default_region(), region is None, threshold, readonly, on_full, private)
-    settings.region.fileno()  # RegionClosed
-    _install(settings)
+    chosen = region or default_region()
+    chosen.fileno()  # RegionClosed
+    _install(Settings(lambda: chosen, region is None, threshold, readonly, on_full, timeout, private))
 
 
 def _reducers() -> dict[type, Any]:
@@ -150,6 +190,7 @@ def _install(settings: Settings) -> None:
                 _wrapped_before[owner, name] = owner.__dict__.get(name)
                 setattr(owner, name, wrapper)
         set_settings(settings, _reduce_array)
+        forget_warnings()
         _teach()
 
 
@@ -217,13 +258,13 @@ def _unteach(kind: type) -> None:
 
 def _install_in_child(where: Where, is_default: bool, *options: Any) -> None:
     try:
-        region = region_at(where)
-    except RegionUnavailable as e:  # then this process goes on as without us
+        kept = Kept(where)
+    except (OSError, VmallocError) as e:  # then this process goes on as without us
         warnings.warn(f"vmalloc is not installed in this process: {e}", RuntimeWarning, stacklevel=2)
         return
     if is_default:
-        set_default_region(region)
-    _install(Settings(region, is_default, *options))
+        set_default_region(lambda: region_at(kept.where))
+    _install(Settings(lambda: region_at(kept.where), is_default, *options))
 
 
 def _dump(self: ForkingPickler, obj: Any) -> None:
@@ -234,7 +275,7 @@ def _dump(self: ForkingPickler, obj: Any) -> None:
     outer = _under_way.message
     message = _under_way.message = Message()
     try:
-        if isinstance(obj, BaseProcess):
+        if issubclass(type(obj), BaseProcess):  # isinstance() would use a stand-in
             _dump_process(self, obj, message)
         else:
             _dump_before(self, obj)
@@ -256,8 +297,8 @@ def _dump_before(self: ForkingPickler, obj: Any) -> None:
 
 def _dump_process(self: ForkingPickler, process: BaseProcess, message: Message) -> None:
     """The settings go with a process that is started; loading them installs us there."""
-    settings = get_settings()
-    if settings is None or settings.region.closed:
+    settings = cast("Settings | None", get_settings())
+    if settings is None or settings.usable_region() is None:
         return _dump_before(self, process)
     process.__dict__[_IN_PROCESS] = settings
     message.starts_process = True
@@ -295,10 +336,49 @@ def _send_through(self: Connection[Any, Any], obj: Any) -> None:
         sending.by_value = outer
 
 
+_is_new = False  # a forked child before its first message
+
+
+def _note_fork() -> None:
+    global _is_new
+    _is_new = True
+
+
+os.register_at_fork(after_in_child=_note_fork)
+
+
+def _give_addresses_back() -> None:
+    """A child whose address space was limited since the fork receives copies: the mapping takes it all."""
+    global _is_new
+    _is_new = False
+    settings = cast("Settings | None", get_settings())
+    if settings is None or not is_short_of_addresses():
+        return
+    region = settings.region
+    kept = Kept(where_of(region))
+    if region._unmap():  # pyright: ignore[reportPrivateUsage]
+        again = Settings(lambda: region_at(kept.where), *settings.options())
+        set_settings(again, _reduce_array)
+
+
+def _loads(data: Any, **options: Any) -> Any:
+    """ForkingPickler.loads. What fails because of a stand-in within it is loaded again, with more of them."""
+    if _is_new:
+        _give_addresses_back()
+    before = nr_made()
+    try:
+        return pickle.loads(data, **options)
+    except Exception:
+        if nr_made() == before:
+            raise
+        return load_tolerantly(data)
+
+
 _Connection: Any = Connection.__mro__[1]  # whose send() all connections have
 _WRAPPERS: dict[tuple[Any, str], Any] = {
     (ForkingPickler, "dump"): _dump,
     (ForkingPickler, "dumps"): classmethod(_dumps),
+    (ForkingPickler, "loads"): staticmethod(_loads),
     (_Connection, "send"): _send_through,
 }
 
@@ -306,7 +386,7 @@ _WRAPPERS: dict[tuple[Any, str], Any] = {
 def _pack_plain(a: np.ndarray[Any, Any], settings: MessageSettings) -> bytes | None:
     try:
         return None if a.base is None else pack_plain(a, settings.readonly)
-    except OutOfPages:  # of leases: the longer way knows what to do
+    except VmallocError:  # the longer way knows what to do
         return None
 
 
@@ -327,7 +407,7 @@ def _reduce_array(a: np.ndarray[Any, Any]) -> Any:
 
 def _reduce(x: object) -> Any:
     """For a pickler, a value that has an adapter: by reference, copied in first, or as before."""
-    settings = get_settings()
+    settings = cast("Settings | None", get_settings())
     adapter = registry.adapter_for(type(x))
     holding, nbytes = adapter.holding(x), adapter.nbytes(x)
     if holding is not None and nbytes is not None and holding.region.closed:
@@ -336,32 +416,32 @@ def _reduce(x: object) -> Any:
         holding = None if settings.private == "copy" or nbytes <= settings.threshold else holding
     if settings is None or sending.by_value or (holding is None and _goes_as_before(nbytes, settings)):
         return x.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
-    try:
-        if holding is not None:
-            return _send(x, holding, settings)
-        return _send(*registry.place(x, settings.region, anew=settings.private == "copy"), settings)
-    except _NoLease as e:
-        message = _under_way.message
-        if message is not None and message.references:  # it is large, and took them itself
-            message.has_no_lease = True
-        elif settings.on_full != "copy":
-            raise OutOfPages(*e.args) from None
-        if nbytes is None:
-            raise OutOfPages(*e.args) from None
-    except OutOfPages:
-        if settings.on_full != "copy" or nbytes is None:
-            raise
-    return x.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
+
+    def send() -> tuple[Any, ...] | None:
+        try:
+            if holding is not None:
+                return _send(x, holding, settings)
+            return _send(*registry.place(x, settings.region, anew=settings.private == "copy"), settings)
+        except _NoLease:
+            message = _under_way.message
+            if message is None or not message.references or nbytes is None:
+                raise
+            message.has_no_lease = True  # it is large, and took them itself: no wait would help
+            return None
+
+    region = cast("Region", settings.region if holding is None else holding.region)
+    sent = settings.room.find(send, region, 0 if holding is not None else nbytes or 0, nbytes is not None)
+    return x.__reduce_ex__(pickle.DEFAULT_PROTOCOL) if sent is None else sent
 
 
-def _goes_as_before(nbytes: int | None, settings: MessageSettings) -> bool:
+def _goes_as_before(nbytes: int | None, settings: Settings) -> bool:
     """What lies in no region. A copy in it would be of no use to a message that finds no lease."""
-    if nbytes is None or nbytes <= settings.threshold or settings.region.closed:
+    if nbytes is None or nbytes <= settings.threshold or settings.usable_region() is None:
         return True
     return _under_way.message is not None and _under_way.message.has_no_lease
 
 
-def _send(value: Any, holding: Holding, settings: MessageSettings) -> tuple[Any, ...]:
+def _send(value: Any, holding: Holding, settings: Settings) -> tuple[Any, ...]:
     """Beside an earlier array of the same pages, or a reference with a lease of its own."""
     message = _under_way.message
     is_array = type(value) is _ndarray

@@ -7,18 +7,22 @@ import errno
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
+from vmalloc import stand_in
 from vmalloc._core import STATES, CoreRegion, attached
 from vmalloc.adapters.registry import describe, holding_of, place, rebuild
 from vmalloc.array import ArrayFunctions
 from vmalloc.attach import Where, attach, attach_where, serve_region, where_of
 from vmalloc.description import decode, encode
-from vmalloc.errors import RegionCorrupt, RegionUnavailable
-from vmalloc.facts import NODES_MAX, POOLS, POOLS_DEFAULT, PROCESSES_MAX
+from vmalloc.errors import OutOfPages, RegionCorrupt, RegionUnavailable, VmallocError
+from vmalloc.facts import NODES_MAX, POOLS, POOLS_DEFAULT, PROCESSES_MAX, SMALLEST_DEFAULT_BYTES
+from vmalloc.limits import room_for_a_region
 from vmalloc.stats import PRESSURE_SOURCES, PRESSURES, Holder, Range, Stats
+
+stand_in.nr_made()  # imported here: when a load fails there may be no descriptor left to import it by
 
 __all__ = ["Region", "default_region", "parse_size", "region_at", "region_of"]
 
@@ -381,31 +385,63 @@ def region_of(x: object) -> CoreRegion | None:
 
 
 _default: Region | None = None
+_inherited: Callable[[], Region] | None = None  # the parent's; attached when it is first needed
 _default_lock = threading.RLock()
 
 
-def set_default_region(region: Region, *, unless_made: bool = False) -> None:
-    """In a process that was spawned: its parent's default region is its own."""
-    global _default
+def set_default_region(region: Region | Callable[[], Region], *, unless_made: bool = False) -> None:
+    """In a process that was spawned: its parent's default region is its own; or a call that attaches it."""
+    global _default, _inherited
     with _default_lock:
-        if not unless_made or default_region_if_made() is None:
-            _default = region
+        if unless_made and default_region_if_made() is not None:
+            return
+        if isinstance(region, Region):
+            _default, _inherited = region, None
+        else:
+            _default, _inherited = None, region
 
 
 def default_region_if_made() -> Region | None:
-    """The default region, if somebody used it and it is open."""
-    return _default if _default is not None and not _default.closed else None
+    """The default region, if somebody used it, in this process or its parent, and it is open."""
+    global _default, _inherited
+    with _default_lock:
+        if _inherited is not None:
+            try:
+                _default, _inherited = _inherited(), None
+            except VmallocError:  # this process cannot have it
+                return None
+        return _default if _default is not None and not _default.closed else None
 
 
 def default_region() -> Region:
     """The region used where none is named; made on first use.
 
     VMALLOC_DEFAULT_SIZE sets its size; the default is the machine's memory, of which nothing is taken
-    before it is used. Children of fork find their parent's, and so do those spawned after install().
+    before it is used, or less where a cgroup or RLIMIT_AS (ulimit -v) leaves less: OutOfPages says so then.
+    Children of fork find their parent's, and so do those spawned after install().
     """
     global _default
     with _default_lock:
-        if _default is None or _default.closed:
-            memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")
-            _default = Region(os.environ.get("VMALLOC_DEFAULT_SIZE", memory), name="default")
-        return _default
+        region = default_region_if_made()
+        if region is None:
+            region = _default = _new_default()
+        return region
+
+
+def _new_default() -> Region:
+    """As large as the machine's memory, or as the limits of this process allow."""
+    size = os.environ.get("VMALLOC_DEFAULT_SIZE")
+    if size is not None:
+        return Region(size, name="default")
+    nbytes, limited_by = room_for_a_region()
+    while True:
+        try:
+            region = Region(nbytes, name="default")
+        except (OutOfPages, RegionUnavailable):
+            if nbytes <= SMALLEST_DEFAULT_BYTES:
+                raise
+            nbytes = max(nbytes // 2, SMALLEST_DEFAULT_BYTES)
+            limited_by = limited_by or "what this process may map"
+            continue
+        region._limited_by = limited_by
+        return region

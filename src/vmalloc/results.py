@@ -163,6 +163,7 @@ def shortage_error(
     quota: int,
     cause: int,
     holders: list[tuple[int, int, int]],
+    limited_by: str = "",
 ) -> OutOfPages:
     """OutOfPages for a request of `nr_pages`; counts in pages of `granule` bytes."""
     name, why, remedy = _CAUSES[cause]
@@ -175,7 +176,8 @@ def shortage_error(
     error = OutOfPages(
         f"{nr_pages} pages requested ({size_text(nr_pages * granule)}); {free} of {total} free, "
         f"largest run {largest}, {busy} busy, {lazy} lazy; {why.format(**sizes)}. "
-        f"{f'Most is held by {most}. ' if most else ''}{remedy}."
+        f"{f'Most is held by {most}. ' if most else ''}"
+        f"{f'The region is no larger because of {limited_by}. ' if limited_by else ''}{remedy}."
     )
     error.cause = name
     error.requested, error.free, error.largest = nr_pages * granule, free * granule, largest * granule

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: MIT
+# pyright: reportPrivateUsage=false
 """SharedMemory and ShareableList with the shape of `multiprocessing.shared_memory`.
 
     from vmalloc.shared_memory import SharedMemory   # the one line that changes
@@ -11,10 +12,12 @@ is gone, and nothing is left behind. An object that is dropped without close() p
 from __future__ import annotations
 
 import errno
+import hashlib
 import multiprocessing
 import os
-import secrets
 from collections.abc import Iterable, Iterator
+from multiprocessing import managers
+from multiprocessing import shared_memory as _stock
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -23,16 +26,18 @@ from vmalloc.adapters.registry import describe, holding_of
 from vmalloc.attach import Where, attach_found, where_of
 from vmalloc.description import encode
 from vmalloc.errors import RegionUnavailable
+from vmalloc.facts import NAME_BYTES_MAX, NAMES_MAX
 from vmalloc.region import Region, default_region, default_region_if_made, region_at, set_default_region
 
 if TYPE_CHECKING:
     from vmalloc.find import Found
 
-__all__ = ["ShareableList", "SharedMemory"]
+__all__ = ["ShareableList", "SharedMemory", "SharedMemoryManager"]
 
-_PREFIX = "shm:"
-_NAME_BYTES = 63 - len(_PREFIX)  # what a region keeps, see core/share/names.c
+_PREFIX, _LONG_PREFIX = "shm:", "shm#"
+_NAME_BYTES_MAX = 255  # as the system has it for the standard library's
 _CHUNK = bytes(1 << 20)
+_more: list[Region] = []  # default regions beside the first, for names
 
 
 class SharedMemory:
@@ -40,7 +45,7 @@ class SharedMemory:
 
     With `create`, new zeroed memory; FileExistsError if the name is taken. Else what has that name;
     FileNotFoundError if nothing has. `track` is accepted and ignored. ValueError as the standard library's
-    class raises, and for names over 59 bytes; OutOfPages.
+    class raises; OutOfPages.
 
     `region` says where. Without it memory is made in the default region (that of the parent in a process
     that multiprocessing started, if it has one), and a name is looked for in the regions of this process,
@@ -51,8 +56,12 @@ class SharedMemory:
     Pickled, it names its region too, and loads wherever that can be attached.
     """
 
+    # so that close() and unlink() do nothing for one that could not be made
+    _name: str | None = None
     _buf: memoryview | None = None
     _holding: Holding | None = None
+    _region: Region
+    _size = 0
 
     def __init__(
         self,
@@ -82,27 +91,29 @@ class SharedMemory:
             if name is not None and _region_named(name) is not None:
                 raise _exists(name)
             region = _home()
+            if len(region) >= NAMES_MAX:
+                region = _home_for_more()
         block = region.alloc(size)
         if not block.zeroed:
             _clear(memoryview(block))
         meta = encode(describe(block, block))
         while True:
-            self._name = f"psm_{secrets.token_hex(4)}" if name is None else name
+            tried = _new_name() if name is None else f"/{name}"
             try:
-                region._name_set(_PREFIX + self._name, block, meta, True)  # pyright: ignore[reportPrivateUsage]
+                region._name_set(_key(tried), block, meta, True)
                 break
             except FileExistsError:
                 if name is not None:
                     raise _exists(name) from None
-        self._region = region
+        self._name, self._region = tried, region
         self._hold(memoryview(block))
 
     def _open(self, name: str, region: Region) -> None:
         try:
-            buf = region[_PREFIX + name]
+            buf = region[_key(name)]
         except KeyError:
             raise _missing(name) from None
-        self._name, self._region = name, region
+        self._name, self._region = f"/{name}", region
         self._hold(buf)
 
     def _hold(self, buf: memoryview) -> None:
@@ -112,7 +123,8 @@ class SharedMemory:
     @property
     def name(self) -> str:
         """What other processes find it by."""
-        return self._name
+        assert self._name is not None
+        return self._name[1:]
 
     @property
     def size(self) -> int:
@@ -138,7 +150,7 @@ class SharedMemory:
             self._buf = None
         if self._holding is not None:
             # as in the standard library, which releases buf and then finds that it cannot unmap
-            if self._holding._nr_exports:  # pyright: ignore[reportPrivateUsage]
+            if self._holding._nr_exports:
                 raise self._in_use("an array or a slice")
             self._holding = None
 
@@ -152,16 +164,26 @@ class SharedMemory:
 
         The memory goes with its last user, so what is still open stays valid.
         """
+        if self._name is None:
+            return
         try:
-            del self._region[_PREFIX + self._name]
+            del self._region[_key(self._name)]
         except KeyError:
-            raise _missing(self._name) from None
+            raise _missing(self.name) from None
+
+    def __del__(self) -> None:
+        """For subclasses that call it. It closes nothing: what is in use stays valid."""
+
+    @property
+    def _fd(self) -> int:
+        """A descriptor of the whole region, which stays the region's; -1 after close()."""
+        return -1 if self._buf is None else self._region.fileno()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _load, (type(self), where_of(self._region), self._name)
+        return _load, (type(self), where_of(self._region), self.name)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._name!r}, size={self._size})"
+        return f"{type(self).__name__}({self.name!r}, size={self._size})"
 
 
 def _load(cls: type[SharedMemory], where: Where, name: str) -> SharedMemory:
@@ -172,10 +194,29 @@ def _load(cls: type[SharedMemory], where: Where, name: str) -> SharedMemory:
         raise FileNotFoundError(errno.ENOENT, f"{os.strerror(errno.ENOENT)}: {e}", name) from e
 
 
+def _new_name() -> str:
+    made: str = getattr(_stock, "_make_filename")()  # noqa: B009  # which typeshed leaves out
+    return made
+
+
 def _check(name: str) -> None:
-    encoded = name.encode()
-    if not 0 < len(encoded) <= _NAME_BYTES or b"\0" in encoded:
-        raise ValueError(f"a name takes 1 to {_NAME_BYTES} bytes without zeros, not {name!r}")
+    """As the system does for the standard library. ValueError, OSError."""
+    encoded = os.fsencode(name)
+    if b"\0" in encoded:
+        raise ValueError("embedded null character")
+    stripped = encoded.lstrip(b"/")
+    if not stripped or b"/" in stripped:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), name)
+    if len(stripped) > _NAME_BYTES_MAX:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), name)
+
+
+def _key(name: str) -> str:
+    """What the region keeps it under. Leading slashes make no difference; what is long goes by its digest."""
+    stripped = name.lstrip("/")
+    if len(os.fsencode(stripped)) <= NAME_BYTES_MAX - len(_PREFIX) and stripped.isprintable():
+        return _PREFIX + stripped
+    return _LONG_PREFIX + hashlib.sha256(os.fsencode(stripped)).hexdigest()[:48]
 
 
 def _exists(name: str) -> FileExistsError:
@@ -219,12 +260,24 @@ def _home() -> Region:
     return default_region()
 
 
+def _home_for_more() -> Region:
+    """A region has so many names: another default region, which others find as they do the first."""
+    for region in _more:
+        if not region.closed and len(region) < NAMES_MAX:
+            return region
+    first = default_region()
+    region = Region(first.nr_pages * os.sysconf("SC_PAGESIZE"), name="default")
+    _more.append(region)
+    return region
+
+
 def _region_named(name: str) -> Region | None:
     """The region that has the name: one of this process, else another default region of this user."""
+    key = _key(name)
     here = [r for r in attached.values() if isinstance(r, Region) and not r.closed]
     here.sort(key=lambda r: r is not default_region_if_made())
     for region in here:
-        if _PREFIX + name in region:
+        if key in region:
             return region
     known = {(st.st_ino, st.st_dev) for st in (os.fstat(region.fileno()) for region in here)}
     for found in _default_regions():
@@ -236,7 +289,7 @@ def _region_named(name: str) -> Region | None:
 def _has(found: Found, name: str) -> bool:
     """Looked up without taking part: no slot, no lock, nothing to recover."""
     try:
-        return _PREFIX + name in attach_found(Region, found, readonly=True)
+        return _key(name) in attach_found(Region, found, readonly=True)
     except RegionUnavailable as e:
         if e.errno in (errno.EMFILE, errno.ENFILE):
             raise
@@ -256,7 +309,6 @@ def _default_regions() -> Iterator[Found]:
 # ---- lists ----
 
 if TYPE_CHECKING:
-    from multiprocessing import shared_memory as _stock
 
     class _StockList(_stock.ShareableList[Any]): ...
 else:
@@ -278,3 +330,44 @@ class ShareableList(_StockList):
             _StockList.__init__.__defaults__,
         )
         __init__.__kwdefaults__ = _StockList.__init__.__kwdefaults__
+
+
+# ---- the manager ----
+
+
+class _Tracker(managers._SharedMemoryTracker):  # type: ignore[misc,name-defined]
+    def destroy_segment(self, segment_name: str) -> None:
+        self.segment_names.remove(segment_name)  # pyright: ignore[reportUnknownMemberType]
+        segment = SharedMemory(segment_name)
+        segment.close()
+        segment.unlink()
+
+
+class _ManagerServer(managers.SharedMemoryServer):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.shared_memory_context = _Tracker(f"shm_{os.getpid()}", [])
+
+
+class SharedMemoryManager(managers.SharedMemoryManager):
+    """The standard library's manager of segments, on our SharedMemory: its shutdown unlinks them all."""
+
+    _Server = _ManagerServer
+
+    def SharedMemory(self, size: int) -> Any:
+        """A new SharedMemory, which the manager unlinks."""
+        return self._tracked(SharedMemory(create=True, size=size))
+
+    def ShareableList(self, sequence: Iterable[Any] | None) -> Any:
+        """A new ShareableList, which the manager unlinks."""
+        return self._tracked(ShareableList(sequence))
+
+    def _tracked(self, made: Any) -> Any:
+        segment = made.shm if isinstance(made, ShareableList) else made
+        try:
+            with self._Client(self._address, authkey=self._authkey) as connection:  # type: ignore[attr-defined]
+                managers.dispatch(connection, None, "track_segment", (segment.name,))  # type: ignore[attr-defined]
+        except BaseException:
+            segment.unlink()
+            raise
+        return made

@@ -242,7 +242,11 @@ def test_the_second_install_counts(region):
 
 @pytest.mark.parametrize(
     ("options", "text"),
-    [({"on_full": "wait"}, "raise, copy, not 'wait'"), ({"threshold": -1}, "not be negative, not -1")],
+    [
+        ({"on_full": "drop"}, "wait, copy, raise, not 'drop'"),
+        ({"threshold": -1}, "not be negative, not -1"),
+        ({"timeout": -1}, "timeout must be from 0 to 1e9 seconds, not -1"),
+    ],
 )
 def test_options_are_checked(region, options, text):
     with pytest.raises(ValueError, match=text):

@@ -172,7 +172,8 @@ def test_every_byte_of_a_message_may_be_wrong(region):
 # ---- a full region ----
 
 
-def test_a_full_region_raises_where_the_message_is_pickled(region):
+def test_a_full_region_raises_where_the_message_is_pickled_if_one_wants_that(region):
+    vmalloc.install(region, THRESHOLD, on_full="raise")
     held = region.alloc(region.nr_pages * PAGE)
     with pytest.raises(vmalloc.OutOfPages, match="100 pages requested"):
         sent([np.zeros(100 * PAGE, "u1")])
@@ -180,11 +181,14 @@ def test_a_full_region_raises_where_the_message_is_pickled(region):
     held.release()
 
 
-def test_a_full_region_may_fall_back_to_stock_pickling(region):
-    vmalloc.install(region, THRESHOLD, on_full="copy")
+@pytest.mark.parametrize("on_full", ["wait", "copy"])
+def test_a_full_region_sends_copies_and_says_so_once(region, on_full):
+    vmalloc.install(region, THRESHOLD, on_full=on_full, timeout=1e6)  # nobody else is there: no wait
     held = region.alloc(region.nr_pages * PAGE)
     a = filled(None, (100, 100), "f4")
-    b = sent(a)
+    with pytest.warns(RuntimeWarning, match="by value until there is room again") as told:
+        b, _ = sent(a), sent(a)
+    assert len(told) == 1
     assert (a == b).all()
     assert not vmalloc.is_shared(b)
     held.release()
@@ -193,6 +197,7 @@ def test_a_full_region_may_fall_back_to_stock_pickling(region):
 
 def test_65536_messages_may_be_under_way_and_the_next_is_told(region):
     a = region.zeros(10)
+    vmalloc.install(region, THRESHOLD, on_full="raise")
     texts = [ForkingPickler.dumps(a) for _ in range(1 << 16)]
     with pytest.raises(vmalloc.OutOfPages, match="65536 leases of the region are taken"):
         ForkingPickler.dumps(a)
@@ -200,7 +205,8 @@ def test_65536_messages_may_be_under_way_and_the_next_is_told(region):
     assert pickle.loads(ForkingPickler.dumps(a)) is not None
     vmalloc.install(region, THRESHOLD, on_full="copy")
     kept = ForkingPickler.dumps(a)
-    assert not vmalloc.is_shared(sent(a))
+    with pytest.warns(RuntimeWarning, match="65536 leases"):
+        assert not vmalloc.is_shared(sent(a))
     assert region.expire_leases() == 1 << 16
     del a
     with pytest.raises(vmalloc.StaleReference):

@@ -95,7 +95,7 @@ static void end_leases(stage *s)
     uint64_t nr = 0, nr_before = stats_of(s->r).nr_leases;
     for (uint32_t i = 0; i < s->r->map.h->lease_high; i++) {
         const vm_lease_entry *e = &s->r->map.leases[i];
-        bool is_dead = vm__process_is_retired(s->r, e->owner & 0xffff, e->owner >> 16);
+        bool is_dead = vm__process_is_retired(s->r, e->owner & 0xffff, e->owner >> 16 & VM_INC_MASK);
         CHECK(!e->id || !is_dead || e->deadline_ns);
         nr += e->id != 0;
     }

@@ -84,7 +84,7 @@ static void check_lease(auditor *a, const vm_lease_entry *e)
 {
     uint32_t process = e->owner & 0xff;
     const row *w = living(a, process);
-    bool is_lively = w && !vm__process_is_retired(a->r, process, e->owner >> 16);
+    bool is_lively = w && !vm__process_is_retired(a->r, process, e->owner >> 16 & VM_INC_MASK);
     if (is_lively && !has_message(e->id) && !w->is_uncertain)
         violation("lease %" PRIx64 " of row %d, for page %" PRIu64 ", is in no message", e->id, a->row_of[process],
                   e->page);

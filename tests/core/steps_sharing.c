@@ -45,6 +45,16 @@ void claim_stale(stage *s)
     vm_range a;
     CHECK_EQ(vm_claim(s->r, s->gift[0].page, s->gift[0].id + 1, s->lease, &a), -ESTALE);
 }
+void read_gift(stage *s) /* through a window; then its lease may end */
+{
+    vm_window *w;
+    uint64_t first;
+    CHECK_EQ(vm_window_open(vm_fd(s->r), false, &w), 0);
+    CHECK_EQ(vm_window_read(w, s->gift[0].page, s->gift[0].id, 0, sizeof first, &first), 0);
+    vm_window_done(w, s->lease);
+    vm_window_close(w);
+    CHECK_EQ(vm_tick(s->r), 0);
+}
 void claim_what_was_sent(stage *s) /* its sender is dead, and had let go of it or not */
 {
     vm_range a;
@@ -104,6 +114,24 @@ void recover_and_purge(stage *s)
 {
     CHECK_EQ(vm_recover(s->r, NULL), 0);
     CHECK_EQ(vm_purge(s->r, NULL), 0);
+}
+void lease_message_held(stage *s)
+{
+    uint64_t lease;
+    CHECK_EQ(vm_lease_message(s->r, s->held[0].page, s->held[0].id, &lease), 0);
+    s->sent = s->held[0];
+    s->lease = lease;
+}
+void leave_a_message_of_the_dead(stage *s)
+{
+    leave_a_lease_of_the_dead(s);
+    s->r->map.leases[s->lease % VM_LEASES_MAX].owner |= VM_LEASE_KEPT;
+    CHECK_EQ(vm_recover(s->r, NULL), 0); /* it has its deadline now, and stays */
+}
+void end_oldest(stage *s)
+{
+    uint64_t nr;
+    CHECK_EQ(vm_end_oldest(s->r, 1, &nr), 0);
 }
 void lengthen_leases(stage *s) { s->r->map.h->lease_ttl_ns = 60ull * 1000 * 1000 * 1000; }
 

@@ -228,6 +228,72 @@ static void a_request_that_would_fail_ends_what_is_over(vm_pools d)
     FINISH(r);
 }
 
+/* As one that was killed after it put its message into a queue. */
+static void send_message_and_die(vm_region *r, uint64_t nr_pages, message *out)
+{
+    IN_CHILD({
+        out->range = take(r, nr_pages);
+        CHECK_EQ(vm_lease_message(r, out->range.page, out->range.id, &out->lease), 0);
+        GIVE_BACK(r, out->range);
+    });
+    CHECK_EQ(vm_recover(r, NULL), 0);
+}
+
+static void a_message_outlives_its_sender_until_somebody_asks(vm_pools d)
+{
+    vm_region *r = make(d, SHORT_S);
+    message *m = shared_memory(sizeof *m);
+    vm_range b;
+    send_message_and_die(r, 3, m);
+    CHECK_EQ(vm_purge(r, NULL), 0);
+    CHECK_EQ(vm_shrink(r, NULL), 0);
+    CHECK_EQ(vm_tick(r), 0);
+    CHECK_EQ(vm_alloc(r, 3000, 1, 0, &b), -ENOSPC);
+    CHECK_EQ(vm_claim(r, m->range.page, m->range.id, m->lease, &b), 0);
+    GIVE_BACK(r, b);
+    send_message_and_die(r, 3, m);
+    CHECK_EQ(expire(r, false), 1);
+    CHECK_EQ(vm_claim(r, m->range.page, m->range.id, m->lease, &b), -ESTALE);
+    FINISH(r);
+}
+
+static void who_dies_over_a_claim_leaves_no_message(vm_pools d)
+{
+    vm_region *r = make(d, SHORT_S);
+    message *m = shared_memory(sizeof *m);
+    send_message_and_die(r, 3, m);
+    vm_lease_entry *e = &r->map.leases[m->lease % VM_LEASES_MAX];
+    e->owner &= ~VM_LEASE_KEPT; /* what its loader wrote before it died */
+    e->deadline_ns = 0;
+    r->map.h->purge_needs_scan = 1;
+    CHECK_EQ(vm_purge(r, NULL), 0); /* finds it, and */
+    CHECK_EQ(vm_purge(r, NULL), 0); /* ends it */
+    CHECK_EQ(stats_of(r).nr_leases, 0);
+    FINISH(r);
+}
+
+static void messages_of_the_dead_end_oldest_first_and_no_more_than_needed(vm_pools d)
+{
+    vm_region *r = make(d, SHORT_S);
+    message *m = shared_memory(4 * sizeof *m);
+    uint64_t nr = 0;
+    vm_range b, own = take(r, 2);
+    for (int i = 0; i < 3; i++)
+        send_message_and_die(r, 10, &m[i]);
+    CHECK_EQ(vm_lease_message(r, own.page, own.id, &m[3].lease), 0); /* ours, and we live */
+    CHECK_EQ(vm_end_oldest(r, 11, &nr), 0);
+    CHECK_EQ(nr, 2);
+    CHECK_EQ(vm_claim(r, m[0].range.page, m[0].range.id, m[0].lease, &b), -ESTALE);
+    CHECK_EQ(vm_claim(r, m[1].range.page, m[1].range.id, m[1].lease, &b), -ESTALE);
+    CHECK_EQ(vm_claim(r, m[2].range.page, m[2].range.id, m[2].lease, &b), 0);
+    GIVE_BACK(r, b);
+    CHECK_EQ(vm_end_oldest(r, 3000, &nr), 0);
+    CHECK_EQ(nr, 0);
+    CHECK_EQ(vm_drop_lease(r, m[3].lease), 0);
+    GIVE_BACK(r, own);
+    FINISH(r);
+}
+
 static void the_living_keep_their_leases(vm_pools d)
 {
     vm_region *r = make(d, SHORT_S);
@@ -366,6 +432,9 @@ int main(void)
         a_lease_outlives_its_sender_for_its_time(d);
         a_lease_whose_time_is_over_ends_at_the_next_purge(d);
         a_request_that_would_fail_ends_what_is_over(d);
+        a_message_outlives_its_sender_until_somebody_asks(d);
+        who_dies_over_a_claim_leaves_no_message(d);
+        messages_of_the_dead_end_oldest_first_and_no_more_than_needed(d);
         the_living_keep_their_leases(d);
         who_claims_has_it_whatever_becomes_of_the_sender(d);
         the_table_of_one_who_died_over_it_is_mended(d);

@@ -96,6 +96,7 @@ def test_after_the_lease_ttl_a_message_of_the_dead_is_stale(short):
     assert short.stats().busy_pages == 100
 
 
+@pytest.mark.filterwarnings("ignore:the region is full, so 2000 unread messages:RuntimeWarning")
 def test_a_full_region_takes_what_dead_senders_left_by_itself(short):
     messages_of_the_dead(short, n=2000)
     short.recover()
@@ -108,6 +109,45 @@ def test_a_full_region_takes_what_dead_senders_left_by_itself(short):
             assert time.monotonic() < deadline
             time.sleep(0.05)
     assert short.stats().nr_leases == 0
+
+
+def put_twenty(queue):
+    for i in range(20):
+        queue.put(np.full(50_000, i, "u1"))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("kind", ["Queue", "SimpleQueue"])
+def test_a_message_in_a_queue_outlives_its_producer_however_late_it_is_read(short, kind, method):
+    vmalloc.install(short, THRESHOLD)
+    try:
+        queue = getattr(multiprocessing.get_context(method), kind)()
+        with child(method, put_twenty, queue) as process:
+            process.join(WAIT_S)
+        for i in range(20):
+            short.recover()
+            short.purge()
+            short.tick()
+            time.sleep(0.02)  # twice lease_ttl_s in all
+            a = queue.get()
+            assert (a[0], a[-1], vmalloc.is_shared(a)) == (i, i, True)
+    finally:
+        vmalloc.uninstall()
+
+
+def test_a_send_is_copied_rather_than_that_it_ends_what_may_still_be_read(short):
+    vmalloc.install(short, THRESHOLD)
+    try:
+        messages = messages_of_the_dead(short, n=10)
+        short.recover()
+        time.sleep(0.4)
+        held = short.alloc(short.stats().largest_free_pages * PAGE)
+        with pytest.warns(RuntimeWarning, match="by value"):
+            assert not vmalloc.is_shared(pickle.loads(ForkingPickler.dumps(np.ones(40 * PAGE, "u1"))))
+        assert [int(pickle.loads(m)[0]) for m in messages] == list(range(10))
+        del held
+    finally:
+        vmalloc.uninstall()
 
 
 def test_a_lease_of_the_living_has_no_end(short):

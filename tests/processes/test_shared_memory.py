@@ -20,9 +20,11 @@ from tests.processes.test_attach import METHODS
 from tests.processes.workers import WAIT_S, child, forked, join, python
 
 import vmalloc
+from vmalloc import shared_memory as ours_module
 from vmalloc.attach import attach_found
+from vmalloc.facts import NAMES_MAX
 from vmalloc.find import find_regions
-from vmalloc.shared_memory import ShareableList, SharedMemory
+from vmalloc.shared_memory import ShareableList, SharedMemory, SharedMemoryManager
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 
@@ -96,11 +98,8 @@ def test_new_memory_is_zeros_whatever_its_pages_held(default):
         ({"create": True, "size": -2}, "positive integer"),
         ({"create": True}, "different from zero"),
         ({}, "only be None if create"),
-        ({"name": "a\0b"}, "without zeros"),
-        ({"name": "a\0b", "create": True, "size": 1}, "without zeros"),
-        ({"name": "", "create": True, "size": 1}, "1 to 59 bytes"),
-        ({"name": "n" * 60, "create": True, "size": 1}, "1 to 59 bytes"),
-        ({"name": "é" * 30}, "1 to 59 bytes"),
+        ({"name": "a\0b"}, "embedded null"),
+        ({"name": "a\0b", "create": True, "size": 1}, "embedded null"),
     ],
     ids=str,
 )
@@ -109,11 +108,107 @@ def test_what_is_no_name_or_size_is_a_value_error(arguments, text):
         SharedMemory(**arguments)
 
 
-def test_a_name_may_have_59_bytes(default):
-    made = SharedMemory("n" * 59, create=True, size=1)
-    assert SharedMemory("n" * 59).size == 1
-    assert "shm:" + "n" * 59 in default
+@pytest.mark.parametrize("module", [ours_module, stock], ids=["ours", "stock"])
+@pytest.mark.parametrize(
+    ("bad", "number"),
+    [("", errno.EINVAL), ("/", errno.EINVAL), ("a/b", errno.EINVAL), ("n" * 256, errno.ENAMETOOLONG)],
+)
+def test_a_name_that_the_system_refuses_is_refused(module, bad, number):
+    for options in ({}, {"create": True, "size": 1}):
+        with pytest.raises(OSError) as caught:
+            module.SharedMemory(bad, **options)
+        assert caught.value.errno == number
+
+
+@pytest.mark.parametrize("module", [ours_module, stock], ids=["ours", "stock"])
+@pytest.mark.parametrize("length", [1, 59, 60, 63, 64, 200, 255])
+def test_a_name_has_up_to_255_bytes(module, length):
+    long = f"{os.getpid()}-{module.__name__}".ljust(255, "n")[-length:]
+    made = module.SharedMemory(long, create=True, size=5)
+    try:
+        assert made.name == long
+        found = module.SharedMemory(long)
+        made.buf[0] = 7
+        assert (found.name, found.buf[0]) == (long, 7)
+        found.close()
+        with pytest.raises(FileExistsError):
+            module.SharedMemory(long, create=True, size=5)
+    finally:
+        made.close()
+        made.unlink()
+
+
+@pytest.mark.parametrize("module", [ours_module, stock], ids=["ours", "stock"])
+def test_leading_slashes_make_no_other_name(module, name):
+    name = name[:30] + module.__name__[:10]
+    made = module.SharedMemory("/" + name, create=True, size=5)
+    try:
+        assert made.name == "/" + name
+        found = module.SharedMemory(name)
+        assert found.name == name
+        found.close()
+    finally:
+        made.close()
+        made.unlink()
+
+
+@pytest.mark.parametrize("module", [ours_module, stock], ids=["ours", "stock"])
+def test_fd_is_a_descriptor_until_close(module):
+    made = module.SharedMemory(create=True, size=5)
+    assert os.fstat(made._fd).st_size >= 5
+    made.close()
+    assert made._fd == -1
     made.unlink()
+
+
+@pytest.mark.parametrize("module", [ours_module, stock], ids=["ours", "stock"])
+def test_a_subclass_may_end_itself(module, capfd):
+    class Owned(module.SharedMemory):
+        def __del__(self):
+            self.close()
+            self.unlink()
+            super().__del__()
+
+    made = Owned(create=True, size=5)
+    name = made.name
+    del made
+    with pytest.raises(FileNotFoundError):
+        module.SharedMemory(name)
+    with pytest.raises(ValueError, match="different from zero"):
+        Owned(create=True)  # __init__ fails, __del__ runs
+    gc.collect()
+    assert capfd.readouterr().err == ""
+
+
+def open_all(names, answers):
+    answers.put(sum(SharedMemory(name).buf[0] for name in names))
+
+
+def test_there_may_be_more_segments_than_a_region_has_names(default):
+    made = [SharedMemory(create=True, size=1) for _ in range(NAMES_MAX + 50)]
+    for memory in made:
+        memory.buf[0] = 1
+    context = multiprocessing.get_context("spawn")
+    answers = context.SimpleQueue()
+    names = [memory.name for memory in made[-60:]]
+    process = context.Process(target=open_all, args=(names, answers))
+    process.start()
+    assert answers.get() == 60
+    process.join()
+    for memory in made:
+        memory.unlink()
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_manager_s_segments_end_with_it(method):
+    with SharedMemoryManager(ctx=multiprocessing.get_context(method)) as manager:
+        memory, numbers = manager.SharedMemory(size=100), manager.ShareableList(range(5))
+        memory.buf[0] = 3
+        assert SharedMemory(memory.name).buf[0] == 3
+        assert list(ShareableList(name=numbers.shm.name)) == list(range(5))
+    for name in (memory.name, numbers.shm.name):
+        with pytest.raises(FileNotFoundError):
+            SharedMemory(name)
 
 
 def test_a_taken_name_exists_and_a_missing_one_is_not_found(name):
