@@ -34,6 +34,7 @@ void vm__index_init(vm_map *m);
 void vm__index_set(vm_map *m, uint64_t page, uint64_t nr_pages, bool taken);
 bool vm__index_is_free(const vm_map *m, uint64_t page);
 uint64_t vm__index_find(const vm_map *m, uint64_t from, uint64_t nr_pages);
+uint64_t vm__index_find_aligned(const vm_map *m, uint64_t from, uint64_t nr_pages, uint64_t align_pages);
 uint64_t vm__index_run_start(const vm_map *m, uint64_t page);
 void vm__index_write_bits(vm_map *m, uint64_t page, uint64_t nr_pages, bool taken);
 void vm__index_summarise_all(vm_map *m);

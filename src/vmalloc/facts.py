@@ -51,6 +51,12 @@ LOCK_TIMEOUT_S = 10
 LEASE_TTL_S = 60
 """How long an unclaimed lease outlives its owner."""
 
+# threads that found no slot
+THREAD_ASK_OPERATIONS = 64
+"""One in so many operations of such a thread looks for a slot again ..."""
+THREAD_ASK_SLOTS = 16
+"""... at so many slots, the next ones each time."""
+
 # nodes and pools
 NODES_MAX = 128
 """The kernel's cap. Nodes = clamp(CPUs, 1, NODES_MAX)."""
