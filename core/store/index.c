@@ -328,6 +328,12 @@ static uint64_t place_in(const wanted *w, uint64_t start, uint64_t pages)
 static void and_shifted(uint64_t *bits, uint64_t by)
 {
     uint64_t whole = by / 64, rest = by % 64;
+    if (!whole) {
+        for (uint64_t i = 0; i + 1 < WORDS_PER_LEAF; i++)
+            bits[i] &= bits[i] >> rest | bits[i + 1] << (64 - rest);
+        bits[WORDS_PER_LEAF - 1] &= bits[WORDS_PER_LEAF - 1] >> rest;
+        return;
+    }
     for (uint64_t i = 0; i < WORDS_PER_LEAF; i++) {
         uint64_t low = i + whole < WORDS_PER_LEAF ? bits[i + whole] : 0;
         uint64_t high = i + whole + 1 < WORDS_PER_LEAF ? bits[i + whole + 1] : 0;
@@ -335,7 +341,34 @@ static void and_shifted(uint64_t *bits, uint64_t by)
     }
 }
 
-/* Runs that lie within the leaf: a bit stays where nr_pages ones begin. */
+/* The lowest multiple of less than 64 bits that starts nr_pages ones, all within the leaf. */
+static uint64_t find_in_bits(uint64_t *bits, const wanted *w)
+{
+    for (uint64_t have = 1, step; have < w->nr_pages; have += step) { /* a bit stays where `have` ones begin */
+        step = w->nr_pages - have < have ? w->nr_pages - have : have;
+        and_shifted(bits, step);
+    }
+    uint64_t starts = ~0ull / ((1ull << w->align_pages) - 1);
+    for (uint64_t i = 0; i < WORDS_PER_LEAF; i++)
+        if (bits[i] & starts)
+            return i * 64 + (uint64_t)__builtin_ctzll(bits[i] & starts);
+    return VM_NONE;
+}
+
+/* The same for a multiple of 64 bits, where each word is all or nothing but for the last. */
+static uint64_t find_in_words(const uint64_t *bits, const wanted *w)
+{
+    uint64_t whole = w->nr_pages / 64, rest = (1ull << w->nr_pages % 64) - 1, n;
+    for (uint64_t i = 0; i * 64 + w->nr_pages <= VM_LEAF_PAGES; i += w->align_pages / 64) {
+        for (n = 0; n < whole && bits[i + n] == ~0ull; n++)
+            ;
+        if (n == whole && (!rest || (bits[i + n] & rest) == rest))
+            return i * 64;
+    }
+    return VM_NONE;
+}
+
+/* Runs that lie within the leaf. */
 static uint64_t find_aligned_in_leaf(const vm_map *m, uint64_t leaf, const wanted *w)
 {
     uint64_t bits[WORDS_PER_LEAF], page = leaf * VM_LEAF_PAGES;
@@ -344,16 +377,8 @@ static uint64_t find_aligned_in_leaf(const vm_map *m, uint64_t leaf, const wante
         if (page < w->from)
             bits[i] = page + 64 <= w->from ? 0 : bits[i] & ~0ull << (w->from - page);
     }
-    for (uint64_t have = 1, step; have < w->nr_pages; have += step) {
-        step = w->nr_pages - have < have ? w->nr_pages - have : have;
-        and_shifted(bits, step);
-    }
-    uint64_t words = w->align_pages > 64 ? w->align_pages / 64 : 1;
-    uint64_t starts = w->align_pages < 64 ? ~0ull / ((1ull << w->align_pages) - 1) : 1;
-    for (uint64_t i = 0; i < WORDS_PER_LEAF; i += words)
-        if (bits[i] & starts)
-            return leaf * VM_LEAF_PAGES + i * 64 + (uint64_t)__builtin_ctzll(bits[i] & starts);
-    return VM_NONE;
+    uint64_t found = w->align_pages < 64 ? find_in_bits(bits, w) : find_in_words(bits, w);
+    return found == VM_NONE ? VM_NONE : leaf * VM_LEAF_PAGES + found;
 }
 
 static uint64_t find_aligned_in(const vm_map *m, uint32_t level, uint64_t i, const wanted *w)

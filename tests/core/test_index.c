@@ -19,10 +19,9 @@ static uint64_t oracle_find(const oracle *o, uint64_t from, uint64_t nr_pages)
 
 static uint64_t oracle_find_aligned(const oracle *o, uint64_t from, uint64_t nr_pages, uint64_t align_pages)
 {
-    for (uint64_t page = from; page + nr_pages <= o->nr_pages; page += align_pages) {
-        uint64_t n = 0;
-        while (n < nr_pages && !o->taken[page + n])
-            n++;
+    for (uint64_t page = from, n; page + nr_pages <= o->nr_pages; page = (page + n + align_pages) & ~(align_pages - 1)) {
+        for (n = 0; n < nr_pages && !o->taken[page + n]; n++)
+            ;
         if (n == nr_pages)
             return page;
     }
