@@ -80,14 +80,14 @@ cdef extern from "vmalloc.h" nogil:
     int vm_name_new(vm_region *r, const char *name, uint64_t page, uint64_t id, const void *meta, size_t bytes)
     int vm_name_get(vm_region *r, const char *name, vm_range *out, void *meta, size_t *bytes)
     int vm_name_delete(vm_region *r, const char *name)
-    int vm_name_list(vm_region *r, int (*each)(void *, const char *, uint64_t) noexcept, void *arg)
+    int vm_name_list(vm_region *r, int (*each)(void *, const char *, uint64_t) noexcept nogil, void *arg)
     int vm_purge(vm_region *r, uint64_t *pages)
     int vm_shrink(vm_region *r, uint64_t *pages)
     int vm_recover(vm_region *r, uint64_t *pages)
     int vm_get_stats(vm_region *r, vm_stats *out)
-    int vm_walk(vm_region *r, int (*each)(void *, const vm_range_info *) noexcept, void *arg)
-    int vm_check(vm_region *r, c_bool at_rest, void (*say)(void *, const char *) noexcept, void *arg)
-    int vm_repair(vm_region *r, void (*say)(void *, const char *) noexcept, void *arg)
+    int vm_walk(vm_region *r, int (*each)(void *, const vm_range_info *) noexcept nogil, void *arg)
+    int vm_check(vm_region *r, c_bool at_rest, void (*say)(void *, const char *) noexcept nogil, void *arg)
+    int vm_repair(vm_region *r, void (*say)(void *, const char *) noexcept nogil, void *arg)
     ctypedef struct vm_wait:
         uint64_t timeout_ns
         c_bool in_slices
@@ -105,6 +105,13 @@ cdef extern from "vmalloc.h" nogil:
 
 # ---- calls that may wait ----
 
+# What the core found, one thing after the other.
+cdef struct Found:
+    char *data
+    size_t nbytes, room
+    size_t nr
+    bint is_short  # of memory: not all is there
+
 # What a call is given, and where its result goes. Each kind of call has its fields; the others are not set.
 cdef struct Call:
     uint64_t page, id, lease
@@ -121,9 +128,10 @@ cdef struct Call:
     size_t meta_bytes
     bint must_be_new, at_rest
     vm_stats *stats
-    void *found  # a Python list
+    Found *found
 
 ctypedef int (*Work)(vm_region *, Call *) noexcept nogil
+ctypedef list (*ListOf)(Found *)
 
 
 # ---- a region: one class for each thing that it does, each the base of the next ----
@@ -149,6 +157,7 @@ cdef class RegionHandle:
 cdef class RegionUpkeep(RegionHandle):
     cdef object upkeep(self, Work work, str what)
     cdef list findings(self, Work work, bint at_rest, str what)
+    cdef list collected(self, Work work, Call *call, ListOf list_of, str what, bint may_be_corrupt)
 
 
 cdef class Holding
