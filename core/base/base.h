@@ -103,6 +103,7 @@ struct vm_region {
     bool readonly;   /* mapped to look only: no slot, every change is EROFS */
     uint32_t process, process_inc; /* our slot; VM_PROCESSES: none (a fork that found none free) */
     uint64_t lock_timeout_ns;
+    int huge_error;        /* 0, or why the system gives no huge pages */
     uint64_t budget_pages; /* by how many pages one thread's magazine caps may grow */
 
     vm_reference *references; /* per page, of shared ranges [holder_mutex] */
@@ -111,6 +112,12 @@ struct vm_region {
     pthread_mutex_t common_mutex, recover_mutex, holder_mutex;
     struct vm_region *next; /* all regions of the process [registry] */
 };
+
+/* What opens the hit paths. */
+static inline uint64_t vm__fast_attachment(const vm_region *r)
+{
+    return r->fail_every || r->map.flags & VM_FLAG_HARDENED ? 0 : r->attachment;
+}
 
 /* What one thread knows of a region: its slot and the words it writes, precomputed. The one context that functions
  * take. Lives in memory that is wiped in a child, so that a raw clone's thread matches no attachment. */

@@ -272,6 +272,8 @@ static inline uint32_t vm__lease_owner(uint32_t process, uint32_t incarnation)
 enum { /* vm_header.flags */
        VM_FLAG_NO_DATA = 1u, /* an address space: ranges of numbers, no memory behind */
        VM_FLAG_KEEP = 2u,    /* ranges of dead processes stay busy (AddressSpace)     */
+       VM_FLAG_HUGE = 4u,    /* long ranges begin at multiples of 2 MiB, huge pages are asked for */
+       VM_FLAG_HARDENED = 8u, /* no hit paths; of two frees at once one wins; see src/vmalloc/hardened.py */
 };
 
 typedef struct vm_header {
@@ -301,6 +303,7 @@ typedef struct vm_header {
     uint64_t lazy_pages_fixed;         /* threshold set by the user; 0: automatic       */
     uint64_t high_slot;                /* thread slots from here up were never used     */
     uint64_t lease_ttl_ns;             /* how long an unclaimed lease outlives its owner */
+    uint64_t floor_pages;              /* so many lazy pages may stay in any case: a wish (vm_keep_warm) */
 
     _Alignas(64) uint64_t lazy_pages;  /* atomic; at rest the sum of all LAZY lengths   */
 

@@ -97,5 +97,7 @@ void vm__forget_threads(void);
 /* ---- release.c ---- */
 
 void vm__release(vm_thread *t, uint64_t page, uint64_t nr_pages); /* its word is MOVING(t) */
+/* The same, or, if `kept` is not NULL, hand it out anew. */
+void vm__release_or_keep(vm_thread *t, uint64_t page, uint64_t nr_pages, vm_range *kept);
 
 #endif

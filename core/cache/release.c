@@ -19,3 +19,11 @@ void vm__release(vm_thread *t, uint64_t page, uint64_t nr_pages)
         return;
     vm__pool_give(t, nr_pages, 1, &page);
 }
+
+void vm__release_or_keep(vm_thread *t, uint64_t page, uint64_t nr_pages, vm_range *kept)
+{
+    if (kept && vm__is_within(t->region, page, nr_pages))
+        vm__hand_out(t, page, nr_pages, false, kept);
+    else
+        vm__release(t, page, nr_pages);
+}

@@ -38,12 +38,15 @@ uint64_t vm__lazy_threshold(const vm_region *r, uint64_t peak, uint32_t cpus, ui
 
 /* Pages that may be lazy before a free gives back a step: as the kernel's, fls(online CPUs) * 32 MiB, but
  * also, because our lazy ranges hold memory that is dear to fault in again (docs/decisions/0013), a share of
- * the recent peak, and all of a small peak. */
+ * the recent peak, and all of a small peak; and in any case what prefault.c asked to keep. */
 uint64_t vm__lazy_pages_max(const vm_region *r)
 {
     uint64_t chosen = VM_RELAXED(&r->map.h->lazy_pages_fixed);
-    return chosen ? chosen
-                  : vm__lazy_threshold(r, VM_RELAXED(&r->map.h->used_peak), vm__online_cpus(), vm__memory_bytes());
+    uint64_t most = chosen ? chosen
+                           : vm__lazy_threshold(r, VM_RELAXED(&r->map.h->used_peak), vm__online_cpus(),
+                                                vm__memory_bytes());
+    uint64_t floor = VM_RELAXED(&r->map.h->floor_pages);
+    return most > floor ? most : floor;
 }
 
 /* The counter is read as signed: a death may leave it a little off. */

@@ -16,6 +16,8 @@ int vm__pages_open(int fd, int *own, vm_header *h, uint64_t *file_bytes, bool *i
 int vm__pages_map(int fd, uint64_t bytes, bool readonly, void **base);
 void vm__pages_unmap(void *base, uint64_t bytes);
 int vm__pages_discard(vm_region *r, uint64_t page, uint64_t nr_pages);
+int vm__pages_populate(vm_region *r, uint64_t page, uint64_t nr_pages); /* resident, contents as they were */
+int vm__pages_want_huge(vm_region *r); /* of all data, where the system's settings allow */
 uint64_t vm__pages_resident_bytes(const vm_region *r);
 uint64_t vm__page_bytes(void);
 uint64_t vm__memory_bytes(void); /* of the machine */
