@@ -81,6 +81,8 @@ VM_API int vm_name_list(vm_region *r, int (*each)(void *, const char *, uint64_t
 VM_API int vm_alloc_cold(vm_region *r, uint64_t nr_pages, uint64_t align_pages, vm_range *out); /* never purges */
 VM_API int vm_populate(vm_region *r, uint64_t page, uint64_t nr_pages); /* of a range that the caller holds */
 VM_API int vm_keep_warm(vm_region *r, uint64_t nr_pages);
+/* Zero the first bytes of a range that the caller holds: written, or, from VM_ZEROS_PUNCH_BYTES on, discarded. */
+VM_API int vm_zero(vm_region *r, uint64_t page, uint64_t bytes);
 
 /* ---- upkeep ---- */
 VM_API int vm_purge(vm_region *r, uint64_t *pages_returned);

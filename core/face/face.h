@@ -15,6 +15,10 @@ int vm__alloc_slow(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsign
 /* After the attempt-th request found no room: what may still bring pages back, cheapest first. */
 int vm__make_room(vm_thread *t, int attempt, unsigned flags);
 
+/* ---- prefault.c ---- */
+
+int vm__zero(vm_region *r, uint64_t page, uint64_t bytes, uint64_t punch_bytes);
+
 /* ---- fork.c ---- */
 
 void vm__register_fork(void);

@@ -47,3 +47,17 @@ int vm_keep_warm(vm_region *r, uint64_t nr_pages)
         VM_PUT(&r->map.h->floor_pages, floor);
     return 0;
 }
+
+/* Whole pages are discarded, so that what nobody writes to takes no memory. */
+int vm__zero(vm_region *r, uint64_t page, uint64_t bytes, uint64_t punch_bytes)
+{
+    uint64_t whole = bytes >> r->map.page_shift, punched = bytes >= punch_bytes ? whole << r->map.page_shift : 0;
+    if (r->map.flags & VM_FLAG_NO_DATA || !vm__is_within(r, page, vm_pages_of(r, bytes)))
+        return -EINVAL;
+    if (punched && vm__pages_discard(r, page, whole) != 0)
+        punched = 0;
+    memset(r->map.data + (page << r->map.page_shift) + punched, 0, bytes - punched);
+    return 0;
+}
+
+int vm_zero(vm_region *r, uint64_t page, uint64_t bytes) { return vm__zero(r, page, bytes, VM_ZEROS_PUNCH_BYTES); }

@@ -11,6 +11,14 @@ cdef int call_alloc_bulk(vm_region *r, Call *c) noexcept nogil:
     return vm_alloc_bulk(r, c.nr_pages, c.align_pages, c.count, c.out)
 
 
+cdef int call_free_kept(vm_region *r, Call *c) noexcept nogil:
+    return vm_free_kept(r, c.page, c.id, c.flags, c.out)
+
+
+cdef int call_alloc_cold(vm_region *r, Call *c) noexcept nogil:
+    return vm_alloc_cold(r, c.nr_pages, c.align_pages, c.out)
+
+
 cdef int call_free(vm_region *r, Call *c) noexcept nogil:
     return vm_free(r, c.page, c.id, c.flags)
 

@@ -35,13 +35,17 @@ cdef extern from "vmalloc.h" nogil:
         uint32_t nr_threads
         vm_pools pools
         c_bool keep_on_death
+        c_bool huge
+        c_bool hardened
         double lease_ttl_s
         const char *name
 
     ctypedef struct vm_info:
         uint8_t id[16]
-        uint64_t nr_pages, page_bytes, granule_bytes, base, total_bytes, limit_pages, lazy_pages_max
+        uint64_t nr_pages, page_bytes, granule_bytes, base, total_bytes, limit_pages, lazy_pages_max, floor_pages
         uint32_t nr_nodes, nr_threads, process_slot, format, flags
+        int huge_error
+        c_bool huge, hardened
         vm_pools pools
 
     ctypedef struct vm_stats:
@@ -67,6 +71,11 @@ cdef extern from "vmalloc.h" nogil:
     void vm_describe(const vm_region *r, vm_info *out)
     int vm_alloc(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out)
     int vm_free(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
+    int vm_free_kept(vm_region *r, uint64_t page, uint64_t id, unsigned flags, vm_range *out)
+    int vm_alloc_cold(vm_region *r, uint64_t nr_pages, uint64_t align_pages, vm_range *out)
+    int vm_populate(vm_region *r, uint64_t page, uint64_t nr_pages)
+    int vm_keep_warm(vm_region *r, uint64_t nr_pages)
+    int vm_zero(vm_region *r, uint64_t page, uint64_t bytes)
     int vm_alloc_bulk(vm_region *r, uint64_t nr_pages, uint64_t align_pages, size_t count, vm_range *out)
     int vm_lookup(vm_region *r, uint64_t page, vm_range *out)
     int vm_share(vm_region *r, uint64_t page, uint64_t id)
@@ -142,6 +151,8 @@ cdef class RegionHandle:
     cdef readonly bint readonly
     cdef bint has_pages  # open, and no address space
     cdef uint64_t granule, nr_pages_
+    cdef uint64_t guard_bytes  # behind each block and array of a hardened region; else 0
+    cdef readonly object _guard  # a vmalloc.hardened.Guard, or None
     cdef double timeout_s
     cdef uint8_t id_[16]
     cdef object __weakref__
@@ -175,6 +186,7 @@ cdef class CoreRegion(RegionReferences):
     cdef int take(self, uint64_t nbytes, uint64_t align, vm_range *out) except -1
     cdef int take_slowly(self, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out) except -1
     cdef vm_range *take_bulk(self, uint64_t nr_pages, uint64_t align_pages, size_t n) except NULL
+    cdef int guard_new(self, vm_range *got, Py_ssize_t nbytes) except -1
     cdef object new_array(self, object shape, object dtype, object order, bint zero)
 
 
@@ -192,6 +204,7 @@ cdef class Holding:
     cdef void bind(self, CoreRegion region, vm_range *range, Py_ssize_t nbytes) noexcept
     cdef int let_go(self) except -1
     cdef int let_go_slowly(self) except -1
+    cdef int let_go_guarded(self) except -1
     cdef int free_quietly(self) noexcept
     cdef int alive_check(self, RegionHandle region) except -1
     cdef str released_text(self)

@@ -9,11 +9,15 @@
   + RegionBusy (TimeoutError)           a lock's owner is alive but does not run; names the pid
   + RegionCorrupt                       an invariant failed; the region takes no more changes
   + RegionClosed (ValueError)           used after close()
+  + MemoryMisused                       in a hardened region: written past an end, or after it was freed
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
+    "MemoryMisused",
     "NotAllocated",
     "OutOfPages",
     "RegionBusy",
@@ -55,3 +59,21 @@ class RegionCorrupt(VmallocError):
 
 class RegionClosed(VmallocError, ValueError):
     """The region was closed in this process."""
+
+
+class MemoryMisused(VmallocError):
+    """A hardened region found bytes changed that nobody may change: past an end, or after a free.
+
+    `kind` is "overrun" or "use after free"; `made` and `freed` are FILE:LINE in the program, with the process if it
+    is another, "" where not known or not freed yet; `offset` is the range's, in bytes, and `byte` which one of it was
+    changed first.
+    """
+
+    def __init__(
+        self, text: str, kind: str = "", offset: int = 0, byte: int = 0, made: str = "", freed: str = ""
+    ) -> None:
+        super().__init__(text)
+        self.kind, self.offset, self.byte, self.made, self.freed = kind, offset, byte, made, freed
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.kind, self.offset, self.byte, self.made, self.freed)

@@ -111,6 +111,24 @@ PEAK_SINK_STEPS = 64
 ROOM_ATTEMPTS = 6
 """How often a request that found no room makes some and tries again."""
 
+# memory in advance, zeros
+PREFAULT_PIECE_PAGES = 8192
+"""prefault() makes so many pages resident at a time, at most, in each of its threads."""
+PREFAULT_THREADS_MAX = 8
+"""So many threads, at most, if the caller does not say."""
+ZEROS_PUNCH_BYTES = 1 << 30
+"""From here on zeros() discards pages that are dirty instead of writing to them: such arrays stay warm no longer."""
+
+# hardened regions
+GUARD_RECORD_BYTES = 256
+"""The end of each range says where it was made,"""
+GUARD_CANARY_BYTES = 64
+"""before it are at least so many bytes that nobody may change."""
+QUARANTINE_BYTES = 64 << 20
+"""So much, at most, waits poisoned before it is used again, ..."""
+QUARANTINE_SHARE = 8
+"""... or one such part of the region, if that is less."""
+
 # messages
 COPY_IN_THRESHOLD_BYTES = 64 << 10
 """install() copies larger arrays into a region; smaller ones travel by value."""

@@ -18,6 +18,7 @@ from vmalloc.attach import Where, attach, attach_where, serve_region, where_of
 from vmalloc.description import decode, encode
 from vmalloc.errors import RegionCorrupt, RegionUnavailable
 from vmalloc.facts import NODES_MAX, POOLS, POOLS_DEFAULT
+from vmalloc.prefault import HUGE, huge_text, prefault
 from vmalloc.stats import Range, Stats
 
 __all__ = ["Region", "default_region", "parse_size", "region_at", "region_of"]
@@ -75,7 +76,11 @@ class RegionBase(CoreRegion):
         max_threads: int | None,
         keep_on_death: bool = False,
         lease_ttl_s: float = 60.0,
+        huge: str = "never",
+        hardened: bool = False,
     ) -> None:
+        if huge not in HUGE:
+            raise ValueError(f"huge must be 'try' or 'never', not {huge!r}")
         if "/" in name:
             raise ValueError(f"a region's name has no '/': attach() takes {name!r} for a path")
         if pools not in POOLS:
@@ -99,6 +104,8 @@ class RegionBase(CoreRegion):
             nr_threads=max_threads or 0,
             keep_on_death=keep_on_death,
             lease_ttl_s=lease_ttl_s,
+            huge=huge == "try",
+            hardened=hardened,
         )
         self._opened()
 
@@ -119,7 +126,8 @@ class RegionBase(CoreRegion):
 
     def stats(self) -> Stats:
         """Pages by state and counters, from one walk over the words: O(number of ranges)."""
-        return Stats(page_size=self._info()["granule"], **self._stats())
+        info = self._info()
+        return Stats(page_size=info["granule"], huge=huge_text(info), **self._stats())
 
     def ranges(self) -> list[Range]:
         """Every range in address order: a consistent picture of the boundaries at one moment."""
@@ -140,6 +148,8 @@ class RegionBase(CoreRegion):
         if found:
             more = f" (and {len(found) - 5} more)" if len(found) > 5 else ""
             raise RegionCorrupt("; ".join(found[:5]) + more)
+        if self._guard is not None:
+            self._guard.check(self)
 
     @classmethod
     def attach(
@@ -204,6 +214,9 @@ class Region(RegionBase, ArrayFunctions):
     before a free gives back the oldest (default: the largest of fls(CPUs) * 32 MiB, a quarter of the recent
     peak of use, and the peak itself up to 1/32 of the machine's memory, at most 1 GiB).
     `lease_ttl_s` is how long a message that nobody loads keeps its arrays after its sender's death.
+    `huge="try"` asks for huge pages and lets requests of 2 MiB and more begin at multiples of it; stats().huge says
+    whether the system gives any. `hardened=True` finds overruns and use after free, at a price in time and memory
+    (docs/hardened.md). NUMA placement is the system's: set a policy for the process.
 
     A context manager: leaving it closes the region here; arrays that still exist keep their memory.
     The region ends when the last process that has it does; nothing is left behind.
@@ -221,6 +234,8 @@ class Region(RegionBase, ArrayFunctions):
         max_threads: int | None = None,
         lock_timeout_s: float = 10.0,
         lease_ttl_s: float = 60.0,
+        huge: str = "never",
+        hardened: bool = False,
     ) -> None:
         page = os.sysconf("SC_PAGESIZE")
         nbytes = parse_size(size)
@@ -234,7 +249,30 @@ class Region(RegionBase, ArrayFunctions):
             nodes=nodes,
             max_threads=max_threads,
             lease_ttl_s=lease_ttl_s,
+            huge=huge,
+            hardened=hardened,
         )
+
+    def prefault(self, nbytes: int | str, *, threads: int | None = None) -> int:
+        """Make `nbytes` of free memory resident, for requests to find warm. Returns the bytes: fewer if there is no more.
+
+        `threads` do it at once (default: one a CPU, at most 8), without the interpreter lock. So much may then stay
+        warm in addition to what does already, also above `lazy_max` and while the program idles, until a shrink().
+        Raises ValueError, RegionClosed.
+        """
+        return prefault(self, parse_size(nbytes), threads)
+
+    def close(self) -> None:
+        """Refuse further requests; the mapping stays until the last array or block of it is gone.
+
+        A hardened region raises MemoryMisused if something in quarantine was written to.
+        """
+        guard = None if self.closed else self._guard
+        try:
+            if guard is not None:
+                guard.end(self)
+        finally:
+            super().close()
 
     # ---- named references ----
 

@@ -58,6 +58,7 @@ class Stats:
     nr_merges: int
     nr_recovered: int  #: pages reclaimed from dead processes
     nr_leases: int  #: references in messages that nobody has loaded yet, and Refs
+    huge: str  #: "never"; "on: " and the system's setting; or "no: " and why the system gives no huge pages
 
     @property
     def busy_bytes(self) -> int:
