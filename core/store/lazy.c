@@ -42,9 +42,9 @@ uint64_t vm__lazy_threshold(const vm_region *r, uint64_t peak, uint32_t cpus, ui
 uint64_t vm__lazy_pages_max(const vm_region *r)
 {
     uint64_t chosen = VM_RELAXED(&r->map.h->lazy_pages_fixed);
-    uint64_t most = chosen ? chosen
-                           : vm__lazy_threshold(r, VM_RELAXED(&r->map.h->used_peak), vm__online_cpus(),
-                                                vm__memory_bytes());
+    uint64_t most =
+        chosen ? chosen
+               : vm__lazy_threshold(r, VM_RELAXED(&r->map.h->used_peak), vm__online_cpus(), vm__memory_bytes());
     uint64_t floor = VM_RELAXED(&r->map.h->floor_pages);
     return most > floor ? most : floor;
 }

@@ -64,9 +64,9 @@ class RegionClosed(VmallocError, ValueError):
 class MemoryMisused(VmallocError):
     """A hardened region found bytes changed that nobody may change: past an end, or after a free.
 
-    `kind` is "overrun" or "use after free"; `made` and `freed` are FILE:LINE in the program, with the process if it
-    is another, "" where not known or not freed yet; `offset` is the range's, in bytes, and `byte` which one of it was
-    changed first.
+    `kind` is "overrun" or "use after free"; `made` and `freed` are FILE:LINE in the program, with the process
+    if it is another, "" where not known or not freed yet; `offset` is the range's, in bytes, and `byte` which
+    one of it was changed first.
     """
 
     def __init__(

@@ -117,7 +117,7 @@ PREFAULT_PIECE_PAGES = 8192
 PREFAULT_THREADS_MAX = 8
 """So many threads, at most, if the caller does not say."""
 ZEROS_PUNCH_BYTES = 1 << 30
-"""From here on zeros() discards pages that are dirty instead of writing to them: such arrays stay warm no longer."""
+"""From here on zeros() discards dirty pages instead of writing to them: more than may stay warm."""
 
 # hardened regions
 GUARD_RECORD_BYTES = 256

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: MIT
-"""Hardened regions: overruns and use after free are found, and told with the lines where the range was made and freed.
+"""Hardened regions: overruns and use after free are found, and told with the lines of both.
 
     | what was asked for | canary ...           | record: where it was made |
     0                    nbytes                                       end of the range
 
-Behind what was asked for come bytes that nobody may change, and a record, so that every process that holds the range
-can tell. Who drops the last reference has the range for itself (vm_free_kept), poisons it and puts it in quarantine.
-What comes out again, the oldest first, must still be poison.
+Behind what was asked for come bytes that nobody may change, and a record, so that every process that holds
+the range can tell. Who drops the last reference has it for itself (vm_free_kept), poisons it and puts it in
+quarantine. What comes out again, the oldest first, must still be poison.
 
 An error is raised by what the program calls: release(), check(), close(). What a finalizer finds goes to
-`sys.unraisablehook`, as every error in one, and check() tells it again. What the core frees itself (a name that is
-deleted, what a dead process held, a lease that expires) is neither looked at nor poisoned.
+`sys.unraisablehook`, as every error in one, and check() tells it again. What the core frees itself (a name
+that is deleted, what a dead process held, a lease that expires) is neither looked at nor poisoned.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 import struct
 import sys
@@ -22,7 +23,7 @@ import zlib
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
-from vmalloc.errors import MemoryMisused
+from vmalloc.errors import MemoryMisused, NotAllocated
 from vmalloc.facts import GUARD_CANARY_BYTES, GUARD_RECORD_BYTES, QUARANTINE_BYTES, QUARANTINE_SHARE
 
 if TYPE_CHECKING:
@@ -60,10 +61,10 @@ class Quarantined(NamedTuple):
 
 def _caller() -> str:
     """FILE:LINE of the program that called us."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_HERE):
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code.co_filename.startswith(_HERE):
         frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else ""
 
 
 def _record(nbytes: int, where: str) -> bytes:
@@ -122,7 +123,7 @@ class Guard:
     ) -> int:
         """Drop a reference; the last one's range goes into quarantine. A negative errno: it was not dropped.
 
-        MemoryMisused, after it was, if something past the end was changed, or in what leaves the quarantine.
+        MemoryMisused, after it was, if bytes past the end were changed, or some of what leaves quarantine.
         """
         self._drop_inherited(region)
         where = _caller()
@@ -161,11 +162,14 @@ class Guard:
         self._quarantine.append(q)
 
     def _let_out(self, region: CoreRegion, most_bytes: int) -> list[MemoryMisused]:
-        """The oldest, until no more than that is left. A finalizer may come in between: each step is whole."""
+        """The oldest, until no more is left. A finalizer may come in between: each step is whole."""
         granule = self._granule
-        errors = []
-        while self._nbytes > most_bytes and self._quarantine:
-            q = self._quarantine.popleft()
+        errors: list[MemoryMisused] = []
+        while self._nbytes > most_bytes:
+            try:
+                q = self._quarantine.popleft()
+            except IndexError:  # another thread took the last one
+                break
             self._nbytes -= q.nr_pages * granule
             self._told.pop(q.former_id, None)
             found = self._use_after_free(region, q)
@@ -197,8 +201,8 @@ class Guard:
             return None
         past = byte if byte >= 0 else end - start - made.nbytes
         return MemoryMisused(
-            f"overrun: byte {past + 1} past the end of {made.nbytes} bytes at offset {start:#x} was written to. "
-            f"The range was made at {made.where or 'a line that was written over'}"
+            f"overrun: byte {past + 1} past the end of {made.nbytes} bytes at offset {start:#x} was written "
+            f"to. The range was made at {made.where or 'a line that was written over'}"
             + (f", and freed at {freed}" if freed else ", and is in use"),
             "overrun",
             start,
@@ -215,8 +219,9 @@ class Guard:
             return None
         byte = byte if byte >= 0 else end - start
         return MemoryMisused(
-            f"use after free: byte {byte} of a range of {q.made.nbytes} bytes at offset {start:#x} was written to "
-            f"after it was freed at {q.freed}. It was made at {q.made.where or 'a line that was written over'}",
+            f"use after free: byte {byte} of a range of {q.made.nbytes} bytes at offset {start:#x} was "
+            f"written to after it was freed at {q.freed}. It was made at "
+            f"{q.made.where or 'a line that was written over'}",
             "use after free",
             start,
             byte,
@@ -231,9 +236,9 @@ class Guard:
         errors += [e for q in list(self._quarantine) if (e := self._use_after_free(region, q)) is not None]
         for page, (id, made) in list(self._live.items()):
             try:
-                nr_pages, id_now = region._lookup(page, "check")
-            except ValueError:  # freed, by a process that had it last
-                id_now = 0
+                nr_pages, id_now = region._lookup(page, page)
+            except NotAllocated:  # freed, by a process that had it last
+                nr_pages = id_now = 0
             if id_now != id:
                 self._live.pop(page, None)
             elif (e := self._overrun(region, page, nr_pages, id, made.nbytes, "")) is not None:

@@ -27,7 +27,7 @@ def prefault(region: CoreRegion, nbytes: int, threads: int | None) -> int:
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be positive, not {threads}")
     nr_threads = threads or min(len(os.sched_getaffinity(0)), PREFAULT_THREADS_MAX)
-    granule = region._info()["granule"]
+    granule = int(region._info()["granule"])
     wanted = -(-nbytes // granule)
     done, longest = 0, PREFAULT_PIECE_PAGES
     while done < wanted and longest:
@@ -43,7 +43,7 @@ def prefault(region: CoreRegion, nbytes: int, threads: int | None) -> int:
 
 
 def _take(region: CoreRegion, wanted: int, nr_threads: int, longest: int) -> tuple[list[Piece], int]:
-    """A piece for each thread, fewer at the end; and how long the next ones may be, 0: there is nothing left."""
+    """A piece for each thread, fewer at the end; and how long the next may be, 0: nothing is left."""
     pieces: list[Piece] = []
     each = -(-wanted // nr_threads)
     while wanted and longest and len(pieces) < nr_threads:

@@ -214,9 +214,9 @@ class Region(RegionBase, ArrayFunctions):
     before a free gives back the oldest (default: the largest of fls(CPUs) * 32 MiB, a quarter of the recent
     peak of use, and the peak itself up to 1/32 of the machine's memory, at most 1 GiB).
     `lease_ttl_s` is how long a message that nobody loads keeps its arrays after its sender's death.
-    `huge="try"` asks for huge pages and lets requests of 2 MiB and more begin at multiples of it; stats().huge says
-    whether the system gives any. `hardened=True` finds overruns and use after free, at a price in time and memory
-    (docs/hardened.md). NUMA placement is the system's: set a policy for the process.
+    `huge="try"` asks for huge pages and lets requests of 2 MiB and more begin at multiples of it;
+    stats().huge says whether the system gives any. `hardened=True` finds overruns and use after free, at a
+    price in time and memory (docs/hardened.md). NUMA placement is the system's: set a policy for the process.
 
     A context manager: leaving it closes the region here; arrays that still exist keep their memory.
     The region ends when the last process that has it does; nothing is left behind.
@@ -254,11 +254,11 @@ class Region(RegionBase, ArrayFunctions):
         )
 
     def prefault(self, nbytes: int | str, *, threads: int | None = None) -> int:
-        """Make `nbytes` of free memory resident, for requests to find warm. Returns the bytes: fewer if there is no more.
+        """Make `nbytes` of free memory resident, for requests to find warm. Returns how many bytes it made.
 
-        `threads` do it at once (default: one a CPU, at most 8), without the interpreter lock. So much may then stay
-        warm in addition to what does already, also above `lazy_max` and while the program idles, until a shrink().
-        Raises ValueError, RegionClosed.
+        They are whole pages, and fewer if region, limit or machine have no more. `threads` do it at once
+        (default: one a CPU, at most 8), without the interpreter lock. So much may then stay warm in addition
+        to what is already, also above `lazy_max`, until a shrink(). Raises ValueError, RegionClosed.
         """
         return prefault(self, parse_size(nbytes), threads)
 

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import pickle
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,6 +29,23 @@ def line() -> str:
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
+def free(block: vmalloc.Block) -> None:
+    block.release()
+
+
+def come_and_go(region: vmalloc.Region, times: int) -> None:
+    for _ in range(times):
+        region.alloc(1).release()
+
+
+def release_each(blocks: list[vmalloc.Block]) -> None:
+    for block in blocks:
+        block.release()
+
+
+FREED = f"{free.__code__.co_filename}:{free.__code__.co_firstlineno + 1}"
+
+
 def scribble(address: int, nbytes: int = 1) -> None:
     """What ctypes, a C library or another process can do."""
     ctypes.memset(address, 0x55, nbytes)
@@ -40,10 +58,10 @@ def region(request: pytest.FixtureRequest) -> Iterator[vmalloc.Region]:
 
 
 @pytest.fixture
-def unraisable(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+def unraisable(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     found: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda args: found.append(args.exc_value))
-    yield found
+    return found
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -66,10 +84,11 @@ def test_an_overrun_is_told_with_both_lines(region: vmalloc.Region, size: int, p
     block, made = region.alloc(size), line()
     scribble(block.address + size + past)
     with pytest.raises(vmalloc.MemoryMisused) as caught:
-        freed = line(); block.release()  # noqa: E702
+        free(block)
     e = caught.value
-    assert (e.kind, e.made, e.freed, e.byte) == ("overrun", made, freed, size + past)
-    assert made in str(e) and freed in str(e) and f"byte {past + 1} past the end of {size} bytes" in str(e)
+    assert (e.kind, e.made, e.freed, e.byte) == ("overrun", made, FREED, size + past)
+    for told in (made, FREED, f"byte {past + 1} past the end of {size} bytes"):
+        assert told in str(e)
     assert block.released
     region.check()
 
@@ -95,14 +114,15 @@ def test_check_finds_an_overrun_of_what_is_in_use(region: vmalloc.Region) -> Non
 def test_a_use_after_free_is_told_with_both_lines(region: vmalloc.Region, size: int) -> None:
     block, made = region.alloc(size), line()
     address = block.address
-    freed = line(); block.release()  # noqa: E702
+    free(block)
     assert ctypes.string_at(address, size) == b"\xdb" * size  # who only reads sees poison
     scribble(address + size - 1)
     with pytest.raises(vmalloc.MemoryMisused) as caught:
         region.check()
     e = caught.value
-    assert (e.kind, e.made, e.freed, e.byte) == ("use after free", made, freed, size - 1)
-    assert made in str(e) and freed in str(e)
+    assert (e.kind, e.made, e.freed, e.byte) == ("use after free", made, FREED, size - 1)
+    assert made in str(e)
+    assert FREED in str(e)
     ctypes.memset(address, 0xDB, size)
     region.check()
 
@@ -113,8 +133,7 @@ def test_a_use_after_free_is_found_when_the_range_is_to_be_used_again(region: vm
     block.release()
     scribble(scribble_at)
     with pytest.raises(vmalloc.MemoryMisused) as caught:
-        for _ in range(2 * region.nr_pages):
-            region.alloc(1).release()
+        come_and_go(region, 2 * region.nr_pages)
     assert (caught.value.kind, caught.value.made) == ("use after free", made)
 
 
@@ -144,10 +163,11 @@ def test_a_finalizer_tells_by_the_hook_and_check_tells_it_again(
 
 def test_what_is_released_tells_where(region: vmalloc.Region) -> None:
     block, made = region.alloc(5), line()
-    freed = line(); block.release()  # noqa: E702
+    free(block)
     with pytest.raises(vmalloc.NotAllocated) as caught:
         memoryview(block)
-    assert made in str(caught.value) and freed in str(caught.value)
+    assert made in str(caught.value)
+    assert FREED in str(caught.value)
     block.release()  # a second time does nothing, as ever
 
 
@@ -160,7 +180,9 @@ def test_a_freed_range_waits_and_its_memory_is_not_lost(region: vmalloc.Region) 
     for _ in range(2 * most):
         region.alloc(1).release()
         assert region.stats().busy_pages <= most + 4
-    blocks = [region.alloc(PAGE) for _ in range(region.nr_pages // 2 - 100)]  # two pages each: none is left in quarantine
+    blocks = [
+        region.alloc(PAGE) for _ in range(region.nr_pages // 2 - 100)
+    ]  # two pages each: none is left in quarantine
     with pytest.raises(vmalloc.OutOfPages):
         blocks += [region.alloc(PAGE) for _ in range(200)]
     region.free_bulk(blocks)
@@ -170,8 +192,7 @@ def test_blocks_in_bulk_are_looked_at_each(region: vmalloc.Region) -> None:
     blocks, made = region.alloc_bulk(PAGE, 20), line()
     scribble(blocks[7].address + PAGE)
     with pytest.raises(vmalloc.MemoryMisused) as caught:
-        for block in blocks:
-            block.release()
+        release_each(blocks)
     assert caught.value.made == made
     for block in blocks:
         block.release()
@@ -210,6 +231,28 @@ def test_a_region_that_is_not_hardened_has_no_guard() -> None:
         assert region.alloc(PAGE)._range[1] == 1
 
 
+def test_threads_come_and_go_at_once(region: vmalloc.Region) -> None:
+    errors: list[BaseException] = []
+
+    def work(size: int) -> None:
+        try:
+            for _ in range(300):
+                block = region.alloc(size)
+                memoryview(block)[:] = b"x" * size
+                block.release()
+                region.zeros(size, "u1")
+        except BaseException as e:  # told by the main thread
+            errors.append(e)
+
+    threads = [threading.Thread(target=work, args=(size,)) for size in (1, PAGE, 100 * PAGE, 1000 * PAGE)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert errors == []
+    region.check()
+
+
 # ---- several processes ----
 
 
@@ -243,7 +286,8 @@ def test_a_reference_that_another_process_drops_is_looked_at_there(region: vmall
     a, made = region.zeros(100, "u1"), line()
     assert freed_by_another(a, region.check) == []
     found = freed_by_another(a, lambda: scribble(a.ctypes.data + 105))
-    assert len(found) == 1 and "overrun: byte 6 past the end" in found[0]
+    assert len(found) == 1
+    assert "overrun: byte 6 past the end" in found[0]
     assert f"{made} in process {os.getpid()}" in found[0]
     with pytest.raises(vmalloc.MemoryMisused, match="overrun"):
         region.check()

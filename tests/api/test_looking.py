@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Looking at a large region beside a busy thread: the interpreter lock is asked for once, not once for each thing found."""
+"""Looking at a large region beside a busy thread: one turn at the interpreter lock, not one each."""
 
 from __future__ import annotations
 

@@ -93,7 +93,9 @@ def test_it_stays_warm_above_lazy_max_until_a_shrink() -> None:
 def test_several_threads_prefault_beside_requests() -> None:
     with vmalloc.Region("128M", nodes=1) as region:
         got: list[int] = []
-        threads = [threading.Thread(target=lambda: got.append(region.prefault("16M", threads=2))) for _ in range(3)]
+        threads = [
+            threading.Thread(target=lambda: got.append(region.prefault("16M", threads=2))) for _ in range(3)
+        ]
         for t in threads:
             t.start()
         for _ in range(200):
@@ -105,7 +107,9 @@ def test_several_threads_prefault_beside_requests() -> None:
         assert region.stats().busy_pages == 0
 
 
-@pytest.mark.parametrize("wrong", [{"nbytes": 0}, {"nbytes": -1}, {"nbytes": "x"}, {"nbytes": 1, "threads": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"nbytes": 0}, {"nbytes": -1}, {"nbytes": "x"}, {"nbytes": 1, "threads": 0}]
+)
 def test_sizes_and_threads_are_positive(region: vmalloc.Region, wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError):
         region.prefault(**wrong)
@@ -138,17 +142,15 @@ def test_long_ranges_begin_at_two_mebibytes_if_huge_pages_are_asked_for() -> Non
         arrays = [region.empty(n, "u1") for n in (2 * MIB, 2 * MIB + 1, 5 * MIB)]
         assert [a.ctypes.data % (2 * MIB) for a in arrays] == [0, 0, 0]
         assert small.offset == 0
-        again = [a.ctypes.data for a in arrays]
         del arrays
-        assert sorted(region.empty(n, "u1").ctypes.data % (2 * MIB) for n in (2 * MIB, 5 * MIB)) == [0, 0] and again
+        arrays = [region.empty(n, "u1") for n in (2 * MIB, 5 * MIB)]  # now warm
+        assert [a.ctypes.data % (2 * MIB) for a in arrays] == [0, 0]
 
 
 def test_a_full_region_is_used_up_also_where_huge_pages_do_not_fit() -> None:
     with vmalloc.Region("9M", nodes=1, huge="try") as region:
-        first = region.empty(PAGE, "u1")
-        blocks = [region.alloc(3 * MIB), region.alloc(3 * MIB)]
-        assert {b.offset % (2 * MIB) for b in blocks} == {0, MIB} or len(blocks) == 2
-        assert first.nbytes == PAGE
+        blocks = [region.alloc(3 * MIB), region.alloc(3 * MIB), region.alloc(2 * MIB)]
+        assert [b.offset // MIB for b in blocks] == [0, 4, 7]  # at 8 there is no room for two
 
 
 def test_stats_say_whether_there_are_huge_pages_or_why_not() -> None:

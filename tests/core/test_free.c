@@ -64,20 +64,77 @@ static void of_two_frees_at_once_one_fails_in_a_hardened_region(vm_pools d)
     FINISH(c.r);
 }
 
-/* Without that the word cannot tell: what a second free took from its new owner is noticed when that one frees it. */
-static void a_range_that_a_second_free_took_is_missed_by_its_owner_at_the_latest(void)
+/* Between what a free looked at and its first write the same range is freed and taken again by another thread. */
+typedef struct slip {
+    vm_region *r;
+    vm_range range, taken;
+    int rc;
+    bool is_over;
+} slip;
+
+static slip *slip_now; /* of one free, by the thread that set it */
+static _Thread_local bool slips;
+
+static void *free_and_take(void *arg)
 {
-    vm_region *r = MAKE(.nr_pages = 64, .pools = VM_POOLS_MAGAZINE, SMALL);
-    vm_range first = take(r, 1), second;
-    GIVE_BACK(r, first);
-    second = take(r, 1); /* the same page */
-    CHECK_EQ(second.page, first.page);
-    CHECK_EQ(vm_free(r, first.page, first.id, 0), -ESTALE); /* not at once: noticed */
-    vm_word cached = VM_ACQUIRE(&r->map.heads[second.page].word) ^ vm__thread(r)->flip;
-    __atomic_store_n(&r->map.heads[second.page].word, cached, __ATOMIC_RELEASE); /* at once: its last store comes now */
-    CHECK_EQ(vm_free(r, second.page, second.id, 0), -ENOENT);
-    CHECK_EQ(vm_repair(r, NULL, NULL) >= 0, 1);
-    CHECK_EQ(vm_detach(r), 0);
+    slip *s = arg;
+    s->rc = vm_free(s->r, s->range.page, s->range.id, 0);
+    if (s->rc == 0)
+        s->taken = take(s->r, 1);
+    __atomic_store_n(&s->is_over, true, __ATOMIC_RELEASE);
+    return NULL;
+}
+
+static pthread_t other;
+static bool let_another_come_first(const char *file, int line, uint64_t nr_passed)
+{
+    (void)line, (void)nr_passed;
+    if (slips && strstr(file, "free.c")) {
+        slips = false;
+        CHECK_EQ(pthread_create(&other, NULL, free_and_take, slip_now), 0);
+        for (int i = 0; i < 100 && !__atomic_load_n(&slip_now->is_over, __ATOMIC_ACQUIRE); i++)
+            usleep(1000); /* it may have to wait for us */
+    }
+    return true;
+}
+
+/* Returns of how many it was freed. */
+static int free_twice_at_once(slip *s)
+{
+    vm_range used = take(s->r, 1); /* so that it is dirty, as what comes back later */
+    GIVE_BACK(s->r, used);
+    slip_now = s;
+    s->range = take(s->r, 1);
+    vm_fault_filter(let_another_come_first);
+    slips = true;
+    int rc = vm_free(s->r, s->range.page, s->range.id, 0);
+    CHECK(!slips);
+    pthread_join(other, NULL);
+    vm_fault_filter(NULL);
+    CHECK(rc == 0 || rc == -ENOENT || rc == -ESTALE);
+    CHECK(s->rc == 0 || s->rc == -ENOENT || s->rc == -ESTALE);
+    return (rc == 0) + (s->rc == 0);
+}
+
+static void a_hardened_region_sees_a_free_that_comes_in_between(vm_pools d)
+{
+    slip s = {.r = MAKE(.nr_pages = 64, .pools = d, .hardened = true, SMALL)};
+    CHECK_EQ(free_twice_at_once(&s), 1);
+    if (s.taken.nr_pages)
+        GIVE_BACK(s.r, s.taken); /* nobody took it away */
+    FINISH(s.r);
+}
+
+/* The word has no id: what was freed and taken in between looks as before. It is noticed at the latest by whoever
+ * was robbed of it. */
+static void without_that_the_robbed_one_sees_it_at_its_own_free(void)
+{
+    slip s = {.r = MAKE(.nr_pages = 64, .pools = VM_POOLS_MAGAZINE, SMALL)};
+    CHECK_EQ(free_twice_at_once(&s), 2);
+    CHECK_EQ(s.taken.page, s.range.page);
+    CHECK_EQ(vm_free(s.r, s.taken.page, s.taken.id, 0), -ENOENT);
+    CHECK(vm_repair(s.r, NULL, NULL) >= 0);
+    CHECK_EQ(vm_detach(s.r), 0);
 }
 
 /* ---- free, and keep it ---- */
@@ -106,7 +163,8 @@ static void who_drops_the_last_reference_may_keep_the_range(vm_pools d)
 
 static void what_was_made_resident_is_found_warm(void)
 {
-    vm_region *r = MAKE(.nr_pages = 8000, .pools = VM_POOLS_MAGAZINE, .nr_nodes = 1, .nr_threads = 8, .lazy_pages_max = 100);
+    vm_region *r =
+        MAKE(.nr_pages = 8000, .pools = VM_POOLS_MAGAZINE, .nr_nodes = 1, .nr_threads = 8, .lazy_pages_max = 100);
     vm_range a;
     CHECK_EQ(vm_alloc_cold(r, 4000, 1, &a), 0);
     CHECK(a.zeroed);
@@ -147,6 +205,26 @@ static void populating_changes_no_byte(void)
     FINISH(r);
 }
 
+static void zeros_are_written_or_discarded(void)
+{
+    vm_region *r = MAKE(.nr_pages = 100, .pools = VM_POOLS_MAGAZINE, SMALL);
+    static const uint64_t sizes[] = {1, 4095, 4096, 4097, 20 * 4096, 20 * 4096 + 5};
+    vm_range a = take(r, 21);
+    uint8_t *at = vm_pointer(r, a.page);
+    for (size_t i = 0; i < LENGTH(sizes); i++)
+        for (uint64_t punch = 4096; punch <= 1u << 20; punch <<= 8) {
+            memset(at, 7, 21 * 4096);
+            uint64_t before = stats_of(r).resident_bytes, n = sizes[i];
+            CHECK_EQ(vm__zero(r, a.page, n, punch), 0);
+            CHECK_EQ(before - stats_of(r).resident_bytes, n >= punch ? n / 4096 * 4096 : 0);
+            for (uint64_t k = 0; k < 21 * 4096; k++)
+                CHECK_EQ(at[k], k < n ? 0 : 7);
+        }
+    CHECK_EQ(vm_zero(r, 99, 4097), -EINVAL);
+    GIVE_BACK(r, a);
+    FINISH(r);
+}
+
 /* ---- huge pages ---- */
 
 static void a_long_range_lies_for_huge_pages_where_it_can(void)
@@ -170,13 +248,15 @@ static void a_long_range_lies_for_huge_pages_where_it_can(void)
 
 int main(void)
 {
-    FOR_EACH_DESIGN(d) {
+    FOR_EACH_DESIGN (d) {
         of_two_frees_at_once_one_fails_in_a_hardened_region(d);
+        a_hardened_region_sees_a_free_that_comes_in_between(d);
         who_drops_the_last_reference_may_keep_the_range(d);
     }
-    a_range_that_a_second_free_took_is_missed_by_its_owner_at_the_latest();
+    without_that_the_robbed_one_sees_it_at_its_own_free();
     what_was_made_resident_is_found_warm();
     populating_changes_no_byte();
+    zeros_are_written_or_discarded();
     a_long_range_lies_for_huge_pages_where_it_can();
     return 0;
 }

@@ -19,7 +19,8 @@ static uint64_t oracle_find(const oracle *o, uint64_t from, uint64_t nr_pages)
 
 static uint64_t oracle_find_aligned(const oracle *o, uint64_t from, uint64_t nr_pages, uint64_t align_pages)
 {
-    for (uint64_t page = from, n; page + nr_pages <= o->nr_pages; page = (page + n + align_pages) & ~(align_pages - 1)) {
+    for (uint64_t page = from, n; page + nr_pages <= o->nr_pages;
+         page = (page + n + align_pages) & ~(align_pages - 1)) {
         for (n = 0; n < nr_pages && !o->taken[page + n]; n++)
             ;
         if (n == nr_pages)
@@ -54,7 +55,8 @@ static void same_answers(vm_region *r, const oracle *o, uint64_t *seed)
     CHECK_EQ(vm__index_find(&r->map, page, 1), oracle_find(o, page, 1));
     uint64_t align = 1ull << random_below(seed, 13), aligned = from / align * align;
     CHECK_EQ(vm__index_find_aligned(&r->map, 0, nr_pages, align), oracle_find_aligned(o, 0, nr_pages, align));
-    CHECK_EQ(vm__index_find_aligned(&r->map, aligned, nr_pages, align), oracle_find_aligned(o, aligned, nr_pages, align));
+    CHECK_EQ(vm__index_find_aligned(&r->map, aligned, nr_pages, align),
+             oracle_find_aligned(o, aligned, nr_pages, align));
     CHECK_EQ(vm__index_is_free(&r->map, page), !o->taken[page]);
     if (!o->taken[page])
         CHECK_EQ(vm__index_run_start(&r->map, page), oracle_run_start(o, page));

@@ -40,7 +40,8 @@ static void *look(void *arg)
     while (!__atomic_load_n(j->is_over, __ATOMIC_ACQUIRE)) {
         s = stats_of(j->r);
         CHECK(s.nr_purges >= before.nr_purges && s.nr_splits >= before.nr_splits && s.nr_merges >= before.nr_merges);
-        CHECK(s.nr_alloc >= before.nr_alloc && s.nr_failed >= before.nr_failed && s.lock_wait_ns >= before.lock_wait_ns);
+        CHECK(s.nr_alloc >= before.nr_alloc && s.nr_failed >= before.nr_failed
+              && s.lock_wait_ns >= before.lock_wait_ns);
         vm_describe(j->r, &info);
         vm_lock_wait_ns(j->r);
         before = s;
@@ -70,7 +71,7 @@ static void counters_are_read_while_others_write_them(vm_pools pools)
 
 int main(void)
 {
-    FOR_EACH_DESIGN(d)
+    FOR_EACH_DESIGN (d)
         counters_are_read_while_others_write_them(d);
     return 0;
 }
