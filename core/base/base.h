@@ -138,10 +138,10 @@ struct vm_thread {
     uint64_t cap_pages;  /* by how many pages all caps together grew */
     uint32_t nr_purges_left; /* to others who were at it */
     bool common;         /* uses the process's slot under common_mutex */
-    bool may_not_ask;    /* for one of its own: the process leaves the region */
-    uint32_t nr_without_slot, ask_at; /* operations in the process's slot; which slot to look at next */
     uint8_t stock[VM_POOL_PAGES_MAX + 1]; /* log2 of how many ranges the next miss takes from space */
     uint8_t cap[VM_POOL_PAGES_MAX + 1]; /* ranges each magazine may hold now; grows on demand */
+    bool may_not_ask; /* for a slot of its own: the process leaves the region */
+    uint32_t nr_without_slot, ask_at; /* operations in the process's slot; which slot to look at next */
 };
 
 /* This thread's words for a range of that length in each of the states that a slot can own. */
