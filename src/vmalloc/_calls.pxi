@@ -136,9 +136,14 @@ cdef list texts_of(Found *found):
 
 
 cdef list ranges_of(Found *found):
+    """Of vmalloc.stats.Range, made as its own constructor makes them."""
+    from vmalloc.stats import Range as kind
+    new = tuple.__new__
     cdef const vm_range_info *i = <const vm_range_info *>found.data
+    cdef size_t nr_states = len(STATES)
     cdef list ranges = []
     cdef size_t n
     for n in range(found.nr):
-        ranges.append((i[n].page, i[n].nr_pages, i[n].id, i[n].state, i[n].owner, i[n].shared, i[n].dirty))
+        state = STATES[i[n].state] if i[n].state < nr_states else f"state {i[n].state}"  # scribbled over; check() tells
+        ranges.append(new(kind, (i[n].page, i[n].page + i[n].nr_pages, state, i[n].owner, i[n].id, i[n].shared, i[n].dirty)))
     return ranges

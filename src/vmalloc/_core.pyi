@@ -7,6 +7,7 @@ from typing import Any, Self, SupportsIndex, final
 from numpy.typing import DTypeLike, NDArray
 
 from vmalloc.hardened import Guard
+from vmalloc.stats import Range
 
 STATES: tuple[str, ...]
 
@@ -51,7 +52,7 @@ class RegionUpkeep(RegionHandle):
     def _check(self, at_rest: bool) -> list[str]: ...
     def _repair(self) -> list[str]: ...
     def _stats(self) -> dict[str, int]: ...
-    def _ranges(self) -> list[tuple[int, int, int, int, int, bool, bool]]: ...
+    def _ranges(self) -> list[Range]: ...
 
 class RegionReferences(RegionUpkeep):
     _where: Any

@@ -85,6 +85,6 @@ cdef class RegionUpkeep(RegionHandle):
         return s
 
     def _ranges(self):
-        """(page, nr_pages, id, state, owner, shared, dirty) of every range, in address order."""
+        """A Range for every range, in address order."""
         cdef Call c
         return self.collected(call_walk, &c, ranges_of, "ranges", False)

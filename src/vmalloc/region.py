@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
-from vmalloc._core import STATES, CoreRegion, attached
+from vmalloc._core import CoreRegion, attached
 from vmalloc.adapters.registry import describe, holding_of, place, rebuild
 from vmalloc.array import ArrayFunctions
 from vmalloc.attach import Where, attach, attach_where, serve_region, where_of
@@ -50,10 +50,6 @@ def parse_size(size: int | str) -> int:
     if nbytes <= 0:
         raise ValueError(f"a size must be positive, not {size!r}")
     return nbytes
-
-
-def _state_name(state: int) -> str:
-    return STATES[state] if state < len(STATES) else f"state {state}"  # scribbled over; check() tells
 
 
 class RegionBase(CoreRegion):
@@ -131,10 +127,7 @@ class RegionBase(CoreRegion):
 
     def ranges(self) -> list[Range]:
         """Every range in address order: a consistent picture of the boundaries at one moment."""
-        return [
-            Range(page, page + nr_pages, _state_name(state), owner, id, shared, dirty)
-            for page, nr_pages, id, state, owner, shared, dirty in self._ranges()
-        ]
+        return self._ranges()
 
     def check(self, *, at_rest: bool = False, repair: bool = False) -> None:
         """Walk the invariants; raises RegionCorrupt with what was found.
