@@ -42,6 +42,9 @@ VM_API void vm_describe(const vm_region *r, vm_info *out);
 /* align_pages: a power of two. Lowest address first for what comes from space. */
 VM_API int vm_alloc(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out);
 VM_API int vm_free(vm_region *r, uint64_t page, uint64_t id, unsigned flags);
+/* As vm_free(); but who drops the last reference has the range for itself then, under a new id: *out. Others hold it
+ * still: out->nr_pages is 0. */
+VM_API int vm_free_kept(vm_region *r, uint64_t page, uint64_t id, unsigned flags, vm_range *out);
 /* All or nothing. */
 VM_API int vm_alloc_bulk(vm_region *r, uint64_t nr_pages, uint64_t align_pages, size_t count, vm_range *out);
 VM_API int vm_free_bulk(vm_region *r, size_t count, const vm_range *ranges);
@@ -84,6 +87,15 @@ VM_API int vm_name_new(vm_region *r, const char *name, uint64_t page, uint64_t i
 VM_API int vm_name_get(vm_region *r, const char *name, vm_range *out, void *meta, size_t *bytes); /* adopts */
 VM_API int vm_name_delete(vm_region *r, const char *name);
 VM_API int vm_name_list(vm_region *r, int (*each)(void *, const char *, uint64_t page), void *arg);
+
+/* ---- warm in advance ---- */
+/* Take a range from space only, make its pages resident (any thread, several at once), say that so many pages more may
+ * stay warm, free it: requests find it warm. A shrink forgets what was to stay warm. */
+VM_API int vm_alloc_cold(vm_region *r, uint64_t nr_pages, uint64_t align_pages, vm_range *out); /* never purges */
+VM_API int vm_populate(vm_region *r, uint64_t page, uint64_t nr_pages); /* of a range that the caller holds */
+VM_API int vm_keep_warm(vm_region *r, uint64_t nr_pages);
+/* Zero the first bytes of a range that the caller holds: written, or, from VM_ZEROS_PUNCH_BYTES on, discarded. */
+VM_API int vm_zero(vm_region *r, uint64_t page, uint64_t bytes);
 
 /* ---- upkeep ---- */
 VM_API int vm_purge(vm_region *r, uint64_t *pages_returned);

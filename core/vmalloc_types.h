@@ -32,13 +32,17 @@ typedef struct vm_options {
     uint32_t nr_threads;     /* 0: 1024 thread slots                                        */
     vm_pools pools;
     bool keep_on_death;      /* ranges of dead processes stay allocated                     */
+    bool huge;               /* huge pages where the system allows; long ranges lie for them */
+    bool hardened;           /* of two frees of a range at once, by a mistake, one fails: slower */
     double lease_ttl_s;      /* an unclaimed lease outlives its owner so long; 0: 60 s      */
     const char *name;        /* shown in /proc/PID/maps as memfd:vmalloc:NAME; may be NULL  */
 } vm_options;
 
 typedef struct vm_info {
     uint8_t id[16];
-    uint64_t nr_pages, page_bytes, granule_bytes, base, total_bytes, limit_pages, lazy_pages_max;
+    uint64_t nr_pages, page_bytes, granule_bytes, base, total_bytes, limit_pages, lazy_pages_max, floor_pages;
+    int huge_error; /* 0, or the errno with which the system refused huge pages */
+    bool huge, hardened;
     uint32_t nr_nodes, nr_threads, process_slot, format, flags;
     vm_pools pools;
 } vm_info;

@@ -111,6 +111,7 @@ struct vm_region {
     bool readonly;   /* mapped to look only: no slot, every change is EROFS */
     uint32_t process, process_inc; /* our slot; VM_PROCESSES: none (a fork that found none free) */
     uint64_t lock_timeout_ns;
+    int huge_error;        /* 0, or why the system gives no huge pages */
     uint64_t budget_pages; /* by how many pages one thread's magazine caps may grow */
 
     vm_reference *references; /* per page, of shared ranges [holder_mutex] */
@@ -121,6 +122,12 @@ struct vm_region {
     vm_helper helper;
     struct vm_region *next; /* all regions of the process [registry] */
 };
+
+/* What opens the hit paths. */
+static inline uint64_t vm__fast_attachment(const vm_region *r)
+{
+    return r->fail_every || r->map.flags & VM_FLAG_HARDENED ? 0 : r->attachment;
+}
 
 /* What one thread knows of a region: its slot and the words it writes, precomputed. The one context that functions
  * take. Lives in memory that is wiped in a child, so that a raw clone's thread matches no attachment. */
@@ -144,6 +151,8 @@ struct vm_thread {
     bool common;         /* uses the process's slot under common_mutex */
     uint8_t stock[VM_POOL_PAGES_MAX + 1]; /* log2 of how many ranges the next miss takes from space */
     uint8_t cap[VM_POOL_PAGES_MAX + 1]; /* ranges each magazine may hold now; grows on demand */
+    bool may_not_ask; /* for a slot of its own: the process leaves the region */
+    uint32_t nr_without_slot, ask_at; /* operations in the process's slot; which slot to look at next */
 };
 
 /* This thread's words for a range of that length in each of the states that a slot can own. */

@@ -15,7 +15,7 @@ void vm__fault(vm_site *site)
 {
     __atomic_add_fetch(&site->nr_passed, 1, __ATOMIC_RELAXED);
     __atomic_add_fetch(&nr_writes, 1, __ATOMIC_RELAXED);
-    if (stop_here && !stop_here(site->file, site->line, site->nr_passed))
+    if (stop_here && !stop_here(site->file, site->line, __atomic_load_n(&site->nr_passed, __ATOMIC_RELAXED)))
         return;
     if (__atomic_load_n(&writes_left, __ATOMIC_RELAXED) < 0)
         return;

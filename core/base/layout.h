@@ -277,6 +277,8 @@ static inline uint32_t vm__lease_owner(uint32_t process, uint32_t incarnation)
 enum { /* vm_header.flags */
        VM_FLAG_NO_DATA = 1u, /* an address space: ranges of numbers, no memory behind */
        VM_FLAG_KEEP = 2u,    /* ranges of dead processes stay busy (AddressSpace)     */
+       VM_FLAG_HUGE = 4u,    /* long ranges begin at multiples of 2 MiB, huge pages are asked for */
+       VM_FLAG_HARDENED = 8u, /* no hit paths; of two frees at once one wins; see src/vmalloc/hardened.py */
 };
 
 typedef struct vm_header {
@@ -315,7 +317,7 @@ typedef struct vm_header {
     _Alignas(64) vm_token helper;      /* the elected process's slot, or 0 (face/helper.c) */
     vm_token helper_wake;              /* futex: 1 while a backlog waits for it         */
     uint64_t helper_beat_ns;           /* CLOCK_MONOTONIC: when it last said that it lives */
-    uint64_t floor_pages;              /* so many stay warm, however idle               */
+    uint64_t floor_pages;              /* so many stay warm, however idle (vm_keep_warm) */
     uint64_t soft_limit_pages;         /* what is warm above it goes at the next tick; 0: none */
     uint64_t quota_pages;              /* for each process; 0: none                     */
     uint32_t pressure;                 /* what the last tick saw: vm_pressure, and by ... */

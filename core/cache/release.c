@@ -31,3 +31,13 @@ void vm__pass_back(vm_thread *t, uint64_t page, uint64_t nr_pages)
 {
     release(t, page, nr_pages, nr_pages < VM_FLOW_PAGES);
 }
+
+void vm__release_or_keep(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_foreign, vm_range *kept)
+{
+    if (kept && vm__is_within(t->region, page, nr_pages))
+        vm__hand_out(t, page, nr_pages, false, kept);
+    else if (is_foreign)
+        vm__pass_back(t, page, nr_pages);
+    else
+        vm__release(t, page, nr_pages);
+}

@@ -49,26 +49,48 @@ static void forget_magazines(vm_slot *s, uint64_t state)
             VM_PUT(&s->magazine[i].header, 0);
 }
 
-static bool claim_thread(vm_thread *t)
+static bool claim_slot(vm_thread *t, uint32_t i)
 {
     vm_region *r = t->region;
-    for (uint32_t i = VM_PROCESSES; i < r->map.nr_threads; i++) {
-        raise_high_slot(r, i);
-        uint64_t state = VM_ACQUIRE(&r->map.slots[i].state), mine = (state >> 32) << 32 | (uint64_t)r->process << 1 | 1;
-        vm_slot *s = &r->map.slots[i];
-        vm_token drainer = VM_ACQUIRE(&s->drain);
-        if (drainer && !vm__owner_is_dead(r, drainer))
-            continue; /* a neighbour still empties what the last owner left */
-        if (state & 1 || !VM_CAS(&s->state, state, mine))
-            continue;
-        VM_PUT(&s->in_operation, 0);
-        forget_magazines(s, state);
-        if (drainer)
-            VM_CAS(&s->drain, drainer, 0);
-        fill_thread(t, i, mine);
-        return true;
+    vm_slot *s = &r->map.slots[i];
+    uint64_t state = VM_ACQUIRE(&s->state), mine = (state >> 32) << 32 | (uint64_t)r->process << 1 | 1;
+    vm_token drainer = VM_ACQUIRE(&s->drain);
+    if (drainer && !vm__owner_is_dead(r, drainer))
+        return false; /* a neighbour still empties what the last owner left */
+    if (state & 1 || !VM_CAS(&s->state, state, mine))
+        return false;
+    VM_PUT(&s->in_operation, 0);
+    forget_magazines(s, state);
+    if (drainer)
+        VM_CAS(&s->drain, drainer, 0);
+    fill_thread(t, i, mine);
+    return true;
+}
+
+static bool claim_thread(vm_thread *t)
+{
+    for (uint32_t i = VM_PROCESSES; i < t->region->map.nr_threads; i++) {
+        raise_high_slot(t->region, i);
+        if (claim_slot(t, i))
+            return true;
     }
     return false;
+}
+
+/* The other half of t's life, where it has a slot of its own: the hit paths are open to it. */
+static void open_fast_paths(vm_thread *t) { t->fast_attachment = t->fast_pages ? t->attachment : UINT64_MAX; }
+
+/* A thread that found every slot taken has looked at all of them. One may be free by now: now and then look at a few. */
+static void ask_again(vm_thread *t)
+{
+    uint32_t nr = t->region->map.nr_threads - VM_PROCESSES;
+    if (t->may_not_ask || ++t->nr_without_slot % VM_THREAD_ASK_OPERATIONS)
+        return;
+    for (uint32_t i = 0; i < VM_THREAD_ASK_SLOTS && i < nr; i++)
+        if (claim_slot(t, VM_PROCESSES + t->ask_at++ % nr)) {
+            open_fast_paths(t);
+            return;
+        }
 }
 
 static void leave_region(vm_thread *t)
@@ -90,6 +112,7 @@ void vm__give_up_slot(vm_thread *t)
     vm_region *r = t->region;
     leave_region(t);
     t->fast_attachment = UINT64_MAX;
+    t->may_not_ask = true;
     fill_thread(t, r->process, VM_ACQUIRE(&r->map.slots[r->process].state));
 }
 
@@ -148,7 +171,7 @@ static vm_thread *join_region(vm_region *r)
     t->region = r;
     find_slot(t);
     t->attachment = r->attachment;
-    t->fast_attachment = t->fast_pages ? r->attachment : UINT64_MAX;
+    open_fast_paths(t);
     t->next = my_threads;
     my_threads = t;
     pthread_setspecific(exit_key, t);
@@ -180,6 +203,8 @@ int vm__thread_error(vm_region *r)
 /* Threads without a slot of their own take turns with the process's. */
 void vm__enter(vm_thread *t)
 {
+    if (vm_unlikely(t->common))
+        ask_again(t);
     if (vm_unlikely(t->common))
         vm__mutex_lock(t->region, &t->region->common_mutex, VM_RANK_COMMON);
 }

@@ -107,6 +107,18 @@ static int try_stations(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, u
     return rc;
 }
 
+/* A long range lies for huge pages if that is asked for and there is such a place. */
+static int try_all(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out)
+{
+    uint64_t huge_pages = (uint64_t)VM_MAP_ALIGN >> t->region->map.page_shift;
+    if (t->region->map.flags & VM_FLAG_HUGE && nr_pages >= huge_pages && align_pages < huge_pages) {
+        int rc = try_stations(t, nr_pages, huge_pages, flags, out);
+        if (rc != -ENOSPC)
+            return rc;
+    }
+    return try_stations(t, nr_pages, align_pages, flags, out);
+}
+
 /* No more than is needed, and cheap things first. For a request of a pooled size space is short and memory need not be: the
  * oldest of what is lazy goes there with its pages, then all of it, then what is ready too. Then, and for a large one,
  * pages are given back. */
@@ -143,11 +155,11 @@ int vm__alloc_slow(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsign
     vm__magazine_tighten(t, vm__is_tight(r));
     int rc = vm__quota_fits(t, nr_pages);
     if (rc == 0)
-        rc = try_stations(t, nr_pages, align_pages, flags, out);
+        rc = try_all(t, nr_pages, align_pages, flags, out);
     for (int attempt = 0; rc == -ENOSPC && attempt < VM_ROOM_ATTEMPTS && !(flags & VM_NO_PURGE); attempt++) {
         rc = vm__make_room(t, nr_pages, attempt, flags);
         if (rc == 0)
-            rc = try_stations(t, nr_pages, align_pages, flags, out);
+            rc = try_all(t, nr_pages, align_pages, flags, out);
     }
     if (rc == -ENOSPC || rc == -EDQUOT)
         count(&t->slot->nr_failed);
@@ -213,5 +225,5 @@ void vm_fail_every(vm_region *r, uint64_t nth)
 {
     r->fail_every = nth;
     r->nr_requests = 0;
-    r->fast_attachment = nth ? 0 : r->attachment;
+    r->fast_attachment = vm__fast_attachment(r);
 }

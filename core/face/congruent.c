@@ -9,14 +9,14 @@ static uint64_t find_congruent(const vm_region *r, size_t count_, const uint64_t
 {
     uint64_t base = 0;
     for (size_t i = 0, fitting = 0; fitting < count_; i = (i + 1) % count_) {
-        uint64_t found = vm__index_find(&r->map, base + offsets[i], nr_pages[i]);
+        uint64_t found = vm__index_find_aligned(&r->map, base + offsets[i], nr_pages[i], align_pages);
         if (found == VM_NONE)
             return VM_NONE;
         if (found == base + offsets[i]) {
             fitting++;
             continue;
         }
-        base = (found - offsets[i] + align_pages - 1) & ~(align_pages - 1);
+        base = found - offsets[i];
         fitting = 0;
     }
     return base;

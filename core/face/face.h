@@ -40,6 +40,10 @@ void vm__tick_here(vm_thread *t, bool (*go_on)(vm_thread *)); /* unless another 
 
 int vm__check_header(const vm_header *h, uint64_t file_bytes); /* before any of it is believed */
 
+/* ---- prefault.c ---- */
+
+int vm__zero(vm_region *r, uint64_t page, uint64_t bytes, uint64_t punch_bytes);
+
 /* ---- fork.c ---- */
 
 void vm__register_fork(void);

@@ -10,16 +10,35 @@
  */
 #include "face.h"
 
-static int drop_shared(vm_thread *t, uint64_t page, uint64_t id, unsigned flags)
+static int drop_shared(vm_thread *t, uint64_t page, uint64_t id, unsigned flags, vm_range *kept)
 {
     bool ask;
-    int rc = vm__drop_shared(t, page, id, flags, &ask);
+    int rc = vm__drop_shared(t, page, id, flags, kept, &ask);
     if (ask)
         vm__recover_dead(t, VM_NO_WAIT, NULL);
     return rc;
 }
 
-static int free_slow(vm_thread *t, uint64_t page, uint64_t id, vm_word w, unsigned flags)
+/* Make the word MOVING(t), by one CAS. The word has no id: what was freed by another thread of ours and handed out again
+ * since the caller looked has the same word. */
+static bool take_out(vm_thread *t, uint64_t page, vm_word w)
+{
+    return VM_CAS(&t->region->map.heads[page].word, w, vm__moving(t, vm__len(w)));
+}
+
+/* The same in a hardened region: its frees come one after the other in a process, so that word and id belong together,
+ * and of two frees of one range, by a mistake, the second one sees it. */
+static int take_out_hardened(vm_thread *t, uint64_t page, uint64_t id, vm_word w)
+{
+    vm_region *r = t->region;
+    vm__mutex_lock(r, &r->holder_mutex, VM_RANK_HOLDER);
+    bool is_it = VM_ACQUIRE(&r->map.heads[page].word) == w;
+    bool is_taken = is_it && VM_ACQUIRE(&r->map.heads[page].aux) == id && take_out(t, page, w);
+    vm__mutex_unlock(r, &r->holder_mutex, VM_RANK_HOLDER);
+    return is_taken ? 0 : is_it ? -ESTALE : -EAGAIN;
+}
+
+static int free_slow(vm_thread *t, uint64_t page, uint64_t id, vm_word w, unsigned flags, vm_range *kept)
 {
     vm_region *r = t->region;
     int health = vm__health(r);
@@ -37,22 +56,19 @@ static int free_slow(vm_thread *t, uint64_t page, uint64_t id, vm_word w, unsign
     if (VM_ACQUIRE(&r->map.heads[page].aux) != id)
         return -ESTALE;
     if (w & VM_WORD_SHARED)
-        return drop_shared(t, page, id, flags);
+        return drop_shared(t, page, id, flags, kept);
     if (flags & VM_INHERITED)
         return -ENOENT; /* it could not be shared for us: it is our parent's */
-    bool is_ours = vm__is_like(w, t->busy);
-    if (!is_ours && t->fast_pages && len < VM_FLOW_PAGES) {
+    bool is_ours = vm__is_like(w, t->busy), is_hardened = r->map.flags & VM_FLAG_HARDENED;
+    if (!is_ours && !is_hardened && !kept && t->fast_pages && len < VM_FLOW_PAGES) {
         int rc = vm__magazine_put_foreign(t, page, w);
         if (rc != -EAGAIN)
             return rc;
     }
-    vm_word moving = vm__moving(t, len);
-    if (!VM_CAS(&r->map.heads[page].word, w, moving))
-        return is_ours ? -EAGAIN : -ENOENT; /* a fork shares it just now; or another free won */
-    if (is_ours)
-        vm__release(t, page, len);
-    else
-        vm__pass_back(t, page, len);
+    int rc = is_hardened ? take_out_hardened(t, page, id, w) : take_out(t, page, w) ? 0 : -EAGAIN;
+    if (rc)
+        return rc == -EAGAIN && !is_ours ? -ENOENT : rc; /* a fork shares it just now; or another free won */
+    vm__release_or_keep(t, page, len, !is_ours, kept);
     return 0;
 }
 
@@ -70,7 +86,7 @@ static void purge_if_due(vm_thread *t, uint64_t nr_pages)
     vm__purge_step(t, most > VM_PURGE_STEP_PAGES ? most : VM_PURGE_STEP_PAGES, VM_PURGE_STEP_RANGES, 0);
 }
 
-static __attribute__((noinline, cold)) int free_checked(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
+static int free_checked_or_keep(vm_region *r, uint64_t page, uint64_t id, unsigned flags, vm_range *kept)
 {
     if (flags & VM_HIT_ONLY)
         return -EAGAIN;
@@ -86,11 +102,25 @@ static __attribute__((noinline, cold)) int free_checked(vm_region *r, uint64_t p
     vm_word w = 0;
     for (int i = 0; rc == -EAGAIN && i < FREE_ATTEMPTS; i++) {
         w = VM_ACQUIRE(&r->map.heads[page].word);
-        rc = free_slow(t, page, id, w, flags);
+        rc = free_slow(t, page, id, w, flags, kept);
     }
     if (rc == 0)
         purge_if_due(t, vm__len(w));
     vm__leave(t);
+    return rc;
+}
+
+static __attribute__((noinline, cold)) int free_checked(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
+{
+    return free_checked_or_keep(r, page, id, flags, NULL);
+}
+
+int vm_free_kept(vm_region *r, uint64_t page, uint64_t id, unsigned flags, vm_range *out)
+{
+    vm_range kept = {0};
+    int rc = free_checked_or_keep(r, page, id, flags, &kept);
+    if (rc == 0)
+        *out = kept;
     return rc;
 }
 

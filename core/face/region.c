@@ -18,7 +18,7 @@ static int check_options(const vm_options *o)
 {
     if (o->nr_pages == 0 || o->nr_pages > VM_PAGES_MAX || !vm__pool_design((uint32_t)o->pools))
         return -EINVAL;
-    if (o->granule_bytes && !vm__is_power_of_two(o->granule_bytes))
+    if (o->granule_bytes && (!vm__is_power_of_two(o->granule_bytes) || o->huge))
         return -EINVAL;
     if (!(o->lease_ttl_s >= 0 && o->lease_ttl_s < 1e9))
         return -EINVAL;
@@ -47,7 +47,8 @@ static int describe_new(const vm_options *o, vm_header *h)
     h->limit_pages = o->limit_pages;
     h->lazy_pages_fixed = o->lazy_pages_max;
     h->pools = (uint32_t)o->pools;
-    h->flags = (o->granule_bytes ? VM_FLAG_NO_DATA : 0) | (o->keep_on_death ? VM_FLAG_KEEP : 0);
+    h->flags = (o->granule_bytes ? VM_FLAG_NO_DATA : 0) | (o->keep_on_death ? VM_FLAG_KEEP : 0)
+               | (o->huge ? VM_FLAG_HUGE : 0) | (o->hardened ? VM_FLAG_HARDENED : 0);
     h->nr_nodes = o->nr_nodes ? o->nr_nodes : most_nodes();
     h->nr_threads = VM_PROCESSES + (o->nr_threads ? o->nr_threads : VM_THREADS_DEFAULT);
     h->next_id = VM_ID_BLOCK; /* 0 is never an id */
@@ -91,7 +92,8 @@ static int prepare_private(vm_region *r)
     if (!r->wiped)
         return -ENOMEM;
     *r->wiped = 1;
-    r->fast_attachment = r->attachment = vm__new_attachment();
+    r->attachment = vm__new_attachment();
+    r->fast_attachment = vm__fast_attachment(r);
     r->lock_timeout_ns = VM_LOCK_TIMEOUT_S * 1000000000ull;
     r->can_drain = vm__can_drain();
     pthread_mutex_init(&r->holder_mutex, NULL);
@@ -138,6 +140,8 @@ static int enter_region(vm_region *r, vm_region **out)
     int rc = prepare_private(r);
     if (rc)
         return rc;
+    if (r->map.flags & VM_FLAG_HUGE)
+        r->huge_error = -vm__pages_want_huge(r);
     pthread_once(&once, vm__register_fork);
     int joined = vm__register(r);
     if (joined < 0)
@@ -292,6 +296,10 @@ void vm_describe(const vm_region *r, vm_info *out)
                      .total_bytes = r->map.mapped_bytes,
                      .limit_pages = h->limit_pages,
                      .lazy_pages_max = vm__lazy_pages_max(r),
+                     .floor_pages = VM_RELAXED(&h->floor_pages),
+                     .huge = r->map.flags & VM_FLAG_HUGE,
+                     .huge_error = r->huge_error,
+                     .hardened = r->map.flags & VM_FLAG_HARDENED,
                      .nr_nodes = r->map.nr_nodes,
                      .nr_threads = r->map.nr_threads - VM_PROCESSES,
                      .process_slot = r->process,

@@ -52,12 +52,12 @@ static void add_counters(const vm_region *r, vm_stats *s)
         s->nr_failed += VM_RELAXED(&slot->nr_failed);
         s->lock_wait_ns += VM_RELAXED(&slot->lock_wait_ns);
     }
-    s->nr_purges = h->nr_purges;
-    s->nr_purged_pages = h->nr_purged_pages;
-    s->nr_discards = h->nr_discards;
-    s->nr_splits = h->nr_splits;
-    s->nr_merges = h->nr_merges;
-    s->nr_recovered = h->nr_recovered;
+    s->nr_purges = VM_RELAXED(&h->nr_purges);
+    s->nr_purged_pages = VM_RELAXED(&h->nr_purged_pages);
+    s->nr_discards = VM_RELAXED(&h->nr_discards);
+    s->nr_splits = VM_RELAXED(&h->nr_splits);
+    s->nr_merges = VM_RELAXED(&h->nr_merges);
+    s->nr_recovered = VM_RELAXED(&h->nr_recovered);
     s->nr_leases = VM_RELAXED(&h->nr_leases);
     s->nr_ticks = VM_RELAXED(&h->nr_ticks);
     s->nr_decayed_pages = VM_RELAXED(&h->nr_decayed_pages);

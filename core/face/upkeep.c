@@ -21,8 +21,10 @@ static int give_back(vm_region *r, unsigned flags, uint64_t *pages_returned)
     uint64_t pages = 0;
     int rc = vm__recover_dead(t, 0, NULL);
     vm__expire_leases(t, VM_NO_WAIT, 0, NULL); /* what it frees may go into our magazines */
-    if (flags & VM_PURGE_FULL)
+    if (flags & VM_PURGE_FULL) {
+        VM_PUT(&r->map.h->floor_pages, 0);
         vm__drain_all(t);
+    }
     if (rc == 0)
         rc = vm__purge(t, flags, &pages);
     vm__leave(t);

@@ -201,7 +201,6 @@ static void look_for_deaths(vm_thread *t, const vm_watch *w)
 {
     if (w->nr_ticks % VM_RECOVER_TICKS == 0)
         vm__recover_dead(t, VM_LOCK_BRIEF, NULL);
-    vm__expire_leases(t, VM_NO_WAIT, 0, NULL);
     if (vm__purge_is_behind(t->region))
         vm__purge_scan(t, VM_LOCK_BRIEF, NULL, NULL);
 }
@@ -223,7 +222,7 @@ static uint64_t decay(vm_thread *t, vm_watch *w, bool (*go_on)(vm_thread *))
     return pages;
 }
 
-/* One round, if the last was a tick ago; `go_on` is asked in between. ENOMEM: this process has no memory for a watch. */
+/* One round, if the last was a tick ago, else only leases; `go_on` is asked in between. ENOMEM: this process has no memory for a watch. */
 int vm__tick(vm_thread *t, bool (*go_on)(vm_thread *))
 {
     vm_region *r = t->region;
@@ -232,6 +231,7 @@ int vm__tick(vm_thread *t, bool (*go_on)(vm_thread *))
     uint64_t now = vm__now_ns();
     if (!w)
         return -ENOMEM;
+    vm__expire_leases(t, VM_NO_WAIT, 0, NULL);
     if (w->ticked_ns && now - w->ticked_ns < TICK_NS)
         return 0;
     w->ticked_ns = now;

@@ -251,7 +251,7 @@ static bool is_left_to_the_dead(vm_region *r, uint64_t page)
     return false;
 }
 
-int vm__drop_shared(vm_thread *t, uint64_t page, uint64_t id, unsigned flags, bool *ask)
+int vm__drop_shared(vm_thread *t, uint64_t page, uint64_t id, unsigned flags, vm_range *kept, bool *ask)
 {
     vm_region *r = t->region;
     int rc = -ENOENT;
@@ -266,7 +266,7 @@ int vm__drop_shared(vm_thread *t, uint64_t page, uint64_t id, unsigned flags, bo
     }
     vm__mutex_unlock(r, &r->holder_mutex, VM_RANK_HOLDER);
     if (is_last)
-        vm__pass_back(t, page, vm__len(VM_ACQUIRE(&r->map.heads[page].word)));
+        vm__release_or_keep(t, page, vm__len(VM_ACQUIRE(&r->map.heads[page].word)), true, kept);
     return rc;
 }
 

@@ -13,7 +13,7 @@
 int vm__share(vm_thread *t, uint64_t page, uint64_t id);
 int vm__adopt(vm_thread *t, uint64_t page, uint64_t id, vm_range *out);
 /* *ask: do only the dead hold it still? Then the caller recovers them. */
-int vm__drop_shared(vm_thread *t, uint64_t page, uint64_t id, unsigned flags, bool *ask);
+int vm__drop_shared(vm_thread *t, uint64_t page, uint64_t id, unsigned flags, vm_range *kept, bool *ask);
 bool vm__take_if_unheld(vm_thread *t, uint64_t page, vm_word taken);
 void vm__release_if_unheld(vm_thread *t, uint64_t page);
 int vm__wait_while_freeing(vm_thread *t, uint64_t page, vm_word *out);

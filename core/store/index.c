@@ -308,6 +308,120 @@ uint64_t vm__index_find(const vm_map *m, uint64_t from, uint64_t nr_pages)
     return found == VM_NONE || found > m->nr_pages - nr_pages ? VM_NONE : found;
 }
 
+/* ---- the lowest run that starts at a multiple of align_pages ----
+ *
+ * Holes that are long enough but lie askew are not tried one by one: a leaf answers for all of its own at once, and an
+ * entry no larger than the alignment is looked at only where it begins. */
+
+typedef struct wanted {
+    uint64_t from, nr_pages, align_pages;
+} wanted;
+
+/* In a free run. */
+static uint64_t place_in(const wanted *w, uint64_t start, uint64_t pages)
+{
+    uint64_t first = (start + w->align_pages - 1) & ~(w->align_pages - 1);
+    return first + w->nr_pages <= start + pages ? first : VM_NONE;
+}
+
+/* bits &= bits >> by */
+static void and_shifted(uint64_t *bits, uint64_t by)
+{
+    uint64_t whole = by / 64, rest = by % 64;
+    if (!whole) {
+        for (uint64_t i = 0; i + 1 < WORDS_PER_LEAF; i++)
+            bits[i] &= bits[i] >> rest | bits[i + 1] << (64 - rest);
+        bits[WORDS_PER_LEAF - 1] &= bits[WORDS_PER_LEAF - 1] >> rest;
+        return;
+    }
+    for (uint64_t i = 0; i < WORDS_PER_LEAF; i++) {
+        uint64_t low = i + whole < WORDS_PER_LEAF ? bits[i + whole] : 0;
+        uint64_t high = i + whole + 1 < WORDS_PER_LEAF ? bits[i + whole + 1] : 0;
+        bits[i] &= rest ? low >> rest | high << (64 - rest) : low;
+    }
+}
+
+/* The lowest multiple of less than 64 bits that starts nr_pages ones, all within the leaf. */
+static uint64_t find_in_bits(uint64_t *bits, const wanted *w)
+{
+    for (uint64_t have = 1, step; have < w->nr_pages; have += step) { /* a bit stays where `have` ones begin */
+        step = w->nr_pages - have < have ? w->nr_pages - have : have;
+        and_shifted(bits, step);
+    }
+    uint64_t starts = ~0ull / ((1ull << w->align_pages) - 1);
+    for (uint64_t i = 0; i < WORDS_PER_LEAF; i++)
+        if (bits[i] & starts)
+            return i * 64 + (uint64_t)__builtin_ctzll(bits[i] & starts);
+    return VM_NONE;
+}
+
+/* The same for a multiple of 64 bits, where each word is all or nothing but for the last. */
+static uint64_t find_in_words(const uint64_t *bits, const wanted *w)
+{
+    uint64_t whole = w->nr_pages / 64, rest = (1ull << w->nr_pages % 64) - 1, n;
+    for (uint64_t i = 0; i * 64 + w->nr_pages <= VM_LEAF_PAGES; i += w->align_pages / 64) {
+        for (n = 0; n < whole && bits[i + n] == ~0ull; n++)
+            ;
+        if (n == whole && (!rest || (bits[i + n] & rest) == rest))
+            return i * 64;
+    }
+    return VM_NONE;
+}
+
+/* Runs that lie within the leaf. */
+static uint64_t find_aligned_in_leaf(const vm_map *m, uint64_t leaf, const wanted *w)
+{
+    uint64_t bits[WORDS_PER_LEAF], page = leaf * VM_LEAF_PAGES;
+    for (uint64_t i = 0; i < WORDS_PER_LEAF; i++, page += 64) {
+        bits[i] = ~VM_RELAXED(&m->bits[leaf * WORDS_PER_LEAF + i]);
+        if (page < w->from)
+            bits[i] = page + 64 <= w->from ? 0 : bits[i] & ~0ull << (w->from - page);
+    }
+    uint64_t found = w->align_pages < 64 ? find_in_bits(bits, w) : find_in_words(bits, w);
+    return found == VM_NONE ? VM_NONE : leaf * VM_LEAF_PAGES + found;
+}
+
+static uint64_t find_aligned_in(const vm_map *m, uint32_t level, uint64_t i, const wanted *w)
+{
+    if (level == 0)
+        return w->nr_pages <= VM_LEAF_PAGES ? find_aligned_in_leaf(m, i, w) : VM_NONE;
+    uint64_t pages = level_pages(level - 1), found = VM_NONE;
+    carry c = {0, 0};
+    for (uint64_t child = i * VM_FANOUT; child < (i + 1) * VM_FANOUT && child < m->level_nr[level - 1]; child++) {
+        uint64_t base = child * pages;
+        if (base + pages <= w->from)
+            continue;
+        bool is_cut = base < w->from;
+        runs v = read_runs(m, level - 1, child);
+        if (!is_cut)
+            found = place_in(w, c.pages ? c.start : base, c.pages + v.start);
+        if (found == VM_NONE && v.max >= w->nr_pages && pages > w->align_pages)
+            found = find_aligned_in(m, level - 1, child, w);
+        if (found != VM_NONE)
+            return found;
+        if (!is_cut && v.start == pages) {
+            carry_free(&c, base, pages);
+        } else {
+            uint64_t start = base + pages - v.end;
+            start = start > w->from ? start : w->from;
+            c = (carry){start, base + pages - start};
+        }
+    }
+    return VM_NONE;
+}
+
+/* Lowest multiple of align_pages, at or after `from`, which is one too, that starts nr_pages free ones; or VM_NONE. */
+uint64_t vm__index_find_aligned(const vm_map *m, uint64_t from, uint64_t nr_pages, uint64_t align_pages)
+{
+    wanted w = {from, nr_pages, align_pages};
+    if (align_pages == 1)
+        return vm__index_find(m, from, nr_pages);
+    if (from >= m->nr_pages || vm__index_largest(m) < nr_pages)
+        return VM_NONE;
+    uint64_t found = find_aligned_in(m, m->nr_levels - 1, 0, &w);
+    return found == VM_NONE || found > m->nr_pages - nr_pages ? VM_NONE : found;
+}
+
 /* First page of the free run that `page`, itself free, belongs to. */
 uint64_t vm__index_run_start(const vm_map *m, uint64_t page)
 {

@@ -41,11 +41,14 @@ uint64_t vm__lazy_threshold(const vm_region *r, uint64_t peak, uint64_t live, ui
 
 /* Pages that may be lazy before a free gives back a step: as the kernel's, fls(online CPUs) * 32 MiB, but also, because
  * our lazy ranges hold memory that is dear to fault in again, what the recent peak has room for
- * (docs/decisions/0020). */
+ * (docs/decisions/0020); and in any case what prefault.c asked to keep. */
 uint64_t vm__lazy_pages_max(const vm_region *r)
 {
     uint64_t chosen = VM_RELAXED(&r->map.h->lazy_pages_fixed), peak = VM_RELAXED(&r->map.h->used_peak);
-    return chosen ? chosen : vm__lazy_threshold(r, peak, vm__live_pages(r), vm__online_cpus(), vm__memory_bytes());
+    uint64_t most = chosen ? chosen
+                           : vm__lazy_threshold(r, peak, vm__live_pages(r), vm__online_cpus(), vm__memory_bytes());
+    uint64_t floor = VM_RELAXED(&r->map.h->floor_pages);
+    return most > floor ? most : floor;
 }
 
 /* By how many pages more is lazy than may be; 0: it is not. The counter is read as signed: a death may leave it a little

@@ -157,6 +157,36 @@ int vm__pages_discard(vm_region *r, uint64_t page, uint64_t nr_pages)
     return errno == EINVAL ? discard_locked(at, bytes) : -errno;
 }
 
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
+#endif
+
+/* An atomic that changes nothing: the page is written to, and nobody's bytes are. */
+static void touch(vm_region *r, uint64_t page, uint64_t nr_pages)
+{
+    uint64_t granule = 1ull << r->map.page_shift;
+    for (uint8_t *at = r->map.data + (page << r->map.page_shift); nr_pages--; at += granule)
+        __atomic_fetch_or(at, 0, __ATOMIC_RELAXED);
+}
+
+int vm__pages_populate(vm_region *r, uint64_t page, uint64_t nr_pages)
+{
+    void *at = r->map.data + (page << r->map.page_shift);
+    if (madvise(at, nr_pages << r->map.page_shift, MADV_POPULATE_WRITE) == 0)
+        return 0;
+    if (errno != EINVAL)
+        return -errno;
+    touch(r, page, nr_pages);
+    return 0;
+}
+
+int vm__pages_want_huge(vm_region *r)
+{
+    if (r->map.flags & VM_FLAG_NO_DATA)
+        return 0;
+    return madvise(r->map.data, r->map.nr_pages << r->map.page_shift, MADV_HUGEPAGE) == 0 ? 0 : -errno;
+}
+
 /* Without a number to ask through: what is not free may be resident. */
 uint64_t vm__pages_resident_bytes(const vm_region *r)
 {

@@ -94,16 +94,10 @@ static uint64_t linear_find(const vm_region *r, uint64_t nr_pages, uint64_t alig
 #define LINEAR_CHECK_PAGES 8192
 #endif
 
-/* Lowest aligned run. A run that is long enough but not aligned moves the search to the next
- * aligned page, so the cost is O(log) for each such candidate. */
+/* Lowest aligned run. */
 static uint64_t find_aligned(const vm_region *r, uint64_t nr_pages, uint64_t align_pages)
 {
-    uint64_t from = 0, found;
-    while ((found = vm__index_find(&r->map, from, nr_pages)) != VM_NONE) {
-        from = (found + align_pages - 1) & ~(align_pages - 1);
-        if (from == found)
-            break;
-    }
+    uint64_t found = vm__index_find_aligned(&r->map, 0, nr_pages, align_pages);
 #ifdef VM_HOOKS
     if (r->map.nr_pages <= LINEAR_CHECK_PAGES)
         VM_ASSERT(found == linear_find(r, nr_pages, align_pages));

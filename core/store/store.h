@@ -26,6 +26,8 @@ int vm__pages_view(int fd, uint64_t offset, uint64_t bytes, bool readonly, vm_vi
 void vm__pages_unview(vm_view *view);
 int vm__pages_read(int fd, uint64_t offset, uint64_t bytes, void *out);
 void vm__pages_close(int fd);
+int vm__pages_populate(vm_region *r, uint64_t page, uint64_t nr_pages); /* resident, contents as they were */
+int vm__pages_want_huge(vm_region *r); /* of all data, where the system's settings allow */
 uint64_t vm__pages_resident_bytes(const vm_region *r);
 /* A byte for each page from `at`: is it there? False: the system does not say. */
 bool vm__pages_resident(const void *at, uint64_t bytes, uint8_t *is_there);
@@ -56,6 +58,7 @@ void vm__index_init(vm_map *m);
 void vm__index_set(vm_map *m, uint64_t page, uint64_t nr_pages, bool taken);
 bool vm__index_is_free(const vm_map *m, uint64_t page);
 uint64_t vm__index_find(const vm_map *m, uint64_t from, uint64_t nr_pages);
+uint64_t vm__index_find_aligned(const vm_map *m, uint64_t from, uint64_t nr_pages, uint64_t align_pages);
 uint64_t vm__index_run_start(const vm_map *m, uint64_t page);
 void vm__index_write_bits(vm_map *m, uint64_t page, uint64_t nr_pages, bool taken);
 void vm__index_summarise_all(vm_map *m);

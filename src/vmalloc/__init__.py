@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vmalloc._core import Block
     from vmalloc.address_space import AddressSpace
     from vmalloc.errors import (
+        MemoryMisused,
         NotAllocated,
         NotLoaded,
         OutOfPages,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AddressSpace",
     "Block",
+    "MemoryMisused",
     "NotAllocated",
     "NotLoaded",
     "OutOfPages",

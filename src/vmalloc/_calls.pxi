@@ -11,6 +11,14 @@ cdef int call_alloc_bulk(vm_region *r, Call *c) noexcept nogil:
     return vm_alloc_bulk(r, c.nr_pages, c.align_pages, c.count, c.out)
 
 
+cdef int call_free_kept(vm_region *r, Call *c) noexcept nogil:
+    return vm_free_kept(r, c.page, c.id, c.flags, c.out)
+
+
+cdef int call_alloc_cold(vm_region *r, Call *c) noexcept nogil:
+    return vm_alloc_cold(r, c.nr_pages, c.align_pages, c.out)
+
+
 cdef int call_free(vm_region *r, Call *c) noexcept nogil:
     return vm_free(r, c.page, c.id, c.flags)
 
@@ -72,7 +80,7 @@ cdef int call_tick(vm_region *r, Call *c) noexcept nogil:
 
 
 cdef int call_check(vm_region *r, Call *c) noexcept nogil:
-    forget_texts(c.found)  # what an interrupted look found, the next one finds
+    c.found.nr = c.found.nbytes = 0  # what an interrupted look found, the next one finds
     return vm_check(r, c.at_rest, append_text, c.found)
 
 
@@ -93,24 +101,63 @@ cdef int call_holdings(vm_region *r, Call *c) noexcept nogil:
 
 
 cdef int call_walk(vm_region *r, Call *c) noexcept nogil:
+    c.found.nr = c.found.nbytes = 0
     return vm_walk(r, append_range, c.found)
 
 
-# ---- what the core calls back, when it holds no lock ----
-
-cdef void forget_texts(void *found) noexcept with gil:
-    (<list>found).clear()
-
-
-cdef void append_text(void *found, const char *text) noexcept with gil:
-    (<list>found).append(text.decode(errors="replace"))
+cdef int call_name_list(vm_region *r, Call *c) noexcept nogil:
+    c.found.nr = c.found.nbytes = 0
+    return vm_name_list(r, append_name, c.found)
 
 
-cdef int append_name(void *found, const char *name, uint64_t page) noexcept with gil:
-    (<list>found).append(name.decode(errors="replace"))
+# ---- what the core calls back, when it holds no lock: collected without the interpreter, made Python objects afterwards ----
+
+cdef int append_bytes(Found *found, const void *data, size_t nbytes) noexcept nogil:
+    cdef size_t room
+    cdef void *grown
+    if found.nbytes + nbytes > found.room:
+        room = max(2 * found.room, found.nbytes + nbytes, 4096)
+        grown = c_realloc(found.data, room)
+        if grown == NULL:
+            found.is_short = True
+            return -ENOMEM
+        found.data, found.room = <char *>grown, room
+    memcpy(found.data + found.nbytes, data, nbytes)
+    found.nbytes += nbytes
+    found.nr += 1
     return 0
 
 
-cdef int append_range(void *found, const vm_range_info *i) noexcept with gil:
-    (<list>found).append((i.page, i.nr_pages, i.id, i.state, i.owner, i.shared, i.dirty))
-    return 0
+cdef void append_text(void *found, const char *text) noexcept nogil:
+    append_bytes(<Found *>found, text, strlen(text) + 1)
+
+
+cdef int append_name(void *found, const char *name, uint64_t page) noexcept nogil:
+    return append_bytes(<Found *>found, name, strlen(name) + 1)
+
+
+cdef int append_range(void *found, const vm_range_info *i) noexcept nogil:
+    return append_bytes(<Found *>found, i, sizeof(i[0]))
+
+
+cdef list texts_of(Found *found):
+    cdef list texts = []
+    cdef size_t at = 0
+    while at < found.nbytes:
+        texts.append((found.data + at).decode(errors="replace"))
+        at += strlen(found.data + at) + 1
+    return texts
+
+
+cdef list ranges_of(Found *found):
+    """Of vmalloc.stats.Range, made as its own constructor makes them."""
+    from vmalloc.stats import Range as kind
+    new = tuple.__new__
+    cdef const vm_range_info *i = <const vm_range_info *>found.data
+    cdef size_t nr_states = len(STATES)
+    cdef list ranges = []
+    cdef size_t n
+    for n in range(found.nr):
+        state = STATES[i[n].state] if i[n].state < nr_states else f"state {i[n].state}"  # scribbled over; check() tells
+        ranges.append(new(kind, (i[n].page, i[n].page + i[n].nr_pages, state, i[n].owner, i[n].id, i[n].shared, i[n].dirty)))
+    return ranges

@@ -35,13 +35,17 @@ cdef extern from "vmalloc.h" nogil:
         uint32_t nr_threads
         vm_pools pools
         c_bool keep_on_death
+        c_bool huge
+        c_bool hardened
         double lease_ttl_s
         const char *name
 
     ctypedef struct vm_info:
         uint8_t id[16]
-        uint64_t nr_pages, page_bytes, granule_bytes, base, total_bytes, limit_pages, lazy_pages_max
+        uint64_t nr_pages, page_bytes, granule_bytes, base, total_bytes, limit_pages, lazy_pages_max, floor_pages
         uint32_t nr_nodes, nr_threads, process_slot, format, flags
+        int huge_error
+        c_bool huge, hardened
         vm_pools pools
 
     ctypedef struct vm_stats:
@@ -81,6 +85,11 @@ cdef extern from "vmalloc.h" nogil:
     void vm_describe(const vm_region *r, vm_info *out)
     int vm_alloc(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out)
     int vm_free(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
+    int vm_free_kept(vm_region *r, uint64_t page, uint64_t id, unsigned flags, vm_range *out)
+    int vm_alloc_cold(vm_region *r, uint64_t nr_pages, uint64_t align_pages, vm_range *out)
+    int vm_populate(vm_region *r, uint64_t page, uint64_t nr_pages)
+    int vm_keep_warm(vm_region *r, uint64_t nr_pages)
+    int vm_zero(vm_region *r, uint64_t page, uint64_t bytes)
     int vm_alloc_bulk(vm_region *r, uint64_t nr_pages, uint64_t align_pages, size_t count, vm_range *out)
     int vm_lookup(vm_region *r, uint64_t page, vm_range *out)
     int vm_share(vm_region *r, uint64_t page, uint64_t id)
@@ -104,14 +113,14 @@ cdef extern from "vmalloc.h" nogil:
     int vm_name_new(vm_region *r, const char *name, uint64_t page, uint64_t id, const void *meta, size_t bytes)
     int vm_name_get(vm_region *r, const char *name, vm_range *out, void *meta, size_t *bytes)
     int vm_name_delete(vm_region *r, const char *name)
-    int vm_name_list(vm_region *r, int (*each)(void *, const char *, uint64_t) noexcept, void *arg)
+    int vm_name_list(vm_region *r, int (*each)(void *, const char *, uint64_t) noexcept nogil, void *arg)
     int vm_purge(vm_region *r, uint64_t *pages)
     int vm_shrink(vm_region *r, uint64_t *pages)
     int vm_recover(vm_region *r, uint64_t *pages)
     int vm_get_stats(vm_region *r, vm_stats *out)
-    int vm_walk(vm_region *r, int (*each)(void *, const vm_range_info *) noexcept, void *arg)
-    int vm_check(vm_region *r, c_bool at_rest, void (*say)(void *, const char *) noexcept, void *arg)
-    int vm_repair(vm_region *r, void (*say)(void *, const char *) noexcept, void *arg)
+    int vm_walk(vm_region *r, int (*each)(void *, const vm_range_info *) noexcept nogil, void *arg)
+    int vm_check(vm_region *r, c_bool at_rest, void (*say)(void *, const char *) noexcept nogil, void *arg)
+    int vm_repair(vm_region *r, void (*say)(void *, const char *) noexcept nogil, void *arg)
     ctypedef struct vm_wait:
         uint64_t timeout_ns
         c_bool in_slices
@@ -136,6 +145,13 @@ cdef extern from "vmalloc.h" nogil:
 
 # ---- calls that may wait ----
 
+# What the core found, one thing after the other.
+cdef struct Found:
+    char *data
+    size_t nbytes, room
+    size_t nr
+    bint is_short  # of memory: not all is there
+
 # What a call is given, and where its result goes. Each kind of call has its fields; the others are not set.
 cdef struct Call:
     uint64_t page, id, lease
@@ -155,9 +171,10 @@ cdef struct Call:
     vm_shortage *shortage
     int error  # that the shortage is about
     vm_holding *holdings
-    void *found  # a Python list
+    Found *found
 
 ctypedef int (*Work)(vm_region *, Call *) noexcept nogil
+ctypedef list (*ListOf)(Found *)
 
 
 # ---- a region: one class for each thing that it does, each the base of the next ----
@@ -168,6 +185,8 @@ cdef class RegionHandle:
     cdef readonly bint readonly
     cdef bint has_pages  # open, and no address space
     cdef uint64_t granule, nr_pages_
+    cdef uint64_t guard_bytes  # behind each block and array of a hardened region; else 0
+    cdef readonly object _guard  # a vmalloc.hardened.Guard, or None
     cdef double timeout_s
     cdef bint has_helper
     cdef public str _limited_by  # why a default region is smaller than the machine's memory
@@ -185,6 +204,7 @@ cdef class RegionHandle:
 cdef class RegionUpkeep(RegionHandle):
     cdef object upkeep(self, Work work, str what)
     cdef list findings(self, Work work, bint at_rest, str what)
+    cdef list collected(self, Work work, Call *call, ListOf list_of, str what, bint may_be_corrupt)
 
 
 cdef class Holding
@@ -205,6 +225,7 @@ cdef class CoreRegion(RegionReferences):
     cdef int take_later(self, Call *c, double seconds) except? -1
     cdef bint end_oldest(self, object nr_pages) except -1
     cdef vm_range *take_bulk(self, uint64_t nr_pages, uint64_t align_pages, size_t n) except NULL
+    cdef int guard_new(self, vm_range *got, Py_ssize_t nbytes) except -1
     cdef object new_array(self, object shape, object dtype, object order, bint zero, object timeout)
 
 
@@ -222,6 +243,7 @@ cdef class Holding:
     cdef void bind(self, CoreRegion region, vm_range *range, Py_ssize_t nbytes) noexcept
     cdef int let_go(self) except -1
     cdef int let_go_slowly(self) except -1
+    cdef int let_go_guarded(self) except -1
     cdef int free_quietly(self) noexcept
     cdef int alive_check(self, RegionHandle region) except -1
     cdef str released_text(self)

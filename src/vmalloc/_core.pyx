@@ -27,8 +27,8 @@ from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsul
 from libc.errno cimport EAGAIN, EBUSY, EINTR, ENOMEM, ENOSPC, EPROTO
 from posix.time cimport nanosleep, timespec
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free as c_free, malloc as c_malloc
-from libc.string cimport memcmp, memcpy, memset
+from libc.stdlib cimport free as c_free, malloc as c_malloc, realloc as c_realloc
+from libc.string cimport memcmp, memcpy, memset, strlen
 
 from vmalloc.lab.replay_core cimport (
     vm_replay_board, vm_replay_board_bytes, vm_replay_request, vm_replay_result, vm_replay_work,

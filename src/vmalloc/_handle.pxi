@@ -23,6 +23,7 @@ cdef class RegionHandle:
         self.has_pages = False
         self.timeout_s = 10.0
         self._limited_by = ""
+        self.guard_bytes = 0
 
     def __dealloc__(self):
         if self.r != NULL:
@@ -35,7 +36,7 @@ cdef class RegionHandle:
 
     def _create(self, uint64_t nr_pages, *, str name, str pools, uint64_t granule, uint64_t base,
                 uint64_t limit_pages, uint64_t lazy_pages_max, uint32_t nr_nodes, uint32_t nr_threads,
-                bint keep_on_death, double lease_ttl_s):
+                bint keep_on_death, double lease_ttl_s, bint huge, bint hardened):
         cdef vm_options o
         cdef bytes encoded = name.encode()
         cdef int rc
@@ -50,6 +51,8 @@ cdef class RegionHandle:
         o.pools = <vm_pools>POOLS.index(pools)
         o.keep_on_death = keep_on_death
         o.lease_ttl_s = lease_ttl_s
+        o.huge = huge
+        o.hardened = hardened
         o.name = encoded
         with nogil:
             rc = vm_create(&o, &self.r)
@@ -76,6 +79,10 @@ cdef class RegionHandle:
         self.has_pages = vm_pointer(self.r, 0) != NULL
         vm_set_lock_timeout(self.r, self.timeout_s)
         self.id_ = info.id
+        if info.hardened and self.has_pages and not self.readonly:
+            from vmalloc.hardened import GUARD_BYTES, Guard
+            self.guard_bytes = GUARD_BYTES
+            self._guard = Guard(self.nr_pages_, self.granule)
         return 0
 
     def close(self):
@@ -205,5 +212,6 @@ cdef class RegionHandle:
                 "granule": info.granule_bytes, "base": info.base, "total_bytes": info.total_bytes,
                 "limit_pages": info.limit_pages, "lazy_pages_max": info.lazy_pages_max,
                 "nr_nodes": info.nr_nodes, "nr_threads": info.nr_threads, "process_slot": info.process_slot,
-                "format": info.format, "has_pages": vm_pointer(self.r, 0) != NULL,
+                "floor_pages": info.floor_pages, "huge": info.huge, "huge_error": info.huge_error,
+                "hardened": info.hardened, "format": info.format, "has_pages": vm_pointer(self.r, 0) != NULL,
                 "pools": POOLS[info.pools]}

@@ -37,7 +37,8 @@ cdef class Holding:
         return 0
 
     cdef str released_text(self):
-        return f"the block of {self.nbytes} bytes at offset {self.page * self._region.granule} was released"
+        text = f"the block of {self.nbytes} bytes at offset {self.page * self._region.granule} was released"
+        return text if self._region._guard is None else text + self._region._guard.told_of(self.id)
 
     # ---- the way back ----
 
@@ -48,7 +49,23 @@ cdef class Holding:
         self.held = False
         if vm_free(self._region.r, self.page, self.id, VM_HIT_ONLY) == 0:
             return 0
-        return self.let_go_slowly()
+        return self.let_go_slowly() if self._region._guard is None else self.let_go_guarded()
+
+    cdef int let_go_guarded(self) except -1:
+        """In a hardened region: looked at, poisoned and put in quarantine. MemoryMisused after it was let go of."""
+        cdef bint inherited = self.fork_epoch != fork_epoch
+        cdef int rc
+        try:
+            rc = self._region._guard.freed(self._region, self.page, self.nr_pages, self.id, self.nbytes, inherited)
+        except errors.MemoryMisused:
+            raise
+        except BaseException:
+            self.held = True
+            raise
+        if rc == 0 or inherited:
+            return 0
+        self.held = rc == -EBUSY
+        raise self._region.fail(rc, "release")
 
     cdef int let_go_slowly(self) except -1:
         """Nothing was freed if this is interrupted or the region is busy: then it is held as before."""
@@ -78,7 +95,10 @@ cdef class Holding:
     def __dealloc__(self):
         if self.held and self._region is not None and self._region.r != NULL:
             self.held = False
-            self.free_quietly()
+            if self._region._guard is None:
+                self.free_quietly()
+            else:
+                self._region._guard.finalized(self._region, self.page, self.nr_pages, self.id, self.nbytes, self.fork_epoch != fork_epoch)
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         if not self.held:

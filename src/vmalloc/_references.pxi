@@ -132,7 +132,5 @@ cdef class RegionReferences(RegionUpkeep):
 
     def names(self):
         """The names of the region's named references."""
-        self.open_check()
-        found = []
-        vm_name_list(self.r, append_name, <void *>found)
-        return found
+        cdef Call c
+        return self.collected(call_name_list, &c, texts_of, "names", False)

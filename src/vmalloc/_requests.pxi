@@ -21,7 +21,7 @@ cdef class CoreRegion(RegionReferences):
         cdef uint64_t nr_pages, align_pages
         if not self.has_pages:
             self.pages_check()
-        nr_pages = vm_pages_of(self.r, nbytes)
+        nr_pages = vm_pages_of(self.r, nbytes + self.guard_bytes)
         align_pages = 1 if align <= self.granule else align // self.granule
         if vm_alloc(self.r, nr_pages, align_pages, VM_HIT_ONLY, out) == 0:
             return 0
@@ -38,6 +38,8 @@ cdef class CoreRegion(RegionReferences):
         c.flags = flags
         c.out = out
         cdef int rc = self.result_of(call_alloc, &c)
+        if rc == -ENOSPC and self._guard is not None and self._guard.empty(self):  # what is in quarantine is of use now
+            rc = self.result_of(call_alloc, &c)
         if seconds and (rc == -ENOSPC or rc == -EDQUOT):
             rc = self.take_later(&c, seconds)
         while rc == -ENOSPC and not flags & VM_NO_PURGE and self.end_oldest(nr_pages):
@@ -107,6 +109,8 @@ cdef class CoreRegion(RegionReferences):
         self.take(size, alignment, timeout, &got)
         block = Block.__new__(Block)
         block.bind(self, &got, size)
+        if self._guard is not None:
+            self.guard_new(&got, size)
         return block
 
     def alloc_bulk(self, nbytes, count, align=1):
@@ -121,13 +125,15 @@ cdef class CoreRegion(RegionReferences):
             raise _bad_bulk(nbytes, align, count) from None
         if n < 0 or not is_good_size(size, alignment):
             raise _bad_bulk(nbytes, align, count)
-        got = self.take_bulk(vm_pages_of(self.r, size), max(alignment // <Py_ssize_t>self.granule, 1), n)
+        got = self.take_bulk(vm_pages_of(self.r, size + self.guard_bytes), max(alignment // <Py_ssize_t>self.granule, 1), n)
         try:
             blocks = []
             for i in range(n):
                 block = Block.__new__(Block)
                 block.bind(self, &got[i], size)
                 blocks.append(block)
+                if self._guard is not None:
+                    self.guard_new(&got[i], size)
             return blocks
         finally:
             c_free(got)
@@ -178,12 +184,88 @@ cdef class CoreRegion(RegionReferences):
         self.take(nbytes or 1, 1, timeout, &got)
         owner = ArrayOwner.__new__(ArrayOwner)
         owner.bind(self, &got, nbytes)
+        if self._guard is not None:
+            self.guard_new(&got, nbytes)
         if zero and not got.zeroed:
             with nogil:
-                memset(vm_pointer(self.r, got.page), 0, nbytes)
+                vm_zero(self.r, got.page, nbytes)
         if order == "F":
             return _ndarray(shape, kind.dtype, owner, 0, None, "F")
         return _ndarray(shape, kind.dtype, owner)
+
+    # ---- plain ranges, for prefault() and for hardened regions ----
+
+    cdef int guard_new(self, vm_range *got, Py_ssize_t nbytes) except -1:
+        self._guard.made(self, got.page, got.nr_pages, got.id, nbytes)
+        return 0
+
+    def _alloc_cold(self, uint64_t nr_pages):
+        """(page, nr_pages, id) of a range that comes from space, or None; never purges."""
+        cdef vm_range got
+        cdef Call c
+        self.pages_check()
+        c.nr_pages, c.align_pages = nr_pages, 1
+        c.out = &got
+        cdef int rc = self.result_of(call_alloc_cold, &c)
+        if rc == -ENOSPC:
+            return None
+        if rc:
+            raise self.fail(rc, "prefault", nr_pages)
+        return got.page, got.nr_pages, got.id
+
+    def _populate(self, uint64_t page, uint64_t nr_pages):
+        """Make the pages of a range that the caller holds resident."""
+        cdef int rc
+        self.pages_check()
+        with nogil:
+            rc = vm_populate(self.r, page, nr_pages)
+        if rc:
+            raise self.fail(rc, "prefault", nr_pages)
+
+    def _keep_warm(self, uint64_t nr_pages):
+        """So many pages more than are lazy now may stay."""
+        cdef int rc = vm_keep_warm(self.r, nr_pages)
+        if rc:
+            raise self.fail(rc, "prefault", nr_pages)
+
+    def _free_range(self, uint64_t page, uint64_t id, bint inherited=False):
+        """0, or a negative errno."""
+        cdef Call c
+        c.page, c.id, c.flags = page, id, VM_INHERITED if inherited else 0
+        return self.result_of(call_free, &c)
+
+    def _free_kept(self, uint64_t page, uint64_t id, bint inherited):
+        """Drop a reference. (0, nr_pages, id) of the range if it was the last, and it is the caller's now; else (errno, 0, 0)."""
+        cdef vm_range got
+        cdef Call c
+        c.page, c.id, c.flags = page, id, VM_INHERITED if inherited else 0
+        c.out = &got
+        got.nr_pages = got.id = 0
+        cdef int rc = self.result_of(call_free_kept, &c)
+        return rc, got.nr_pages, got.id
+
+    def _fill(self, uint64_t start, uint64_t nbytes, unsigned char value):
+        """Write one value to bytes of the data."""
+        cdef char *at = <char *>vm_pointer(self.r, 0) + start
+        with nogil:
+            memset(at, value, nbytes)
+
+    def _first_other(self, uint64_t start, uint64_t nbytes, unsigned char value):
+        """Which of these bytes of the data is the first that is not `value`; -1: none."""
+        cdef const unsigned char *at = <const unsigned char *>vm_pointer(self.r, 0) + start
+        cdef uint64_t i = 0
+        if nbytes == 0 or (at[0] == value and memcmp(at, at + 1, nbytes - 1) == 0):
+            return -1
+        while i < nbytes and at[i] == value:
+            i += 1
+        return i if i < nbytes else -1
+
+    def _read(self, uint64_t start, uint64_t nbytes):
+        """Bytes of the data, copied."""
+        return (<const char *>vm_pointer(self.r, 0) + start)[:nbytes]
+
+    def _write(self, uint64_t start, bytes data not None):
+        memcpy(<char *>vm_pointer(self.r, 0) + start, <const char *>data, len(data))
 
     # ---- plain ranges, for AddressSpace ----
 

@@ -102,15 +102,25 @@ cdef class RegionUpkeep(RegionHandle):
 
     cdef list findings(self, Work work, bint at_rest, str what):
         cdef Call c
+        c.at_rest = at_rest
+        return self.collected(work, &c, texts_of, what, True)
+
+    cdef list collected(self, Work work, Call *call, ListOf list_of, str what, bint may_be_corrupt):
+        """A list of what a call finds: without the interpreter lock until all is there, then made at once."""
+        cdef Found found
         cdef int rc
         self.open_check()
-        found = []
-        c.at_rest = at_rest
-        c.found = <void *>found
-        rc = self.result_of(work, &c)
-        if rc < 0 and rc != -EUCLEAN:
-            raise self.fail(rc, what)
-        return found
+        memset(&found, 0, sizeof(found))
+        call.found = &found
+        try:
+            rc = self.result_of(work, call)
+            if found.is_short:
+                rc = -ENOMEM
+            if rc < 0 and not (may_be_corrupt and rc == -EUCLEAN):
+                raise self.fail(rc, what)
+            return list_of(&found)
+        finally:
+            c_free(found.data)
 
     def _stats(self):
         cdef vm_stats s
@@ -121,10 +131,6 @@ cdef class RegionUpkeep(RegionHandle):
         return s
 
     def _ranges(self):
-        """(page, nr_pages, id, state, owner, shared, dirty) of every range, in address order."""
+        """A Range for every range, in address order."""
         cdef Call c
-        self.open_check()
-        found = []
-        c.found = <void *>found
-        self.run(call_walk, &c, "ranges")
-        return found
+        return self.collected(call_walk, &c, ranges_of, "ranges", False)

@@ -10,6 +10,7 @@
   + RegionCorrupt                       an invariant failed; the region takes no more changes
   + RegionClosed (ValueError)           used after close()
   + NotLoaded                           what a message names cannot be loaded in this process
+  + MemoryMisused                       in a hardened region: written past an end, or after it was freed
 
 Within a message, RegionUnavailable and RegionBusy become NotLoaded, with the
 original as its cause: Pool and Queue take an OSError for the end of a pipe.
@@ -17,7 +18,10 @@ original as its cause: Pool and Queue take an OSError for the end of a pipe.
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
+    "MemoryMisused",
     "NotAllocated",
     "NotLoaded",
     "OutOfPages",
@@ -77,3 +81,21 @@ class RegionClosed(VmallocError, ValueError):
 
 class NotLoaded(VmallocError):
     """What a message names cannot be loaded in this process; the cause says why."""
+
+
+class MemoryMisused(VmallocError):
+    """A hardened region found bytes changed that nobody may change: past an end, or after a free.
+
+    `kind` is "overrun" or "use after free"; `made` and `freed` are FILE:LINE in the program, with the process
+    if it is another, "" where not known or not freed yet; `offset` is the range's, in bytes, and `byte` which
+    one of it was changed first.
+    """
+
+    def __init__(
+        self, text: str, kind: str = "", offset: int = 0, byte: int = 0, made: str = "", freed: str = ""
+    ) -> None:
+        super().__init__(text)
+        self.kind, self.offset, self.byte, self.made, self.freed = kind, offset, byte, made, freed
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.kind, self.offset, self.byte, self.made, self.freed)

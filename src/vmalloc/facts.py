@@ -55,6 +55,11 @@ ADDRESS_SPACE_SHARE = 4
 """The default region takes at most one such part of the address space that RLIMIT_AS leaves,"""
 SMALLEST_DEFAULT_BYTES = 16 << 20
 """and is never smaller than this."""
+# threads that found no slot
+THREAD_ASK_OPERATIONS = 64
+"""One in so many operations of such a thread looks for a slot again ..."""
+THREAD_ASK_SLOTS = 16
+"""... at so many slots, the next ones each time."""
 
 # nodes and pools
 NODES_MAX = 128
@@ -125,7 +130,7 @@ ROOM_ATTEMPTS = 8
 
 # upkeep
 TICK_MS = 200
-"""The helper of a region does its round so often; a tick in between looks for the dead only."""
+"""The helper of a region does its round so often; a tick in between only ends leases."""
 TURN_TICKS = 12
 """A watch turns after so many ticks: what lay unused through a whole turn and since then is idle."""
 IDLE_DECAY_PERCENT = 25
@@ -149,6 +154,23 @@ PRESSURE_PERCENT = 10
 turn, and with half of that a share of everything that is warm, idle or not."""
 PRESSURE_STALL_PERCENT = 10
 """The same when somebody waited for memory for so much of the last ten seconds (PSI), or four times that."""
+# memory in advance, zeros
+PREFAULT_PIECE_PAGES = 8192
+"""prefault() makes so many pages resident at a time, at most, in each of its threads."""
+PREFAULT_THREADS_MAX = 8
+"""So many threads, at most, if the caller does not say."""
+ZEROS_PUNCH_BYTES = 1 << 30
+"""From here on zeros() discards dirty pages instead of writing to them: more than may stay warm."""
+
+# hardened regions
+GUARD_RECORD_BYTES = 256
+"""The end of each range says where it was made,"""
+GUARD_CANARY_BYTES = 64
+"""before it are at least so many bytes that nobody may change."""
+QUARANTINE_BYTES = 64 << 20
+"""So much, at most, waits poisoned before it is used again, ..."""
+QUARANTINE_SHARE = 8
+"""... or one such part of the region, if that is less."""
 
 # messages
 COPY_IN_THRESHOLD_BYTES = 64 << 10

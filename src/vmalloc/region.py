@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Self
 
 from vmalloc import stand_in
-from vmalloc._core import STATES, CoreRegion, attached
+from vmalloc._core import CoreRegion, attached
 from vmalloc.adapters.registry import describe, holding_of, place, rebuild
 from vmalloc.array import ArrayFunctions
 from vmalloc.attach import Where, attach, attach_where, serve_region, where_of
@@ -20,6 +20,7 @@ from vmalloc.description import decode, encode
 from vmalloc.errors import OutOfPages, RegionCorrupt, RegionUnavailable, VmallocError
 from vmalloc.facts import NODES_MAX, POOLS, POOLS_DEFAULT, PROCESSES_MAX, SMALLEST_DEFAULT_BYTES
 from vmalloc.limits import room_for_a_region
+from vmalloc.prefault import HUGE, huge_text, prefault
 from vmalloc.stats import PRESSURE_SOURCES, PRESSURES, Holder, Range, Stats
 
 stand_in.nr_made()  # imported here: when a load fails there may be no descriptor left to import it by
@@ -55,10 +56,6 @@ def parse_size(size: int | str) -> int:
     return nbytes
 
 
-def _state_name(state: int) -> str:
-    return STATES[state] if state < len(STATES) else f"state {state}"  # scribbled over; check() tells
-
-
 class RegionBase(CoreRegion):
     """What memory regions and address spaces share: options, attach, look at, check, context manager."""
 
@@ -81,7 +78,11 @@ class RegionBase(CoreRegion):
         keep_on_death: bool = False,
         lease_ttl_s: float = 60.0,
         helper: bool = True,
+        huge: str = "never",
+        hardened: bool = False,
     ) -> None:
+        if huge not in HUGE:
+            raise ValueError(f"huge must be 'try' or 'never', not {huge!r}")
         if "/" in name:
             raise ValueError(f"a region's name has no '/': attach() takes {name!r} for a path")
         if pools not in POOLS:
@@ -105,6 +106,8 @@ class RegionBase(CoreRegion):
             nr_threads=max_threads or 0,
             keep_on_death=keep_on_death,
             lease_ttl_s=lease_ttl_s,
+            huge=huge == "try",
+            hardened=hardened,
         )
         self._opened(helper=helper)
 
@@ -193,14 +196,12 @@ class RegionBase(CoreRegion):
         told["pressure"] = PRESSURES[min(told["pressure"], len(PRESSURES) - 1)]
         asked = told["pressure_sources"]
         told["pressure_sources"] = tuple(name for i, name in enumerate(PRESSURE_SOURCES) if asked >> i & 1)
-        return Stats(page_size=self._info()["granule"], **told)
+        info = self._info()
+        return Stats(page_size=info["granule"], huge=huge_text(info), **told)
 
     def ranges(self) -> list[Range]:
         """Every range in address order: a consistent picture of the boundaries at one moment."""
-        return [
-            Range(page, page + nr_pages, _state_name(state), owner, id, shared, dirty)
-            for page, nr_pages, id, state, owner, shared, dirty in self._ranges()
-        ]
+        return self._ranges()
 
     def check(self, *, at_rest: bool = False, repair: bool = False) -> None:
         """Walk the invariants; raises RegionCorrupt with what was found.
@@ -214,6 +215,8 @@ class RegionBase(CoreRegion):
         if found:
             more = f" (and {len(found) - 5} more)" if len(found) > 5 else ""
             raise RegionCorrupt("; ".join(found[:5]) + more)
+        if self._guard is not None:
+            self._guard.check(self)
 
     @classmethod
     def attach(
@@ -293,6 +296,9 @@ class Region(RegionBase, ArrayFunctions):
     `soft_limit` and `quota` are as the properties of those names. `helper`: a thread of this process gives
     back what nobody used for some seconds and recovers the dead, as long as it is elected among all attached
     processes; without one call tick() now and then.
+    `huge="try"` asks for huge pages and lets requests of 2 MiB and more begin at multiples of it;
+    stats().huge says whether the system gives any. `hardened=True` finds overruns and use after free, at a
+    price in time and memory (docs/hardened.md). NUMA placement is the system's: set a policy for the process.
 
     A context manager: leaving it closes the region here; arrays that still exist keep their memory.
     The region ends when the last process that has it does; nothing is left behind.
@@ -315,6 +321,8 @@ class Region(RegionBase, ArrayFunctions):
         soft_limit: int | str | None = None,
         quota: int | str | None = None,
         helper: bool = True,
+        huge: str = "never",
+        hardened: bool = False,
     ) -> None:
         page = os.sysconf("SC_PAGESIZE")
         nbytes = parse_size(size)
@@ -330,9 +338,32 @@ class Region(RegionBase, ArrayFunctions):
             max_threads=max_threads,
             lease_ttl_s=lease_ttl_s,
             helper=helper,
+            huge=huge,
+            hardened=hardened,
         )
         if any(bounds):
             self._set_limits(self.limit or 0, bounds[0], bounds[1], 0)
+
+    def prefault(self, nbytes: int | str, *, threads: int | None = None) -> int:
+        """Make `nbytes` of free memory resident, for requests to find warm. Returns how many bytes it made.
+
+        They are whole pages, and fewer if region, limit or machine have no more. `threads` do it at once
+        (default: one a CPU, at most 8), without the interpreter lock. So much may then stay warm in addition
+        to what is already, also above `lazy_max`, until a shrink(). Raises ValueError, RegionClosed.
+        """
+        return prefault(self, parse_size(nbytes), threads)
+
+    def close(self) -> None:
+        """Refuse further requests; the mapping stays until the last array or block of it is gone.
+
+        A hardened region raises MemoryMisused if something in quarantine was written to.
+        """
+        guard = None if self.closed else self._guard
+        try:
+            if guard is not None:
+                guard.end(self)
+        finally:
+            super().close()
 
     # ---- named references ----
 

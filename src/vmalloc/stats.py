@@ -74,6 +74,7 @@ class Stats:
     helper_pid: int  #: the process whose helper thread is elected; 0: there is none, or it is stopped
     pressure: str  #: on memory, as the last tick saw it: none, some or high
     pressure_sources: tuple[str, ...]  #: who was asked: PSI, cgroup v2, cgroup v1, meminfo
+    huge: str  #: "never"; "on: " and the system's setting; or "no: " and why the system gives no huge pages
 
     @property
     def busy_bytes(self) -> int:

@@ -36,7 +36,7 @@ def test_all_public_names_are_listed_and_found():
 BUILTIN = {
     "OutOfPages": MemoryError, "NotAllocated": ValueError, "StaleReference": ReferenceError,
     "RegionUnavailable": OSError, "RegionBusy": TimeoutError, "RegionClosed": ValueError,
-    "RegionCorrupt": Exception, "NotLoaded": Exception,
+    "RegionCorrupt": Exception, "NotLoaded": Exception, "MemoryMisused": Exception,
 }  # fmt: skip
 
 

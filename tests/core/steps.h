@@ -8,6 +8,11 @@
 /* ---- steps_ranges.c ---- */
 void hold(stage *s, uint64_t nr_pages, size_t count);
 void let_go(stage *s);
+void let_go_and_keep(stage *s);
+void prefault(stage *s);
+void forget_the_floor(stage *s);
+void harden(stage *s);
+void soften(stage *s);
 void warm_up(stage *s);
 void take_one(stage *s);
 void forget_slots(stage *s);

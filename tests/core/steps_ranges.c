@@ -17,6 +17,34 @@ void let_go(stage *s)
     CHECK_EQ(vm_free_bulk(s->r, s->nr_held, s->held), 0);
     s->nr_held = 0;
 }
+void let_go_and_keep(stage *s)
+{
+    for (size_t i = 0; i < s->nr_held; i++) {
+        vm_range a = s->held[i];
+        CHECK_EQ(vm_free_kept(s->r, a.page, a.id, 0, &s->held[i]), 0);
+        CHECK(s->held[i].page == a.page && s->held[i].id != a.id);
+    }
+    let_go(s);
+}
+void prefault(stage *s)
+{
+    vm_range a;
+    CHECK_EQ(vm_alloc_cold(s->r, 300, 1, &a), 0);
+    CHECK_EQ(vm_populate(s->r, a.page, a.nr_pages), 0);
+    CHECK_EQ(vm_keep_warm(s->r, a.nr_pages), 0);
+    GIVE_BACK(s->r, a);
+}
+void forget_the_floor(stage *s) { s->r->map.h->floor_pages = 0; }
+void harden(stage *s)
+{
+    s->r->map.flags |= VM_FLAG_HARDENED;
+    s->r->fast_attachment = vm__fast_attachment(s->r);
+}
+void soften(stage *s)
+{
+    s->r->map.flags &= ~(uint32_t)VM_FLAG_HARDENED;
+    s->r->fast_attachment = vm__fast_attachment(s->r);
+}
 void warm_up(stage *s)
 {
     hold(s, 1, 2);

@@ -17,6 +17,18 @@ static uint64_t oracle_find(const oracle *o, uint64_t from, uint64_t nr_pages)
     return VM_NONE;
 }
 
+static uint64_t oracle_find_aligned(const oracle *o, uint64_t from, uint64_t nr_pages, uint64_t align_pages)
+{
+    for (uint64_t page = from, n; page + nr_pages <= o->nr_pages;
+         page = (page + n + align_pages) & ~(align_pages - 1)) {
+        for (n = 0; n < nr_pages && !o->taken[page + n]; n++)
+            ;
+        if (n == nr_pages)
+            return page;
+    }
+    return VM_NONE;
+}
+
 static uint64_t oracle_run_start(const oracle *o, uint64_t page)
 {
     while (page && !o->taken[page - 1])
@@ -41,6 +53,10 @@ static void same_answers(vm_region *r, const oracle *o, uint64_t *seed)
     CHECK_EQ(vm__index_find(&r->map, 0, nr_pages), oracle_find(o, 0, nr_pages));
     CHECK_EQ(vm__index_find(&r->map, from, nr_pages), oracle_find(o, from, nr_pages));
     CHECK_EQ(vm__index_find(&r->map, page, 1), oracle_find(o, page, 1));
+    uint64_t align = 1ull << random_below(seed, 13), aligned = from / align * align;
+    CHECK_EQ(vm__index_find_aligned(&r->map, 0, nr_pages, align), oracle_find_aligned(o, 0, nr_pages, align));
+    CHECK_EQ(vm__index_find_aligned(&r->map, aligned, nr_pages, align),
+             oracle_find_aligned(o, aligned, nr_pages, align));
     CHECK_EQ(vm__index_is_free(&r->map, page), !o->taken[page]);
     if (!o->taken[page])
         CHECK_EQ(vm__index_run_start(&r->map, page), oracle_run_start(o, page));
@@ -133,6 +149,45 @@ static void a_run_is_found_across_leaves_and_levels(void)
     CHECK_EQ(vm_detach(r), 0);
 }
 
+/* Holes of `hole` pages, one every `period`; only the last lies at a multiple of `align`. */
+static void only_the_last_hole_lies_right(uint64_t nr_pages, uint64_t hole, uint64_t period, uint64_t align)
+{
+    vm_region *r = numbers(nr_pages);
+    oracle o = {nr_pages, malloc(nr_pages)};
+    CHECK(o.taken != NULL);
+    vm__index_set(&r->map, 0, nr_pages, true);
+    memset(o.taken, 1, nr_pages);
+    uint64_t last = (nr_pages - hole) / align * align;
+    for (uint64_t page = 1; page + hole < last; page += period)
+        if (page % align) {
+            vm__index_set(&r->map, page, hole, false);
+            memset(o.taken + page, 0, hole);
+        }
+    CHECK_EQ(vm__index_find_aligned(&r->map, 0, hole, align), oracle_find_aligned(&o, 0, hole, align));
+    vm__index_set(&r->map, last, hole, false);
+    memset(o.taken + last, 0, hole);
+    CHECK_EQ(vm__index_find_aligned(&r->map, 0, hole, align), oracle_find_aligned(&o, 0, hole, align));
+    CHECK_EQ(vm__index_find_aligned(&r->map, last, hole, align), last);
+    CHECK_EQ(vm__index_find_aligned(&r->map, last + align, hole, align), VM_NONE);
+    vm__index_set(&r->map, 0, nr_pages, false);
+    free(o.taken);
+    CHECK_EQ(vm_detach(r), 0);
+}
+
+static void an_aligned_run_is_found_behind_holes_that_lie_askew(void)
+{
+    only_the_last_hole_lies_right(5000, 1, 2, 2);
+    only_the_last_hole_lies_right(5000, 2, 4, 2);
+    only_the_last_hole_lies_right(5000, 3, 4, 4);
+    only_the_last_hole_lies_right(40001, 64, 128, 64);
+    only_the_last_hole_lies_right(40001, 65, 192, 64);
+    only_the_last_hole_lies_right(40001, 256, 512, 256);
+    only_the_last_hole_lies_right(40001, 512, 1024, 512);
+    only_the_last_hole_lies_right(40001, 600, 1024, 512);
+    only_the_last_hole_lies_right(100000, 4096, 8192, 4096);
+    only_the_last_hole_lies_right(100000, 700, 1024, 8192);
+}
+
 static void a_huge_region_costs_the_pages_that_were_written(void)
 {
     vm_region *r = MAKE(.nr_pages = VM_PAGES_MAX, .pools = VM_POOLS_MAGAZINE);
@@ -149,6 +204,7 @@ int main(void)
     a_region_of_any_size_has_an_index();
     pages_past_the_end_are_never_found();
     a_run_is_found_across_leaves_and_levels();
+    an_aligned_run_is_found_behind_holes_that_lie_askew();
     if (SLOWER == 1) /* 4 TiB of address space are not a sanitizer's */
         a_huge_region_costs_the_pages_that_were_written();
     return 0;

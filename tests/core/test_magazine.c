@@ -191,8 +191,102 @@ static void a_neighbour_stopped_in_an_operation_is_not_robbed(void)
     FINISH(r);
 }
 
+/* ---- threads that found no slot ---- */
+
+typedef struct latecomer {
+    vm_region *r;
+    pthread_barrier_t ready, go_on;
+    bool was_common, is_common;
+    uint32_t nr_in_magazine;
+} latecomer;
+
+static void *come_late(void *arg)
+{
+    latecomer *l = arg;
+    take_and_give_back(l->r, 2, 1);
+    l->was_common = vm__thread(l->r)->common;
+    pthread_barrier_wait(&l->ready);
+    pthread_barrier_wait(&l->go_on);
+    for (int i = 0; i < VM_THREAD_ASK_OPERATIONS * (2 + VM_THREADS_MAX / VM_THREAD_ASK_SLOTS); i++)
+        take_and_give_back(l->r, 2, 1);
+    l->is_common = vm__thread(l->r)->common;
+    l->nr_in_magazine = nr_in_magazine(l->r, 2);
+    return NULL;
+}
+
+static void *take_a_slot_until(void *arg)
+{
+    latecomer *l = arg;
+    take_and_give_back(l->r, 1, 1);
+    CHECK(!vm__thread(l->r)->common);
+    pthread_barrier_wait(&l->ready);
+    pthread_barrier_wait(&l->go_on);
+    return NULL;
+}
+
+/* The slots of a region of `nr_threads` but one are ours and those of others, who end when told to. */
+static void one_more_than_there_are_slots(uint32_t nr_threads, bool some_end)
+{
+    vm_region *r = MAKE(.nr_pages = 4000, .pools = VM_POOLS_MAGAZINE, .nr_nodes = 1, .nr_threads = nr_threads,
+                        .lazy_pages_max = 1u << 28);
+    latecomer holder = {.r = r}, late = {.r = r};
+    pthread_t *thread = malloc((nr_threads + 1) * sizeof *thread);
+    CHECK(thread != NULL);
+    vm__thread(r);
+    pthread_barrier_init(&holder.ready, NULL, nr_threads);
+    pthread_barrier_init(&holder.go_on, NULL, nr_threads);
+    pthread_barrier_init(&late.ready, NULL, 2);
+    pthread_barrier_init(&late.go_on, NULL, 2);
+    for (uint32_t i = 1; i < nr_threads; i++)
+        CHECK_EQ(pthread_create(&thread[i], NULL, take_a_slot_until, &holder), 0);
+    pthread_barrier_wait(&holder.ready);
+    CHECK_EQ(pthread_create(&thread[0], NULL, come_late, &late), 0);
+    pthread_barrier_wait(&late.ready);
+    CHECK(late.was_common);
+    if (some_end)
+        pthread_barrier_wait(&holder.go_on);
+    for (uint32_t i = 1; some_end && i < nr_threads; i++)
+        pthread_join(thread[i], NULL);
+    pthread_barrier_wait(&late.go_on);
+    pthread_join(thread[0], NULL);
+    CHECK_EQ(late.is_common, !some_end);
+    CHECK_EQ(late.nr_in_magazine > 0, some_end);
+    if (!some_end)
+        pthread_barrier_wait(&holder.go_on);
+    for (uint32_t i = 1; !some_end && i < nr_threads; i++)
+        pthread_join(thread[i], NULL);
+    free(thread);
+    FINISH(r);
+}
+
+static void a_thread_that_found_no_slot_gets_one_when_another_ends(void)
+{
+    one_more_than_there_are_slots(2, true);
+    one_more_than_there_are_slots(40, true); /* more than it looks at at once */
+}
+
+static void as_long_as_none_is_free_it_goes_on_in_its_processs(void) { one_more_than_there_are_slots(3, false); }
+
+static void who_leaves_the_region_asks_for_no_slot(void)
+{
+    vm_region *r = make(1000);
+    vm_range a = take(r, 1);
+    GIVE_BACK(r, a);
+    vm_thread *t = vm__thread(r);
+    vm__give_up_slot(t);
+    for (int i = 0; i < 4 * VM_THREAD_ASK_OPERATIONS; i++) {
+        vm__enter(t);
+        CHECK(t->common);
+        vm__leave(t);
+    }
+    CHECK_EQ(vm_detach(r), 0);
+}
+
 int main(void)
 {
+    a_thread_that_found_no_slot_gets_one_when_another_ends();
+    as_long_as_none_is_free_it_goes_on_in_its_processs();
+    who_leaves_the_region_asks_for_no_slot();
     a_magazines_cap_grows_on_demand_up_to_its_size();
     what_overflows_goes_to_the_pools();
     the_growth_of_all_caps_is_bounded();

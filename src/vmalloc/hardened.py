@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: MIT
+"""Hardened regions: overruns and use after free are found, and told with the lines of both.
+
+    | what was asked for | canary ...           | record: where it was made |
+    0                    nbytes                                       end of the range
+
+Behind what was asked for come bytes that nobody may change, and a record, so that every process that holds
+the range can tell. Who drops the last reference has it for itself (vm_free_kept), poisons it and puts it in
+quarantine. What comes out again, the oldest first, must still be poison.
+
+An error is raised by what the program calls: release(), check(), close(). What a finalizer finds goes to
+`sys.unraisablehook`, as every error in one, and check() tells it again. What the core frees itself (a name
+that is deleted, what a dead process held, a lease that expires) is neither looked at nor poisoned.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import struct
+import sys
+import zlib
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
+
+from vmalloc.errors import MemoryMisused, NotAllocated
+from vmalloc.facts import GUARD_CANARY_BYTES, GUARD_RECORD_BYTES, QUARANTINE_BYTES, QUARANTINE_SHARE
+
+if TYPE_CHECKING:
+    from vmalloc._core import CoreRegion
+
+__all__ = ["GUARD_BYTES", "Guard"]
+
+GUARD_BYTES = GUARD_CANARY_BYTES + GUARD_RECORD_BYTES
+CANARY = 0xA7
+POISON = 0xDB
+
+_HERE = os.path.dirname(__file__) + os.sep
+_HEAD = struct.Struct("<8sQII")  # magic, nbytes, pid, bytes of the text
+_MAGIC = b"vmguard1"
+_TEXT_BYTES = GUARD_RECORD_BYTES - _HEAD.size - 4  # a checksum ends the record
+
+
+class Made(NamedTuple):
+    """What a record says."""
+
+    nbytes: int
+    where: str
+
+
+class Quarantined(NamedTuple):
+    """A range that is poisoned and ours until it may be used again."""
+
+    page: int
+    nr_pages: int
+    id: int
+    former_id: int
+    made: Made
+    freed: str
+
+
+def _caller() -> str:
+    """FILE:LINE of the program that called us."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code.co_filename.startswith(_HERE):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else ""
+
+
+def _record(nbytes: int, where: str) -> bytes:
+    text = where.encode(errors="replace")[-_TEXT_BYTES:]
+    body = (_HEAD.pack(_MAGIC, nbytes, os.getpid(), len(text)) + text).ljust(GUARD_RECORD_BYTES - 4, b"\0")
+    return body + zlib.crc32(body).to_bytes(4, "little")
+
+
+def _read_record(data: bytes) -> Made | None:
+    """None: it was written over."""
+    magic, nbytes, pid, length = _HEAD.unpack_from(data)
+    if magic != _MAGIC or zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
+        return None
+    where = data[_HEAD.size : _HEAD.size + length].decode(errors="replace")
+    return Made(nbytes, where if pid == os.getpid() else f"{where} in process {pid}")
+
+
+class Guard:
+    """Of one region in one process. The region is given to each call, or the two would keep each other."""
+
+    def __init__(self, nr_pages: int, granule: int) -> None:
+        self._granule = granule
+        self._most_bytes = min(QUARANTINE_BYTES, nr_pages * granule // QUARANTINE_SHARE)
+        self._live: dict[int, tuple[int, Made]] = {}  # page -> id, and what it was made as, here
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self._pid = os.getpid()
+        self._quarantine: deque[Quarantined] = deque()
+        self._nbytes = 0
+        self._told: dict[int, Quarantined] = {}  # by the id it had
+        self._found: list[MemoryMisused] = []  # by finalizers, for check()
+
+    def _drop_inherited(self, region: CoreRegion) -> None:
+        """In a forked child the quarantine is the parent's: let go of it."""
+        if self._pid != os.getpid():
+            inherited = list(self._quarantine)
+            self._start_anew()
+            for q in inherited:
+                region._free_range(q.page, q.id, True)
+
+    # ---- ranges come and go ----
+
+    def made(self, region: CoreRegion, page: int, nr_pages: int, id: int, nbytes: int) -> None:
+        """A new block or array: canary and record behind it."""
+        self._drop_inherited(region)
+        granule = self._granule
+        start, end = page * granule, (page + nr_pages) * granule - GUARD_RECORD_BYTES
+        made = Made(nbytes, _caller())
+        region._fill(start + nbytes, end - start - nbytes, CANARY)
+        region._write(end, _record(*made))
+        self._live[page] = id, made
+
+    def freed(
+        self, region: CoreRegion, page: int, nr_pages: int, id: int, nbytes: int, inherited: bool
+    ) -> int:
+        """Drop a reference; the last one's range goes into quarantine. A negative errno: it was not dropped.
+
+        MemoryMisused, after it was, if bytes past the end were changed, or some of what leaves quarantine.
+        """
+        self._drop_inherited(region)
+        where = _caller()
+        found = self._overrun(region, page, nr_pages, id, nbytes, where)
+        made = self._made_as(region, page, nr_pages, id, nbytes)
+        rc, nr_kept, new_id = region._free_kept(page, id, inherited)
+        if rc == 0 and self._live.get(page, (0,))[0] == id:
+            del self._live[page]
+        errors = [found] if found is not None and rc == 0 else []
+        if nr_kept:
+            self._put(region, Quarantined(page, nr_kept, new_id, id, made, where))
+            errors += self._let_out(region, -1 if region.closed else self._most_bytes)
+        self._raise(errors)
+        return rc
+
+    def finalized(
+        self, region: CoreRegion, page: int, nr_pages: int, id: int, nbytes: int, inherited: bool
+    ) -> None:
+        """As freed(), by a finalizer."""
+        if sys.is_finalizing():
+            region._free_range(page, id, inherited)
+            return
+        try:
+            self.freed(region, page, nr_pages, id, nbytes, inherited)
+        except MemoryMisused as e:
+            self._found.append(e)
+            raise
+
+    def _put(self, region: CoreRegion, q: Quarantined) -> None:
+        granule = self._granule
+        region._fill(q.page * granule, q.nr_pages * granule - GUARD_RECORD_BYTES, POISON)
+        end = (q.page + q.nr_pages) * granule - GUARD_RECORD_BYTES
+        region._write(end, _record(*q.made))
+        self._told[q.former_id] = q
+        self._nbytes += q.nr_pages * granule
+        self._quarantine.append(q)
+
+    def _let_out(self, region: CoreRegion, most_bytes: int) -> list[MemoryMisused]:
+        """The oldest, until no more is left. A finalizer may come in between: each step is whole."""
+        granule = self._granule
+        errors: list[MemoryMisused] = []
+        while self._nbytes > most_bytes:
+            try:
+                q = self._quarantine.popleft()
+            except IndexError:  # another thread took the last one
+                break
+            self._nbytes -= q.nr_pages * granule
+            self._told.pop(q.former_id, None)
+            found = self._use_after_free(region, q)
+            if found is not None:
+                errors.append(found)
+            region._free_range(q.page, q.id)
+        return errors
+
+    # ---- looked at ----
+
+    def _made_as(self, region: CoreRegion, page: int, nr_pages: int, id: int, nbytes: int) -> Made:
+        """By its record; if that was written over, by what this process knows."""
+        end = (page + nr_pages) * self._granule - GUARD_RECORD_BYTES
+        made = _read_record(region._read(end, GUARD_RECORD_BYTES))
+        if made is not None:
+            return made
+        known, made = self._live.get(page, (0, None))
+        return made if made is not None and known == id else Made(nbytes, "")
+
+    def _overrun(
+        self, region: CoreRegion, page: int, nr_pages: int, id: int, nbytes: int, freed: str
+    ) -> MemoryMisused | None:
+        granule = self._granule
+        made = self._made_as(region, page, nr_pages, id, nbytes)
+        start, end = page * granule, (page + nr_pages) * granule - GUARD_RECORD_BYTES
+        byte = region._first_other(start + made.nbytes, max(end - start - made.nbytes, 0), CANARY)
+        is_record_there = _read_record(region._read(end, GUARD_RECORD_BYTES)) is not None
+        if byte < 0 and is_record_there:
+            return None
+        past = byte if byte >= 0 else end - start - made.nbytes
+        return MemoryMisused(
+            f"overrun: byte {past + 1} past the end of {made.nbytes} bytes at offset {start:#x} was written "
+            f"to. The range was made at {made.where or 'a line that was written over'}"
+            + (f", and freed at {freed}" if freed else ", and is in use"),
+            "overrun",
+            start,
+            made.nbytes + past,
+            made.where,
+            freed,
+        )
+
+    def _use_after_free(self, region: CoreRegion, q: Quarantined) -> MemoryMisused | None:
+        granule = self._granule
+        start, end = q.page * granule, (q.page + q.nr_pages) * granule - GUARD_RECORD_BYTES
+        byte = region._first_other(start, end - start, POISON)
+        if byte < 0 and _read_record(region._read(end, GUARD_RECORD_BYTES)) is not None:
+            return None
+        byte = byte if byte >= 0 else end - start
+        return MemoryMisused(
+            f"use after free: byte {byte} of a range of {q.made.nbytes} bytes at offset {start:#x} was "
+            f"written to after it was freed at {q.freed}. It was made at "
+            f"{q.made.where or 'a line that was written over'}",
+            "use after free",
+            start,
+            byte,
+            q.made.where,
+            q.freed,
+        )
+
+    def check(self, region: CoreRegion) -> None:
+        """Look at all that is in quarantine, and at the ends of what this process made. MemoryMisused."""
+        self._drop_inherited(region)
+        errors, self._found = self._found, []
+        errors += [e for q in list(self._quarantine) if (e := self._use_after_free(region, q)) is not None]
+        for page, (id, made) in list(self._live.items()):
+            try:
+                nr_pages, id_now = region._lookup(page, page)
+            except NotAllocated:  # freed, by a process that had it last
+                nr_pages = id_now = 0
+            if id_now != id:
+                self._live.pop(page, None)
+            elif (e := self._overrun(region, page, nr_pages, id, made.nbytes, "")) is not None:
+                errors.append(e)
+        self._raise(errors)
+
+    def empty(self, region: CoreRegion) -> bool:
+        """Let all out of the quarantine, for whoever found no pages. Whether there was anything."""
+        self._drop_inherited(region)
+        was_any = bool(self._quarantine)
+        self._found += self._let_out(region, -1)
+        return was_any
+
+    def end(self, region: CoreRegion) -> None:
+        """The region is closed: let all out. MemoryMisused."""
+        self._drop_inherited(region)
+        errors, self._found = self._found, []
+        self._raise(errors + self._let_out(region, -1))
+
+    def told_of(self, id: int) -> str:
+        """For the text of an error: where a range of the quarantine was made and freed."""
+        q = self._told.get(id)
+        return "" if q is None else f" at {q.freed}; it was made at {q.made.where}"
+
+    @staticmethod
+    def _raise(errors: list[MemoryMisused]) -> None:
+        if errors:
+            for other in errors[1:]:
+                errors[0].add_note(str(other))
+            raise errors[0]

@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: MIT
+"""Hardened regions: what was written past an end or after a free is found, and both lines are told."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import multiprocessing
+import os
+import pickle
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.conftest import DESIGNS, PAGE
+
+import vmalloc
+from vmalloc.facts import QUARANTINE_SHARE
+
+SIZES = [1, 100, PAGE - 321, PAGE - 320, PAGE - 1, PAGE, PAGE + 1, 10 * PAGE, 300 * PAGE]
+
+
+def line() -> str:
+    """Where the caller stands."""
+    frame = sys._getframe(1)
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def free(block: vmalloc.Block) -> None:
+    block.release()
+
+
+def come_and_go(region: vmalloc.Region, times: int) -> None:
+    for _ in range(times):
+        region.alloc(1).release()
+
+
+def release_each(blocks: list[vmalloc.Block]) -> None:
+    for block in blocks:
+        block.release()
+
+
+FREED = f"{free.__code__.co_filename}:{free.__code__.co_firstlineno + 1}"
+
+
+def scribble(address: int, nbytes: int = 1) -> None:
+    """What ctypes, a C library or another process can do."""
+    ctypes.memset(address, 0x55, nbytes)
+
+
+@pytest.fixture(params=DESIGNS)
+def region(request: pytest.FixtureRequest) -> Iterator[vmalloc.Region]:
+    with vmalloc.Region("64M", nodes=1, hardened=True, **request.param) as region:
+        yield region
+
+
+@pytest.fixture
+def unraisable(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    found: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: found.append(args.exc_value))
+    return found
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_program_without_mistakes_notices_nothing(region: vmalloc.Region, size: int) -> None:
+    for _ in range(3):
+        block = region.alloc(size)
+        memoryview(block)[:] = bytes([7]) * size
+        region.check()
+        block.release()
+        a = region.zeros(size, "u1")
+        assert not a.any()
+        a[:] = 1
+        del a
+    region.check()
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("past", [0, 1, 63])
+def test_an_overrun_is_told_with_both_lines(region: vmalloc.Region, size: int, past: int) -> None:
+    block, made = region.alloc(size), line()
+    scribble(block.address + size + past)
+    with pytest.raises(vmalloc.MemoryMisused) as caught:
+        free(block)
+    e = caught.value
+    assert (e.kind, e.made, e.freed, e.byte) == ("overrun", made, FREED, size + past)
+    for told in (made, FREED, f"byte {past + 1} past the end of {size} bytes"):
+        assert told in str(e)
+    assert block.released
+    region.check()
+
+
+def test_a_long_overrun_is_told_too_though_it_wrote_over_the_record(region: vmalloc.Region) -> None:
+    block, made = region.alloc(100), line()
+    scribble(block.address + 100, PAGE - 100)
+    with pytest.raises(vmalloc.MemoryMisused) as caught:
+        block.release()
+    assert (caught.value.kind, caught.value.made, caught.value.byte) == ("overrun", made, 100)
+
+
+def test_check_finds_an_overrun_of_what_is_in_use(region: vmalloc.Region) -> None:
+    a, made = region.empty(10, "u1"), line()
+    scribble(a.ctypes.data + 10)
+    with pytest.raises(vmalloc.MemoryMisused, match="is in use") as caught:
+        region.check()
+    assert (caught.value.made, caught.value.freed) == (made, "")
+    ctypes.memset(a.ctypes.data + 10, 0xA7, 1)  # put right, or the finalizer tells it again
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_use_after_free_is_told_with_both_lines(region: vmalloc.Region, size: int) -> None:
+    block, made = region.alloc(size), line()
+    address = block.address
+    free(block)
+    assert ctypes.string_at(address, size) == b"\xdb" * size  # who only reads sees poison
+    scribble(address + size - 1)
+    with pytest.raises(vmalloc.MemoryMisused) as caught:
+        region.check()
+    e = caught.value
+    assert (e.kind, e.made, e.freed, e.byte) == ("use after free", made, FREED, size - 1)
+    assert made in str(e)
+    assert FREED in str(e)
+    ctypes.memset(address, 0xDB, size)
+    region.check()
+
+
+def test_a_use_after_free_is_found_when_the_range_is_to_be_used_again(region: vmalloc.Region) -> None:
+    block, made = region.alloc(5), line()
+    scribble_at = block.address
+    block.release()
+    scribble(scribble_at)
+    with pytest.raises(vmalloc.MemoryMisused) as caught:
+        come_and_go(region, 2 * region.nr_pages)
+    assert (caught.value.kind, caught.value.made) == ("use after free", made)
+
+
+def test_closing_looks_at_what_is_left() -> None:
+    region = vmalloc.Region("1M", hardened=True)
+    block = region.alloc(5)
+    address = block.address
+    block.release()
+    scribble(address)
+    with pytest.raises(vmalloc.MemoryMisused, match="use after free"):
+        region.close()
+    assert region.closed
+
+
+def test_a_finalizer_tells_by_the_hook_and_check_tells_it_again(
+    region: vmalloc.Region, unraisable: list[Any]
+) -> None:
+    a, made = region.empty(10, "u1"), line()
+    scribble(a.ctypes.data + 12)
+    del a
+    gc.collect()
+    assert [(e.kind, e.made, e.byte) for e in unraisable] == [("overrun", made, 12)]
+    with pytest.raises(vmalloc.MemoryMisused, match="overrun"):
+        region.check()
+    region.check()
+
+
+def test_what_is_released_tells_where(region: vmalloc.Region) -> None:
+    block, made = region.alloc(5), line()
+    free(block)
+    with pytest.raises(vmalloc.NotAllocated) as caught:
+        memoryview(block)
+    assert made in str(caught.value)
+    assert FREED in str(caught.value)
+    block.release()  # a second time does nothing, as ever
+
+
+def test_a_freed_range_waits_and_its_memory_is_not_lost(region: vmalloc.Region) -> None:
+    first = region.alloc(PAGE)
+    offset = first.offset
+    first.release()
+    assert region.alloc(PAGE).offset != offset
+    most = region.nr_pages // QUARANTINE_SHARE
+    for _ in range(2 * most):
+        region.alloc(1).release()
+        assert region.stats().busy_pages <= most + 4
+    blocks = [
+        region.alloc(PAGE) for _ in range(region.nr_pages // 2 - 100)
+    ]  # two pages each: none is left in quarantine
+    with pytest.raises(vmalloc.OutOfPages):
+        blocks += [region.alloc(PAGE) for _ in range(200)]
+    region.free_bulk(blocks)
+
+
+def test_blocks_in_bulk_are_looked_at_each(region: vmalloc.Region) -> None:
+    blocks, made = region.alloc_bulk(PAGE, 20), line()
+    scribble(blocks[7].address + PAGE)
+    with pytest.raises(vmalloc.MemoryMisused) as caught:
+        release_each(blocks)
+    assert caught.value.made == made
+    for block in blocks:
+        block.release()
+
+
+def test_a_named_array_is_like_any_other(region: vmalloc.Region) -> None:
+    a = region.zeros(100, "u1")
+    region["a"] = a
+    del a
+    b = region["a"]
+    assert b.nbytes == 100
+    del region["a"]
+    del b
+    region.check()
+
+
+def test_a_stale_reference_stays_stale_while_its_range_waits(region: vmalloc.Region) -> None:
+    a = region.zeros(100, "u1")
+    ref = vmalloc.ref(a)
+    message = pickle.dumps(ref)
+    del a, ref
+    gc.collect()
+    with pytest.raises(vmalloc.StaleReference):
+        pickle.loads(message)
+
+
+def test_the_error_goes_through_a_pickle() -> None:
+    e = vmalloc.MemoryMisused("text", "overrun", 4096, 7, "a:1", "b:2")
+    f = pickle.loads(pickle.dumps(e))
+    assert (str(f), f.kind, f.offset, f.byte, f.made, f.freed) == ("text", "overrun", 4096, 7, "a:1", "b:2")
+
+
+def test_a_region_that_is_not_hardened_has_no_guard() -> None:
+    with vmalloc.Region("1M") as region:
+        assert region._guard is None
+        assert region.alloc(PAGE)._range[1] == 1
+
+
+def test_threads_come_and_go_at_once(region: vmalloc.Region) -> None:
+    errors: list[BaseException] = []
+
+    def work(size: int) -> None:
+        try:
+            for _ in range(300):
+                block = region.alloc(size)
+                memoryview(block)[:] = b"x" * size
+                block.release()
+                region.zeros(size, "u1")
+        except BaseException as e:  # told by the main thread
+            errors.append(e)
+
+    threads = [threading.Thread(target=work, args=(size,)) for size in (1, PAGE, 100 * PAGE, 1000 * PAGE)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert errors == []
+    region.check()
+
+
+# ---- several processes ----
+
+
+def free_last(pipe: Any) -> None:
+    """Gets an array, lets go of it when told to, and sends what the finalizer said."""
+    found: list[str] = []
+    sys.unraisablehook = lambda args: found.append(str(args.exc_value))
+    a = pipe.recv()
+    pipe.send(a.nbytes)
+    pipe.recv()
+    del a
+    gc.collect()
+    pipe.send(found)
+
+
+def freed_by_another(a: Any, meanwhile: Callable[[], None]) -> list[str]:
+    spawn = multiprocessing.get_context("spawn")
+    here, there = spawn.Pipe()
+    process = spawn.Process(target=free_last, args=(there,))
+    process.start()
+    here.send(vmalloc.ref(a))
+    assert here.recv() == a.nbytes
+    meanwhile()
+    here.send("go on")
+    found: list[str] = here.recv()
+    process.join()
+    return found
+
+
+def test_a_reference_that_another_process_drops_is_looked_at_there(region: vmalloc.Region) -> None:
+    a, made = region.zeros(100, "u1"), line()
+    assert freed_by_another(a, region.check) == []
+    found = freed_by_another(a, lambda: scribble(a.ctypes.data + 105))
+    assert len(found) == 1
+    assert "overrun: byte 6 past the end" in found[0]
+    assert f"{made} in process {os.getpid()}" in found[0]
+    with pytest.raises(vmalloc.MemoryMisused, match="overrun"):
+        region.check()
+    ctypes.memset(a.ctypes.data + 105, 0xA7, 1)
+
+
+def test_the_last_holder_poisons_it_wherever_that_is(region: vmalloc.Region) -> None:
+    a = region.zeros(100, "u1")
+    ref = pickle.loads(pickle.dumps(vmalloc.ref(a)))  # a second reference, of the same process
+    address = a.ctypes.data
+    del a
+    assert (ref == 0).all()
+    del ref
+    gc.collect()
+    assert ctypes.string_at(address, 100) == b"\xdb" * 100
+
+
+def test_arrays_that_outlive_the_closing_are_freed_as_ever(region: vmalloc.Region) -> None:
+    a, block = region.zeros(100, "u1"), region.alloc(PAGE)
+    other = vmalloc.Region.attach(region.fileno(), readonly=True)
+    region.close()
+    assert other.stats().nr_busy == 2
+    block.release()
+    del a
+    assert other.stats().nr_busy == 0
+
+
+def test_a_forked_child_lets_go_of_its_parents_quarantine(region: vmalloc.Region) -> None:
+    blocks = [region.alloc(PAGE) for _ in range(5)]
+    kept = region.zeros(10)
+    for block in blocks:
+        block.release()
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            region.check()
+            region.alloc(PAGE).release()
+            kept[:] = 3
+            del kept
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert (kept == 3).all()
+    region.recover()
+    region.check()
+    assert np.asarray(kept).nbytes == 80
