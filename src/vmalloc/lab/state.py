@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from vmalloc.lab.files import StrPath, open_bytes
 from vmalloc.lab.vmallocinfo import VmallocInfo
 from vmalloc.model import PAGE, Area, Design, Kernel, Space
-from vmalloc.model.area import RAM, decode_flags
+from vmalloc.model.area import NO_NODE, RAM, decode_flags
 
 TAGS = {"B": "busy", "L": "lazy", "P": "pool", "F": "free"}
 
@@ -55,21 +55,32 @@ class State:
         )
 
     def kernel(self, design: Design, window: tuple[int, int], cpus: int | None = None) -> Kernel:
-        """A model kernel in this state. A design without pools gets pooled areas as free ranges."""
+        """A model kernel in this state. A design without pools gets pooled areas as free ranges.
+
+        Where the model has fewer nodes than the dump, stamps go round; with one node there are none.
+        """
         kernel = Kernel(design, cpus or self.nr_nodes, window, self.free)
         for area in self.busy:
-            kernel.busy.insert(area)
+            kernel.busy.insert(_stamped(area, kernel.nr_nodes))
             kernel.live_pages += area.pages
         for node, area in self.lazy:
-            kernel.nodes[node % kernel.nr_nodes].lazy.add(area)
+            kernel.nodes[node % kernel.nr_nodes].lazy.add(_stamped(area, kernel.nr_nodes))
         for (node, pages), areas in self.pools.items():
             if kernel.nr_nodes == 1:
                 kernel.reclaim(areas)
             else:
                 for area in reversed(areas):
-                    kernel.nodes[node % kernel.nr_nodes].pool(pages).push(area)
+                    pool = kernel.nodes[node % kernel.nr_nodes].pool(pages)
+                    pool.push(_stamped(area, kernel.nr_nodes))
         kernel.lazy_pages = self.lazy_pages
         return kernel
+
+
+def _stamped(area: Area, nr_nodes: int) -> Area:
+    """The area with a stamp that a machine with so many nodes may have."""
+    if area.node == NO_NODE or (nr_nodes > 1 and area.node < nr_nodes):
+        return area
+    return area._replace(node=NO_NODE if nr_nodes == 1 else area.node % nr_nodes)
 
 
 def read_state(path: StrPath) -> State:
