@@ -38,6 +38,7 @@ class Timeline:
     def __init__(self, events: Sequence[Event]) -> None:
         self.events = events
         self.previous = [-1] * len(events)
+        self.following: dict[int, int] = {}  # the task's next event, of purges only
         self.concurrent = len({event.cpu for event in events}) > 1
         self.purge_after = [len(events)] * len(events)
         self.backlog: dict[int, int] = {}
@@ -48,7 +49,9 @@ class Timeline:
     def _scan(self) -> None:
         last_of_task: dict[int, int] = {}
         for index, event in enumerate(self.events):
-            self.previous[index] = last_of_task.get(event.pid, -1)
+            before = self.previous[index] = last_of_task.get(event.pid, -1)
+            if before >= 0 and self.events[before].kind == PURGE:
+                self.following[before] = index
             last_of_task[event.pid] = index
             if event.kind == ALLOC and not event.failed:
                 self._allocs_of[event.addr].append(index)
@@ -101,9 +104,15 @@ class Timeline:
         return {index: count - least for index, count in left.items()}
 
     def is_full(self, index: int) -> bool:
-        """Whether a purge empties the pools: it does when its task's allocation has just failed."""
-        before = self.previous[index]
-        return before >= 0 and self.events[before].kind == ALLOC and bool(self.events[before].failed)
+        """Whether a purge empties the pools: it does when its task's allocation has just failed.
+
+        The line of that failure may be lost; then the second try failed, right after this purge.
+        """
+        before, after = self.previous[index], self.following.get(index, -1)
+        return any(
+            at >= 0 and self.events[at].kind == ALLOC and bool(self.events[at].failed)
+            for at in (before, after)
+        )
 
     def next_alloc_of(self, addr: int, after: int) -> int | None:
         """The next allocation of this address that is printed after event `after`, if it is near."""

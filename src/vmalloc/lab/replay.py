@@ -13,6 +13,7 @@ between them are replayed.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ from vmalloc.lab.events import ALLOC, FREE, MARK, Event
 from vmalloc.lab.files import StrPath
 from vmalloc.lab.orders import Timeline
 from vmalloc.lab.predict import Prediction, Predictor, lost_events, most_used_window
+from vmalloc.lab.restore import in_time_order, restore
 from vmalloc.lab.state import EndDifference, State, compare, read_state, state_of_vmallocinfo
 from vmalloc.lab.trace import read_events, read_vmallocinfo
 from vmalloc.model import (
@@ -51,9 +53,16 @@ class Recording:
     cpus: int
     start: State | None = None
     complete: bool = False
+    restored: Counter[str] = field(init=False)
     line: Timeline = field(init=False)
 
     def __post_init__(self) -> None:
+        ordered, moved = in_time_order(self.events)
+        busy = self.start.busy if self.start is not None else ()
+        lazy = [area for _, area in self.start.lazy] if self.start is not None else None
+        self.events, self.restored = restore(ordered, busy, lazy)
+        if moved:
+            self.restored["swapped"] = moved
         self.line = Timeline(self.events)
 
     def kernel(self, design: Design) -> Kernel:
@@ -75,7 +84,7 @@ def load(
     cpus: possible CPUs; by default what the state says, else the highest CPU seen in an event plus one.
     Raises TraceError, StateError or ValueError (no allocation in the trace).
     """
-    events = between_marks(list(read_events(trace)))
+    events = between_marks(in_time_order(list(read_events(trace)))[0])
     window = most_used_window(events)
     if state is not None:
         start = read_state(state)
