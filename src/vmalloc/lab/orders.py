@@ -19,7 +19,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from vmalloc.lab.events import ALLOC, FREE, PURGE, Event
@@ -33,10 +34,14 @@ LOOK_AHEAD = 4096
 
 
 class Timeline:
-    """The events, and the limits that they put on each other's order."""
+    """The events, and the limits that they put on each other's order.
 
-    def __init__(self, events: Sequence[Event]) -> None:
+    `unseen` are the frees of areas that no event has allocated, with their pages as the lazy counter tells.
+    """
+
+    def __init__(self, events: Sequence[Event], unseen: Mapping[int, int] = MappingProxyType({})) -> None:
         self.events = events
+        self.unseen = unseen
         self.previous = [-1] * len(events)
         self.following: dict[int, int] = {}  # the task's next event, of purges only
         self.concurrent = len({event.cpu for event in events}) > 1

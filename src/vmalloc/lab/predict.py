@@ -185,7 +185,7 @@ class Predictor:
         self._open_purge(index)
         area = self.kernel.busy.areas.get(event.addr)
         if area is None:
-            area = self._unseen_area(event)
+            area = self._unseen_area(index, event)
         self._purge_before_free(index, event, area)
         self.kernel.free(event.addr)
 
@@ -205,13 +205,28 @@ class Predictor:
                 while purge.advance(self.kernel, lane).op != "settle":
                     pass
 
-    def _unseen_area(self, event: Event) -> Area:
+    def _unseen_area(self, index: int, event: Event) -> Area:
         """A freed area that was never seen allocated: its size is what the lazy counter grew by."""
         self.result.assumed["area freed but never seen allocated"] += 1
-        pages = max(1, event.nr_lazy - self.kernel.lazy_pages)
-        area = Area(event.addr, pages * PAGE)
-        claim(self.world, event._replace(size=area.size, vstart=0, vend=0))
-        return self.kernel.busy.areas[area.start]
+        pages = self.line.unseen.get(index) or max(1, event.nr_lazy - self.kernel.lazy_pages)
+        self._born(index, event, pages * PAGE)
+        return self.kernel.busy.areas[event.addr]
+
+    def _born(self, index: int, event: Event, size: int) -> None:
+        """Make an area busy whose allocation left no event; `event` is its free.
+
+        If the model would have given out just this range, to the task that frees it, it was an allocation
+        whose line is lost. Otherwise it is a per-CPU area: these are found from the window's end, unstamped.
+        """
+        kernel, (vstart, vend) = self.kernel, self.kernel.window
+        request = event._replace(kind=ALLOC, size=size, align=1, vstart=vstart, vend=vend)
+        before = self.line.previous[index]
+        cpus = dict.fromkeys((self.line.events[before].cpu if before >= 0 else event.cpu, event.cpu))
+        for cpu in cpus if kernel.nr_nodes > 1 else ():
+            if kernel.peek(size, 1, cpu)[0] == event.addr:
+                claim(self.world, request._replace(cpu=cpu))
+                return
+        claim(self.world, request._replace(vstart=0, vend=0))
 
     # ------------------------------------------------------------------ allocations
 
@@ -248,6 +263,8 @@ class Predictor:
         if self.unexplained > max(UNEXPLAINED_MIN, UNEXPLAINED_SHARE * index):
             self._lost(index, event, forecast)
             return
+        if self.learner is None and self._taken_unseen(index, event, forecast):
+            return
         before = set(self.world.moved)
         explained = explain(self.world, self.line, index)
         if explained is None and self.learner is None:
@@ -258,6 +275,29 @@ class Predictor:
         elif not self._printed_late(index, event):
             self.unexplained += 1
             self._lost(index, event, forecast)
+
+    def _taken_unseen(self, index: int, event: Event, forecast: Forecast) -> bool:
+        """What the model offers had been taken by an allocation whose event is lost: its free comes later.
+
+        That area becomes busy. Counted as a miss, since the address was not forecast. Returns whether it is so.
+        """
+        if forecast.start is None:
+            return False
+        end = forecast.start + event.size
+        for at, pages in self.line.unseen.items():
+            born = self.line.events[at]
+            if at > index and born.addr < end and born.addr + pages * PAGE > forecast.start:
+                tried = self.world.copy()
+                request = born._replace(cpu=event.cpu, size=pages * PAGE, align=1)
+                claim(tried, request._replace(vstart=self.kernel.window[0], vend=self.kernel.window[1]))
+                if tried.fits(event):
+                    self._score(event, forecast.level, exact=False)
+                    self._miss(index, event, forecast, "untraced operation")
+                    self.result.assumed["area taken by an allocation that left no event"] += 1
+                    self.world = tried
+                    tried.apply(event)
+                    return True
+        return False
 
     def _never_seen(self, event: Event) -> bool:
         space = self.kernel.space

@@ -22,7 +22,7 @@ from vmalloc.lab.events import ALLOC, FREE, MARK, Event
 from vmalloc.lab.files import StrPath
 from vmalloc.lab.orders import Timeline
 from vmalloc.lab.predict import Prediction, Predictor, lost_events, most_used_window
-from vmalloc.lab.restore import in_time_order, restore
+from vmalloc.lab.restore import in_time_order, restore, unseen_frees
 from vmalloc.lab.state import EndDifference, State, compare, read_state, state_of_vmallocinfo
 from vmalloc.lab.trace import read_events, read_vmallocinfo
 from vmalloc.model import (
@@ -63,7 +63,7 @@ class Recording:
         self.events, self.restored = restore(ordered, busy, lazy)
         if moved:
             self.restored["swapped"] = moved
-        self.line = Timeline(self.events)
+        self.line = Timeline(self.events, unseen_frees(self.events, busy) if self.complete else {})
 
     def kernel(self, design: Design) -> Kernel:
         """A model kernel at the recording's start; with nothing free if nothing is known."""

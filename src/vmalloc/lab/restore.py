@@ -3,12 +3,12 @@
 
 A line can get lost, and two can be swapped. Events are redundant enough to notice, without any model:
 
-* Time. Lines are printed in the order of their times: one that is earlier than those before it is moved back.
-* The lazy counter. It grows by the pages of each free, which prints it, and falls when a purge settles. A step
-  up that no later print takes back is a lost free of so many pages. Which area it was is told by the next
+* Time. Lines are printed in the order of their times: one that is earlier than those before it moves back.
+* The lazy counter. It grows by the pages of each free, which prints it, and falls when a purge settles. A
+  step up that no later print takes back is a lost free of so many pages. Which area it was is told by the next
   allocation that overlaps a live area of that size.
-* Counts. A purge's event says how many areas it took, and the oldest go first. A fall of more pages than the
-  next purge's areas have, or one when fewer areas are freed than it took, is another purge's, whose event is lost.
+* Counts. A purge's event says how many areas it took, and the oldest go first, so each fall of the counter is
+  so many areas. Those that no event tells, then or later, were settled by a purge whose event is lost.
 * A failed allocation is followed by its task's full purge before the task tries that size again.
 
 What is lost comes back as an event with the text RESTORED. Lost allocations leave no such trace before they
@@ -63,9 +63,9 @@ def in_time_order(events: Sequence[Event]) -> tuple[list[Event], int]:
 
 
 class Step(NamedTuple):
-    """The lazy counter changed by `pages` more than the frees say, seen at event `index`."""
+    """The lazy counter changed by `pages` more than the frees say, seen at event `at`."""
 
-    index: int
+    at: int
     pages: int
 
 
@@ -74,7 +74,7 @@ def restore(
 ) -> tuple[list[Event], Counter[str]]:
     """The events with what they show to be lost, and how much of each kind that was.
 
-    `busy` and `lazy` are the start state, None if it is not known. Events that are there are left as they are.
+    `busy` and `lazy` are the start state, None if it is not known. Events that are there stay as they are.
     """
     if any(event.kind == LOST for event in events):
         return events, Counter()  # the recorder says so itself: whole pieces are missing
@@ -92,17 +92,24 @@ def restore(
     return restored, Counter(event.kind for _, event in inserts)
 
 
-class _Free(NamedTuple):
-    """A free: its event's index, its pages (0: unknown), and the counter that it prints."""
+def unseen_frees(events: Sequence[Event], busy: Sequence[Area]) -> dict[int, int]:
+    """Pages of the areas that were freed without being busy, by the event of the free; 0 if they are not told."""
+    frees = _frees(events, {area.start: area.pages for area in busy})
+    return {free.at: free.pages for free in frees if not free.seen}
 
-    index: int
+
+class _Free(NamedTuple):
+    """A free: its event, its pages (0: unknown), the counter that it prints, and whether it was busy."""
+
+    at: int
     pages: int
     nr_lazy: int
+    seen: bool
 
 
 def _frees(events: Sequence[Event], live: dict[int, int]) -> list[_Free]:
     """All frees, with their sizes where the allocation was seen."""
-    frees = []
+    frees: list[_Free] = []
     for index, event in enumerate(events):
         kind = event.kind
         if kind == ALLOC:
@@ -110,9 +117,10 @@ def _frees(events: Sequence[Event], live: dict[int, int]) -> list[_Free]:
                 live[event.addr] = event.size // PAGE
         elif kind == FREE:
             pages = live.pop(event.addr, 0)
-            if not pages and frees:  # never seen allocated: what the counter says
+            seen = pages > 0
+            if not seen and frees:  # never seen allocated: what the counter says
                 pages = max(event.nr_lazy - frees[-1].nr_lazy, 0)
-            frees.append(_Free(index, pages, event.nr_lazy))
+            frees.append(_Free(index, pages, event.nr_lazy, seen))
     return frees
 
 
@@ -130,7 +138,7 @@ def _steps(frees: Sequence[_Free], lazy_pages: int | None) -> list[Step]:
             steady, times = Counter(levels[at : at + STEADY]).most_common(1)[0]
             if steady != level and 2 * times >= min(STEADY, len(levels) - at):
                 first = levels.index(steady, at)
-                steps.append(Step(frees[first].index, steady - level))
+                steps.append(Step(frees[first].at, steady - level))
                 level, at = steady, first
         at += 1
     return steps
@@ -157,21 +165,21 @@ def _purge_event(beside: Event, npurged: int) -> Event:
 
 
 def _lost_frees(events: Sequence[Event], steps: list[Step], busy: Sequence[Area]) -> list[tuple[int, Event]]:
-    """Frees of areas that were given out again while they were live, where the counter stepped up by their pages."""
+    """Frees of areas that were given out again while live, where the counter stepped up by their pages."""
     inserts = []
     for step in steps:
         lost = _given_out_again(events, step, busy)
         if lost is not None:
-            beside = events[step.index]
+            beside = events[step.at]
             event = beside._replace(addr=lost, nr_lazy=0, text=RESTORED)
-            inserts.append((step.index, event))
+            inserts.append((step.at, event))
     return inserts
 
 
 def _given_out_again(events: Sequence[Event], step: Step, busy: Sequence[Area]) -> int | None:
-    """The start of the live area of the step's size that is the first to be overlapped by an allocation after it."""
+    """Of the live areas of the step's size the first that a later allocation overlaps: its start."""
     live = {area.start: area.pages for area in busy}
-    for event in events[: step.index]:
+    for event in events[: step.at]:
         if event.kind == ALLOC and not event.failed:
             live[event.addr] = event.size // PAGE
         elif event.kind == FREE:
@@ -179,7 +187,7 @@ def _given_out_again(events: Sequence[Event], step: Step, busy: Sequence[Area]) 
     starts = sorted(start for start, pages in live.items() if pages == step.pages)
     size = step.pages * PAGE
     gone: set[int] = set()
-    for event in events[step.index :]:
+    for event in events[step.at :]:
         if event.kind == FREE:
             gone.add(event.addr)
         elif event.kind == ALLOC and not event.failed:
@@ -216,8 +224,8 @@ def _lost_purges(
 ) -> None:
     """Insert purges that the printed ones cannot stand for.
 
-    `waiting` are the pages of the areas lazy at the start. Areas settled and not told yet by an event come back
-    to none after each purge; what never comes back was told by an event that is lost.
+    `waiting` are the pages of the areas lazy at the start. Areas settled and not told yet by an event come
+    back to none after each purge; what never comes back was told by an event that is lost.
     """
     cuts = _settled_at(frees, falls, waiting)
     tolds = _told_at(events, frees, [index for index, _ in cuts])
@@ -260,20 +268,20 @@ def _settled_at(
 ) -> list[tuple[int, int]]:
     """For each fall: its event, and how many areas it settled; the oldest are settled first."""
     sums = [0, *accumulate([*waiting, *(free.pages for free in frees)])]
-    place = {free.index: at for at, free in enumerate(frees)}
+    place = {free.at: at for at, free in enumerate(frees)}
     settled, cuts = 0, []
     for fall in falls:
-        end = place[fall.index] + len(waiting) + 1
-        left = bisect_left(sums, sums[end] - frees[place[fall.index]].nr_lazy)
+        end = place[fall.at] + len(waiting) + 1
+        left = bisect_left(sums, sums[end] - frees[place[fall.at]].nr_lazy)
         if left > settled:
-            cuts.append((fall.index, left - settled))
+            cuts.append((fall.at, left - settled))
             settled = left
     return cuts
 
 
 def _told_at(events: Sequence[Event], frees: Sequence[_Free], cuts: Sequence[int]) -> dict[int, int]:
     """Areas told by purges, by the event that shows them settled: a fall nearby, or the first free after."""
-    indices = [free.index for free in frees]
+    indices = [free.at for free in frees]
     told: dict[int, int] = {}
     for index, event in enumerate(events):
         if event.kind == PURGE and event.npurged:
