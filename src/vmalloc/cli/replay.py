@@ -162,23 +162,29 @@ def _rank(console: Console, recording: replay.Recording) -> dict[str, Any]:
         ranking = replay.rank(recording, lambda at: bar.update(task, completed=at))
     result = ranking.as_dict()
     table = Table(
-        "design", "generation", "score", "exact", "level right", "purges as told", "orders inferred"
-    )
+        "design", "generation", "won : lost", "chance", "replayed", "exact", "level right", "purges as told",
+        title="events on which a design and the best one disagree",
+    )  # fmt: skip
     for row in result["designs"]:
+        is_best = row is result["designs"][0]
+        stopped = row["stopped_after"]
         table.add_row(
             row["design"],
             row["generation"],
-            f"{row['score']:.4f}",
+            "best" if is_best else f"{row['won']:,} : {row['lost']:,}",
+            "" if is_best else f"{row['chance']:.2g}",
+            "all" if stopped is None else f"{stopped:,}, then stopped",
             f"{row['exact']:.2%}",
             f"{row['level_right']:.2%}",
             f"{row['purges_as_told']}/{row['purges']}",
-            str(row["orders_inferred"]),
         )
     console.print(table)
     generation = (
         ranking.best if ranking.best != "cannot tell" else f"cannot tell ({'; '.join(ranking.candidates)})"
     )
     console.print(f"kernel generation: {generation}")
+    for witness in ranking.witnesses:
+        console.print(f"the recording itself: {witness}", markup=False, highlight=False)
     return result
 
 

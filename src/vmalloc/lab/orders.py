@@ -255,7 +255,11 @@ def _purge_further(world: World, event: Event) -> World | None:
     for lane in lanes or [None]:
         tried = world.copy()
         for step in _steps(tried, lane):
-            if step.op != "detach" and step.pages in (0, event.size // PAGE) and tried.fits(event):
+            if (
+                step.op not in ("detach", "settle")
+                and step.pages in (0, event.size // PAGE)
+                and tried.fits(event)
+            ):
                 return tried
     return None
 
@@ -272,7 +276,7 @@ def _purge_then_other(world: World, line: Timeline, index: int, depth: int) -> W
     """Both: the purge was further and somebody else came first; tried at the end of each stage only."""
     tried = world.copy()
     for step in _steps(tried, None):
-        if step.op in ("reclaim", "settle"):
+        if step.op in ("reclaim", "give back"):
             explained = _other_first(tried, line, index, depth - 1)
             if explained is not None:
                 return explained

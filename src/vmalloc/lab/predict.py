@@ -28,7 +28,7 @@ from vmalloc.lab.events import ALLOC, FREE, LOST, PURGE, Event
 from vmalloc.lab.learn import Learner
 from vmalloc.lab.ledger import LedgerSpace, with_ledger
 from vmalloc.lab.orders import Forecast, Timeline, World, explain, shrunk
-from vmalloc.lab.reconcile import Origin, claim
+from vmalloc.lab.reconcile import Origin, claim, evict
 from vmalloc.model import PAGE, Area, Kernel, Level, Purge
 
 Category = Literal[
@@ -111,6 +111,9 @@ class Predictor:
         self.sure = True
         self.unexplained = 0
         self.index = 0
+        self.at = 0  # the next event
+        self.passed = -1  # the range that the kernel passed over last, against the forecast
+        self.verdicts = bytearray(len(line.events))  # 1: as forecast in the printed order; purges: as told
         self.before_steps: list[tuple[int, World]] = []
 
     @property
@@ -119,20 +122,30 @@ class Predictor:
 
     def run(self, progress: Callable[[int], object] | None = None) -> Prediction:
         """Replay everything; `progress` is told now and then which event was reached."""
-        for index, event in enumerate(self.line.events):
-            if progress is not None and index % PROGRESS_EVERY == 0:
-                progress(index)
-            if event.kind == ALLOC:
-                if index not in self.world.moved:
+        while self.at < len(self.line.events):
+            if progress is not None:
+                progress(self.at)
+            self.advance(PROGRESS_EVERY)
+        return self.result
+
+    def advance(self, count: int) -> None:
+        """Replay the next `count` events, or what is left."""
+        events, moved = self.line.events, self.world.moved
+        end = min(self.at + count, len(events))
+        for index in range(self.at, end):
+            event = events[index]
+            kind = event.kind
+            if kind == ALLOC:
+                moved = self.world.moved
+                if index not in moved:
                     self._alloc(index, event)
                 else:
-                    del self.world.moved[index]
-            elif event.kind == FREE:
+                    del moved[index]
+            elif kind == FREE:
                 self._free(index, event)
-            elif event.kind == PURGE:
+            elif kind == PURGE:
                 self._purge(index, event)
-        self.result.events = len(self.line.events)
-        return self.result
+        self.at = self.result.events = end
 
     # ------------------------------------------------------------------ purges
 
@@ -160,7 +173,9 @@ class Predictor:
         world.purge.run(self.kernel)
         self.kernel.count(world.purge)
         self.result.purges += 1
-        self.result.purges_as_told += world.purge.nr_purged == event.npurged
+        if world.purge.nr_purged == event.npurged:
+            self.result.purges_as_told += 1
+            self.verdicts[index] = 1
         world.purge = None
 
     def _collect(self, index: int) -> None:
@@ -239,6 +254,7 @@ class Predictor:
         if event.failed:
             self._failed(index, event, forecast)
         elif forecast.start == event.addr:
+            self.verdicts[index] = 1
             self._score(event, forecast.level, exact=True)
             world.take_offered(event, forecast.level)
             if learner is not None:
@@ -248,12 +264,14 @@ class Predictor:
 
     def _failed(self, index: int, event: Event, forecast: Forecast) -> None:
         self._score(event, forecast.level, exact=forecast.start is None)
+        self.verdicts[index] = forecast.start is None
         if forecast.start is not None:
             self._miss(index, event, forecast, "model wrong")
 
     def _look_closer(self, index: int, event: Event, forecast: Forecast) -> None:
         """The forecast failed: within the tree's bounds, another order, or a miss."""
         if forecast.level != "pool" and self.world.within_bounds(event):
+            self.verdicts[index] = 1
             self._score(event, "space", exact=False, bounded=True)
             self.world.apply(event)
             return
@@ -277,9 +295,9 @@ class Predictor:
             self._lost(index, event, forecast)
 
     def _taken_unseen(self, index: int, event: Event, forecast: Forecast) -> bool:
-        """What the model offers had been taken by an allocation whose event is lost: its free comes later.
+        """The range offered was taken by an allocation whose line is lost; its free comes later.
 
-        That area becomes busy. Counted as a miss, since the address was not forecast. Returns whether it is so.
+        That area becomes busy. A miss all the same: the address was not forecast. Returns whether it is so.
         """
         if forecast.start is None:
             return False
@@ -330,12 +348,31 @@ class Predictor:
     def _lost(self, index: int, event: Event, forecast: Forecast) -> None:
         level: Level | None
         if self.learner is None:
+            self._passed_over(event, forecast)
             origin = claim(self.world, event)
             level = origin.place if origin.place in ("pool", "space") else None
         else:
             origin, level = self.learner.wrong(self.world, event, forecast)
         self._score(event, level, exact=False, forecast=forecast.level)
         self._miss(index, event, forecast, self._category(index, event, origin))
+
+    def _passed_over(self, event: Event, forecast: Forecast) -> None:
+        """What the kernel passes over a second time, and no order explains, is not there: somebody has it."""
+        start = forecast.start
+        if start is None:
+            return
+        if self.passed != start:
+            self.passed = start
+            return
+        if forecast.level == "pool":
+            evict(self.world, start, event.size)
+            self.kernel.space.discard(start, event.size)
+        else:
+            free = self.kernel.space.covering(start)
+            if free is not None:
+                end = min(free[1], event.addr) if event.addr > start else start + event.size
+                self.kernel.space.discard(free[0], end - free[0])
+        self.result.assumed["passed over twice: taken unseen"] += 1
 
     # ------------------------------------------------------------------ bookkeeping
 
@@ -401,7 +438,10 @@ class Predictor:
 
 def _settled(purge: Purge, excess: int) -> tuple[int, ...]:
     """How many parts of each lane must be settled if the lazy counter is lower than expected by `excess`."""
-    lanes = [list(accumulate((part.pages for part in parts), initial=0)) for parts in purge.lanes]
+    lanes = [
+        list(accumulate((part.pages for part in parts if not part.settled), initial=0))
+        for parts in purge.lanes
+    ]
     if excess <= 0 or prod(map(len, lanes)) > LANE_CHOICES_MAX:
         return ()
     choices = product(*(range(len(sums)) for sums in lanes))

@@ -3,7 +3,7 @@
 
 A line can get lost, and two can be swapped. Events are redundant enough to notice, without any model:
 
-* Time. Lines are printed in the order of their times: one that is earlier than those before it moves back.
+* Time. Lines stand in the order of their times; one that is earlier than the one before moves back.
 * The lazy counter. It grows by the pages of each free, which prints it, and falls when a purge settles. A
   step up that no later print takes back is a lost free of so many pages. Which area it was is told by the next
   allocation that overlaps a live area of that size.
@@ -81,7 +81,7 @@ def restore(
     frees = _frees(events, {area.start: area.pages for area in busy})
     steps = _steps(frees, None if lazy is None else sum(area.pages for area in lazy))
     inserts = _failed_without_purge(events)
-    inserts += _lost_frees(events, [step for step in steps if step.pages > 0], busy)
+    inserts += _lost_frees(events, frees, [step for step in steps if step.pages > 0], busy)
     _lost_purges(events, frees, _falls(steps), [area.pages for area in lazy or ()], lazy is not None, inserts)
     if len(inserts) > max(1, SHARE_MAX * len(events)):
         return events, Counter()
@@ -93,7 +93,7 @@ def restore(
 
 
 def unseen_frees(events: Sequence[Event], busy: Sequence[Area]) -> dict[int, int]:
-    """Pages of the areas that were freed without being busy, by the event of the free; 0 if they are not told."""
+    """Pages of areas freed without being busy, by the free's event; 0 if nothing tells them."""
     frees = _frees(events, {area.start: area.pages for area in busy})
     return {free.at: free.pages for free in frees if not free.seen}
 
@@ -108,7 +108,7 @@ class _Free(NamedTuple):
 
 
 def _frees(events: Sequence[Event], live: dict[int, int]) -> list[_Free]:
-    """All frees, with their sizes where the allocation was seen."""
+    """All frees, with their sizes where the allocation was seen, and else as the counter tells."""
     frees: list[_Free] = []
     for index, event in enumerate(events):
         kind = event.kind
@@ -117,11 +117,23 @@ def _frees(events: Sequence[Event], live: dict[int, int]) -> list[_Free]:
                 live[event.addr] = event.size // PAGE
         elif kind == FREE:
             pages = live.pop(event.addr, 0)
-            seen = pages > 0
-            if not seen and frees:  # never seen allocated: what the counter says
-                pages = max(event.nr_lazy - frees[-1].nr_lazy, 0)
-            frees.append(_Free(index, pages, event.nr_lazy, seen))
+            frees.append(_Free(index, pages, event.nr_lazy, pages > 0))
+    for at, free in enumerate(frees):
+        if not free.seen and at:
+            frees[at] = free._replace(pages=_told_pages(frees, at))
     return frees
+
+
+def _told_pages(frees: Sequence[_Free], at: int) -> int:
+    """By how much the counter, less the pages of the frees around, is higher after a free than before it."""
+    level, levels = 0, []
+    for free in frees[max(0, at - STEADY) : at + STEADY]:
+        level += free.pages
+        levels.append(free.nr_lazy - level)
+    middle = min(at, STEADY)
+    before, after = Counter(levels[:middle]), Counter(levels[middle:])
+    step = after.most_common(1)[0][0] - before.most_common(1)[0][0]
+    return step if step > 0 else max(frees[at].nr_lazy - frees[at - 1].nr_lazy, 0)
 
 
 def _steps(frees: Sequence[_Free], lazy_pages: int | None) -> list[Step]:
@@ -164,15 +176,18 @@ def _purge_event(beside: Event, npurged: int) -> Event:
     return beside._replace(kind=PURGE, addr=0, size=0, failed=0, npurged=npurged, text=RESTORED)
 
 
-def _lost_frees(events: Sequence[Event], steps: list[Step], busy: Sequence[Area]) -> list[tuple[int, Event]]:
+def _lost_frees(
+    events: Sequence[Event], frees: Sequence[_Free], steps: list[Step], busy: Sequence[Area]
+) -> list[tuple[int, Event]]:
     """Frees of areas that were given out again while live, where the counter stepped up by their pages."""
     inserts = []
+    pages = {free.at: free.pages for free in frees}
     for step in steps:
         lost = _given_out_again(events, step, busy)
         if lost is not None:
             beside = events[step.at]
-            event = beside._replace(addr=lost, nr_lazy=0, text=RESTORED)
-            inserts.append((step.at, event))
+            before = beside.nr_lazy - pages[step.at]  # what the lost line had printed
+            inserts.append((step.at, beside._replace(addr=lost, nr_lazy=before, text=RESTORED)))
     return inserts
 
 

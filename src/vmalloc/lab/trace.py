@@ -38,6 +38,7 @@ __all__ = [
     "TraceError",
     "VmallocInfo",
     "create_bytes",
+    "header_of",
     "open_bytes",
     "read_columns",
     "read_events",
@@ -51,6 +52,14 @@ DIALECTS = {dialect.name: dialect for dialect in (FTRACE, TRACE_CMD, PERF_SCRIPT
 FORMATS = (*DIALECTS, "columnar")
 SNIFFED_BYTES = 1 << 16
 
+HEADER_SIGNS = (
+    "# entries-in-buffer",  # with #P:, the CPUs
+    "# os release",
+    "# arch",
+    "# nrcpus online",
+    "cpus=",
+    "version =",
+)
 # First bytes of files that hold a trace but not as text, and how to get the text.
 BINARY_FORMATS = {
     b"\x17\x08\x44tracing": "trace-cmd's binary file; run `trace-cmd report -i FILE > trace.txt`",
@@ -112,6 +121,15 @@ def read_columns(
     reading = Reading(DIALECTS[name], noted)
     tables = parse_chunks(chunks(stream, reading.damage), reading, threads)
     return Columns.join(_finish(path, stream, reading, tables))
+
+
+def header_of(path: StrPath) -> list[str]:
+    """What the recording says of its machine: comment lines with a version, a release or a count of CPUs."""
+    if _sniff_file(path) == "columnar":
+        return []
+    with open_bytes(path) as stream:
+        lines = stream.read1(SNIFFED_BYTES).decode("utf-8", "replace").splitlines()
+    return [line.strip("# \t") for line in lines if line.startswith(HEADER_SIGNS)]
 
 
 def sniff(head: bytes, name: str = "file") -> str:
