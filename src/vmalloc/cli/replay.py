@@ -81,7 +81,10 @@ def command(
     if predicting == (target is not None):
         raise click.UsageError("say either --predict or --on model|core")
     if predicting and design not in (*KERNEL_PRESETS, "all"):
-        raise click.UsageError(f"--predict compares with a kernel; {design} is none of its designs")
+        names = ", ".join((*KERNEL_PRESETS, "all"))
+        raise click.ClickException(
+            f"--predict compares with a kernel; {design} is none of its designs: take {names}, or --on model"
+        )
     if pools and target != "core":
         raise click.UsageError("--pools goes with --on core")
     console = Console(stderr=False)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from vmalloc.lab.events import ALLOC
-from vmalloc.lab.replay import Outcome, Recording, load, predict, rank, run_on_model, score
+from vmalloc.lab.replay import Outcome, Recording, load, predict, rank, run_on_model
 from vmalloc.model import KERNEL_PRESETS, PRESETS, differences
 
 GUESTS = (
@@ -88,12 +88,16 @@ def generations_table(data: Path) -> str:
     names = [("guest", name) for name in GUESTS] + [("live", "l1_admin"), ("live", "l8_consist")]
     for folder, name in names:
         ranking = rank(load(data / folder / f"{name}.trace.xz"))
-        scores = {o.prediction.design: f"{score(o):.4f}" for o in ranking.outcomes}
+        counts = {
+            design.name: f"{runner.against[0]} : {runner.against[1]}"
+            for runner in ranking.runners
+            for design in runner.designs
+        }
         generation = ranking.best
         if generation == "cannot tell":
             generation += ": " + "; ".join(ranking.candidates)
         rows.append(
-            (name, generation, *(scores[d] for d in ("linux-6.8", "linux-6.9", "linux-6.16", "llist")))
+            (name, generation, *(counts[d] for d in ("linux-6.8", "linux-6.9", "linux-6.16", "llist")))
         )
     return table(("recording", "told", "linux-6.8", "linux-6.9", "linux-6.16", "llist"), rows)
 

@@ -235,8 +235,7 @@ class Predictor:
         """
         kernel, (vstart, vend) = self.kernel, self.kernel.window
         request = event._replace(kind=ALLOC, size=size, align=1, vstart=vstart, vend=vend)
-        before = self.line.previous[index]
-        cpus = dict.fromkeys((self.line.events[before].cpu if before >= 0 else event.cpu, event.cpu))
+        cpus = dict.fromkeys((self._cpu_before(index, event), event.cpu))
         for cpu in cpus if kernel.nr_nodes > 1 else ():
             if kernel.peek(size, 1, cpu)[0] == event.addr:
                 claim(self.world, request._replace(cpu=cpu))
@@ -306,7 +305,7 @@ class Predictor:
             born = self.line.events[at]
             if at > index and born.addr < end and born.addr + pages * PAGE > forecast.start:
                 tried = self.world.copy()
-                request = born._replace(cpu=event.cpu, size=pages * PAGE, align=1)
+                request = born._replace(cpu=self._cpu_before(at, born), size=pages * PAGE, align=1)
                 claim(tried, request._replace(vstart=self.kernel.window[0], vend=self.kernel.window[1]))
                 if tried.fits(event):
                     self._score(event, forecast.level, exact=False)
@@ -355,6 +354,11 @@ class Predictor:
             origin, level = self.learner.wrong(self.world, event, forecast)
         self._score(event, level, exact=False, forecast=forecast.level)
         self._miss(index, event, forecast, self._category(index, event, origin))
+
+    def _cpu_before(self, index: int, event: Event) -> int:
+        """Where the event's task was at its previous event."""
+        before = self.line.previous[index]
+        return self.line.events[before].cpu if before >= 0 else event.cpu
 
     def _passed_over(self, event: Event, forecast: Forecast) -> None:
         """What the kernel passes over a second time, and no order explains, is not there: somebody has it."""

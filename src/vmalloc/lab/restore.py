@@ -5,8 +5,8 @@ A line can get lost, and two can be swapped. Events are redundant enough to noti
 
 * Time. Lines stand in the order of their times; one that is earlier than the one before moves back.
 * The lazy counter. It grows by the pages of each free, which prints it, and falls when a purge settles. A
-  step up that no later print takes back is a lost free of so many pages. Which area it was is told by the next
-  allocation that overlaps a live area of that size.
+  step up that no later print takes back is a lost free of so many pages. Which area it was is told by the
+  next allocation that overlaps a live area of that size.
 * Counts. A purge's event says how many areas it took, and the oldest go first, so each fall of the counter is
   so many areas. Those that no event tells, then or later, were settled by a purge whose event is lost.
 * A failed allocation is followed by its task's full purge before the task tries that size again.
@@ -20,7 +20,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import NamedTuple
 
 from vmalloc.lab.events import ALLOC, FREE, LOST, PURGE, Event
@@ -32,6 +32,8 @@ NEAR = 64
 """Events within which the prints of concurrent operations may be out of order."""
 STEADY = 16
 """Frees over which a step of the lazy counter must last; a shorter one is two prints out of order."""
+RUN = 4
+"""Frees in a row that make a step last."""
 SHARE_MAX = 0.01
 """A recording that lacks more than this share of its events is used as it is: too much to guess at."""
 
@@ -147,13 +149,22 @@ def _steps(frees: Sequence[_Free], lazy_pages: int | None) -> list[Step]:
     at = 0
     while at < len(levels):
         if levels[at] != level:
-            steady, times = Counter(levels[at : at + STEADY]).most_common(1)[0]
-            if steady != level and 2 * times >= min(STEADY, len(levels) - at):
+            steady = _steady(levels[at : at + STEADY], level)
+            if steady != level:
                 first = levels.index(steady, at)
                 steps.append(Step(frees[first].at, steady - level))
                 level, at = steady, first
         at += 1
     return steps
+
+
+def _steady(levels: Sequence[int], level: int) -> int:
+    """The next value that lasts: the first that comes RUN times in a row, or else most of the time."""
+    for value, run in groupby(levels):
+        if sum(1 for _ in run) >= RUN:
+            return value
+    most, times = Counter(levels).most_common(1)[0]
+    return most if 2 * times >= len(levels) else level
 
 
 def _failed_without_purge(events: Sequence[Event]) -> list[tuple[int, Event]]:

@@ -13,6 +13,7 @@ from collections.abc import Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from vmalloc.lab.files import StrPath, open_bytes
+from vmalloc.lab.vmallocinfo import Area as Shown
 from vmalloc.lab.vmallocinfo import VmallocInfo
 from vmalloc.model import PAGE, Area, Design, Kernel, Space
 from vmalloc.model.area import NO_NODE, RAM, decode_flags
@@ -123,12 +124,12 @@ def _read_line(state: State, line: str, number: int) -> None:
 
 
 def state_of_vmallocinfo(info: VmallocInfo, window: tuple[int, int], nr_nodes: int) -> State:
-    """What a snapshot tells: everything it does not name is taken for free, though some of it is in pools.
+    """What a snapshot tells: what is busy and what is lazy. What lies between is unknown: free, or in a pool.
 
     Stamps are not shown; areas that are in use or lazy belong to no node until they are seen again.
     """
     state = State(nr_nodes)
-    shown = sorted((a for a in info if a.start), key=lambda area: area.start)
+    shown = list(_apart(sorted((a for a in info if a.start), key=lambda area: area.start)))
     state.busy = [
         Area(a.start, a.size, flags=RAM if a.kind == "vm_map_ram" else 0)
         for a in shown
@@ -138,18 +139,16 @@ def state_of_vmallocinfo(info: VmallocInfo, window: tuple[int, int], nr_nodes: i
         (a.start // state.zone_bytes % nr_nodes, Area(a.start, a.size)) for a in shown if a.kind == "unpurged"
     ]
     state.lazy_pages = sum(area.pages for _, area in state.lazy)
-    state.free = list(_gaps([(a.start, a.end) for a in shown], window))
     return state
 
 
-def _gaps(taken: list[tuple[int, int]], window: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    at = window[0]
-    for start, end in taken:
-        if at < start <= window[1]:
-            yield at, start
-        at = max(at, end)
-    if at < window[1]:
-        yield at, window[1] & -PAGE
+def _apart(areas: list[Shown]) -> Iterator[Shown]:
+    """The areas of a snapshot that can be true: as long as their sizes say, and none within another."""
+    end = 0
+    for area in areas:
+        if area.end - area.start == area.size > 0 and area.start % PAGE == 0 and area.start >= end:
+            yield area
+            end = area.end
 
 
 @dataclass(frozen=True)
