@@ -17,6 +17,7 @@ from vmalloc.errors import VmallocError
 from vmalloc.facts import POOLS
 from vmalloc.lab import replay
 from vmalloc.lab.events import TraceError
+from vmalloc.lab.null import EVENTS_MAX, predict_null
 from vmalloc.lab.state import StateError
 from vmalloc.model import KERNEL_PRESETS, PRESETS
 
@@ -82,9 +83,11 @@ def command(
         raise click.UsageError("say either --predict or --on model|core")
     if predicting and design not in (*KERNEL_PRESETS, "all"):
         names = ", ".join((*KERNEL_PRESETS, "all"))
-        raise click.ClickException(
+        refusal = click.ClickException(
             f"--predict compares with a kernel; {design} is none of its designs: take {names}, or --on model"
         )
+        refusal.exit_code = 2
+        raise refusal
     if pools and target != "core":
         raise click.UsageError("--pools goes with --on core")
     console = Console(stderr=False)
@@ -154,7 +157,10 @@ def _predict(
         outcome = replay.predict(
             recording, KERNEL_PRESETS[design], end_state, lambda at: bar.update(task, completed=at)
         )
+        null = None if recording.complete else predict_null(recording, KERNEL_PRESETS[design])
     result = outcome.as_dict()
+    result["restored"] = dict(recording.restored)
+    result["null"] = None if null is None else replay.Outcome(null, outcome.kernel, 0.0).as_dict()
     _print_prediction(console, recording, result)
     return result
 
@@ -225,13 +231,13 @@ def _on_model(console: Console, recording: replay.Recording, design: str) -> dic
     return results[0] if design != "all" else {"designs": results}
 
 
-def _print_prediction(console: Console, recording: replay.Recording, result: dict[str, Any]) -> None:
-    table = Table("what", "value", title=f"{result['design']}: {result['events']:,} events")
-    rows = [
+def _figures(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """The figures that a null allocator has as well."""
+    return [
         ("allocations", f"{result['allocations']:,}"),
         ("addresses exact", f"{result['exact']:.3%}"),
         ("  alignment up to a page", f"{result['exact_page_aligned']:.3%}"),
-        (f"  larger alignment ({result['larger_alignment']:,})", f"{result['exact_larger_alignment']:.3%}"),
+        ("  larger alignment", f"{result['exact_larger_alignment']:.3%} of {result['larger_alignment']:,}"),
         ("  larger alignment, within the search's bounds", f"{result['within_bounds']:.3%}"),
         (
             "exact after warm-up",
@@ -244,8 +250,17 @@ def _print_prediction(console: Console, recording: replay.Recording, result: dic
         ("orders inferred", f"{result['orders_inferred']} ({result['orders_inferred_share']:.2%})"),
         ("purges as told", f"{result['purges_as_told']} of {result['purges']}"),
     ]
-    for name, value in rows:
-        table.add_row(name, value)
+
+
+def _print_prediction(console: Console, recording: replay.Recording, result: dict[str, Any]) -> None:
+    null = result["null"]
+    columns = ["what", "value", *(["null allocator"] if null else [])]
+    table = Table(*columns, title=f"{result['design']}: {result['events']:,} events")
+    for row in zip(*(_figures(figures) for figures in (result, null) if figures), strict=True):
+        table.add_row(row[0][0], *(value for _, value in row))
+    for kind, count in result["restored"].items():
+        what = "lines moved back" if kind == "swapped" else f"lost events restored: {kind}"
+        table.add_row(what, f"{count:,}")
     for kind in ("by_cpu", "by_window"):
         shares = ", ".join(f"{key}: {share:.2%}" for key, share in result[kind].items())
         table.add_row(kind.replace("_", " "), shares)
@@ -261,6 +276,11 @@ def _print_prediction(console: Console, recording: replay.Recording, result: dic
     if recording.lost:
         table.add_row("events lost by the recorder", f"{recording.lost:,}")
     console.print(table)
+    if null:
+        console.print(
+            f"null allocator: the same requests, at most {EVENTS_MAX:,} events, served by one that never uses "
+            "an address twice; what it reaches too says nothing about the kernel."
+        )
     if result["first_miss"] is not None:
         console.print(f"first miss: {result['first_miss']}")
 

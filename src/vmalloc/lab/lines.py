@@ -157,7 +157,8 @@ def _event(head: dict[str, bytes | None], number: int, reading: Reading, cut: bo
         return None  # told by the caller
     text = body.decode("utf-8", "replace")
     if name in (ALLOC_EVENT, FREE_EVENT, PURGE_EVENT):
-        reading.unreadable.setdefault(name.decode(), (number, text))
+        if not any(body_of.fullmatch(body) for body_of in (ALLOC_BODY, FREE_BODY, PURGE_BODY)):
+            reading.unreadable.setdefault(name.decode(), (number, text))  # else a number is too large: damage
         reading.problems.bad_fields(number, name.decode(), text)
     else:
         reading.problems.other_event(number, name.decode())

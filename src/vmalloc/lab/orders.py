@@ -283,6 +283,29 @@ def _purge_then_other(world: World, line: Timeline, index: int, depth: int) -> W
     return None
 
 
+def witness(world: World, line: Timeline, index: int) -> bool:
+    """Whether some order would give event `index` its address, be it that other addresses then do not fit.
+
+    Others that printed later had taken what the model offers, one after another, or the purge was further.
+    """
+    event = line.events[index]
+    tried = world.copy()
+    for _ in range(DEPTH_MAX):
+        offered, level = tried.forecast(event)
+        other = line.next_alloc_of(offered, index) if offered is not None else None
+        if offered is None or other is None or line.previous[other] >= index:
+            break
+        if level == "pool":
+            tried.kernel.attempt(event.size, event.align, event.cpu, event.vstart, event.vend)  # it is gone
+        elif line.events[other].size > event.size:
+            break
+        else:
+            tried.kernel.space.take(offered, line.events[other].size)
+        if tried.fits(event):
+            return True
+    return _purge_further(world, event) is not None
+
+
 def shrunk(world: World, line: Timeline, index: int) -> World | None:
     """A world in which memory pressure has emptied the pools of the first nodes just before event `index`.
 

@@ -7,9 +7,11 @@ prints. Where a forecast fails, orders.py looks for a decision order that the tr
 exact only then is counted under `orders_inferred`. What remains is a miss with a category:
 
     unknown start state     the address, or the one forecast, was never seen in a known state before
-    concurrent order        both are known and a task elsewhere, or a purge, was at work meanwhile
+    concurrent order        both are known, and there is a witness: an order of what others, or a purge, did
+                            meanwhile that gives this address, though not all the others
     migration between choice and event     the address headed another CPU's pool
     untraced operation      the address was in use by an area that was freed or moved without an event
+    unexplained             others were at work, but no order gives this address
     model wrong             none of these: the model is at fault
 
 After a miss the model is put right, so that one miss is not counted twice.
@@ -27,7 +29,7 @@ from typing import Any, Literal
 from vmalloc.lab.events import ALLOC, FREE, LOST, PURGE, Event
 from vmalloc.lab.learn import Learner
 from vmalloc.lab.ledger import LedgerSpace, with_ledger
-from vmalloc.lab.orders import Forecast, Timeline, World, explain, shrunk
+from vmalloc.lab.orders import Forecast, Timeline, World, explain, shrunk, witness
 from vmalloc.lab.reconcile import Origin, claim, evict
 from vmalloc.model import PAGE, Area, Kernel, Level, Purge
 
@@ -36,6 +38,7 @@ Category = Literal[
     "concurrent order",
     "migration between choice and event",
     "untraced operation",
+    "unexplained",
     "model wrong",
 ]
 PROGRESS_EVERY = 4096
@@ -277,7 +280,7 @@ class Predictor:
         if not self.sure or (self.learner is not None and self._never_seen(event)):
             self._lost(index, event, forecast)
             return
-        if self.unexplained > max(UNEXPLAINED_MIN, UNEXPLAINED_SHARE * index):
+        if self._given_up(index):
             self._lost(index, event, forecast)
             return
         if self.learner is None and self._taken_unseen(index, event, forecast):
@@ -346,6 +349,7 @@ class Predictor:
 
     def _lost(self, index: int, event: Event, forecast: Forecast) -> None:
         level: Level | None
+        has_witness = self.sure and not self._given_up(index) and witness(self.world, self.line, index)
         if self.learner is None:
             self._passed_over(event, forecast)
             origin = claim(self.world, event)
@@ -353,7 +357,10 @@ class Predictor:
         else:
             origin, level = self.learner.wrong(self.world, event, forecast)
         self._score(event, level, exact=False, forecast=forecast.level)
-        self._miss(index, event, forecast, self._category(index, event, origin))
+        self._miss(index, event, forecast, self._category(index, event, origin, has_witness))
+
+    def _given_up(self, index: int) -> bool:
+        return self.unexplained > max(UNEXPLAINED_MIN, UNEXPLAINED_SHARE * index)
 
     def _cpu_before(self, index: int, event: Event) -> int:
         """Where the event's task was at its previous event."""
@@ -380,7 +387,7 @@ class Predictor:
 
     # ------------------------------------------------------------------ bookkeeping
 
-    def _category(self, index: int, event: Event, origin: Origin) -> Category:
+    def _category(self, index: int, event: Event, origin: Origin, has_witness: bool) -> Category:
         own = event.cpu % self.kernel.nr_nodes
         if origin.place == "pool" and origin.node != own:
             return "migration between choice and event"
@@ -388,9 +395,9 @@ class Predictor:
             return "untraced operation" if self.learner is None else "unknown start state"
         if not self.sure:
             return "unknown start state"
-        if self._others_at_work(index):
+        if has_witness:
             return "concurrent order"
-        return "model wrong"
+        return "unexplained" if self._others_at_work(index) else "model wrong"
 
     def _others_at_work(self, index: int) -> bool:
         if self.world.purge is not None:
