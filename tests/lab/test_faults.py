@@ -19,8 +19,8 @@ from vmalloc.model import KERNEL_PRESETS
 
 SHORTEST = ["pcpu_1t", "vm_map_ram_1t", "l1_admin"]
 OTHERS = [
-    "random_size_1t", "fix_align_1t", "align_shift_1t", "random_size", "kvfree_rcu_1", "fix_size", "long_busy",
-    "mix_smp1", "mix_smp8", "l8_consist",
+    "random_size_1t", "fix_align_1t", "align_shift_1t", "random_size", "kvfree_rcu_1", "fix_size",
+    "long_busy", "mix_smp1", "mix_smp8", "l8_consist",
 ]  # fmt: skip
 MEDIAN_MAX, COST_MAX = 10, 50
 

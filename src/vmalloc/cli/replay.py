@@ -278,7 +278,7 @@ def _print_prediction(console: Console, recording: replay.Recording, result: dic
     console.print(table)
     if null:
         console.print(
-            f"null allocator: the same requests, at most {EVENTS_MAX:,} events, served by one that never uses "
+            f"null allocator: the same requests, at most {EVENTS_MAX:,} events, by one that never uses "
             "an address twice; what it reaches too says nothing about the kernel."
         )
     if result["first_miss"] is not None:

@@ -32,6 +32,7 @@ from vmalloc.lab.ledger import LedgerSpace, with_ledger
 from vmalloc.lab.orders import Forecast, Timeline, World, explain, shrunk, witness
 from vmalloc.lab.reconcile import Origin, claim, evict
 from vmalloc.model import PAGE, Area, Kernel, Level, Purge
+from vmalloc.model.area import NO_NODE
 
 Category = Literal[
     "unknown start state",
@@ -118,6 +119,12 @@ class Predictor:
         self.passed = -1  # the range that the kernel passed over last, against the forecast
         self.verdicts = bytearray(len(line.events))  # 1: as forecast in the printed order; purges: as told
         self.before_steps: list[tuple[int, World]] = []
+        self.plain: dict[tuple[int, int, str, bool], int] = {}  # counted once a round: what _as_forecast did
+        self.purge_from = self._first_opening()
+
+    def _first_opening(self) -> int:
+        end = len(self.line.events)
+        return min(self.line.opens.values(), default=end) if self.learner is None else 0
 
     @property
     def kernel(self) -> Kernel:
@@ -140,15 +147,72 @@ class Predictor:
             kind = event.kind
             if kind == ALLOC:
                 moved = self.world.moved
-                if index not in moved:
-                    self._alloc(index, event)
-                else:
+                if moved and index in moved:
                     del moved[index]
+                elif (
+                    self.learner is not None
+                    or index >= self.purge_from
+                    or not self._as_forecast(index, event)
+                ):
+                    self._alloc(index, event)
             elif kind == FREE:
-                self._free(index, event)
+                if index >= self.purge_from or self.kernel.free(event.addr) is None:
+                    self._free(index, event)
             elif kind == PURGE:
                 self._purge(index, event)
+            if self.learner is None and kind == PURGE:
+                self.purge_from = self._next_opening(index)
         self.at = self.result.events = end
+        self._count_plain()
+
+    def _next_opening(self, index: int) -> int:
+        """The event from which the next purge may have been running; nothing but requests comes before it."""
+        return self.line.opens.get(self.line.purge_after[index], len(self.line.events))
+
+    def _as_forecast(self, index: int, event: Event) -> bool:
+        """Do an allocation that lands where the model puts it, if it is usual; False: nothing is done."""
+        world = self.world
+        kernel = world.kernel
+        cpu, addr, size = event.cpu, event.addr, event.size
+        if event.align > PAGE or event.failed or (event.vstart, event.vend) != kernel.window:
+            return False
+        node = cpu % kernel.nr_nodes
+        pool = kernel.nodes[node].pools.get(size // PAGE) if kernel.nr_nodes > 1 else None
+        if pool is not None and pool.areas:
+            if pool.areas[-1].start != addr:
+                return False
+            area, level = pool.take(event.align, kernel.design.pool_discipline), "pool"
+            assert area is not None
+        else:
+            space = kernel.space
+            if space.find(size, 1, event.vstart) != addr or addr + size > event.vend:
+                return False
+            space.take(addr, size)
+            area, level = Area(addr, size, node if kernel.nr_nodes > 1 else NO_NODE), "space"
+        kernel.busy.areas[addr] = area
+        kernel.busy.changed()
+        kernel.live_pages += size // PAGE
+        self.verdicts[index] = 1
+        key = cpu, size, level, 4 * index >= 3 * len(self.line.events)
+        self.plain[key] = self.plain.get(key, 0) + 1
+        return True
+
+    def _count_plain(self) -> None:
+        """Add what `_as_forecast` has done to the result."""
+        result = self.result
+        for (cpu, size, level, is_late), count in self.plain.items():
+            tally = Tally(count, count)
+            result.page += tally
+            result.warm += tally
+            result.level += tally
+            result.level_warm += tally
+            if is_late:
+                result.last_quarter += tally
+            result.levels[level] += count
+            result.by_cpu[cpu] += tally
+            result.by_pages[size // PAGE] += tally
+            result.by_window["vmalloc"] += tally
+        self.plain.clear()
 
     # ------------------------------------------------------------------ purges
 
