@@ -77,7 +77,12 @@ def test_every_miss_has_a_category():
 
 @pytest.mark.parametrize(
     ("name", "generation"),
-    [("random_size_1t", "6.9 to 6.15"), ("vm_map_ram_1t", "cannot tell"), ("long_busy", "6.9 to 6.15")],
+    [
+        ("random_size_1t", "6.9 to 6.15"),
+        ("random_size", "6.9 to 6.15"),
+        ("vm_map_ram_1t", "cannot tell"),
+        ("long_busy", "6.9 to 6.15"),
+    ],
 )
 def test_the_generation_is_named_from_the_trace_alone(name, generation):
     assert rank(guest(name, state=False)[0]).best == generation

@@ -6,6 +6,8 @@ one had forecast the address in the printed order (or the purge's count) and the
 test: were the two equally good, each such event would go either way like a coin. A design is beaten when so
 few of these events, or fewer, would go its way with a chance below CHANCE_MAX.
 
+With an unseen start only what follows the first purge of a full backlog counts: `evidence_since`.
+
 Designs that decide alike on this machine (with one node there are no pools) are replayed once. One that is
 beaten beyond doubt is stopped early: nothing that follows could change it.
 """
@@ -18,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from math import comb
 from typing import Any
 
-from vmalloc.lab.events import ALLOC
+from vmalloc.lab.events import ALLOC, FREE, PURGE
 from vmalloc.lab.predict import Predictor
 from vmalloc.lab.replay import Outcome, Recording
 from vmalloc.model import KERNEL_PRESETS, Design
@@ -59,9 +61,9 @@ class Runner:
         self.predictor.advance(ROUND)
         self.seconds += time.perf_counter() - began
 
-    def right(self, end: int) -> int:
-        """A bit set in a number for each event before `end` that came as forecast."""
-        return int.from_bytes(self.predictor.verdicts[:end], "little")
+    def right(self, since: int, end: int) -> int:
+        """A bit set in a number for each event from `since` to before `end` that came as forecast."""
+        return int.from_bytes(self.predictor.verdicts[since:end], "little")
 
 
 @dataclass
@@ -109,21 +111,41 @@ def rank(recording: Recording, progress: Callable[[int], object] | None = None) 
         for designs in _alike(recording.cpus)
     ]
     nr_events = len(recording.events)
+    since = evidence_since(recording)
     for start in range(0, nr_events, ROUND):
         if progress is not None:
             progress(start)
         for runner in runners:
             if not runner.stopped:
                 runner.advance()
-        _stop_hopeless(runners, min(start + ROUND, nr_events))
-    best = _best(runners, nr_events)
+        _stop_hopeless(runners, since, min(start + ROUND, nr_events))
+    best = _best(runners, since, nr_events)
     for runner in runners:
-        runner.against = _disagreements(runner, best)
+        runner.against = _disagreements(runner, best, since)
     runners.sort(key=lambda runner: (runner is not best, runner.stopped, runner.against[1]))
     near = [runner for runner in runners if runner is best or not _beaten(runner.against, CHANCE_MAX)]
     candidates = list(dict.fromkeys(name for runner in near for name in runner.generations))
     told = candidates[0] if len(candidates) == 1 else "cannot tell"
     return Ranking(told, candidates, runners, [*recording.header, *failed_prints(recording)])
+
+
+def evidence_since(recording: Recording) -> int:
+    """The first event that counts: with an unseen start the one after the first purge of a full backlog.
+
+    Until then hardly anything that was seen is in a pool, and a design without pools is right by having none.
+    If the backlog is never full, any purge that took something will do.
+    """
+    if recording.complete:
+        return 0
+    first, is_full = len(recording.events), False
+    for at, event in enumerate(recording.events):
+        if event.kind == FREE:
+            is_full = is_full or event.nr_lazy > event.nr_lazy_max
+        elif event.kind == PURGE and event.npurged:
+            if is_full:
+                return at + 1
+            first = min(first, at + 1)
+    return first
 
 
 def _alike(cpus: int) -> list[list[Design]]:
@@ -137,10 +159,10 @@ def _alike(cpus: int) -> list[list[Design]]:
     return list(groups.values())
 
 
-def _disagreements(one: Runner, other: Runner) -> tuple[int, int]:
+def _disagreements(one: Runner, other: Runner, since: int) -> tuple[int, int]:
     """Over the events that both replayed: how many only the one had right, and only the other."""
     end = min(one.predictor.at, other.predictor.at)
-    ours, theirs = one.right(end), other.right(end)
+    ours, theirs = one.right(since, end), other.right(since, end)
     return (ours & ~theirs).bit_count(), (theirs & ~ours).bit_count()
 
 
@@ -149,17 +171,17 @@ def _beaten(against: tuple[int, int], chance_max: float) -> bool:
     return won < lost and chance(won, lost) < chance_max
 
 
-def _best(runners: Sequence[Runner], end: int) -> Runner:
+def _best(runners: Sequence[Runner], since: int, end: int) -> Runner:
     """Of those that got so far, the one that had most events right."""
     whole = [runner for runner in runners if runner.predictor.at >= end]
-    return max(whole, key=lambda runner: runner.right(end).bit_count())
+    return max(whole, key=lambda runner: runner.right(since, end).bit_count())
 
 
-def _stop_hopeless(runners: Sequence[Runner], end: int) -> None:
-    best = _best(runners, end)
+def _stop_hopeless(runners: Sequence[Runner], since: int, end: int) -> None:
+    best = _best(runners, since, end)
     for runner in runners:
         if runner is not best and not runner.stopped:
-            runner.stopped = _beaten(_disagreements(runner, best), HOPELESS)
+            runner.stopped = _beaten(_disagreements(runner, best, since), HOPELESS)
 
 
 def failed_prints(recording: Recording) -> list[str]:
