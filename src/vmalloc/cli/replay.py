@@ -25,6 +25,12 @@ PATH = click.Path(exists=True, dir_okay=False, path_type=Path)
 DESIGNS = (*PRESETS, "all")
 
 
+class Refusal(click.ClickException):
+    """Wrong usage, in one line without the usage text."""
+
+    exit_code = 2
+
+
 @click.command(name="replay")
 @click.argument("trace", type=PATH)
 @click.option(
@@ -83,11 +89,9 @@ def command(
         raise click.UsageError("say either --predict or --on model|core")
     if predicting and design not in (*KERNEL_PRESETS, "all"):
         names = ", ".join((*KERNEL_PRESETS, "all"))
-        refusal = click.ClickException(
+        raise Refusal(
             f"--predict compares with a kernel; {design} is none of its designs: take {names}, or --on model"
         )
-        refusal.exit_code = 2
-        raise refusal
     if pools and target != "core":
         raise click.UsageError("--pools goes with --on core")
     console = Console(stderr=False)
