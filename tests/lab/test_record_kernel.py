@@ -198,6 +198,25 @@ def test_two_recorders_do_not_disturb_each_other(tracefs, running, tmp_path):
     assert has_instance(tracefs, running.pid)
 
 
+def test_a_command_ends_with_a_recorder_that_is_killed(tmp_path):
+    script = (
+        "import os, time, vmalloc.lab.record_kernel as r;"
+        "child = r._start(['sleep', '600']); print(child.pid, flush=True); time.sleep(600)"
+    )
+    killed = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert killed.stdout is not None
+    child = int(killed.stdout.readline())
+    killed.kill()
+    killed.wait()
+    killed.stdout.close()
+
+    def is_gone() -> bool:
+        stat = Path(f"/proc/{child}/stat")
+        return not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] == "Z"
+
+    assert wait_for(is_gone)
+
+
 def test_a_command_that_is_not_there_is_one_line_and_leaves_nothing(tracefs, tmp_path):
     with pytest.raises(RecordError, match="cannot run /no/such/program: No such file"):
         record_kernel(tmp_path / "a.trace", command=["/no/such/program"])

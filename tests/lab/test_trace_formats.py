@@ -7,6 +7,7 @@ import bz2
 import gzip
 import logging
 import lzma
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -293,3 +294,61 @@ print(sum(1 for _ in read_events({str(SAMPLES / "live_admin.trace.xz")!r})))
 )
 def test_every_line_of_a_real_recording_is_an_event(name, kinds):
     assert Counter(event.kind for event in read_events(DATA / name)) == kinds
+
+
+def test_line_ends_and_colours_of_terminals_change_nothing(tmp_path):
+    plain = read(tmp_path, sample("live_admin.perf"))
+    assert read(tmp_path, sample("live_admin.perf").replace(b"\n", b"\r\n")) == plain
+    coloured = sample("live_admin.perf").replace(b"vmalloc:", b"\x1b[1;32mvmalloc\x1b[m:")
+    assert read(tmp_path, coloured) == plain
+
+
+def test_lines_with_carriage_returns_are_taken_many_at_a_time(tmp_path, monkeypatch):
+    chunks = pytest.importorskip("vmalloc.lab.chunks")
+    slow: list[bytes] = []
+    monkeypatch.setattr(chunks, "parse_line", lambda line, *_, **__: slow.append(line))
+    path = tmp_path / "trace"
+    path.write_bytes(b"# tracer: nop\r\n" + ALLOC.replace(b"\n", b"\r\n") * 100)
+    assert len(list(read_events(path))) == 100
+    assert len(slow) == 1  # the comment
+
+
+def test_perf_without_comm_gives_the_same_events_without_names(tmp_path):
+    text = sample("live_admin.perf")
+    bare = b"".join(re.sub(rb"^ *.*? +(\d+ \[)", rb"\1", line) for line in text.splitlines(keepends=True))
+    path = tmp_path / "bare"
+    path.write_bytes(bare)
+    whole = tmp_path / "whole"
+    whole.write_bytes(text)
+    named = [event._replace(comm="") for event in read_events(whole)]
+    assert list(read_events(path)) == named
+
+
+@pytest.mark.parametrize(
+    "raw", [b"addr=18446683600630235136 size=20480", b"addr=0xffffc90003970000 size=0x5000"]
+)
+def test_bodies_of_raw_fields_are_read(tmp_path, raw):
+    path = tmp_path / "trace"
+    path.write_bytes(ALLOC.replace(b"va_start: 18446683600630235136 size=20480", raw))
+    (event,) = read_events(path)
+    assert event.size == 20480
+    assert event.addr % 4096 == 0
+
+
+@pytest.mark.parametrize("broken", [(b"va_start: ", b"va: "), (b"nr_lazy=", b"lazy=")])
+def test_a_file_without_one_readable_allocation_or_free_is_refused_with_the_remedy(tmp_path, broken):
+    path = tmp_path / "trace"
+    path.write_bytes((ALLOC + FREE).replace(*broken))
+    with pytest.raises(TraceError, match=r"can be read.*print the recording anew"):
+        list(read_events(path))
+
+
+def test_the_file_of_one_cpu_and_stack_traces_are_not_taken_for_cut(tmp_path):
+    header = b"# tracer: nop\n# entries-in-buffer/entries-written: %d/%d   #P:%d\n"
+    stack = ALLOC.split(b"alloc_vmap_area", 1)[0] + b"<stack trace>\n => alloc_vmap_area\n => vmalloc\n"
+    for text in (header % (9, 9, 4) + ALLOC, header % (4, 4, 1) + (ALLOC + stack) * 2):
+        problems: list[Problem] = []
+        path = tmp_path / "trace"
+        path.write_bytes(text)
+        assert list(read_events(path, problems=problems))
+        assert problems == []

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 from tests.lab.trace_samples import ALLOC, DATA, SAMPLES
 
-from vmalloc.lab.trace import Area, TraceError, read_events, read_vmallocinfo
+from vmalloc.lab.trace import Area, Problem, TraceError, read_events, read_vmallocinfo
 
 
 def test_every_line_of_a_snapshot_is_an_area_with_a_kind():
@@ -72,3 +72,17 @@ def test_a_snapshot_and_the_events_after_it_give_the_next_snapshot():
             busy.discard(event.addr)
     after = read_vmallocinfo(DATA / "live/l8_snap_after.real.xz").busy()
     assert busy == {area.start for area in after}
+
+
+def test_ptrval_addresses_are_hidden_and_a_cut_line_is_noted_and_used(tmp_path):
+    path = tmp_path / "vmallocinfo"
+    path.write_text(
+        "0x(ptrval)-0x(ptrval)    8192 load_module+0x1/0x2 pages=1 vmalloc\n"
+        "0x(____ptrval____)-0x(____ptrval____)   12288 vmap_pages+0x1/0x2 pages=2 vmalloc\n"
+        "0xffffc90000000000-0xffffc90000002000    8192 gen_pool_add+0x1/0x2 pages="
+    )
+    problems: list[Problem] = []
+    info = read_vmallocinfo(path, problems=problems)
+    assert info.addresses == "hidden"
+    assert [area.size for area in info] == [8192, 12288, 8192]
+    assert any("cut" in problem.what for problem in problems)

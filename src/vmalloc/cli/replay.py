@@ -17,11 +17,18 @@ from vmalloc.errors import VmallocError
 from vmalloc.facts import POOLS
 from vmalloc.lab import replay
 from vmalloc.lab.events import TraceError
+from vmalloc.lab.null import EVENTS_MAX, predict_null
 from vmalloc.lab.state import StateError
 from vmalloc.model import KERNEL_PRESETS, PRESETS
 
 PATH = click.Path(exists=True, dir_okay=False, path_type=Path)
 DESIGNS = (*PRESETS, "all")
+
+
+class Refusal(click.ClickException):
+    """Wrong usage, in one line without the usage text."""
+
+    exit_code = 2
 
 
 @click.command(name="replay")
@@ -81,7 +88,10 @@ def command(
     if predicting == (target is not None):
         raise click.UsageError("say either --predict or --on model|core")
     if predicting and design not in (*KERNEL_PRESETS, "all"):
-        raise click.UsageError(f"--predict compares with a kernel; {design} is none of its designs")
+        names = ", ".join((*KERNEL_PRESETS, "all"))
+        raise Refusal(
+            f"--predict compares with a kernel; {design} is none of its designs: take {names}, or --on model"
+        )
     if pools and target != "core":
         raise click.UsageError("--pools goes with --on core")
     console = Console(stderr=False)
@@ -151,7 +161,10 @@ def _predict(
         outcome = replay.predict(
             recording, KERNEL_PRESETS[design], end_state, lambda at: bar.update(task, completed=at)
         )
+        null = None if recording.complete else predict_null(recording, KERNEL_PRESETS[design])
     result = outcome.as_dict()
+    result["restored"] = dict(recording.restored)
+    result["null"] = None if null is None else replay.Outcome(null, outcome.kernel, 0.0).as_dict()
     _print_prediction(console, recording, result)
     return result
 
@@ -162,23 +175,29 @@ def _rank(console: Console, recording: replay.Recording) -> dict[str, Any]:
         ranking = replay.rank(recording, lambda at: bar.update(task, completed=at))
     result = ranking.as_dict()
     table = Table(
-        "design", "generation", "score", "exact", "level right", "purges as told", "orders inferred"
-    )
+        "design", "generation", "won : lost", "chance", "replayed", "exact", "level right", "purges as told",
+        title="events on which a design and the best one disagree",
+    )  # fmt: skip
     for row in result["designs"]:
+        is_best = row is result["designs"][0]
+        stopped = row["stopped_after"]
         table.add_row(
             row["design"],
             row["generation"],
-            f"{row['score']:.4f}",
+            "best" if is_best else f"{row['won']:,} : {row['lost']:,}",
+            "" if is_best else f"{row['chance']:.2g}",
+            "all" if stopped is None else f"{stopped:,}, then stopped",
             f"{row['exact']:.2%}",
             f"{row['level_right']:.2%}",
             f"{row['purges_as_told']}/{row['purges']}",
-            str(row["orders_inferred"]),
         )
     console.print(table)
     generation = (
         ranking.best if ranking.best != "cannot tell" else f"cannot tell ({'; '.join(ranking.candidates)})"
     )
     console.print(f"kernel generation: {generation}")
+    for witness in ranking.witnesses:
+        console.print(f"the recording itself: {witness}", markup=False, highlight=False)
     return result
 
 
@@ -216,13 +235,13 @@ def _on_model(console: Console, recording: replay.Recording, design: str) -> dic
     return results[0] if design != "all" else {"designs": results}
 
 
-def _print_prediction(console: Console, recording: replay.Recording, result: dict[str, Any]) -> None:
-    table = Table("what", "value", title=f"{result['design']}: {result['events']:,} events")
-    rows = [
+def _figures(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """The figures that a null allocator has as well."""
+    return [
         ("allocations", f"{result['allocations']:,}"),
         ("addresses exact", f"{result['exact']:.3%}"),
         ("  alignment up to a page", f"{result['exact_page_aligned']:.3%}"),
-        (f"  larger alignment ({result['larger_alignment']:,})", f"{result['exact_larger_alignment']:.3%}"),
+        ("  larger alignment", f"{result['exact_larger_alignment']:.3%} of {result['larger_alignment']:,}"),
         ("  larger alignment, within the search's bounds", f"{result['within_bounds']:.3%}"),
         (
             "exact after warm-up",
@@ -235,8 +254,17 @@ def _print_prediction(console: Console, recording: replay.Recording, result: dic
         ("orders inferred", f"{result['orders_inferred']} ({result['orders_inferred_share']:.2%})"),
         ("purges as told", f"{result['purges_as_told']} of {result['purges']}"),
     ]
-    for name, value in rows:
-        table.add_row(name, value)
+
+
+def _print_prediction(console: Console, recording: replay.Recording, result: dict[str, Any]) -> None:
+    null = result["null"]
+    columns = ["what", "value", *(["null allocator"] if null else [])]
+    table = Table(*columns, title=f"{result['design']}: {result['events']:,} events")
+    for row in zip(*(_figures(figures) for figures in (result, null) if figures), strict=True):
+        table.add_row(row[0][0], *(value for _, value in row))
+    for kind, count in result["restored"].items():
+        what = "lines moved back" if kind == "swapped" else f"lost events restored: {kind}"
+        table.add_row(what, f"{count:,}")
     for kind in ("by_cpu", "by_window"):
         shares = ", ".join(f"{key}: {share:.2%}" for key, share in result[kind].items())
         table.add_row(kind.replace("_", " "), shares)
@@ -252,6 +280,11 @@ def _print_prediction(console: Console, recording: replay.Recording, result: dic
     if recording.lost:
         table.add_row("events lost by the recorder", f"{recording.lost:,}")
     console.print(table)
+    if null:
+        console.print(
+            f"null allocator: the same requests, at most {EVENTS_MAX:,} events, by one that never uses "
+            "an address twice; what it reaches too says nothing about the kernel."
+        )
     if result["first_miss"] is not None:
         console.print(f"first miss: {result['first_miss']}")
 

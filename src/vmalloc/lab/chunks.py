@@ -33,7 +33,7 @@ from vmalloc.lab.columns import DTYPES, NAMED, Array, Columns, Mask, Names
 from vmalloc.lab.dialect import Dialect
 from vmalloc.lab.events import ALLOC, FREE, KERNEL_KINDS, LOST, PAGE_SIZE_MIN
 from vmalloc.lab.line_shape import LAST, PAD, Fields, Heads, Index, Lines, LineShape, Text, U, Words, learn
-from vmalloc.lab.lines import NARROW_END, Reading, parse_line
+from vmalloc.lab.lines import NARROW_END, Reading, parse_line, plain
 
 SHAPES_MAX = 32  # tried for each kind and chunk; what is left is read line by line
 
@@ -42,6 +42,7 @@ def parse_chunks(chunks: Iterable[bytes], reading: Reading, threads: int | None 
     """The tables of all chunks, in file order. Only what does not depend on order runs in threads."""
     threads = min(os.cpu_count() or 1, 4) if threads is None else threads
     names = Names()
+    chunks = map(plain, chunks)
     if threads <= 1:
         for data in chunks:
             yield _finish_chunk(data, _cut_up(data, reading.dialect), reading, names)
@@ -144,6 +145,8 @@ def _check(table: Columns, reading: Reading) -> None:
     _check_clock(time_ns[timed], cpu[timed], line[timed], reading)
     problems = reading.problems
     is_alloc = table.is_kind(ALLOC)
+    reading.nr_allocs += int(is_alloc.sum())
+    reading.nr_frees += int(table.is_kind(FREE).sum())
     narrow = is_alloc & (table["vend"] < NARROW_END)
     if narrow.any():
         first = int(np.argmax(narrow))

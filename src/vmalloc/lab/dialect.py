@@ -18,11 +18,22 @@ ALLOC_EVENT, FREE_EVENT, PURGE_EVENT = b"alloc_vmap_area", b"free_vmap_area_nofl
 MARK_EVENTS = (b"tracing_mark_write", b"print", b"bprint")
 
 ALLOC_BODY = re.compile(
-    rb"va_start: (\d{1,20}) size=(\d{1,20}) align=(\d{1,20})"
+    rb"(?:va_start: |addr=)(\d{1,20}) size=(\d{1,20}) align=(\d{1,20})"
     rb" vstart=0x([0-9a-f]{1,16}) vend=0x([0-9a-f]{1,16}) failed=(-?\d{1,9})"
 )
 FREE_BODY = re.compile(rb"va_start=0x([0-9a-f]{1,16}) nr_lazy=(\d{1,20}) nr_lazy_max=(\d{1,20})")
 PURGE_BODY = re.compile(rb"start=0x([0-9a-f]{1,16}) end=0x([0-9a-f]{1,16}) num_purged=(\d{1,9})")
+
+# The same as `trace-cmd report -R` and tools without the print format write them: the record's own fields.
+_NUMBER = rb"(0x[0-9a-f]{1,16}|\d{1,20})"
+RAW_ALLOC_BODY = re.compile(
+    rb"addr=%s size=%s align=%s vstart=%s vend=%s failed=(-?\d{1,9})".replace(b"%s", _NUMBER)
+)
+RAW_FREE_BODY = re.compile(rb"va_start=%s nr_lazy=%s nr_lazy_max=%s".replace(b"%s", _NUMBER))
+RAW_PURGE_BODY = re.compile(rb"start=%s end=%s n(?:um_)?purged=%s".replace(b"%s", _NUMBER))
+
+COLOUR = re.compile(rb"\x1b\[[\d;]*m")
+STACK_LINE = re.compile(rb" *=> .*|.*: <(?:user )?stack trace>")
 
 LOST_LINE = re.compile(
     rb"CPU:(?P<cpu1>\d{1,4}) \[LOST (?:(?P<n1>\d{1,9}) )?EVENTS\]"  # trace_pipe
@@ -30,7 +41,7 @@ LOST_LINE = re.compile(
     rb"|#+ CPU (?P<cpu3>\d{1,4}) buffer started #+"  # trace, of a ring that was overwritten
     rb"|.*PERF_RECORD_LOST(?:_SAMPLES)?:? +lost (?P<n4>\d{1,9})"  # perf script --show-lost-events
 )
-ENTRIES_LINE = re.compile(rb"# entries-in-buffer/entries-written: (\d{1,9})/(\d{1,9})")
+ENTRIES_LINE = re.compile(rb"# entries-in-buffer/entries-written: (\d{1,9})/(\d{1,9})(?: +#P:(\d{1,4}))?")
 
 
 # A time with decimals, in seconds (up to year 2255 of the tai clock), or the ticks of a clock without them.

@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from vmalloc.lab.events import ALLOC
-from vmalloc.lab.replay import Outcome, Recording, load, predict, rank, run_on_model, score
+from vmalloc.lab.null import predict_null
+from vmalloc.lab.predict import Prediction
+from vmalloc.lab.replay import Outcome, Recording, load, predict, rank, run_on_model
 from vmalloc.model import KERNEL_PRESETS, PRESETS, differences
 
 GUESTS = (
@@ -63,6 +65,7 @@ def live_table(data: Path) -> str:
     for name in LIVE:
         rows.append(_live_row(name, load(data / "live" / f"{name}.trace.xz")))
     snapshot = data / "live" / "l8_snap_before.real.xz"
+    rows.append(_null_row(load(data / "live" / "l8_consist.trace.xz")))
     known = load(data / "live" / "l8_consist.trace.xz", vmallocinfo=snapshot)
     rows.append(_live_row("l8_consist, vmallocinfo given", known))
     head = ("recording", "allocations", "exact over all", "exact, last quarter", "warm", "exact when warm",
@@ -71,7 +74,14 @@ def live_table(data: Path) -> str:
 
 
 def _live_row(name: str, recording: Recording) -> tuple[object, ...]:
-    p = predict(recording, KERNEL_PRESETS["linux-6.16"]).prediction
+    return _live_figures(name, predict(recording, KERNEL_PRESETS["linux-6.16"]).prediction)
+
+
+def _null_row(recording: Recording) -> tuple[object, ...]:
+    return _live_figures("l8_consist, null allocator", predict_null(recording, KERNEL_PRESETS["linux-6.16"]))
+
+
+def _live_figures(name: str, p: Prediction) -> tuple[object, ...]:
     return (
         name, f"{p.all.allocs:,}", f"{p.all.share:.1%}", f"{p.last_quarter.share:.1%}",
         f"{p.warm.allocs / p.all.allocs:.1%}", f"{p.warm.share:.2%}", f"{p.level.share:.2%}",
@@ -88,12 +98,16 @@ def generations_table(data: Path) -> str:
     names = [("guest", name) for name in GUESTS] + [("live", "l1_admin"), ("live", "l8_consist")]
     for folder, name in names:
         ranking = rank(load(data / folder / f"{name}.trace.xz"))
-        scores = {o.prediction.design: f"{score(o):.4f}" for o in ranking.outcomes}
+        counts = {
+            design.name: f"{runner.against[0]} : {runner.against[1]}"
+            for runner in ranking.runners
+            for design in runner.designs
+        }
         generation = ranking.best
         if generation == "cannot tell":
             generation += ": " + "; ".join(ranking.candidates)
         rows.append(
-            (name, generation, *(scores[d] for d in ("linux-6.8", "linux-6.9", "linux-6.16", "llist")))
+            (name, generation, *(counts[d] for d in ("linux-6.8", "linux-6.9", "linux-6.16", "llist")))
         )
     return table(("recording", "told", "linux-6.8", "linux-6.9", "linux-6.16", "llist"), rows)
 

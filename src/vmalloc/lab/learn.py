@@ -24,7 +24,7 @@ from vmalloc.lab.events import Event
 from vmalloc.lab.ledger import LedgerSpace
 from vmalloc.lab.orders import Forecast, World
 from vmalloc.lab.reconcile import Origin, claim, evict
-from vmalloc.model import PAGE, Level, Space
+from vmalloc.model import PAGE, Kernel, Level, Space
 from vmalloc.model.space import search_length
 
 
@@ -44,7 +44,7 @@ class Learner:
     def forecast(self, world: World, event: Event) -> Forecast:
         """The model's forecast; "pool" with no address while a pool keeps giving out what was never seen."""
         forecast = world.forecast(event)
-        if not world.kernel.design.pool_pages_max:
+        if not has_pools(world.kernel):
             return forecast
         if forecast.level != "pool" and self._key(world, event) in self.deep:
             return Forecast(None, "pool")
@@ -110,7 +110,7 @@ class Learner:
 
     def _served_by(self, world: World, event: Event, offered: int | None) -> Level | None:
         """Pool or space? None if the evidence does not tell."""
-        if not world.kernel.design.pool_pages_max:
+        if not has_pools(world.kernel):
             return "space"
         key = self._key(world, event)
         place, node = _place(world, event)
@@ -196,6 +196,11 @@ class Learner:
     @staticmethod
     def _key(world: World, event: Event) -> tuple[int, int]:
         return event.cpu % world.kernel.nr_nodes, event.size // PAGE
+
+
+def has_pools(kernel: Kernel) -> bool:
+    """Whether anything can be in a pool: a kernel with one node has none, whatever its version."""
+    return kernel.nr_nodes > 1 and kernel.design.pool_pages_max > 0
 
 
 def _length(event: Event) -> int:

@@ -133,7 +133,9 @@ def learn(line: bytes, dialect: Dialect, kind: str) -> LineShape | None:
     """The shape of a line, if it is of this kind, as the grammar says, and not unusual."""
     event, grammar = _BODIES[kind]
     head = dialect.head.fullmatch(line)
-    if head is None or head["event"] != event or head["frac"] is None or head["cpu"] is None:
+    if head is None or head["event"] != event:
+        return None
+    if any(head[name] is None for name in ("comm", "pid", "cpu", "frac")):
         return None
     body = grammar.fullmatch(head["body"])
     comm_end = head.end("comm")

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from vmalloc.lab.dialect import (
     ALLOC_BODY,
     ALLOC_EVENT,
+    COLOUR,
     ENTRIES_LINE,
     FREE_BODY,
     FREE_EVENT,
@@ -22,6 +23,10 @@ from vmalloc.lab.dialect import (
     MARK_EVENTS,
     PURGE_BODY,
     PURGE_EVENT,
+    RAW_ALLOC_BODY,
+    RAW_FREE_BODY,
+    RAW_PURGE_BODY,
+    STACK_LINE,
     Dialect,
 )
 from vmalloc.lab.events import ALLOC, FREE, LOST, MARK, PAGE_SIZE_MIN, PURGE, Event, Problems
@@ -38,15 +43,19 @@ class Reading:
         self.problems = problems
         self.nr_entries = 0  # lines that were an event of any kind, ours or not
         self.nr_events = 0  # events handed out
+        self.nr_allocs = self.nr_frees = 0  # of those
+        self.unreadable: dict[str, tuple[int, str]] = {}  # event: line and text of the first one damaged
         self.nr_lines = 0  # lines read so far; the next one has this number plus 1
         self.damage: list[str] = []  # why a compressed file ended early
-        self.ring: tuple[int, int, int] | None = None  # line, entries in buffer, entries written
+        self.ring: tuple[int, int, int] | None = None  # entries in buffer, entries written, CPUs
         self.last_time_ns = 0
         self.last_on_cpu: dict[int, int] = {}
 
     def check(self, event: Event) -> Event:
         """Note what is wrong beside the grammar; give a loss the time of the event before it."""
         self.nr_events += 1
+        self.nr_allocs += event.kind == ALLOC
+        self.nr_frees += event.kind == FREE
         if event.kind == LOST and not event.time_ns:
             return event._replace(time_ns=self.last_time_ns)
         if event.time_ns < self.last_on_cpu.get(event.cpu, 0):
@@ -66,14 +75,37 @@ class Reading:
         """Note what is known only at the end: damage, and entries that are counted but not there."""
         for damage in self.damage:
             self.problems.note("compressed", self.nr_lines, damage)
-        if self.ring is not None and self.nr_entries < self.ring[1]:
-            counts = f"the header counts {self.ring[1]:,} entries, the file has {self.nr_entries:,}"
+        if self.ring is not None and self.nr_entries < self.ring[0] and not self._is_of_one_cpu(self.ring[2]):
+            counts = f"the header counts {self.ring[0]:,} entries, the file has {self.nr_entries:,}"
             self.problems.note("missing", self.nr_lines, counts + ": its end is missing")
+
+    def _is_of_one_cpu(self, nr_cpus: int) -> bool:
+        """Whether this may be per_cpu/cpuN/trace: its header counts the entries of all CPUs."""
+        return nr_cpus > 1 and len(self.last_on_cpu) <= 1
+
+    def refusal(self) -> str | None:
+        """Why a file cannot be used though events were read: not one allocation, or not one free, was."""
+        for name, nr_read in ((ALLOC_EVENT, self.nr_allocs), (FREE_EVENT, self.nr_frees)):
+            damaged = self.unreadable.get(name.decode())
+            if damaged is not None and nr_read == 0:
+                return (
+                    f"line {damaged[0]}: no {name.decode()} can be read, the first is {damaged[1][:60]!r}; "
+                    "print the recording anew in the kernel's own format: trace-cmd report or perf script "
+                    "with their default fields, or the file trace itself"
+                )
+        return None
+
+
+def plain(data: bytes) -> bytes:
+    """A text without colours and with bare newlines."""
+    if b"\r" in data:
+        data = data.replace(b"\r\n", b"\n")
+    return COLOUR.sub(b"", data) if b"\x1b[" in data else data
 
 
 def events_of_chunk(data: bytes, reading: Reading) -> Iterator[Event]:
     """The events of a chunk of lines, in file order."""
-    lines = data.split(b"\n")
+    lines = plain(data).split(b"\n")
     whole = lines[-1] == b""
     if whole:
         lines.pop()
@@ -116,6 +148,8 @@ def _event(head: dict[str, bytes | None], number: int, reading: Reading, cut: bo
     if name == PURGE_EVENT and (match := PURGE_BODY.fullmatch(body)):
         start, end, npurged = int(match[1], 16), int(match[2], 16), int(match[3])
         return Event(*common, PURGE, start, max(end - start, 0), npurged=npurged, line=number)
+    if (event := _raw_event(common, name, body, number)) is not None:
+        return event
     if name in MARK_EVENTS:
         text = body.removeprefix(b"tracing_mark_write: ").decode("utf-8", "replace").strip()
         return Event(*common, MARK, text=text, line=number)
@@ -123,9 +157,28 @@ def _event(head: dict[str, bytes | None], number: int, reading: Reading, cut: bo
         return None  # told by the caller
     text = body.decode("utf-8", "replace")
     if name in (ALLOC_EVENT, FREE_EVENT, PURGE_EVENT):
+        if not any(body_of.fullmatch(body) for body_of in (ALLOC_BODY, FREE_BODY, PURGE_BODY)):
+            reading.unreadable.setdefault(name.decode(), (number, text))  # else a number is too large: damage
         reading.problems.bad_fields(number, name.decode(), text)
     else:
         reading.problems.other_event(number, name.decode())
+    return None
+
+
+def _raw_event(common: tuple[int, int, int, str], name: bytes, body: bytes, number: int) -> Event | None:
+    """An event whose body is the record's fields."""
+    if name == ALLOC_EVENT and (match := RAW_ALLOC_BODY.fullmatch(body)):
+        addr, size, align, vstart, vend, failed = (int(text, 0) for text in match.groups())
+        if max(addr, size, align, vstart, vend) <= U64_MAX:
+            return Event(*common, ALLOC, addr, size, align, vstart, vend, failed, line=number)
+    if name == FREE_EVENT and (match := RAW_FREE_BODY.fullmatch(body)):
+        addr, nr_lazy, nr_lazy_max = (int(text, 0) for text in match.groups())
+        if max(addr, nr_lazy, nr_lazy_max) <= U64_MAX:
+            return Event(*common, FREE, addr, nr_lazy=nr_lazy, nr_lazy_max=nr_lazy_max, line=number)
+    if name == PURGE_EVENT and (match := RAW_PURGE_BODY.fullmatch(body)):
+        start, end, npurged = (int(text, 0) for text in match.groups())
+        if max(start, end, npurged) <= U64_MAX and npurged < 1 << 32:
+            return Event(*common, PURGE, start, max(end - start, 0), npurged=npurged, line=number)
     return None
 
 
@@ -147,12 +200,15 @@ def _special_line(line: bytes, number: int, reading: Reading, cut: bool) -> Even
         return Event(cpu=cpu, kind=LOST, lost=lost, text=line.decode("ascii", "replace").strip(), line=number)
     if match := ENTRIES_LINE.match(line):
         inside, written = int(match[1]), int(match[2])
-        reading.ring = (number, inside, written)
+        reading.ring = (inside, written, int(match[3] or 1))
         if written > inside:
             gone = written - inside
             what = f"the ring was overwritten: {gone:,} of {written:,} events before the first are lost"
             reading.problems.note("overwritten", number, what)
             return Event(cpu=-1, kind=LOST, lost=gone, text="ring overwritten", line=number)
+        return None
+    if STACK_LINE.fullmatch(line):
+        reading.nr_entries += line.endswith(b">") and b": <" in line
         return None
     stripped = line.strip()
     if not stripped or stripped.startswith((b"#", b"cpus=", b"version =", b"CPU ", b"cpu ")):

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from vmalloc.lab.events import ALLOC, FREE, PURGE, Event
@@ -33,11 +34,16 @@ LOOK_AHEAD = 4096
 
 
 class Timeline:
-    """The events, and the limits that they put on each other's order."""
+    """The events, and the limits that they put on each other's order.
 
-    def __init__(self, events: Sequence[Event]) -> None:
+    `unseen` are the frees of areas that no event has allocated, with their pages as the lazy counter tells.
+    """
+
+    def __init__(self, events: Sequence[Event], unseen: Mapping[int, int] = MappingProxyType({})) -> None:
         self.events = events
+        self.unseen = unseen
         self.previous = [-1] * len(events)
+        self.following: dict[int, int] = {}  # the task's next event, of purges only
         self.concurrent = len({event.cpu for event in events}) > 1
         self.purge_after = [len(events)] * len(events)
         self.backlog: dict[int, int] = {}
@@ -48,7 +54,9 @@ class Timeline:
     def _scan(self) -> None:
         last_of_task: dict[int, int] = {}
         for index, event in enumerate(self.events):
-            self.previous[index] = last_of_task.get(event.pid, -1)
+            before = self.previous[index] = last_of_task.get(event.pid, -1)
+            if before >= 0 and self.events[before].kind == PURGE:
+                self.following[before] = index
             last_of_task[event.pid] = index
             if event.kind == ALLOC and not event.failed:
                 self._allocs_of[event.addr].append(index)
@@ -101,9 +109,15 @@ class Timeline:
         return {index: count - least for index, count in left.items()}
 
     def is_full(self, index: int) -> bool:
-        """Whether a purge empties the pools: it does when its task's allocation has just failed."""
-        before = self.previous[index]
-        return before >= 0 and self.events[before].kind == ALLOC and bool(self.events[before].failed)
+        """Whether a purge empties the pools: it does when its task's allocation has just failed.
+
+        The line of that failure may be lost; then the second try failed, right after this purge.
+        """
+        before, after = self.previous[index], self.following.get(index, -1)
+        return any(
+            at >= 0 and self.events[at].kind == ALLOC and bool(self.events[at].failed)
+            for at in (before, after)
+        )
 
     def next_alloc_of(self, addr: int, after: int) -> int | None:
         """The next allocation of this address that is printed after event `after`, if it is near."""
@@ -241,7 +255,11 @@ def _purge_further(world: World, event: Event) -> World | None:
     for lane in lanes or [None]:
         tried = world.copy()
         for step in _steps(tried, lane):
-            if step.op != "detach" and step.pages in (0, event.size // PAGE) and tried.fits(event):
+            if (
+                step.op not in ("detach", "settle")
+                and step.pages in (0, event.size // PAGE)
+                and tried.fits(event)
+            ):
                 return tried
     return None
 
@@ -258,11 +276,34 @@ def _purge_then_other(world: World, line: Timeline, index: int, depth: int) -> W
     """Both: the purge was further and somebody else came first; tried at the end of each stage only."""
     tried = world.copy()
     for step in _steps(tried, None):
-        if step.op in ("reclaim", "settle"):
+        if step.op in ("reclaim", "give back"):
             explained = _other_first(tried, line, index, depth - 1)
             if explained is not None:
                 return explained
     return None
+
+
+def witness(world: World, line: Timeline, index: int) -> bool:
+    """Whether some order would give event `index` its address, be it that other addresses then do not fit.
+
+    Others that printed later had taken what the model offers, one after another, or the purge was further.
+    """
+    event = line.events[index]
+    tried = world.copy()
+    for _ in range(DEPTH_MAX):
+        offered, level = tried.forecast(event)
+        other = line.next_alloc_of(offered, index) if offered is not None else None
+        if offered is None or other is None or line.previous[other] >= index:
+            break
+        if level == "pool":
+            tried.kernel.attempt(event.size, event.align, event.cpu, event.vstart, event.vend)  # it is gone
+        elif line.events[other].size > event.size:
+            break
+        else:
+            tried.kernel.space.take(offered, line.events[other].size)
+        if tried.fits(event):
+            return True
+    return _purge_further(world, event) is not None
 
 
 def shrunk(world: World, line: Timeline, index: int) -> World | None:

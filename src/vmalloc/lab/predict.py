@@ -7,9 +7,11 @@ prints. Where a forecast fails, orders.py looks for a decision order that the tr
 exact only then is counted under `orders_inferred`. What remains is a miss with a category:
 
     unknown start state     the address, or the one forecast, was never seen in a known state before
-    concurrent order        both are known and a task elsewhere, or a purge, was at work meanwhile
+    concurrent order        both are known, and there is a witness: an order of what others, or a purge, did
+                            meanwhile that gives this address, though not all the others
     migration between choice and event     the address headed another CPU's pool
     untraced operation      the address was in use by an area that was freed or moved without an event
+    unexplained             others were at work, but no order gives this address
     model wrong             none of these: the model is at fault
 
 After a miss the model is put right, so that one miss is not counted twice.
@@ -27,15 +29,17 @@ from typing import Any, Literal
 from vmalloc.lab.events import ALLOC, FREE, LOST, PURGE, Event
 from vmalloc.lab.learn import Learner
 from vmalloc.lab.ledger import LedgerSpace, with_ledger
-from vmalloc.lab.orders import Forecast, Timeline, World, explain, shrunk
-from vmalloc.lab.reconcile import Origin, claim
+from vmalloc.lab.orders import Forecast, Timeline, World, explain, shrunk, witness
+from vmalloc.lab.reconcile import Origin, claim, evict
 from vmalloc.model import PAGE, Area, Kernel, Level, Purge
+from vmalloc.model.area import NO_NODE
 
 Category = Literal[
     "unknown start state",
     "concurrent order",
     "migration between choice and event",
     "untraced operation",
+    "unexplained",
     "model wrong",
 ]
 PROGRESS_EVERY = 4096
@@ -111,7 +115,16 @@ class Predictor:
         self.sure = True
         self.unexplained = 0
         self.index = 0
+        self.at = 0  # the next event
+        self.passed = -1  # the range that the kernel passed over last, against the forecast
+        self.verdicts = bytearray(len(line.events))  # 1: as forecast in the printed order; purges: as told
         self.before_steps: list[tuple[int, World]] = []
+        self.plain: dict[tuple[int, int, str, bool], int] = {}  # counted once a round: what _as_forecast did
+        self.purge_from = self._first_opening()
+
+    def _first_opening(self) -> int:
+        end = len(self.line.events)
+        return min(self.line.opens.values(), default=end) if self.learner is None else 0
 
     @property
     def kernel(self) -> Kernel:
@@ -119,20 +132,87 @@ class Predictor:
 
     def run(self, progress: Callable[[int], object] | None = None) -> Prediction:
         """Replay everything; `progress` is told now and then which event was reached."""
-        for index, event in enumerate(self.line.events):
-            if progress is not None and index % PROGRESS_EVERY == 0:
-                progress(index)
-            if event.kind == ALLOC:
-                if index not in self.world.moved:
-                    self._alloc(index, event)
-                else:
-                    del self.world.moved[index]
-            elif event.kind == FREE:
-                self._free(index, event)
-            elif event.kind == PURGE:
-                self._purge(index, event)
-        self.result.events = len(self.line.events)
+        while self.at < len(self.line.events):
+            if progress is not None:
+                progress(self.at)
+            self.advance(PROGRESS_EVERY)
         return self.result
+
+    def advance(self, count: int) -> None:
+        """Replay the next `count` events, or what is left."""
+        events, moved = self.line.events, self.world.moved
+        end = min(self.at + count, len(events))
+        for index in range(self.at, end):
+            event = events[index]
+            kind = event.kind
+            if kind == ALLOC:
+                moved = self.world.moved
+                if moved and index in moved:
+                    del moved[index]
+                elif (
+                    self.learner is not None
+                    or index >= self.purge_from
+                    or not self._as_forecast(index, event)
+                ):
+                    self._alloc(index, event)
+            elif kind == FREE:
+                if index >= self.purge_from or self.kernel.free(event.addr) is None:
+                    self._free(index, event)
+            elif kind == PURGE:
+                self._purge(index, event)
+            if self.learner is None and kind == PURGE:
+                self.purge_from = self._next_opening(index)
+        self.at = self.result.events = end
+        self._count_plain()
+
+    def _next_opening(self, index: int) -> int:
+        """The event from which the next purge may have been running; nothing but requests comes before it."""
+        return self.line.opens.get(self.line.purge_after[index], len(self.line.events))
+
+    def _as_forecast(self, index: int, event: Event) -> bool:
+        """Do an allocation that lands where the model puts it, if it is usual; False: nothing is done."""
+        world = self.world
+        kernel = world.kernel
+        cpu, addr, size = event.cpu, event.addr, event.size
+        if event.align > PAGE or event.failed or (event.vstart, event.vend) != kernel.window:
+            return False
+        node = cpu % kernel.nr_nodes
+        pool = kernel.nodes[node].pools.get(size // PAGE) if kernel.nr_nodes > 1 else None
+        if pool is not None and pool.areas:
+            if pool.areas[-1].start != addr:
+                return False
+            area, level = pool.take(event.align, kernel.design.pool_discipline), "pool"
+            assert area is not None
+        else:
+            space = kernel.space
+            if space.find(size, 1, event.vstart) != addr or addr + size > event.vend:
+                return False
+            space.take(addr, size)
+            area, level = Area(addr, size, node if kernel.nr_nodes > 1 else NO_NODE), "space"
+        kernel.busy.areas[addr] = area
+        kernel.busy.changed()
+        kernel.live_pages += size // PAGE
+        self.verdicts[index] = 1
+        key = cpu, size, level, 4 * index >= 3 * len(self.line.events)
+        self.plain[key] = self.plain.get(key, 0) + 1
+        return True
+
+    def _count_plain(self) -> None:
+        """Add what `_as_forecast` has done to the result."""
+        result = self.result
+        for (cpu, size, level, is_late), count in self.plain.items():
+            tally = Tally(count, count)
+            result.page += tally
+            result.warm += tally
+            result.level += tally
+            result.level_warm += tally
+            if is_late:
+                result.last_quarter += tally
+            result.levels[level] += count
+            result.by_cpu[cpu] += tally
+            result.by_pages[size // PAGE] += tally
+            result.by_window["vmalloc"] += tally
+        self.plain.clear()
 
     # ------------------------------------------------------------------ purges
 
@@ -160,7 +240,9 @@ class Predictor:
         world.purge.run(self.kernel)
         self.kernel.count(world.purge)
         self.result.purges += 1
-        self.result.purges_as_told += world.purge.nr_purged == event.npurged
+        if world.purge.nr_purged == event.npurged:
+            self.result.purges_as_told += 1
+            self.verdicts[index] = 1
         world.purge = None
 
     def _collect(self, index: int) -> None:
@@ -185,7 +267,7 @@ class Predictor:
         self._open_purge(index)
         area = self.kernel.busy.areas.get(event.addr)
         if area is None:
-            area = self._unseen_area(event)
+            area = self._unseen_area(index, event)
         self._purge_before_free(index, event, area)
         self.kernel.free(event.addr)
 
@@ -205,13 +287,27 @@ class Predictor:
                 while purge.advance(self.kernel, lane).op != "settle":
                     pass
 
-    def _unseen_area(self, event: Event) -> Area:
+    def _unseen_area(self, index: int, event: Event) -> Area:
         """A freed area that was never seen allocated: its size is what the lazy counter grew by."""
         self.result.assumed["area freed but never seen allocated"] += 1
-        pages = max(1, event.nr_lazy - self.kernel.lazy_pages)
-        area = Area(event.addr, pages * PAGE)
-        claim(self.world, event._replace(size=area.size, vstart=0, vend=0))
-        return self.kernel.busy.areas[area.start]
+        pages = self.line.unseen.get(index) or max(1, event.nr_lazy - self.kernel.lazy_pages)
+        self._born(index, event, pages * PAGE)
+        return self.kernel.busy.areas[event.addr]
+
+    def _born(self, index: int, event: Event, size: int) -> None:
+        """Make an area busy whose allocation left no event; `event` is its free.
+
+        If the model would have given out just this range, to the task that frees it, it was an allocation
+        whose line is lost. Otherwise it is a per-CPU area: these are found from the window's end, unstamped.
+        """
+        kernel, (vstart, vend) = self.kernel, self.kernel.window
+        request = event._replace(kind=ALLOC, size=size, align=1, vstart=vstart, vend=vend)
+        cpus = dict.fromkeys((self._cpu_before(index, event), event.cpu))
+        for cpu in cpus if kernel.nr_nodes > 1 else ():
+            if kernel.peek(size, 1, cpu)[0] == event.addr:
+                claim(self.world, request._replace(cpu=cpu))
+                return
+        claim(self.world, request._replace(vstart=0, vend=0))
 
     # ------------------------------------------------------------------ allocations
 
@@ -224,6 +320,7 @@ class Predictor:
         if event.failed:
             self._failed(index, event, forecast)
         elif forecast.start == event.addr:
+            self.verdicts[index] = 1
             self._score(event, forecast.level, exact=True)
             world.take_offered(event, forecast.level)
             if learner is not None:
@@ -233,20 +330,24 @@ class Predictor:
 
     def _failed(self, index: int, event: Event, forecast: Forecast) -> None:
         self._score(event, forecast.level, exact=forecast.start is None)
+        self.verdicts[index] = forecast.start is None
         if forecast.start is not None:
             self._miss(index, event, forecast, "model wrong")
 
     def _look_closer(self, index: int, event: Event, forecast: Forecast) -> None:
         """The forecast failed: within the tree's bounds, another order, or a miss."""
         if forecast.level != "pool" and self.world.within_bounds(event):
+            self.verdicts[index] = 1
             self._score(event, "space", exact=False, bounded=True)
             self.world.apply(event)
             return
         if not self.sure or (self.learner is not None and self._never_seen(event)):
             self._lost(index, event, forecast)
             return
-        if self.unexplained > max(UNEXPLAINED_MIN, UNEXPLAINED_SHARE * index):
+        if self._given_up(index):
             self._lost(index, event, forecast)
+            return
+        if self.learner is None and self._taken_unseen(index, event, forecast):
             return
         before = set(self.world.moved)
         explained = explain(self.world, self.line, index)
@@ -258,6 +359,29 @@ class Predictor:
         elif not self._printed_late(index, event):
             self.unexplained += 1
             self._lost(index, event, forecast)
+
+    def _taken_unseen(self, index: int, event: Event, forecast: Forecast) -> bool:
+        """The range offered was taken by an allocation whose line is lost; its free comes later.
+
+        That area becomes busy. A miss all the same: the address was not forecast. Returns whether it is so.
+        """
+        if forecast.start is None:
+            return False
+        end = forecast.start + event.size
+        for at, pages in self.line.unseen.items():
+            born = self.line.events[at]
+            if at > index and born.addr < end and born.addr + pages * PAGE > forecast.start:
+                tried = self.world.copy()
+                request = born._replace(cpu=self._cpu_before(at, born), size=pages * PAGE, align=1)
+                claim(tried, request._replace(vstart=self.kernel.window[0], vend=self.kernel.window[1]))
+                if tried.fits(event):
+                    self._score(event, forecast.level, exact=False)
+                    self._miss(index, event, forecast, "untraced operation")
+                    self.result.assumed["area taken by an allocation that left no event"] += 1
+                    self.world = tried
+                    tried.apply(event)
+                    return True
+        return False
 
     def _never_seen(self, event: Event) -> bool:
         space = self.kernel.space
@@ -289,17 +413,45 @@ class Predictor:
 
     def _lost(self, index: int, event: Event, forecast: Forecast) -> None:
         level: Level | None
+        has_witness = self.sure and not self._given_up(index) and witness(self.world, self.line, index)
         if self.learner is None:
+            self._passed_over(event, forecast)
             origin = claim(self.world, event)
             level = origin.place if origin.place in ("pool", "space") else None
         else:
             origin, level = self.learner.wrong(self.world, event, forecast)
         self._score(event, level, exact=False, forecast=forecast.level)
-        self._miss(index, event, forecast, self._category(index, event, origin))
+        self._miss(index, event, forecast, self._category(index, event, origin, has_witness))
+
+    def _given_up(self, index: int) -> bool:
+        return self.unexplained > max(UNEXPLAINED_MIN, UNEXPLAINED_SHARE * index)
+
+    def _cpu_before(self, index: int, event: Event) -> int:
+        """Where the event's task was at its previous event."""
+        before = self.line.previous[index]
+        return self.line.events[before].cpu if before >= 0 else event.cpu
+
+    def _passed_over(self, event: Event, forecast: Forecast) -> None:
+        """What the kernel passes over a second time, and no order explains, is not there: somebody has it."""
+        start = forecast.start
+        if start is None:
+            return
+        if self.passed != start:
+            self.passed = start
+            return
+        if forecast.level == "pool":
+            evict(self.world, start, event.size)
+            self.kernel.space.discard(start, event.size)
+        else:
+            free = self.kernel.space.covering(start)
+            if free is not None:
+                end = min(free[1], event.addr) if event.addr > start else start + event.size
+                self.kernel.space.discard(free[0], end - free[0])
+        self.result.assumed["passed over twice: taken unseen"] += 1
 
     # ------------------------------------------------------------------ bookkeeping
 
-    def _category(self, index: int, event: Event, origin: Origin) -> Category:
+    def _category(self, index: int, event: Event, origin: Origin, has_witness: bool) -> Category:
         own = event.cpu % self.kernel.nr_nodes
         if origin.place == "pool" and origin.node != own:
             return "migration between choice and event"
@@ -307,9 +459,9 @@ class Predictor:
             return "untraced operation" if self.learner is None else "unknown start state"
         if not self.sure:
             return "unknown start state"
-        if self._others_at_work(index):
+        if has_witness:
             return "concurrent order"
-        return "model wrong"
+        return "unexplained" if self._others_at_work(index) else "model wrong"
 
     def _others_at_work(self, index: int) -> bool:
         if self.world.purge is not None:
@@ -361,7 +513,10 @@ class Predictor:
 
 def _settled(purge: Purge, excess: int) -> tuple[int, ...]:
     """How many parts of each lane must be settled if the lazy counter is lower than expected by `excess`."""
-    lanes = [list(accumulate((part.pages for part in parts), initial=0)) for parts in purge.lanes]
+    lanes = [
+        list(accumulate((part.pages for part in parts if not part.settled), initial=0))
+        for parts in purge.lanes
+    ]
     if excess <= 0 or prod(map(len, lanes)) > LANE_CHOICES_MAX:
         return ()
     choices = product(*(range(len(sums)) for sums in lanes))

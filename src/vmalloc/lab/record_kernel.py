@@ -12,6 +12,7 @@ Needs root. tracefs.py leaves tracing as it was found, whatever ends the recorde
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import signal
@@ -35,6 +36,7 @@ READ_SIZE = 1 << 16
 POLL_MS = 50
 COMPRESSED = (".gz", ".xz", ".zst")
 COMMAND_PATIENCE_S = 5.0
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass
@@ -148,9 +150,21 @@ def _wait(done: Recorded, is_over: Callable[[], bool], seconds: float | None, co
 
 def _start(command: Sequence[str]) -> subprocess.Popen[bytes]:
     try:
-        return subprocess.Popen(command)
+        return subprocess.Popen(command, preexec_fn=_end_with_parent(os.getpid()))
     except OSError as error:
         raise RecordError(f"cannot run {command[0]}: {error.strerror}") from error
+
+
+def _end_with_parent(parent: int) -> Callable[[], None]:
+    """What makes the child end when the recorder is killed; the C library is loaded before the fork."""
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+    def between_fork_and_exec() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:  # it was killed before
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return between_fork_and_exec
 
 
 def _end(process: subprocess.Popen[bytes]) -> int:

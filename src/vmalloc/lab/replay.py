@@ -3,7 +3,7 @@
 
     recording = load("fix_size.trace.xz", state="fix_size.state0.xz")
     outcome = predict(recording, PRESETS["linux-6.9"])        where each area lands: predict.py
-    ranking = rank(recording)                                 which kernel generation does it come from
+    ranking = rank(recording)                                 which kernel generation: generation.py
     course = run_on_model(recording, PRESETS["vmalloc"])      the same requests, the model's own decisions
 
 A recording may hold the marks STATE0 and STATE1, which say where a state was dumped; then only the events
@@ -13,18 +13,19 @@ between them are replayed.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vmalloc.lab.events import ALLOC, FREE, MARK, Event
 from vmalloc.lab.files import StrPath
 from vmalloc.lab.orders import Timeline
 from vmalloc.lab.predict import Prediction, Predictor, lost_events, most_used_window
+from vmalloc.lab.restore import in_time_order, restore, unseen_frees
 from vmalloc.lab.state import EndDifference, State, compare, read_state, state_of_vmallocinfo
-from vmalloc.lab.trace import read_events, read_vmallocinfo
+from vmalloc.lab.trace import header_of, read_events, read_vmallocinfo
 from vmalloc.model import (
-    KERNEL_PRESETS,
     PAGE,
     Allocator,
     CachingDesign,
@@ -33,11 +34,9 @@ from vmalloc.model import (
     allocator_of,
 )
 
-GENERATION_MARGIN = 0.001
-"""Generations whose scores differ by less than this cannot be told apart."""
-PURGE_WEIGHT = 0.3
-"""Weight of the purges in a design's score. What a purge took is a count that does not depend on the start
-state once the first purge is over, so a wrong one weighs more than a wrong address."""
+if TYPE_CHECKING:
+    from vmalloc.lab.generation import Ranking
+
 SAMPLES = 200
 """Points of a course over time."""
 
@@ -51,10 +50,18 @@ class Recording:
     cpus: int
     start: State | None = None
     complete: bool = False
+    header: list[str] = field(default_factory=list)
+    restored: Counter[str] = field(init=False)
     line: Timeline = field(init=False)
 
     def __post_init__(self) -> None:
-        self.line = Timeline(self.events)
+        ordered, moved = in_time_order(self.events)
+        busy = self.start.busy if self.start is not None else ()
+        lazy = [area for _, area in self.start.lazy] if self.start is not None else None
+        self.events, self.restored = restore(ordered, busy, lazy)
+        if moved:
+            self.restored["swapped"] = moved
+        self.line = Timeline(self.events, unseen_frees(self.events, busy) if self.complete else {})
 
     def kernel(self, design: Design) -> Kernel:
         """A model kernel at the recording's start; with nothing free if nothing is known."""
@@ -75,11 +82,12 @@ def load(
     cpus: possible CPUs; by default what the state says, else the highest CPU seen in an event plus one.
     Raises TraceError, StateError or ValueError (no allocation in the trace).
     """
-    events = between_marks(list(read_events(trace)))
+    events = between_marks(in_time_order(list(read_events(trace)))[0])
     window = most_used_window(events)
+    header = header_of(trace)
     if state is not None:
         start = read_state(state)
-        return Recording(events, window, cpus or start.nr_nodes, start, complete=True)
+        return Recording(events, window, cpus or start.nr_nodes, start, complete=True, header=header)
     nr_cpus = cpus or max(event.cpu for event in events) + 1
     if vmallocinfo is not None:
         info = read_vmallocinfo(vmallocinfo)
@@ -87,8 +95,8 @@ def load(
             raise ValueError(
                 f"{vmallocinfo}: addresses are {info.addresses}: no start state can be made of them"
             )
-        return Recording(events, window, nr_cpus, state_of_vmallocinfo(info, window, nr_cpus))
-    return Recording(events, window, nr_cpus)
+        return Recording(events, window, nr_cpus, state_of_vmallocinfo(info, window, nr_cpus), header=header)
+    return Recording(events, window, nr_cpus, header=header)
 
 
 def between_marks(events: list[Event]) -> list[Event]:
@@ -110,13 +118,14 @@ class Outcome:
     kernel: Kernel
     seconds: float
     end: EndDifference | None = None
+    generation: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for `--json`; shares between 0 and 1."""
         p = self.prediction
         return {
             "design": p.design,
-            "generation": self.kernel.design.generation,
+            "generation": self.generation or self.kernel.design.generation,
             "events": p.events,
             "allocations": p.all.allocs,
             "exact": p.all.share,
@@ -167,41 +176,11 @@ def predict(
     return outcome
 
 
-@dataclass
-class Ranking:
-    """Designs, best first. `best` is a generation, or "cannot tell" and `candidates` says between which."""
-
-    best: str
-    candidates: list[str]
-    outcomes: list[Outcome]
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "best": self.best,
-            "candidates": self.candidates,
-            "designs": [outcome.as_dict() | {"score": score(outcome)} for outcome in self.outcomes],
-        }
-
-
-def score(outcome: Outcome) -> float:
-    """How well a design explains a recording, 0 to 1: addresses in the printed order, and sizes of purges."""
-    p = outcome.prediction
-    if not p.all.allocs:
-        return 0.0
-    explained = (p.all.exact + p.within_bounds - p.orders_inferred) / p.all.allocs
-    if not p.purges:
-        return explained
-    return (1 - PURGE_WEIGHT) * explained + PURGE_WEIGHT * p.purges_as_told / p.purges
-
-
 def rank(recording: Recording, progress: Callable[[int], object] | None = None) -> Ranking:
-    """Predict with every kernel design and name the generation the recording comes from."""
-    outcomes = [predict(recording, design, progress=progress) for design in KERNEL_PRESETS.values()]
-    outcomes.sort(key=score, reverse=True)
-    top = score(outcomes[0])
-    near = [o.kernel.design.generation for o in outcomes if score(o) > top - GENERATION_MARGIN]
-    candidates = list(dict.fromkeys(near))
-    return Ranking(candidates[0] if len(candidates) == 1 else "cannot tell", candidates, outcomes)
+    """Which kernel generation the recording comes from: generation.py."""
+    from vmalloc.lab import generation  # it stands on this file
+
+    return generation.rank(recording, progress)
 
 
 # ---------------------------------------------------------------------- the model on its own

@@ -13,9 +13,10 @@ from collections.abc import Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from vmalloc.lab.files import StrPath, open_bytes
+from vmalloc.lab.vmallocinfo import Area as Shown
 from vmalloc.lab.vmallocinfo import VmallocInfo
 from vmalloc.model import PAGE, Area, Design, Kernel, Space
-from vmalloc.model.area import RAM, decode_flags
+from vmalloc.model.area import NO_NODE, RAM, decode_flags
 
 TAGS = {"B": "busy", "L": "lazy", "P": "pool", "F": "free"}
 
@@ -55,21 +56,32 @@ class State:
         )
 
     def kernel(self, design: Design, window: tuple[int, int], cpus: int | None = None) -> Kernel:
-        """A model kernel in this state. A design without pools gets pooled areas as free ranges."""
+        """A model kernel in this state. A design without pools gets pooled areas as free ranges.
+
+        Where the model has fewer nodes than the dump, stamps go round; with one node there are none.
+        """
         kernel = Kernel(design, cpus or self.nr_nodes, window, self.free)
         for area in self.busy:
-            kernel.busy.insert(area)
+            kernel.busy.insert(_stamped(area, kernel.nr_nodes))
             kernel.live_pages += area.pages
         for node, area in self.lazy:
-            kernel.nodes[node % kernel.nr_nodes].lazy.add(area)
+            kernel.nodes[node % kernel.nr_nodes].lazy.add(_stamped(area, kernel.nr_nodes))
         for (node, pages), areas in self.pools.items():
             if kernel.nr_nodes == 1:
                 kernel.reclaim(areas)
             else:
                 for area in reversed(areas):
-                    kernel.nodes[node % kernel.nr_nodes].pool(pages).push(area)
+                    pool = kernel.nodes[node % kernel.nr_nodes].pool(pages)
+                    pool.push(_stamped(area, kernel.nr_nodes))
         kernel.lazy_pages = self.lazy_pages
         return kernel
+
+
+def _stamped(area: Area, nr_nodes: int) -> Area:
+    """The area with a stamp that a machine with so many nodes may have."""
+    if area.node == NO_NODE or (nr_nodes > 1 and area.node < nr_nodes):
+        return area
+    return area._replace(node=NO_NODE if nr_nodes == 1 else area.node % nr_nodes)
 
 
 def read_state(path: StrPath) -> State:
@@ -112,12 +124,12 @@ def _read_line(state: State, line: str, number: int) -> None:
 
 
 def state_of_vmallocinfo(info: VmallocInfo, window: tuple[int, int], nr_nodes: int) -> State:
-    """What a snapshot tells: everything it does not name is taken for free, though some of it is in pools.
+    """What a snapshot tells: what is busy and what is lazy. What lies between is unknown: free, or in a pool.
 
     Stamps are not shown; areas that are in use or lazy belong to no node until they are seen again.
     """
     state = State(nr_nodes)
-    shown = sorted((a for a in info if a.start), key=lambda area: area.start)
+    shown = list(_apart(sorted((a for a in info if a.start), key=lambda area: area.start)))
     state.busy = [
         Area(a.start, a.size, flags=RAM if a.kind == "vm_map_ram" else 0)
         for a in shown
@@ -127,18 +139,16 @@ def state_of_vmallocinfo(info: VmallocInfo, window: tuple[int, int], nr_nodes: i
         (a.start // state.zone_bytes % nr_nodes, Area(a.start, a.size)) for a in shown if a.kind == "unpurged"
     ]
     state.lazy_pages = sum(area.pages for _, area in state.lazy)
-    state.free = list(_gaps([(a.start, a.end) for a in shown], window))
     return state
 
 
-def _gaps(taken: list[tuple[int, int]], window: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    at = window[0]
-    for start, end in taken:
-        if at < start <= window[1]:
-            yield at, start
-        at = max(at, end)
-    if at < window[1]:
-        yield at, window[1] & -PAGE
+def _apart(areas: list[Shown]) -> Iterator[Shown]:
+    """The areas of a snapshot that can be true: as long as their sizes say, and none within another."""
+    end = 0
+    for area in areas:
+        if area.end - area.start == area.size > 0 and area.start % PAGE == 0 and area.start >= end:
+            yield area
+            end = area.end
 
 
 @dataclass(frozen=True)

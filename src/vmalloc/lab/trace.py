@@ -22,7 +22,7 @@ from vmalloc.lab.dialect import Dialect
 from vmalloc.lab.events import Event, Problem, Problems, TraceError
 from vmalloc.lab.files import PARQUET_MAGIC, StrPath, chunks, create_bytes, open_bytes
 from vmalloc.lab.ftrace import FTRACE
-from vmalloc.lab.lines import Reading, events_of_chunk
+from vmalloc.lab.lines import Reading, events_of_chunk, plain
 from vmalloc.lab.perf_script import PERF_SCRIPT
 from vmalloc.lab.trace_cmd import TRACE_CMD
 from vmalloc.lab.vmallocinfo import Area, VmallocInfo, read_vmallocinfo
@@ -38,6 +38,7 @@ __all__ = [
     "TraceError",
     "VmallocInfo",
     "create_bytes",
+    "header_of",
     "open_bytes",
     "read_columns",
     "read_events",
@@ -51,6 +52,15 @@ DIALECTS = {dialect.name: dialect for dialect in (FTRACE, TRACE_CMD, PERF_SCRIPT
 FORMATS = (*DIALECTS, "columnar")
 SNIFFED_BYTES = 1 << 16
 
+HEADER_SIGNS = (
+    "# entries-in-buffer",  # with #P:, the CPUs
+    "# os release",
+    "# arch",
+    "# kernel ",  # vmalloc record
+    "# nrcpus online",
+    "cpus=",
+    "version =",
+)
 # First bytes of files that hold a trace but not as text, and how to get the text.
 BINARY_FORMATS = {
     b"\x17\x08\x44tracing": "trace-cmd's binary file; run `trace-cmd report -i FILE > trace.txt`",
@@ -114,6 +124,15 @@ def read_columns(
     return Columns.join(_finish(path, stream, reading, tables))
 
 
+def header_of(path: StrPath) -> list[str]:
+    """What the recording says of its machine: comment lines with a version, a release or a count of CPUs."""
+    if _sniff_file(path) == "columnar":
+        return []
+    with open_bytes(path) as stream:
+        lines = stream.read1(SNIFFED_BYTES).decode("utf-8", "replace").splitlines()
+    return [line.strip("# \t") for line in lines if line.startswith(HEADER_SIGNS)]
+
+
 def sniff(head: bytes, name: str = "file") -> str:
     """The format of a file, one of FORMATS, from its first bytes (decompressed). Raises TraceError."""
     if head.startswith(PARQUET_MAGIC):
@@ -123,7 +142,7 @@ def sniff(head: bytes, name: str = "file") -> str:
             raise TraceError(f"{name}: line 1: this is {_with_machine(head, what)}")
     if b"\0" in head:
         raise TraceError(f"{name}: line 1: binary data, not a text trace")
-    lines = head.split(b"\n")[:500]
+    lines = plain(head).split(b"\n")[:500]
     hits = {name: sum(_counts(dialect, line) for line in lines) for name, dialect in DIALECTS.items()}
     best = max(hits, key=lambda name: hits[name])  # of equals the first: ftrace and trace-cmd share a head
     if hits[best] == 0:
@@ -181,6 +200,8 @@ def _finish(path: StrPath, stream: BufferedReader, reading: Reading, items: Iter
         reading.finish()
         if reading.nr_events == 0 and reading.problems:
             raise TraceError(f"{Path(path)}: nothing can be used: {next(iter(reading.problems))}")
+        if (refusal := reading.refusal()) is not None:
+            raise TraceError(f"{Path(path)}: {refusal}")
     finally:
         reading.problems.say(str(path))
         stream.close()

@@ -7,8 +7,8 @@
 
 Since 6.9 the kernel walks its nodes one after another, so the areas are in the file's order, not sorted; the
 size includes the guard page. Ranges in pools are listed nowhere. With kptr_restrict 0 the kernel prints
-hashed addresses (even to root), with 2 zeros: `VmallocInfo.addresses` says which, and the sizes, kinds and
-callers stay useful. After: Linux mm/vmalloc.c, vmalloc_info_show().
+hashed addresses (even to root) or (ptrval), with 2 zeros: `VmallocInfo.addresses` says which, and the sizes,
+kinds and callers stay useful. After: Linux mm/vmalloc.c, vmalloc_info_show().
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import overload
 from vmalloc.lab.events import PAGE_SIZE_MIN, Problem, Problems, TraceError
 from vmalloc.lab.files import StrPath, chunks, open_bytes
 
-LINE = re.compile(rb"0x([0-9a-f]+)-0x([0-9a-f]+) +(\d+) *(.*)")
+LINE = re.compile(rb"0x([0-9a-f]{1,16})-0x([0-9a-f]{1,16}) +(\d{1,20})(?: +(.*))?")
+HIDDEN = re.compile(rb"\((?:_*)ptrval(?:_*)\)")  # stands for an address before there is randomness to hash it
 NODE_PAGES = re.compile(r"N(\d+)=(\d+)")
 CALLER = re.compile(r"\S+\+0x[0-9a-f]+/0x[0-9a-f]+(?: \[\S+\])?|0x[0-9a-f]+")
 
@@ -93,6 +94,10 @@ def parse_vmallocinfo(text: bytes, problems: Problems | None = None) -> VmallocI
     """The areas in a text as the kernel prints it; nothing is logged."""
     noted = Problems() if problems is None else problems
     areas = list(_areas(text.splitlines(), noted))
+    if text and not text.endswith(b"\n"):
+        noted.note(
+            "cut", text.count(b"\n") + 1, "the file ends in the middle of a line: its last field may be short"
+        )
     return VmallocInfo(areas, _addresses(areas, noted), noted.noted)
 
 
@@ -100,13 +105,21 @@ def _areas(lines: list[bytes], problems: Problems) -> Iterator[Area]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        matched = LINE.fullmatch(line)
+        matched = LINE.fullmatch(HIDDEN.sub(b"0", line))
+        text = line[:60].decode("utf-8", "replace")
         if matched is None:
-            text = line[:60].decode("utf-8", "replace")
             problems.note("grammar", number, f"not a line of /proc/vmallocinfo, skipped: {text!r}")
             continue
         start, end, size = int(matched[1], 16), int(matched[2], 16), int(matched[3])
-        yield _area(start, end, size, matched[4].decode("utf-8", "replace"), number)
+        rest = (matched[4] or b"").decode("utf-8", "replace")
+        try:
+            area = _area(start, end, size, rest, number)
+        except ValueError:  # a number that is none
+            problems.note(
+                "fields", number, f"a damaged or cut line, used without what it says last: {text!r}"
+            )
+            area = Area(start, end, size, "", line=number)
+        yield area
 
 
 def _area(start: int, end: int, size: int, rest: str, number: int) -> Area:
@@ -135,11 +148,13 @@ def _addresses(areas: list[Area], problems: Problems) -> str:
     """What the addresses are: a real area starts on a page and is as long as its size says."""
     if all(area.end - area.start == area.size and area.start % PAGE_SIZE_MIN == 0 for area in areas):
         return "real"
-    if all(area.start == 0 == area.end for area in areas):
-        what = "addresses are hidden (kptr_restrict 2): sizes and callers can be used, places cannot"
-        problems.note("hidden", areas[0].line, what)
-        return "hidden"
-    wrong = [area for area in areas if area.end - area.start != area.size]
+    hidden = [area for area in areas if area.start == 0 == area.end]
+    if hidden:
+        what = "addresses are hidden (kptr_restrict 2, or no randomness yet): sizes and callers can be used, "
+        problems.note("hidden", hidden[0].line, what + "places cannot", len(hidden))
+        if 2 * len(hidden) > len(areas):
+            return "hidden"
+    wrong = [area for area in areas if area.end - area.start != area.size and area.end]
     if len(wrong) > len(areas) // 2:
         what = "addresses are hashed (kptr_restrict 0): sizes and callers can be used, places cannot"
         problems.note("hashed", wrong[0].line, what)

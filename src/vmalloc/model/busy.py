@@ -44,6 +44,10 @@ class Busy:
         self.areas[area.start] = area
         self._ordered = None
 
+    def changed(self) -> None:
+        """Say that `areas` was changed directly."""
+        self._ordered = None
+
     def unlink(self, start: int) -> Area | None:
         """Remove and return the area that starts here, or None."""
         self._ordered = None

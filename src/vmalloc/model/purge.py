@@ -12,8 +12,8 @@ simply runs all of them. The steps, n = each node in ascending order:
 3. for each n with a purge list:
                 fill      one area at a time, in address order: a stamped area of a pooled size goes to the
                           head of n's pool (unless the purge is full), others are set aside;
-                settle    the lazy page counter falls by the whole list, and what was set aside enters the
-                          global space in one go.
+                settle    the lazy page counter falls by the whole list;
+                give back what was set aside enters the global space in one go.
 
 A full purge (an allocation failed, or per-CPU areas found no room) empties all pools and fills none. Ours
 fills none in any purge: its pools hold what the magazines let go, and a purge returns pages to the machine.
@@ -34,7 +34,7 @@ from vmalloc.model.area import NO_NODE, PAGE, Area
 if TYPE_CHECKING:
     from vmalloc.model.allocator import Allocator
 
-Op = Literal["decay", "reclaim", "detach", "fill", "settle"]
+Op = Literal["decay", "reclaim", "detach", "fill", "settle", "give back"]
 COLLECT: tuple[Op, ...] = ("decay", "reclaim", "detach")
 
 
@@ -47,21 +47,25 @@ class Step(NamedTuple):
 
 
 class NodePurge:
-    """Part 3 for one node: `at` areas of the purge list are filled, `aside` is what no pool takes."""
+    """Part 3 for one node: `at` areas of the purge list are filled, `aside` is what no pool takes.
 
-    __slots__ = ("areas", "aside", "at", "node", "pages")
+    `settled` says whether the lazy counter has fallen already.
+    """
+
+    __slots__ = ("areas", "aside", "at", "node", "pages", "settled")
 
     def __init__(self, node: int, areas: list[Area]) -> None:
         self.node = node
         self.areas = areas
         self.at = 0
         self.aside: list[Area] = []
+        self.settled = False
         self.pages = sum(area.size for area in areas) // PAGE
 
     def copy(self) -> NodePurge:
         other = NodePurge.__new__(NodePurge)
         other.node, other.areas, other.at = self.node, self.areas[:], self.at
-        other.aside, other.pages = self.aside[:], self.pages
+        other.aside, other.pages, other.settled = self.aside[:], self.pages, self.settled
         return other
 
     def fill_one(self, allocator: Allocator, largest: int) -> Step:
@@ -88,10 +92,15 @@ class NodePurge:
         self.at = len(self.areas)
 
     def settle(self, allocator: Allocator) -> Step:
-        """Account for the whole list and give back what was set aside."""
+        """Account for the whole list."""
         allocator.lazy_pages -= self.pages
-        allocator.reclaim(self.aside)
+        self.settled = True
         return Step("settle", self.node)
+
+    def give_back(self, allocator: Allocator) -> Step:
+        """Put what was set aside into the space."""
+        allocator.reclaim(self.aside)
+        return Step("give back", self.node)
 
 
 class Purge:
@@ -147,8 +156,10 @@ class Purge:
         part = self.lanes[lane][0]
         if part.at < len(part.areas):
             return part.fill_one(allocator, self._largest(allocator))
+        if not part.settled:
+            return part.settle(allocator)
         self.lanes[lane].popleft()
-        return part.settle(allocator)
+        return part.give_back(allocator)
 
     def run(self, allocator: Allocator) -> None:
         """Do all the steps that are left."""
@@ -157,7 +168,9 @@ class Purge:
         for lane in self.lanes:
             for part in lane:
                 part.fill_all(allocator, self._largest(allocator))
-                part.settle(allocator)
+                if not part.settled:
+                    part.settle(allocator)
+                part.give_back(allocator)
             lane.clear()
 
     def _largest(self, allocator: Allocator) -> int:
@@ -180,7 +193,7 @@ class Purge:
                         if waiting is part.aside:
                             part.aside.remove(area)
                         part.pages -= area.pages
-                        allocator.lazy_pages -= area.pages
+                        allocator.lazy_pages -= 0 if part.settled else area.pages
                         return True
         return False
 

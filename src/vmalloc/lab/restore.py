@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: MIT
+"""Restore: what a recording itself shows to be missing or out of place.
+
+A line can get lost, and two can be swapped. Events are redundant enough to notice, without any model:
+
+* Time. Lines stand in the order of their times; one that is earlier than the one before moves back.
+* The lazy counter. It grows by the pages of each free, which prints it, and falls when a purge settles. A
+  step up that no later print takes back is a lost free of so many pages. Which area it was is told by the
+  next allocation that overlaps a live area of that size.
+* Counts. A purge's event says how many areas it took, and the oldest go first, so each fall of the counter is
+  so many areas. Those that no event tells, then or later, were settled by a purge whose event is lost.
+* A failed allocation is followed by its task's full purge before the task tries that size again.
+
+What is lost comes back as an event with the text RESTORED. Lost allocations leave no such trace before they
+are freed: predict.py finds their place when the model offers what they had taken.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, groupby
+from typing import NamedTuple
+
+from vmalloc.lab.events import ALLOC, FREE, LOST, PURGE, Event
+from vmalloc.model import PAGE, Area
+
+RESTORED = "restored"
+NO_TASK = -1
+NEAR = 64
+"""Events within which the prints of concurrent operations may be out of order."""
+STEADY = 16
+"""Frees over which a step of the lazy counter must last; a shorter one is two prints out of order."""
+RUN = 4
+"""Frees in a row that make a step last."""
+SHARE_MAX = 0.01
+"""A recording that lacks more than this share of its events is used as it is: too much to guess at."""
+
+
+def in_time_order(events: Sequence[Event]) -> tuple[list[Event], int]:
+    """The events with those put back that stand up to NEAR places too late; and how many were moved.
+
+    A longer way back is no swapped line (files were joined): it is left.
+    """
+    ordered: list[Event] = []
+    moved = 0
+    latest = -1
+    for event in events:
+        if event.time_ns >= latest:
+            ordered.append(event)
+            latest = event.time_ns
+            continue
+        place = len(ordered)
+        stop = max(0, place - NEAR)
+        while place > stop and ordered[place - 1].time_ns > event.time_ns:
+            place -= 1
+        if place == stop:
+            ordered.append(event)
+            latest = event.time_ns
+        else:
+            ordered.insert(place, event)
+            moved += 1
+    return ordered, moved
+
+
+class Step(NamedTuple):
+    """The lazy counter changed by `pages` more than the frees say, seen at event `at`."""
+
+    at: int
+    pages: int
+
+
+def restore(
+    events: list[Event], busy: Sequence[Area] = (), lazy: Sequence[Area] | None = None
+) -> tuple[list[Event], Counter[str]]:
+    """The events with what they show to be lost, and how much of each kind that was.
+
+    `busy` and `lazy` are the start state, None if it is not known. Events that are there stay as they are.
+    """
+    if any(event.kind == LOST for event in events):
+        return events, Counter()  # the recorder says so itself: whole pieces are missing
+    frees = _frees(events, {area.start: area.pages for area in busy})
+    steps = _steps(frees, None if lazy is None else sum(area.pages for area in lazy))
+    inserts = _failed_without_purge(events)
+    inserts += _lost_frees(events, frees, [step for step in steps if step.pages > 0], busy)
+    _lost_purges(events, frees, _falls(steps), [area.pages for area in lazy or ()], lazy is not None, inserts)
+    if len(inserts) > max(1, SHARE_MAX * len(events)):
+        return events, Counter()
+    inserts.sort(key=lambda insert: insert[0], reverse=True)
+    restored = list(events)
+    for index, event in inserts:
+        restored.insert(index, event)
+    return restored, Counter(event.kind for _, event in inserts)
+
+
+def unseen_frees(events: Sequence[Event], busy: Sequence[Area]) -> dict[int, int]:
+    """Pages of areas freed without being busy, by the free's event; 0 if nothing tells them."""
+    frees = _frees(events, {area.start: area.pages for area in busy})
+    return {free.at: free.pages for free in frees if not free.seen}
+
+
+class _Free(NamedTuple):
+    """A free: its event, its pages (0: unknown), the counter that it prints, and whether it was busy."""
+
+    at: int
+    pages: int
+    nr_lazy: int
+    seen: bool
+
+
+def _frees(events: Sequence[Event], live: dict[int, int]) -> list[_Free]:
+    """All frees, with their sizes where the allocation was seen, and else as the counter tells."""
+    frees: list[_Free] = []
+    for index, event in enumerate(events):
+        kind = event.kind
+        if kind == ALLOC:
+            if not event.failed:
+                live[event.addr] = event.size // PAGE
+        elif kind == FREE:
+            pages = live.pop(event.addr, 0)
+            frees.append(_Free(index, pages, event.nr_lazy, pages > 0))
+    for at, free in enumerate(frees):
+        if not free.seen and at:
+            frees[at] = free._replace(pages=_told_pages(frees, at))
+    return frees
+
+
+def _told_pages(frees: Sequence[_Free], at: int) -> int:
+    """By how much the counter, less the pages of the frees around, is higher after a free than before it."""
+    level, levels = 0, []
+    for free in frees[max(0, at - STEADY) : at + STEADY]:
+        level += free.pages
+        levels.append(free.nr_lazy - level)
+    middle = min(at, STEADY)
+    before, after = Counter(levels[:middle]), Counter(levels[middle:])
+    step = after.most_common(1)[0][0] - before.most_common(1)[0][0]
+    return step if step > 0 else max(frees[at].nr_lazy - frees[at - 1].nr_lazy, 0)
+
+
+def _steps(frees: Sequence[_Free], lazy_pages: int | None) -> list[Step]:
+    """Where the counter, less the frees' pages, goes to another value and stays there."""
+    if not frees:
+        return []
+    added = accumulate(free.pages for free in frees)
+    levels = [free.nr_lazy - pages for free, pages in zip(frees, added, strict=True)]
+    steps = []
+    level = levels[0] if lazy_pages is None else lazy_pages
+    at = 0
+    while at < len(levels):
+        if levels[at] != level:
+            steady = _steady(levels[at : at + STEADY], level)
+            if steady != level:
+                first = levels.index(steady, at)
+                steps.append(Step(frees[first].at, steady - level))
+                level, at = steady, first
+        at += 1
+    return steps
+
+
+def _steady(levels: Sequence[int], level: int) -> int:
+    """The next value that lasts: the first that comes RUN times in a row, or else most of the time."""
+    for value, run in groupby(levels):
+        if sum(1 for _ in run) >= RUN:
+            return value
+    most, times = Counter(levels).most_common(1)[0]
+    return most if 2 * times >= len(levels) else level
+
+
+def _failed_without_purge(events: Sequence[Event]) -> list[tuple[int, Event]]:
+    """Purges that tasks must have made between two tries of the same failed allocation."""
+    inserts = []
+    failed: dict[int, Event] = {}
+    for index, event in enumerate(events):
+        before = failed.pop(event.pid, None)
+        if event.kind != ALLOC:
+            continue
+        if before is not None and (before.size, before.align) == (event.size, event.align):
+            inserts.append((index, _purge_event(before, 0)))
+        if event.failed:
+            failed[event.pid] = event
+    return inserts
+
+
+def _purge_event(beside: Event, npurged: int) -> Event:
+    """The event of a lost purge, by the task of the event beside it."""
+    return beside._replace(kind=PURGE, addr=0, size=0, failed=0, npurged=npurged, text=RESTORED)
+
+
+def _lost_frees(
+    events: Sequence[Event], frees: Sequence[_Free], steps: list[Step], busy: Sequence[Area]
+) -> list[tuple[int, Event]]:
+    """Frees of areas that were given out again while live, where the counter stepped up by their pages."""
+    inserts = []
+    pages = {free.at: free.pages for free in frees}
+    for step in steps:
+        lost = _given_out_again(events, step, busy)
+        if lost is not None:
+            beside = events[step.at]
+            before = beside.nr_lazy - pages[step.at]  # what the lost line had printed
+            inserts.append((step.at, beside._replace(addr=lost, nr_lazy=before, text=RESTORED)))
+    return inserts
+
+
+def _given_out_again(events: Sequence[Event], step: Step, busy: Sequence[Area]) -> int | None:
+    """Of the live areas of the step's size the first that a later allocation overlaps: its start."""
+    live = {area.start: area.pages for area in busy}
+    for event in events[: step.at]:
+        if event.kind == ALLOC and not event.failed:
+            live[event.addr] = event.size // PAGE
+        elif event.kind == FREE:
+            live.pop(event.addr, None)
+    starts = sorted(start for start, pages in live.items() if pages == step.pages)
+    size = step.pages * PAGE
+    gone: set[int] = set()
+    for event in events[step.at :]:
+        if event.kind == FREE:
+            gone.add(event.addr)
+        elif event.kind == ALLOC and not event.failed:
+            first = bisect_right(starts, event.addr - size)
+            for start in starts[first:]:
+                if start >= event.addr + event.size:
+                    break
+                if start not in gone:
+                    return start
+    return None
+
+
+def _falls(steps: Sequence[Step]) -> list[Step]:
+    """The steps down, without those that take back a step up: a task that was held up before its print."""
+    falls: list[Step] = []
+    ups: list[int] = []
+    for step in steps:
+        if step.pages > 0:
+            ups.append(step.pages)
+        elif -step.pages in ups:
+            ups.remove(-step.pages)
+        else:
+            falls.append(step)
+    return falls
+
+
+def _lost_purges(
+    events: Sequence[Event],
+    frees: list[_Free],
+    falls: list[Step],
+    waiting: list[int],
+    known: bool,
+    inserts: list[tuple[int, Event]],
+) -> None:
+    """Insert purges that the printed ones cannot stand for.
+
+    `waiting` are the pages of the areas lazy at the start. Areas settled and not told yet by an event come
+    back to none after each purge; what never comes back was told by an event that is lost.
+    """
+    cuts = _settled_at(frees, falls, waiting)
+    tolds = _told_at(events, frees, [index for index, _ in cuts])
+    if not known:
+        first = next(iter(tolds), None)
+        cuts = [cut for cut in cuts if first is not None and cut[0] > first]
+        tolds = {index: told for index, told in tolds.items() if index != first}
+    points: list[tuple[int, int]] = []  # event, change of the areas settled and not told; falls come first
+    points += [(index, nr_areas) for index, nr_areas in cuts]
+    points += [(index, -nr_areas) for index, nr_areas in tolds.items()]
+    points.sort(key=lambda point: (point[0], -point[1]))
+    untold = list(accumulate(change for _, change in points))
+    least = untold[-1:]
+    for value in reversed(untold):
+        least.append(min(least[-1], value))
+    least.reverse()  # least[n]: the least of untold[n:]
+    lost, found = 0, []
+    for at, (index, change) in enumerate(points):
+        nr_areas = least[at] - lost
+        if change > 0 and nr_areas > 0 and 2 * nr_areas >= change:
+            lost += nr_areas
+            found.append((index, nr_areas))
+    for index, nr_areas in _joined(found, tolds):
+        _insert_purge(events, index, nr_areas, inserts)
+
+
+def _joined(found: Sequence[tuple[int, int]], tolds: Iterable[int]) -> list[tuple[int, int]]:
+    """Falls with no purge told between them are the nodes of one: helpers settle them at different times."""
+    printed = sorted(tolds)
+    joined: list[tuple[int, int]] = []
+    for index, nr_areas in found:
+        if joined and bisect_left(printed, joined[-1][0]) == bisect_left(printed, index):
+            nr_areas += joined.pop()[1]
+        joined.append((index, nr_areas))
+    return joined
+
+
+def _settled_at(
+    frees: Sequence[_Free], falls: Sequence[Step], waiting: Sequence[int]
+) -> list[tuple[int, int]]:
+    """For each fall: its event, and how many areas it settled; the oldest are settled first."""
+    sums = [0, *accumulate([*waiting, *(free.pages for free in frees)])]
+    place = {free.at: at for at, free in enumerate(frees)}
+    settled, cuts = 0, []
+    for fall in falls:
+        end = place[fall.at] + len(waiting) + 1
+        left = bisect_left(sums, sums[end] - frees[place[fall.at]].nr_lazy)
+        if left > settled:
+            cuts.append((fall.at, left - settled))
+            settled = left
+    return cuts
+
+
+def _told_at(events: Sequence[Event], frees: Sequence[_Free], cuts: Sequence[int]) -> dict[int, int]:
+    """Areas told by purges, by the event that shows them settled: a fall nearby, or the first free after."""
+    indices = [free.at for free in frees]
+    told: dict[int, int] = {}
+    for index, event in enumerate(events):
+        if event.kind == PURGE and event.npurged:
+            cut = bisect_right(cuts, index)
+            at = bisect_right(indices, index)
+            if cut < len(cuts) and cuts[cut] - index <= NEAR:
+                shown = cuts[cut]
+            elif at < len(indices):
+                shown = indices[at]
+            else:
+                continue
+            told[shown] = told.get(shown, 0) + event.npurged
+    return told
+
+
+def _insert_purge(
+    events: Sequence[Event], index: int, nr_areas: int, inserts: list[tuple[int, Event]]
+) -> None:
+    """A purge of so many areas before event `index`; one that a failed allocation has proved is the same."""
+    for at, (where, event) in enumerate(inserts):
+        if event.kind == PURGE and not event.npurged and where <= index:
+            inserts[at] = where, event._replace(npurged=nr_areas)
+            return
+    drain = events[index]._replace(pid=NO_TASK, comm="kworker")
+    inserts.append((index, _purge_event(drain, nr_areas)))

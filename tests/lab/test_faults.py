@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: MIT
+"""One line of a recording is lost, or stands after its neighbour: the prediction finds its way back."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from pathlib import Path
+
+import pytest
+from tests.lab.trace_samples import DATA
+
+from vmalloc.lab.events import ALLOC, FREE, PURGE, Event
+from vmalloc.lab.replay import Recording, between_marks, most_used_window, predict
+from vmalloc.lab.restore import RESTORED, in_time_order, restore
+from vmalloc.lab.state import State, read_state
+from vmalloc.lab.trace import read_events
+from vmalloc.model import KERNEL_PRESETS
+
+SHORTEST = ["pcpu_1t", "vm_map_ram_1t", "l1_admin"]
+OTHERS = [
+    "random_size_1t", "fix_align_1t", "align_shift_1t", "random_size", "kvfree_rcu_1", "fix_size",
+    "long_busy", "mix_smp1", "mix_smp8", "l8_consist",
+]  # fmt: skip
+MEDIAN_MAX, COST_MAX = 10, 50
+
+
+class Faulty:
+    """A recording of which one line can be lost or swapped, and what that costs in misses."""
+
+    def __init__(self, name: str, with_state: bool) -> None:
+        folder = DATA / ("live" if name.startswith("l") and name[1].isdigit() else "guest")
+        raw = list(read_events(folder / f"{name}.trace.xz"))
+        self.events = between_marks(raw)
+        self.design = KERNEL_PRESETS["linux-6.16" if folder.name == "live" else "linux-6.9"]
+        self.state: State | None = read_state(folder / f"{name}.state0.xz") if with_state else None
+        self.cpus = self.state.nr_nodes if self.state else max(event.cpu for event in raw) + 1
+        self.clean = self.misses(self.events)
+
+    def recording(self, events: list[Event]) -> Recording:
+        window = most_used_window(self.events)
+        return Recording(events, window, self.cpus, self.state, complete=self.state is not None)
+
+    def misses(self, events: list[Event]) -> int:
+        return predict(self.recording(events), self.design).prediction.misses.total()
+
+    def cost(self, at: int, fault: str) -> int:
+        events = list(self.events)
+        if fault == "lost":
+            del events[at]
+        else:
+            events[at : at + 2] = reversed(events[at : at + 2])
+        return self.misses(events) - self.clean
+
+    def costs(self, count: int | None = None, seed: int = 1) -> list[int]:
+        every = range(len(self.events) - 1)
+        lines = every if count is None else random.Random(seed).sample(every, count)
+        return [self.cost(at, fault) for at in lines for fault in ("lost", "swapped")]
+
+
+def check(costs: list[int]) -> None:
+    assert statistics.median(costs) <= MEDIAN_MAX
+    assert max(costs) <= COST_MAX
+
+
+def guest_events(name: str) -> list[Event]:
+    return between_marks(list(read_events(DATA / "guest" / f"{name}.trace.xz")))
+
+
+@pytest.mark.parametrize("with_state", [True, False])
+@pytest.mark.parametrize(
+    ("name", "count"), [("pcpu_1t", 60), ("vm_map_ram_1t", 40), ("random_size_1t", 6), ("random_size", 4)]
+)
+def test_one_fault_costs_few_misses(name, count, with_state):
+    check(Faulty(name, with_state).costs(count))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("with_state", [True, False])
+@pytest.mark.parametrize("name", SHORTEST)
+def test_a_fault_in_any_line_of_a_short_recording_costs_few_misses(name, with_state):
+    if with_state and name.startswith("l1"):
+        pytest.skip("a live recording has no complete start state")
+    check(Faulty(name, with_state).costs())
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("with_state", [True, False])
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_fault_in_drawn_lines_of_a_long_recording_costs_few_misses(name, with_state):
+    if with_state and name.startswith("l8"):
+        pytest.skip("a live recording has no complete start state")
+    check(Faulty(name, with_state).costs(200))
+
+
+@pytest.mark.parametrize("at", [10205, 214, 614])
+def test_a_lost_allocation_is_found_at_its_free_or_where_the_model_offers_what_it_took(at):
+    assert Faulty("random_size_1t", True).cost(at, "lost") <= 1
+
+
+def test_nothing_is_restored_in_a_recording_that_lacks_nothing():
+    folder: Path = DATA / "guest"
+    for trace in sorted(folder.glob("*.trace.xz")):
+        events = between_marks(list(read_events(trace)))
+        state = read_state(Path(str(trace).replace(".trace.xz", ".state0.xz")))
+        lazy = [area for _, area in state.lazy]
+        for start in ((state.busy, lazy), ((), None)):
+            assert restore(events, *start) == (events, {}), trace.name
+
+
+def test_a_lost_purge_comes_back_with_its_count():
+    events = guest_events("random_size_1t")
+    purges = [at for at, event in enumerate(events) if event.kind == PURGE and event.npurged > 1]
+    for at in purges[1:6]:
+        restored, counts = restore(events[:at] + events[at + 1 :])
+        assert counts == {PURGE: 1}
+        found = next(index for index, event in enumerate(restored) if event.text == RESTORED)
+        assert restored[found].npurged == events[at].npurged
+        assert abs(found - at) <= 2
+
+
+def test_a_lost_free_comes_back_when_its_range_is_given_out_again():
+    events = guest_events("fix_align_1t")
+    again = {event.addr for event in events[9000:] if event.kind == ALLOC}
+    at = next(at for at, e in enumerate(events) if at > 4000 and e.kind == FREE and e.addr in again)
+    restored, counts = restore(events[:at] + events[at + 1 :])
+    assert counts == {FREE: 1}
+    found = next(event for event in restored if event.text == RESTORED)
+    assert (found.addr, found.nr_lazy) == (events[at].addr, events[at].nr_lazy)
+
+
+def test_swapped_lines_are_put_back_by_their_times_and_joined_files_are_left():
+    events = guest_events("vm_map_ram_1t")
+    swapped = [*events[:50], events[51], events[50], *events[52:]]
+    assert in_time_order(swapped) == (events, 1)
+    joined = events + events
+    assert in_time_order(joined) == (joined, 0)
