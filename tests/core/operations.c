@@ -106,6 +106,7 @@ const operation operations[] = {
     {"send in a mess", .before = leave_a_mess, .setup = hold_two, .run = lease_held, .flags = ALONE},
     {"names in a mess", .before = leave_a_mess, .setup = hold_two, .run = name_held, .flags = ALONE},
     {"pools in use by the dead", .before = leave_pools_in_use, .run = take_and_free_many, .flags = LLIST | ALONE},
+    {"pools pushed to by the dead", .before = leave_pushes_half_done, .run = shrink_and_take, .flags = TAGGED | ALONE},
     {"space locked by the dead", .before = die_with_the_space_lock, .run = take_and_free_many, .flags = ALONE},
     {"scan with a range in motion", .before = set_in_motion, .run = recover, .after = come_to_rest, .flags = ALONE},
     {"drained by the dead", .setup = drain_myself, .run = take_and_free_many, .flags = ALONE},

@@ -88,6 +88,23 @@ void leave_pools_in_use(stage *s)
         for (int i = 0; i < 4; i++)
             s->r->map.nodes[n].pool[i].in_use = dead_token(s);
 }
+void leave_pushes_half_done(stage *s) /* the first of a pool and the third: linked, and never made POOLED */
+{
+    uint64_t page[3];
+    vm_thread *t = vm__thread(s->r);
+    for (int i = 0; i < 3; i++) {
+        page[i] = take(s->r, 3).page;
+        s->r->map.heads[page[i]].word = vm__moving(t, 3);
+    }
+    CHECK_EQ(s->r->design->kept->give(t, &s->r->map.nodes[0], 3, 3, page), 3);
+    for (int i = 0; i < 3; i += 2)
+        s->r->map.heads[page[i]].word = vm__word(VM_MOVING, VM_WORD_DIRTY, 3, s->r->map.nr_threads - 1, 0x3ff0);
+}
+void shrink_and_take(stage *s)
+{
+    shrink(s);
+    take_and_free_many(s);
+}
 void set_in_motion(stage *s) /* we are alive, between a word and a list */
 {
     s->r->map.heads[s->gift[1].page].word = vm__thread(s->r)->moving | 2ull << VM_WORD_LEN_SHIFT;
