@@ -15,6 +15,7 @@ BASE_PARTS = ("fault.h", "layout.h")
 #: system header -> the files that may include it; all others are the C language's own
 KERNEL_HEADERS = {
     "dirent.h": {"base/descriptor.c"},
+    "dlfcn.h": {"base/rseq.c"},
     "fcntl.h": {"base/system.c", "base/descriptor.c", "store/pages.c", "store/headroom.c"},
     "linux/futex.h": {"base/system.c"},
     "linux/membarrier.h": {"base/system.c"},
