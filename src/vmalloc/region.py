@@ -21,7 +21,7 @@ from vmalloc.errors import OutOfPages, RegionCorrupt, RegionUnavailable, Vmalloc
 from vmalloc.facts import NODES_MAX, POOLS, POOLS_DEFAULT, PROCESSES_MAX, SMALLEST_DEFAULT_BYTES
 from vmalloc.limits import room_for_a_region
 from vmalloc.prefault import HUGE, huge_text, prefault
-from vmalloc.stats import PRESSURE_SOURCES, PRESSURES, Holder, Range, Stats
+from vmalloc.stats import PER_CPU, PRESSURE_SOURCES, PRESSURES, Holder, Range, Stats
 
 stand_in.nr_made()  # imported here: when a load fails there may be no descriptor left to import it by
 
@@ -196,6 +196,7 @@ class RegionBase(CoreRegion):
         told["pressure"] = PRESSURES[min(told["pressure"], len(PRESSURES) - 1)]
         asked = told["pressure_sources"]
         told["pressure_sources"] = tuple(name for i, name in enumerate(PRESSURE_SOURCES) if asked >> i & 1)
+        told["per_cpu"] = PER_CPU[told["per_cpu"]]
         info = self._info()
         return Stats(page_size=info["granule"], huge=huge_text(info), **told)
 

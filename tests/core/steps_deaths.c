@@ -224,6 +224,10 @@ void damage(stage *s)
     r->map.h->next_id = VM_ID_BLOCK;
     for (uint32_t n = 1; n <= 3; n++) /* what this one keeps is in no magazine now */
         vm__thread(r)->magazine[n].header &= ~0xffull;
+    for (uint32_t cpu = 0; cpu < r->map.nr_cpus; cpu++) {
+        r->map.cpus[cpu].used[0] |= 1;
+        r->map.cpus[cpu].slab[0].count = VM_SLAB_CAP + 1;
+    }
     r->map.h->corrupt = 1;
 }
 void repair(stage *s) { CHECK(vm_repair(s->r, NULL, NULL) >= 0); }
