@@ -56,6 +56,15 @@ pytestmark = pytest.mark.skipif(not _core._hold_clock(0), reason="seconds pass i
 
 
 @pytest.fixture(autouse=True)
+def one_cpu() -> Iterator[None]:
+    """The model of a process on one CPU: `percpu` keeps what each CPU freed."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    yield
+    os.sched_setaffinity(0, before)
+
+
+@pytest.fixture(autouse=True)
 def clock() -> Iterator[None]:
     """Time stands still but for what a history lets pass."""
     yield
@@ -209,6 +218,7 @@ def model_state(model: CachingAllocator) -> State:
     sizes = [ranges for kept in model.magazines.values() for ranges in kept.sizes.values()]
     found |= {(a.start, a.end, "cached") for ranges in sizes for a in ranges}
     found |= {(a.start, a.end, "pooled") for n in model.nodes for p in n.pools.values() for a in p.areas}
+    found |= {(a.start, a.end, "pooled") for slab in model.slabs.values() for a in slab.areas.values()}
     found |= {(a.start, a.end, "lazy") for n in model.nodes for a in n.lazy.areas.values()}
     found |= {(a.start, a.end, "lazy") for a in model.warm}
     return {(start - BASE) // PAGE: ((end - start) // PAGE, state) for start, end, state in found}

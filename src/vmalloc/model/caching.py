@@ -14,7 +14,8 @@ kernel must keep freed addresses apart until a flush of translation caches. So a
 purges fill no pools, and the threshold grows with use (docs/decisions/0013). Every number is in
 vmalloc/facts.py, which the core is built from too.
 
-The pool designs `off`, `locked` and `llist` are the same without magazines, `off` without pools as well.
+The pool designs `off`, `locked`, `llist` and `tagged` are the same without magazines, `off` without pools as well;
+`percpu` has in their place one slab (slab.py) for each CPU and size.
 There is one kind of range here, so areas carry no stamp, and what is lazy waits at the node of the CPU that
 freed it until the warm store (warm.py) sorts it. Ages are taken from `now_s`: whoever wants time to pass sets
 it. Not here: threads without a slot, drains that find a neighbour at work, recovery.
@@ -59,6 +60,7 @@ from vmalloc.model.node import Node
 from vmalloc.model.pool import Pool
 from vmalloc.model.purge import Purge
 from vmalloc.model.shrink import shrink_count
+from vmalloc.model.slab import Slab, slab_refill
 from vmalloc.model.warm import Warm
 
 MEMORY_BYTES = 1 << 40
@@ -127,6 +129,7 @@ class CachingAllocator(Allocator):
         "dirty_pages",
         "has_magazines",
         "has_pools",
+        "has_slabs",
         "is_keeping",
         "lazy_pages_fixed",
         "magazines",
@@ -134,6 +137,7 @@ class CachingAllocator(Allocator):
         "now_s",
         "nr_punched_steps",
         "nr_steps",
+        "slabs",
         "tight_s",
         "used_pages",
         "used_peak_pages",
@@ -156,6 +160,8 @@ class CachingAllocator(Allocator):
         self.design = design
         self.has_magazines = design.row.magazines
         self.has_pools = bool(design.row.pools)
+        self.has_slabs = design.row.pools == "percpu"
+        self.slabs: dict[tuple[int, int], Slab] = {}  # by CPU and size
         self.memory_bytes = memory_bytes
         self.lazy_pages_fixed = lazy_pages_fixed
         self.magazines: dict[int, Magazines] = {}
@@ -174,6 +180,7 @@ class CachingAllocator(Allocator):
         """An independent copy, to try something on."""
         other = super().copy()
         other.magazines = {thread: kept.copy() for thread, kept in self.magazines.items()}
+        other.slabs = {key: slab.copy() for key, slab in self.slabs.items()}
         other.warm = self.warm.copy()
         other.clean, other.dirty = self.clean.copy(), self.dirty.copy()
         return other
@@ -257,8 +264,12 @@ class CachingAllocator(Allocator):
     def _from_pool(self, pages: int, align: int, cpu: int, kept: Magazines | None) -> Area | None:
         """The head of the first pool that has an aligned one: this CPU's node's, then the next nodes'.
 
-        Magazines that missed take a batch along.
+        Magazines that missed take a batch along, and so does the CPU's slab, which is asked first.
         """
+        slab = self.slabs.get((cpu, pages))
+        area = slab.take(align) if slab is not None else None
+        if area is not None:
+            return area
         nodes, nr_nodes = self.nodes, self.nr_nodes
         for offset in range(nr_nodes):
             pool = nodes[(cpu + offset) % nr_nodes].pools.get(pages)
@@ -268,6 +279,8 @@ class CachingAllocator(Allocator):
             if area is not None:
                 if kept is not None:
                     self._refill(kept, pool, pages, align, cpu)
+                elif self.has_slabs and align <= PAGE:
+                    self._refill_slab(pool, pages, cpu)
                 return area
         return None
 
@@ -345,6 +358,11 @@ class CachingAllocator(Allocator):
             kept.grow(pages)
         self._to_pool(kept.fill(batch), cpu)
 
+    def _refill_slab(self, pool: Pool, pages: int, cpu: int) -> None:
+        """Move the rest of a batch into the CPU's slab, the pool's head on top again."""
+        batch = [pool.areas.pop() for _ in range(min(slab_refill(pages) - 1, len(pool.areas)))]
+        self._to_pool(reversed(batch), cpu)
+
     def _magazines(self, cpu: int, thread: int | None) -> Magazines:
         """The magazines of a thread, by default of the CPU's."""
         owner = cpu if thread is None else thread
@@ -381,6 +399,15 @@ class CachingAllocator(Allocator):
         return area
 
     def _to_pool(self, areas: Iterable[Area], cpu: int) -> None:
+        """Give ranges to this CPU's slab, if there are slabs, else to the pool of its node."""
+        for area in areas:
+            if self.has_slabs:
+                slab = self.slabs.setdefault((cpu, area.pages), Slab())
+                self._to_node(slab.put(area), cpu)
+            else:
+                self._to_node((area,), cpu)
+
+    def _to_node(self, areas: Iterable[Area], cpu: int) -> None:
         """Give ranges to the pool of this CPU's node; above its cap they become lazy."""
         node = self.nodes[cpu % self.nr_nodes]
         for area in areas:
@@ -435,7 +462,11 @@ class CachingAllocator(Allocator):
 
     def decay_pools(self, node: Node, full: bool) -> list[Area]:
         """Cut the cold end of every pool: those added first."""
-        return cut_pools(node, None if full else self.design.decay_quota, hot=False)
+        cut = cut_pools(node, None if full else self.design.decay_quota, hot=False)
+        for (cpu, _), slab in self.slabs.items():
+            if cpu % self.nr_nodes == node.id:
+                cut += slab.cut(100 if full else DECAY_PERCENT)
+        return cut
 
     def take_lazy(self, n: int) -> list[Area]:
         """Detach node n's lazy ranges, in address order; what is sorted goes with the last node's."""
@@ -472,7 +503,7 @@ class CachingAllocator(Allocator):
     @property
     def nr_ranges(self) -> int:
         """How many ranges there are, free or not, but for those that are lazy."""
-        pools = sum(node.pooled for node in self.nodes)
+        pools = sum(node.pooled for node in self.nodes) + sum(map(len, self.slabs.values()))
         return len(self.space) + len(self.busy.areas) + pools + sum(map(len, self.magazines.values()))
 
     def drain_magazines(self) -> int:
@@ -484,5 +515,5 @@ class CachingAllocator(Allocator):
 
     def shrink(self) -> int:
         """Give everything ready and everything lazy back to the space; returns the ranges moved."""
-        moved = self.drain_magazines() + shrink_count(self)
+        moved = self.drain_magazines() + shrink_count(self) + sum(map(len, self.slabs.values()))
         return moved + self.purge(full=True).nr_purged
