@@ -226,7 +226,8 @@ typedef struct vm_slab {
 _Static_assert(sizeof(vm_slab) == 256, "region format");
 
 typedef struct vm_cpu {
-    _Alignas(64) uint64_t used[VM_POOL_PAGES_MAX / 64]; /* which slabs were ever put to: a look at the rest costs pages */
+    _Alignas(
+        64) uint64_t used[VM_POOL_PAGES_MAX / 64]; /* which slabs were ever put to: a look at the rest costs pages */
     uint64_t pad[4];
     vm_slab slab[VM_POOL_PAGES_MAX]; /* by size */
 } vm_cpu;

@@ -17,15 +17,14 @@
 
 enum { CPU_ID = 4, SEQUENCE = 8 }; /* where in the area the kernel says, and is told */
 
-static pthread_once_t once = PTHREAD_ONCE_INIT;
 static ptrdiff_t area_offset; /* from the thread pointer; 0: this process has no areas */
 
-static void look_up(void)
+__attribute__((constructor)) static void look_up(void)
 {
     const ptrdiff_t *offset = dlsym(RTLD_DEFAULT, "__rseq_offset");
     const unsigned *size = dlsym(RTLD_DEFAULT, "__rseq_size");
     if (offset && size && *size)
-        __atomic_store_n(&area_offset, *offset, __ATOMIC_RELAXED);
+        area_offset = *offset;
 }
 
 #if defined(__x86_64__)
@@ -37,38 +36,38 @@ static uint8_t *area_of_thread(ptrdiff_t offset)
     return thread + offset;
 }
 
-#define BEGIN                                       \
-    ".pushsection __rseq_cs, \"aw\"\n"              \
-    ".balign 32\n"                                  \
-    "9: .long 0, 0\n"                               \
-    ".quad 1f, 2f - 1f, 4f\n"                       \
-    ".popsection\n"                                 \
-    ".pushsection __rseq_failure, \"ax\"\n"         \
-    ".byte 0x0f, 0xb9, 0x3d\n.long 0x53053053\n"    \
-    "4: movl %[moved], %[how]\n"                    \
-    "jmp 3f\n"                                      \
-    ".popsection\n"                                 \
-    "leaq 9b(%%rip), %[n]\n"                        \
-    "movq %[n], %c[sequence](%[area])\n"            \
-    "movl %[moved], %[how]\n"                       \
-    "1: cmpl %[cpu], %c[cpu_id](%[area])\n"         \
-    "jne 3f\n"                                      \
-    "movl (%[slab]), %k[n]\n"                       \
+#define BEGIN                                    \
+    ".pushsection __rseq_cs, \"aw\"\n"           \
+    ".balign 32\n"                               \
+    "9: .long 0, 0\n"                            \
+    ".quad 1f, 2f - 1f, 4f\n"                    \
+    ".popsection\n"                              \
+    ".pushsection __rseq_failure, \"ax\"\n"      \
+    ".byte 0x0f, 0xb9, 0x3d\n.long 0x53053053\n" \
+    "4: movl %[moved], %[how]\n"                 \
+    "jmp 3f\n"                                   \
+    ".popsection\n"                              \
+    "leaq 9b(%%rip), %[n]\n"                     \
+    "movq %[n], %c[sequence](%[area])\n"         \
+    "movl %[moved], %[how]\n"                    \
+    "1: cmpl %[cpu], %c[cpu_id](%[area])\n"      \
+    "jne 3f\n"                                   \
+    "movl (%[slab]), %k[n]\n"                    \
     "movl %[refused], %[how]\n"
-#define COMMIT                                      \
-    "movl %k[n], (%[slab])\n"                       \
-    "2: movl %[done], %[how]\n"                     \
+#define COMMIT                  \
+    "movl %k[n], (%[slab])\n"   \
+    "2: movl %[done], %[how]\n" \
     "3:\n"
-#define POP                                         \
-    BEGIN "decl %k[n]\n"                            \
-    "cmpl %[cap], %k[n]\n"                          \
-    "jae 3f\n"                                      \
-    "movl %c[pages](%[slab], %[n], 4), %[page]\n" COMMIT
-#define PUSH                                        \
-    BEGIN "cmpl %[cap], %k[n]\n"                    \
-    "jae 3f\n"                                      \
-    "movl %[page], %c[pages](%[slab], %[n], 4)\n"   \
-    "incl %k[n]\n" COMMIT
+#define POP                      \
+    BEGIN "decl %k[n]\n"         \
+          "cmpl %[cap], %k[n]\n" \
+          "jae 3f\n"             \
+          "movl %c[pages](%[slab], %[n], 4), %[page]\n" COMMIT
+#define PUSH                                            \
+    BEGIN "cmpl %[cap], %k[n]\n"                        \
+          "jae 3f\n"                                    \
+          "movl %[page], %c[pages](%[slab], %[n], 4)\n" \
+          "incl %k[n]\n" COMMIT
 
 #elif defined(__aarch64__)
 
@@ -79,56 +78,51 @@ static uint8_t *area_of_thread(ptrdiff_t offset)
     return thread + offset;
 }
 
-#define BEGIN                                       \
-    ".pushsection __rseq_cs, \"aw\"\n"              \
-    ".balign 32\n"                                  \
-    "9: .long 0, 0\n"                               \
-    ".quad 1f, 2f - 1f, 4f\n"                       \
-    ".popsection\n"                                 \
-    "b 5f\n"                                        \
-    ".inst 0xd428bc00\n"                            \
-    "4: mov %w[how], %[moved]\n"                    \
-    "b 3f\n"                                        \
-    "5: adrp %[n], 9b\n"                            \
-    "add %[n], %[n], :lo12:9b\n"                    \
-    "str %[n], [%[area], %[sequence]]\n"            \
-    "mov %w[how], %[moved]\n"                       \
-    "1: ldr %w[n], [%[area], %[cpu_id]]\n"          \
-    "cmp %w[n], %w[cpu]\n"                          \
-    "b.ne 3f\n"                                     \
-    "ldr %w[n], [%[slab]]\n"                        \
+#define BEGIN                              \
+    ".pushsection __rseq_cs, \"aw\"\n"     \
+    ".balign 32\n"                         \
+    "9: .long 0, 0\n"                      \
+    ".quad 1f, 2f - 1f, 4f\n"              \
+    ".popsection\n"                        \
+    "b 5f\n"                               \
+    ".inst 0xd428bc00\n"                   \
+    "4: mov %w[how], %[moved]\n"           \
+    "b 3f\n"                               \
+    "5: adrp %[n], 9b\n"                   \
+    "add %[n], %[n], :lo12:9b\n"           \
+    "str %[n], [%[area], %[sequence]]\n"   \
+    "mov %w[how], %[moved]\n"              \
+    "1: ldr %w[n], [%[area], %[cpu_id]]\n" \
+    "cmp %w[n], %w[cpu]\n"                 \
+    "b.ne 3f\n"                            \
+    "ldr %w[n], [%[slab]]\n"               \
     "mov %w[how], %[refused]\n"
-#define COMMIT                                      \
-    "str %w[n], [%[slab]]\n"                        \
-    "2: mov %w[how], %[done]\n"                     \
+#define COMMIT                  \
+    "str %w[n], [%[slab]]\n"    \
+    "2: mov %w[how], %[done]\n" \
     "3:\n"
-#define POP                                         \
-    BEGIN "sub %w[n], %w[n], #1\n"                  \
-    "cmp %w[n], %w[cap]\n"                          \
-    "b.hs 3f\n"                                     \
-    "add %[at], %[slab], %[pages]\n"                \
-    "ldr %w[page], [%[at], %w[n], uxtw #2]\n" COMMIT
+#define POP                                \
+    BEGIN "sub %w[n], %w[n], #1\n"         \
+          "cmp %w[n], %w[cap]\n"           \
+          "b.hs 3f\n"                      \
+          "add %[at], %[slab], %[pages]\n" \
+          "ldr %w[page], [%[at], %w[n], uxtw #2]\n" COMMIT
 #define PUSH                                        \
     BEGIN "cmp %w[n], %w[cap]\n"                    \
-    "b.hs 3f\n"                                     \
-    "add %[at], %[slab], %[pages]\n"                \
-    "str %w[page], [%[at], %w[n], uxtw #2]\n"       \
-    "add %w[n], %w[n], #1\n" COMMIT
+          "b.hs 3f\n"                               \
+          "add %[at], %[slab], %[pages]\n"          \
+          "str %w[page], [%[at], %w[n], uxtw #2]\n" \
+          "add %w[n], %w[n], #1\n" COMMIT
 
 #endif
 
 #ifdef BEGIN
 
-#define NUMBERS                                                                                       \
-    [cpu_id] "i"(CPU_ID), [sequence] "i"(SEQUENCE), [pages] "i"(offsetof(vm_slab, page)),             \
+#define NUMBERS                                                                           \
+    [cpu_id] "i"(CPU_ID), [sequence] "i"(SEQUENCE), [pages] "i"(offsetof(vm_slab, page)), \
         [done] "i"(VM_SEQUENCE_DONE), [refused] "i"(VM_SEQUENCE_REFUSED), [moved] "i"(VM_SEQUENCE_MOVED)
 
-static uint8_t *my_area(void)
-{
-    pthread_once(&once, look_up);
-    ptrdiff_t offset = __atomic_load_n(&area_offset, __ATOMIC_RELAXED);
-    return offset ? area_of_thread(offset) : NULL;
-}
+static uint8_t *my_area(void) { return area_offset ? area_of_thread(area_offset) : NULL; }
 
 int32_t vm__sequence_cpu(void)
 {

@@ -14,6 +14,8 @@
 typedef struct vm_pools_kept {
     /* One that this CPU keeps for itself, in front of all nodes; NULL: nothing is kept so. */
     uint32_t (*take_here)(vm_thread *, uint64_t nr_pages, uint64_t align_pages, uint64_t *pages);
+    /* Keep one so; its word is this process's BUSY or MOVING(t). False: not, and its word is MOVING(t). */
+    bool (*put_here)(vm_thread *, uint64_t nr_pages, uint64_t page);
     /* Ready ranges of exactly nr_pages: up to `max` of them into pages[], their words MOVING(t).
      * Returns how many. */
     uint32_t (*take)(vm_thread *, vm_node *, uint64_t nr_pages, uint64_t align_pages, uint32_t max, uint64_t *pages);
@@ -23,7 +25,8 @@ typedef struct vm_pools_kept {
     int (*decay)(vm_thread *, vm_node *, const uint32_t *quota, unsigned flags, vm_batch *out);
     /* A watch turns (mend/decay.c): what this design notes itself of the fewest; NULL: `low` of the nodes is all. */
     void (*turn)(vm_region *, uint32_t node);
-    uint64_t (*pages_here)(const vm_region *, uint32_t node); /* by counters: what no pool of the node counts; or NULL */
+    uint64_t (*pages_here)(const vm_region *,
+                           uint32_t node); /* by counters: what no pool of the node counts; or NULL */
     /* Around a mending scan of the words: before it keep takers out, after it take what is still listed, so that
      * afterwards no list holds a range the scan collected. [purge_lock] */
     int (*before_scan)(vm_thread *, vm_node *, unsigned flags);

@@ -24,7 +24,9 @@ extern const vm_pools_kept vm__pools_locked;
 static uint32_t slab_cap(uint64_t nr_pages)
 {
     uint64_t cap = VM_SLAB_CAP_PAGES / nr_pages;
-    return cap < VM_SLAB_CAP_MIN ? (uint32_t)VM_SLAB_CAP_MIN : cap > VM_SLAB_CAP ? (uint32_t)VM_SLAB_CAP : (uint32_t)cap;
+    return cap < VM_SLAB_CAP_MIN ? (uint32_t)VM_SLAB_CAP_MIN
+           : cap > VM_SLAB_CAP   ? (uint32_t)VM_SLAB_CAP
+                                 : (uint32_t)cap;
 }
 
 static vm_word ready(uint32_t cpu, uint64_t nr_pages)
@@ -117,8 +119,8 @@ static void note_used(vm_region *r, uint32_t cpu, uint64_t nr_pages)
         VM_OR(used, 1ull << k % 64);
 }
 
-/* Into this CPU's slab. False: it is MOVING(t) still. */
-static bool put_here(vm_thread *t, vm_node *n, uint64_t nr_pages, uint64_t page)
+/* Into this CPU's slab. False: its word is as it was, or MOVING(t). */
+static bool put(vm_thread *t, vm_node *n, uint64_t nr_pages, uint64_t page)
 {
     vm_region *r = t->region;
     uint32_t cpu, cap = slab_cap(nr_pages);
@@ -136,10 +138,19 @@ static bool put_here(vm_thread *t, vm_node *n, uint64_t nr_pages, uint64_t page)
     return false;
 }
 
+static bool put_here(vm_thread *t, uint64_t nr_pages, uint64_t page)
+{
+    vm_region *r = t->region;
+    if (put(t, &r->map.nodes[vm__node_here(r)], nr_pages, page))
+        return true;
+    VM_STORE(&r->map.heads[page].word, vm__moving(t, nr_pages));
+    return false;
+}
+
 static uint32_t give(vm_thread *t, vm_node *n, uint64_t nr_pages, uint32_t count, const uint64_t *pages)
 {
     uint32_t kept = 0;
-    while (kept < count && put_here(t, n, nr_pages, pages[kept]))
+    while (kept < count && put(t, n, nr_pages, pages[kept]))
         kept++;
     return kept == count ? kept : kept + vm__pools_locked.give(t, n, nr_pages, count - kept, pages + kept);
 }
@@ -151,10 +162,10 @@ static uint32_t take(vm_thread *t, vm_node *n, uint64_t nr_pages, uint64_t align
     uint32_t cpu, want = slab_cap(nr_pages) / 2;
     if (max > 1 || align_pages > 1 || !here(t->region, &cpu))
         return vm__pools_locked.take(t, n, nr_pages, align_pages, max, pages);
-    uint32_t got = vm__pools_locked.take(t, n, nr_pages, 1, want < VM_MAGAZINE_REFILL_MAX ? want : VM_MAGAZINE_REFILL_MAX,
-                                         batch);
+    uint32_t got =
+        vm__pools_locked.take(t, n, nr_pages, 1, want < VM_MAGAZINE_REFILL_MAX ? want : VM_MAGAZINE_REFILL_MAX, batch);
     for (uint32_t i = got; i-- > 1;) /* the newest on top again */
-        if (!put_here(t, n, nr_pages, batch[i]))
+        if (!put(t, n, nr_pages, batch[i]))
             give_behind(t, n, nr_pages, 1, &batch[i]);
     if (got)
         pages[0] = batch[0];
@@ -163,10 +174,10 @@ static uint32_t take(vm_thread *t, vm_node *n, uint64_t nr_pages, uint64_t align
 
 /* ---- by words, from anywhere ---- */
 
-#define FOR_EACH_SLAB(r, node, cpu, k, s)                                                  \
-    for (uint32_t cpu = (node); cpu < (r)->map.nr_cpus; cpu += (r)->map.nr_nodes)          \
-        for (uint32_t k = 0; k < VM_POOL_PAGES_MAX; k++)                                   \
-            if (VM_RELAXED(&(r)->map.cpus[cpu].used[k / 64]) & 1ull << k % 64)             \
+#define FOR_EACH_SLAB(r, node, cpu, k, s)                                         \
+    for (uint32_t cpu = (node); cpu < (r)->map.nr_cpus; cpu += (r)->map.nr_nodes) \
+        for (uint32_t k = 0; k < VM_POOL_PAGES_MAX; k++)                          \
+            if (VM_RELAXED(&(r)->map.cpus[cpu].used[k / 64]) & 1ull << k % 64)    \
                 for (vm_slab *s = &(r)->map.cpus[cpu].slab[k]; s; s = NULL)
 
 static uint32_t count_of(const vm_slab *s)
@@ -195,7 +206,8 @@ static int decay(vm_thread *t, vm_node *n, const uint32_t *quota, unsigned flags
     vm_region *r = t->region;
     int rc = vm__pools_locked.decay(t, n, quota, flags, out);
     bool is_all = quota == vm__decay_all, only_idle = quota && !is_all;
-    FOR_EACH_SLAB (r, vm__node_index(r, n), cpu, k, s) {
+    FOR_EACH_SLAB(r, vm__node_index(r, n), cpu, k, s)
+    {
         uint32_t end = count_of(s), low = VM_RELAXED(&s->low), idle = VM_RELAXED(&s->idle);
         idle = idle < low ? idle : low;
         end = only_idle && idle < end ? idle : end;
@@ -214,7 +226,8 @@ static int decay(vm_thread *t, vm_node *n, const uint32_t *quota, unsigned flags
 
 static void turn(vm_region *r, uint32_t node)
 {
-    FOR_EACH_SLAB (r, node, cpu, k, s) {
+    FOR_EACH_SLAB(r, node, cpu, k, s)
+    {
         uint32_t low = VM_RELAXED(&s->low), count = count_of(s);
         if (VM_RELAXED(&s->idle) != low)
             VM_PUT(&s->idle, low);
@@ -226,15 +239,16 @@ static void turn(vm_region *r, uint32_t node)
 static uint64_t pages_here(const vm_region *r, uint32_t node)
 {
     uint64_t pages = 0;
-    FOR_EACH_SLAB (r, node, cpu, k, s)
-        pages += (uint64_t)count_of(s) * (k + 1);
+    FOR_EACH_SLAB(r, node, cpu, k, s)
+    pages += (uint64_t)count_of(s) * (k + 1);
     return pages;
 }
 
 static uint64_t check(const vm_region *r, uint32_t node, vm_report *report)
 {
     uint64_t listed = vm__check_lists_of_pools(r, node, report);
-    FOR_EACH_SLAB (r, node, cpu, k, s) {
+    FOR_EACH_SLAB(r, node, cpu, k, s)
+    {
         uint32_t count = count_of(s);
         if (VM_ACQUIRE(&s->count) > VM_SLAB_CAP)
             vm__report(report, "CPU %u, slab of %u pages: %u entries", cpu, k + 1, VM_ACQUIRE(&s->count));
@@ -253,9 +267,9 @@ static uint64_t check(const vm_region *r, uint32_t node, vm_report *report)
 static int doubt(vm_thread *t, vm_node *n, void (*look)(const vm_region *, uint32_t, void *), void *arg)
 {
     int rc = vm__pools_locked.doubt(t, n, look, arg);
-    FOR_EACH_SLAB (t->region, vm__node_index(t->region, n), cpu, k, s)
-        if (VM_ACQUIRE(&s->count) > VM_SLAB_CAP)
-            VM_PUT(&s->count, 0);
+    FOR_EACH_SLAB(t->region, vm__node_index(t->region, n), cpu, k, s)
+    if (VM_ACQUIRE(&s->count) > VM_SLAB_CAP)
+        VM_PUT(&s->count, 0);
     return rc;
 }
 
@@ -264,6 +278,7 @@ static void after_scan(vm_thread *t, vm_node *n, vm_batch *out) { vm__pools_lock
 
 const vm_pools_kept vm__pools_percpu = {
     .take_here = take_here,
+    .put_here = put_here,
     .take = take,
     .give = give,
     .decay = decay,

@@ -21,7 +21,10 @@
 static vm_pool *pool_of(vm_node *n, uint64_t nr_pages) { return &n->pool[vm__pool_index(nr_pages)]; }
 
 static bool is_link(const vm_region *r, uint32_t link) { return link && link <= r->map.nr_pages; }
-static uint32_t link_of(const vm_region *r, uint64_t tagged) { return is_link(r, (uint32_t)tagged) ? (uint32_t)tagged : 0; }
+static uint32_t link_of(const vm_region *r, uint64_t tagged)
+{
+    return is_link(r, (uint32_t)tagged) ? (uint32_t)tagged : 0;
+}
 static uint64_t with_link(uint64_t tagged, uint32_t link) { return ((tagged >> 32) + 1) << 32 | link; }
 /* The link behind `link`, or 0 at the end of the list or where a hint is wrong. */
 static uint32_t link_after(const vm_region *r, uint32_t link)

@@ -57,6 +57,7 @@ enum {
     LLIST = 1 << VM_POOLS_LLIST,
     MAGAZINE = 1 << VM_POOLS_MAGAZINE,
     TAGGED = 1 << VM_POOLS_TAGGED,
+    PERCPU = 1 << VM_POOLS_PERCPU,
     DESIGNS = (1 << VM_NR_POOL_DESIGNS) - 1, /* none of these: in every design */
     ALONE = 1 << 16,   /* hand-made, not to be touched by a neighbour; nor the first of two deaths */
     ONCE = 1 << 17,    /* not the first of two deaths */

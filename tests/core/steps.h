@@ -110,6 +110,8 @@ void die_with_closed_lists(stage *s);
 void die_with_the_space_lock(stage *s);
 void leave_pools_in_use(stage *s);
 void leave_pushes_half_done(stage *s);
+void hold_two_and_forget_slabs(stage *s);
+void hold_two_and_break_slabs(stage *s);
 void shrink_and_take(stage *s);
 void set_in_motion(stage *s);
 void come_to_rest(stage *s);

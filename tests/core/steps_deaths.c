@@ -105,6 +105,20 @@ void shrink_and_take(stage *s)
     shrink(s);
     take_and_free_many(s);
 }
+void hold_two_and_forget_slabs(stage *s) /* as if nothing of their size was ever put there */
+{
+    hold_two(s);
+    for (uint32_t cpu = 0; cpu < s->r->map.nr_cpus; cpu++)
+        s->r->map.cpus[cpu].used[0] &= ~2ull;
+}
+void hold_two_and_break_slabs(stage *s)
+{
+    hold_two(s);
+    for (uint32_t cpu = 0; cpu < s->r->map.nr_cpus; cpu++) {
+        s->r->map.cpus[cpu].used[0] |= 2;
+        s->r->map.cpus[cpu].slab[1].count = VM_SLAB_CAP + 1;
+    }
+}
 void set_in_motion(stage *s) /* we are alive, between a word and a list */
 {
     s->r->map.heads[s->gift[1].page].word = vm__thread(s->r)->moving | 2ull << VM_WORD_LEN_SHIFT;

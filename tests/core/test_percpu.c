@@ -135,8 +135,7 @@ static void what_a_death_left_in_no_slab_is_found(void)
     pid_t pid;
     CHILD(pid, {
         vm_range a = take(r, 7);
-        r->map.heads[a.page].word =
-            vm__word(VM_POOLED, VM_WORD_DIRTY, 7, VM_NODES_MAX + (uint32_t)sched_getcpu(), 0);
+        r->map.heads[a.page].word = vm__word(VM_POOLED, VM_WORD_DIRTY, 7, VM_NODES_MAX + (uint32_t)sched_getcpu(), 0);
         kill(getpid(), SIGKILL);
     });
     CHECK(WIFSIGNALED(end_of(pid)));
