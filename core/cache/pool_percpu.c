@@ -174,11 +174,20 @@ static uint32_t take(vm_thread *t, vm_node *n, uint64_t nr_pages, uint64_t align
 
 /* ---- by words, from anywhere ---- */
 
-#define FOR_EACH_SLAB(r, node, cpu, k, s)                                         \
-    for (uint32_t cpu = (node); cpu < (r)->map.nr_cpus; cpu += (r)->map.nr_nodes) \
-        for (uint32_t k = 0; k < VM_POOL_PAGES_MAX; k++)                          \
-            if (VM_RELAXED(&(r)->map.cpus[cpu].used[k / 64]) & 1ull << k % 64)    \
-                for (vm_slab *s = &(r)->map.cpus[cpu].slab[k]; s; s = NULL)
+/* The first slab from k on that was ever put to; VM_POOL_PAGES_MAX: there is none. */
+static uint32_t next_used(const vm_region *r, uint32_t cpu, uint32_t k)
+{
+    for (; k < VM_POOL_PAGES_MAX; k = (k / 64 + 1) * 64) {
+        uint64_t used = VM_RELAXED(&r->map.cpus[cpu].used[k / 64]) >> k % 64;
+        if (used)
+            return k + (uint32_t)__builtin_ctzll(used);
+    }
+    return VM_POOL_PAGES_MAX;
+}
+#define FOR_EACH_SLAB(r, node, cpu, k, s)                                                            \
+    for (uint32_t cpu = (node); cpu < (r)->map.nr_cpus; cpu += (r)->map.nr_nodes)                    \
+        for (uint32_t k = next_used(r, cpu, 0); k < VM_POOL_PAGES_MAX; k = next_used(r, cpu, k + 1)) \
+            for (vm_slab *s = &(r)->map.cpus[cpu].slab[k]; s; s = NULL)
 
 static uint32_t count_of(const vm_slab *s)
 {
