@@ -249,7 +249,7 @@ static uint64_t pages_here(const vm_region *r, uint32_t node)
 {
     uint64_t pages = 0;
     FOR_EACH_SLAB(r, node, cpu, k, s)
-    pages += (uint64_t)count_of(s) * (k + 1);
+    pages += (uint64_t)live_of(r, s, count_of(s), cpu, k + 1) * (k + 1);
     return pages;
 }
 
