@@ -118,7 +118,7 @@ class RegionBase(CoreRegion):
 
     @property
     def pools(self) -> str:
-        """The pool design: off, locked, llist or magazine."""
+        """The pool design: off, locked, llist, magazine, tagged or percpu."""
         return str(self._info()["pools"])
 
     @property
