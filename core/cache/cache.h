@@ -25,8 +25,7 @@ typedef struct vm_pools_kept {
     int (*decay)(vm_thread *, vm_node *, const uint32_t *quota, unsigned flags, vm_batch *out);
     /* A watch turns (mend/decay.c): what this design notes itself of the fewest; NULL: `low` of the nodes is all. */
     void (*turn)(vm_region *, uint32_t node);
-    uint64_t (*pages_here)(const vm_region *,
-                           uint32_t node); /* what no pool of the node counts; or NULL */
+    uint64_t (*pages_here)(const vm_region *, uint32_t node); /* what no pool of the node counts; or NULL */
     /* Around a mending scan of the words: before it keep takers out, after it take what is still listed, so that
      * afterwards no list holds a range the scan collected. [purge_lock] */
     int (*before_scan)(vm_thread *, vm_node *, unsigned flags);

@@ -73,7 +73,8 @@ int vm__check_header(const vm_header *h, uint64_t file_bytes)
     if (h->format != VM_FORMAT || h->page_bytes != vm__page_bytes())
         return -EPROTO;
     if (!h->ready || h->nr_pages == 0 || h->nr_pages > VM_PAGES_MAX || h->nr_nodes == 0 || h->nr_nodes > VM_NODES_MAX
-        || h->nr_cpus > VM_SLAB_CPUS_MAX || h->nr_threads < VM_PROCESSES || h->nr_threads > VM_THREAD_SLOTS_MAX || !vm__is_power_of_two(h->granule_bytes)
+        || h->nr_cpus > VM_SLAB_CPUS_MAX || h->nr_threads < VM_PROCESSES || h->nr_threads > VM_THREAD_SLOTS_MAX
+        || !vm__is_power_of_two(h->granule_bytes)
         || (!(h->flags & VM_FLAG_NO_DATA) && h->granule_bytes != h->page_bytes) || !vm__pool_design(h->pools))
         return -EUCLEAN;
     vm__lay_out(&expected);

@@ -25,8 +25,15 @@ POOL_DESIGNS = (
     PoolDesign("locked", "locked", False, "a list and its length for each size, one lock a node: the patch"),
     PoolDesign("llist", "llist", False, "a lock-free list for each size, taken from under an in-use flag"),
     PoolDesign("magazine", "locked", True, "magazines of each thread slot in front of locked pools"),
-    PoolDesign("tagged", "tagged", False, "a lock-free list for each size, its head and a version tag in one word"),
-    PoolDesign("percpu", "percpu", False, "a stack for each CPU and size, by restartable sequences, before locked pools"),
+    PoolDesign(
+        "tagged", "tagged", False, "a lock-free list for each size, its head and a version tag in one word"
+    ),
+    PoolDesign(
+        "percpu",
+        "percpu",
+        False,
+        "a stack for each CPU and size, by restartable sequences, before locked pools",
+    ),
 )
 POOLS = tuple(design.name for design in POOL_DESIGNS)
 POOLS_DEFAULT = "magazine"
