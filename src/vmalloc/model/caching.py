@@ -14,8 +14,8 @@ kernel must keep freed addresses apart until a flush of translation caches. So a
 purges fill no pools, and the threshold grows with use (docs/decisions/0013). Every number is in
 vmalloc/facts.py, which the core is built from too.
 
-The pool designs `off`, `locked`, `llist` and `tagged` are the same without magazines, `off` without pools as well;
-`percpu` has in their place one slab (slab.py) for each CPU and size.
+The pool designs `off`, `locked`, `llist` and `tagged` are the same without magazines, `off` without pools as
+well; `percpu` has in their place one slab (slab.py) for each CPU and size.
 There is one kind of range here, so areas carry no stamp, and what is lazy waits at the node of the CPU that
 freed it until the warm store (warm.py) sorts it. Ages are taken from `now_s`: whoever wants time to pass sets
 it. Not here: threads without a slot, drains that find a neighbour at work, recovery.

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Slab: what one CPU keeps of one exact size, in front of the nodes' pools. Only the design `percpu` has them.
+"""Slab: what one CPU keeps of one exact size, in front of the nodes' pools, in the design `percpu`.
 
-A stack of places: what is freed goes on top, a request gets the top. An entry is a hint: who takes ranges out of
-a slab from elsewhere, a purge, leaves the entries, and who comes to such a stale one skips it. It may name a
-range that has another entry by now; then whoever comes first has it.
+A stack of places: what is freed goes on top, a request gets the top. An entry is a hint: a purge takes ranges
+out of a slab and leaves the entries, and who comes to such a stale one skips it. It may name a range that has
+another entry by now; then whoever comes first has it.
 
 When a slab is full, its older half goes to the pool behind. The C is core/cache/pool_percpu.c.
 """
