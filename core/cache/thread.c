@@ -158,6 +158,8 @@ void vm__thread_borrow(vm_region *r, vm_thread *t)
 {
     *t = (vm_thread){.region = r, .attachment = r->attachment, .fast_attachment = UINT64_MAX};
     find_slot(t);
+    if (!t->common)
+        VM_OR(&t->slot->state, VM_SLOT_HELPER);
 }
 
 void vm__thread_return(vm_thread *t) { leave_region(t); }

@@ -390,6 +390,13 @@ def _pack_plain(a: np.ndarray[Any, Any], settings: MessageSettings) -> bytes | N
         return None
 
 
+def _goes_beside(message: Message, a: np.ndarray[Any, Any]) -> bool:
+    """Another array of the same pages went before, perhaps of another dtype."""
+    base = a.base.base if type(a.base) is _ndarray else a.base
+    first = message.first_of(base) if isinstance(base, Holding) else None
+    return first is not None and first is not a
+
+
 def _reduce_array(a: np.ndarray[Any, Any]) -> Any:
     """_reduce(), without its steps for the most frequent arrays."""
     settings, message = get_settings(), _under_way.message
@@ -397,7 +404,7 @@ def _reduce_array(a: np.ndarray[Any, Any]) -> Any:
         beside = reduce_beside(message, a, settings.readonly)
         if beside is not None:
             return beside
-        if not message.starts_process:
+        if not message.starts_process and not _goes_beside(message, a):
             packed = _pack_plain(a, settings)
             if packed is not None:
                 message.went(packed, cast("Holding", a.base), a)
