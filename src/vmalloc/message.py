@@ -392,7 +392,9 @@ def _pack_plain(a: np.ndarray[Any, Any], settings: MessageSettings) -> bytes | N
 
 def _goes_beside(message: Message, a: np.ndarray[Any, Any]) -> bool:
     """Another array of the same pages went before, perhaps of another dtype."""
-    base = a.base.base if type(a.base) is _ndarray else a.base
+    base: Any = a.base
+    if type(base) is _ndarray:
+        base = base.base
     first = message.first_of(base) if isinstance(base, Holding) else None
     return first is not None and first is not a
 
