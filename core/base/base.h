@@ -123,10 +123,10 @@ struct vm_region {
     struct vm_region *next; /* all regions of the process [registry] */
 };
 
-/* What opens the hit paths. */
+/* What opens the hit paths; not 0, which a raw clone's wiped thread bears, nor what nobody's does. */
 static inline uint64_t vm__fast_attachment(const vm_region *r)
 {
-    return r->fail_every || r->map.flags & VM_FLAG_HARDENED ? 0 : r->attachment;
+    return r->fail_every || r->map.flags & VM_FLAG_HARDENED ? UINT64_MAX - 1 : r->attachment;
 }
 
 /* What one thread knows of a region: its slot and the words it writes, precomputed. The one context that functions

@@ -128,7 +128,7 @@ static int try_lock_purge(vm_thread *t)
     vm_token owner = VM_ACQUIRE(&r->map.h->purge_lock.owner) & VM_TOKEN_MASK;
     if (++t->nr_purges_left % LOOK_FOR_DEATH_EVERY || !owner || !vm__owner_is_dead(r, owner))
         return -EAGAIN;
-    return vm__lock(t, &r->map.h->purge_lock, 0);
+    return vm__lock(t, &r->map.h->purge_lock, VM_LOCK_BRIEF);
 }
 
 static int lock_purge(vm_thread *t, unsigned flags)

@@ -275,11 +275,25 @@ uint32_t vm__space_take_many(vm_thread *t, uint64_t nr_pages, uint32_t max, unsi
 /* What a free range counts for in dirty_pages. */
 static uint64_t dirty_of(vm_word w) { return w & VM_WORD_DIRTY ? vm__len(w) : 0; }
 
+/* A word says of a whole free range whether it may be resident: a few such pages must not make a long clean one so. */
+static bool lies_beside_much_clean(const vm_region *r, uint64_t page, uint64_t nr_pages)
+{
+    uint64_t end = page + nr_pages, left = page;
+    vm_word right = vm__index_is_free(&r->map, end) ? vm__word_at(r, end) : 0;
+    if (right && !(right & VM_WORD_DIRTY) && vm__len(right) > VM_MUCH_CLEAN_FACTOR * nr_pages)
+        return true;
+    if (page && vm__index_is_free(&r->map, page - 1))
+        left = vm__index_run_start(&r->map, page - 1);
+    return page - left > VM_MUCH_CLEAN_FACTOR * nr_pages && !(vm__word_at(r, left) & VM_WORD_DIRTY);
+}
+
 /* Give a range back: its word is ours (PURGING or MOVING). Merges with both neighbours. */
 void vm__space_put(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_dirty)
 {
     vm_region *r = t->region;
     VM_ASSERT_HELD(t, &r->map.h->space_lock);
+    if (is_dirty && lies_beside_much_clean(r, page, nr_pages))
+        is_dirty = vm__pages_discard(r, page, nr_pages) != 0;
     uint64_t dirty = is_dirty ? VM_WORD_DIRTY : 0, start = page, end = page + nr_pages, was_dirty = 0;
     vm_word right = vm__index_is_free(&r->map, end) ? vm__word_at(r, end) : 0;
     if (right && vm__state(right) == VM_FREE) {

@@ -39,7 +39,7 @@ from vmalloc.suite.loops cimport (
 )
 
 from vmalloc import errors
-from vmalloc.facts import FORMAT, PAGES_MAX, POOLS
+from vmalloc.facts import FORMAT, PAGES_MAX, POOLS, PROCESSES_MAX
 from vmalloc.results import error_of, shortage_error, size_text
 
 

@@ -128,6 +128,9 @@ TIGHT_S = 1
 ROOM_ATTEMPTS = 8
 """How often a request that found no room makes some and tries again."""
 
+MUCH_CLEAN_FACTOR = 8
+"""Pages that go to space with their contents are given back beside a clean range so many times as long."""
+
 # upkeep
 TICK_MS = 200
 """The helper of a region does its round so often; a tick in between only ends leases."""

@@ -354,9 +354,13 @@ def _give_addresses_back() -> None:
     settings = cast("Settings | None", get_settings())
     if settings is None or not is_short_of_addresses():
         return
-    region = settings.region
-    kept = Kept(where_of(region))
-    if region._unmap():  # pyright: ignore[reportPrivateUsage]
+    try:
+        region = settings.region
+        kept = Kept(where_of(region))
+        is_unmapped = region._unmap()  # pyright: ignore[reportPrivateUsage]
+    except (VmallocError, OSError, MemoryError):
+        return  # it stays mapped: a message is being loaded, where nobody could answer an error
+    if is_unmapped:
         again = Settings(lambda: region_at(kept.where), *settings.options())
         set_settings(again, _reduce_array)
 

@@ -197,10 +197,15 @@ static void a_tick_recovers_the_dead(vm_pools d)
 {
     vm_region *r = make(d);
     pid_t pid;
+    int *is_forked = mmap(NULL, sizeof *is_forked, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(is_forked != MAP_FAILED);
     CHILD(pid, {
         take(r, 700);
+        while (!__atomic_load_n(is_forked, __ATOMIC_ACQUIRE)) /* a child that is dead by then, the fork recovers */
+            usleep(100);
         kill(getpid(), SIGKILL);
     });
+    __atomic_store_n(is_forked, 1, __ATOMIC_RELEASE);
     CHECK(WIFSIGNALED(end_of(pid)));
     CHECK_EQ(stats_of(r).busy_pages, 700);
     tick(r, VM_RECOVER_TICKS + 1);
