@@ -207,11 +207,18 @@ class RegionBase(CoreRegion):
         """Walk the invariants; raises RegionCorrupt with what was found.
 
         `at_rest` also compares lists and counters with the words, which holds only while nobody else
-        works. `repair` rebuilds every hint from the words first.
+        works; this process's helper is stopped meanwhile. `repair` rebuilds every hint from the words first.
         """
-        if repair:
-            self._repair()
-        found = self._check(at_rest)
+        had_helper = at_rest and self.helper
+        if had_helper:
+            self.helper = False
+        try:
+            if repair:
+                self._repair()
+            found = self._check(at_rest)
+        finally:
+            if had_helper:
+                self.helper = True
         if found:
             more = f" (and {len(found) - 5} more)" if len(found) > 5 else ""
             raise RegionCorrupt("; ".join(found[:5]) + more)
