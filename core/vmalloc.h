@@ -112,7 +112,7 @@ VM_API void vm_helper_stop(vm_region *r);
 VM_API void vm_helpers_resume(void); /* of all regions of this process */
 
 VM_API int vm_get_limits(vm_region *r, vm_limits *out);
-VM_API int vm_set_limits(vm_region *r, const vm_limits *limits);
+VM_API int vm_set_limit(vm_region *r, vm_limit which, uint64_t nr_pages); /* 0: none. EINVAL: which? */
 /* What each process holds, the most first; at most `room` of them. Returns how many, or a negative errno. */
 VM_API int vm_holdings(vm_region *r, size_t room, vm_holding *out);
 VM_API int vm_explain(vm_region *r, uint64_t nr_pages, int error, vm_shortage *out);

@@ -83,6 +83,7 @@ typedef struct vm_limits {
     uint64_t quota_pages;      /* busy or in magazines, for each process: more is EDQUOT               */
     uint64_t floor_pages;      /* so many warm pages stay, however idle, unless memory is short        */
 } vm_limits;
+typedef enum vm_limit { VM_LIMIT, VM_SOFT_LIMIT, VM_QUOTA, VM_FLOOR } vm_limit; /* each of them */
 
 typedef struct vm_holding {
     uint32_t process, pid; /* slot; pid as its own pid namespace has it */

@@ -123,12 +123,6 @@ int vm__pages_read(int fd, uint64_t offset, uint64_t bytes, void *out)
     return 0;
 }
 
-void vm__pages_close(int fd)
-{
-    if (fd >= 0)
-        close(fd);
-}
-
 /* ---- given back ---- */
 
 /* What is locked into memory (mlockall) cannot be given back through its own mapping; through a second one it can. */

@@ -121,7 +121,8 @@ void vm__space_grant(vm_thread *t, uint64_t used, uint64_t most)
     VM_PUT(&r->map.h->granted_pages, used + slack < most ? used + slack : most);
 }
 
-/* May nr_pages more leave space, by the limit and by what the machine has left? */
+/* May nr_pages more leave space, by the limit and by what the machine has left? Free pages that may be resident still take
+ * memory: they count beside what is used, since what is taken need not be they. */
 int vm__space_fits(vm_thread *t, uint64_t nr_pages)
 {
     vm_region *r = t->region;
@@ -130,10 +131,12 @@ int vm__space_fits(vm_thread *t, uint64_t nr_pages)
     uint64_t used = used_pages(r), limit = VM_RELAXED(&h->limit_pages);
     if (limit && used + nr_pages > limit)
         return -ENOSPC;
-    if (r->map.flags & VM_FLAG_NO_DATA || used + nr_pages <= VM_RELAXED(&h->granted_pages))
+    uint64_t dirty = VM_RELAXED(&h->dirty_pages);
+    uint64_t resident = used + nr_pages + (dirty < r->map.nr_pages ? dirty : 0);
+    if (r->map.flags & VM_FLAG_NO_DATA || resident <= VM_RELAXED(&h->granted_pages))
         return 0;
-    vm__space_grant(t, used + nr_pages, vm__headroom_pages(r));
-    return used + nr_pages <= VM_RELAXED(&h->granted_pages) ? 0 : -ENOSPC;
+    vm__space_grant(t, resident, vm__headroom_pages(r));
+    return resident <= VM_RELAXED(&h->granted_pages) ? 0 : -ENOSPC;
 }
 
 /* Pages outside space that are not lazy: what sets the threshold must not count what the threshold allows. */
@@ -322,25 +325,39 @@ void vm__space_put(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_dirty
         VM_PUT(&r->map.h->dirty_pages, VM_RELAXED(&r->map.h->dirty_pages) + (end - start) - was_dirty);
 }
 
-/* Every free range that may be resident becomes PURGING(t), for its pages to be given back. */
-int vm__space_collect_dirty(vm_thread *t, unsigned flags, vm_batch *out)
+/* The last nr_pages of a free range become PURGING(t); the first store is invisible inside it. */
+static void take_end(vm_thread *t, uint64_t page, vm_word w, uint64_t nr_pages)
 {
     vm_region *r = t->region;
-    uint64_t page = 0, taken = 0;
+    uint64_t rest = vm__len(w) - nr_pages, at = page + rest;
+    VM_STORE(&r->map.heads[at].word, vm__purging(t, nr_pages));
+    if (rest)
+        VM_STORE(&r->map.heads[page].word, vm__with_len(w, rest));
+    vm__index_set(&r->map, at, nr_pages, true);
+}
+
+/* Free ranges that may be resident become PURGING(t), so many pages of them, for their pages to be given back. */
+int vm__space_collect_dirty(vm_thread *t, uint64_t most_pages, unsigned flags, vm_batch *out)
+{
+    vm_region *r = t->region;
+    uint64_t page = 0, taken = 0, len, take;
     VM_ASSERT_RANK_HELD(r, VM_RANK_PURGE);
     int rc = vm__space_lock(t, flags);
     if (rc)
         return rc;
-    for (vm_word w; (w = vm__word_at(r, page)); page += vm__len(w)) {
+    vm_word w = vm__word_at(r, page);
+    for (; w && taken < most_pages; page += len, w = vm__word_at(r, page)) {
+        len = vm__len(w);
         if (vm__state(w) != VM_FREE || !(w & VM_WORD_DIRTY))
             continue;
-        VM_STORE(&r->map.heads[page].word, vm__purging(t, vm__len(w)));
-        vm__index_set(&r->map, page, vm__len(w), true);
-        vm__batch_add(t, out, page, vm__len(w));
-        taken += vm__len(w);
+        take = len < most_pages - taken ? len : most_pages - taken;
+        take_end(t, page, w, take);
+        vm__batch_add(t, out, page + len - take, take);
+        taken += take;
     }
+    uint64_t dirty = VM_RELAXED(&r->map.h->dirty_pages);
     VM_PUT(&r->map.h->free_pages, VM_RELAXED(&r->map.h->free_pages) - taken);
-    VM_PUT(&r->map.h->dirty_pages, 0);
+    VM_PUT(&r->map.h->dirty_pages, w && dirty > taken ? dirty - taken : 0);
     vm__space_unlock(t);
-    return page == r->map.nr_pages ? 0 : VM_CORRUPT(r);
+    return w || page == r->map.nr_pages ? 0 : VM_CORRUPT(r);
 }

@@ -144,6 +144,8 @@ TICK_STEP_PAGES = 4096
 """A tick gives back in steps: so many pages, at most, ..."""
 TICK_STEP_RANGES = 256
 """... and so many ranges for one turn at the purge lock."""
+DIRTY_STEP_PAGES = 1 << 15
+"""and of what went to space with its contents so many pages."""
 HELPER_STALE_MS = 500
 """A helper that did not say for so long that it lives is replaced,"""
 HELPER_LOOK_MS = 400
@@ -151,7 +153,7 @@ HELPER_LOOK_MS = 400
 HELPER_BACKLOG_SHARE = 4
 """A free beside a helper gives back nothing until the threshold is exceeded by one such part of it."""
 RECOVER_TICKS = 5
-"""At one tick in so many it is asked whether somebody died."""
+"""At one tick in so many it is asked whether somebody died, and whether memory is short."""
 PRESSURE_PERCENT = 10
 """With less than so much of the memory available a tick gives back at once all that lay unused since the last
 turn, and with half of that a share of everything that is warm, idle or not."""

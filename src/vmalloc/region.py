@@ -132,9 +132,7 @@ class RegionBase(CoreRegion):
         return self._limits()[which] or None
 
     def _change_limit(self, which: int, size: int | str | None) -> None:
-        limits = list(self._limits())
-        limits[which] = 0 if size is None else parse_size(size)
-        self._set_limits(*limits)
+        self._set_limit(which, 0 if size is None else parse_size(size))
 
     @property
     def limit(self) -> int | None:
@@ -246,12 +244,10 @@ class RegionBase(CoreRegion):
         at it without locks, so that what they see may be torn where others work; all that would hold or
         change something raises RegionUnavailable (EROFS). Each such call gives an object of its own.
 
-        `helper=False`: without a helper thread in this process, see Region.
+        `helper=False`: without a helper thread in this process, see Region. A process that has the region
+        already keeps what it has.
         """
-        region = attach(cls, source, expected_id, readonly)
-        if not helper:
-            region.helper = False
-        return region
+        return attach(cls, source, expected_id, readonly, helper)
 
     def serve(self) -> None:
         """Let references to this region also name a socket of this process, which hands the region out.
@@ -334,7 +330,7 @@ class Region(RegionBase, ArrayFunctions):
         page = os.sysconf("SC_PAGESIZE")
         nbytes = parse_size(size)
         self.lock_timeout_s = lock_timeout_s
-        bounds = [0 if n is None else parse_size(n) for n in (soft_limit, quota)]
+        bounds = {which: parse_size(n) for which, n in ((1, soft_limit), (2, quota)) if n is not None}
         self._open(
             -(-nbytes // page),
             name=name,
@@ -348,8 +344,8 @@ class Region(RegionBase, ArrayFunctions):
             huge=huge,
             hardened=hardened,
         )
-        if any(bounds):
-            self._set_limits(self.limit or 0, bounds[0], bounds[1], 0)
+        for which, nbytes_at_most in bounds.items():
+            self._set_limit(which, nbytes_at_most)
 
     def prefault(self, nbytes: int | str, *, threads: int | None = None) -> int:
         """Make `nbytes` of free memory resident, for requests to find warm. Returns how many bytes it made.

@@ -52,6 +52,26 @@ void tick_thrice(stage *s)
     }
 }
 
+/* As if it had come to space with its pages. */
+void dirty_a_free_range(stage *s)
+{
+    vm_region *r = s->r;
+    uint64_t page = 0;
+    CHECK_EQ(vm__space_lock(vm__thread(r), 0), 0);
+    vm_word w = vm__word_at(r, page);
+    while (w && !(vm__state(w) == VM_FREE && !(w & VM_WORD_DIRTY) && vm__len(w) >= 100))
+        w = vm__word_at(r, page += vm__len(w));
+    CHECK(w);
+    r->map.heads[page].word = w | VM_WORD_DIRTY;
+    r->map.h->dirty_pages += vm__len(w);
+    vm__space_unlock(vm__thread(r));
+}
+void purge_dirty_pieces(stage *s)
+{
+    for (int i = 0; i < 2; i++)
+        CHECK_EQ(vm__purge_dirty(vm__thread(s->r), 40), 40);
+}
+
 void set_a_quota(stage *s) { s->r->map.h->quota_pages = 100; }
 void use_up_the_quota(stage *s)
 {
@@ -67,12 +87,15 @@ void use_up_the_quota(stage *s)
 }
 void lift_the_quota(stage *s) { s->r->map.h->quota_pages = 0; }
 
-void set_all_limits(stage *s)
+static void set_limits(stage *s, uint64_t limit, uint64_t soft, uint64_t quota, uint64_t floor)
 {
-    vm_limits l = {.limit_pages = PAGES, .soft_limit_pages = 100, .quota_pages = PAGES, .floor_pages = 1};
-    CHECK_EQ(vm_set_limits(s->r, &l), 0);
+    CHECK_EQ(vm_set_limit(s->r, VM_LIMIT, limit), 0);
+    CHECK_EQ(vm_set_limit(s->r, VM_SOFT_LIMIT, soft), 0);
+    CHECK_EQ(vm_set_limit(s->r, VM_QUOTA, quota), 0);
+    CHECK_EQ(vm_set_limit(s->r, VM_FLOOR, floor), 0);
 }
-void lift_all_limits(stage *s) { CHECK_EQ(vm_set_limits(s->r, &(vm_limits){0}), 0); }
+void set_all_limits(stage *s) { set_limits(s, PAGES, 100, PAGES, 1); }
+void lift_all_limits(stage *s) { set_limits(s, 0, 0, 0, 0); }
 
 /* What the helper's thread does, in the victim's own. */
 void serve_as_helper(stage *s)

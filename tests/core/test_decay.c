@@ -73,7 +73,7 @@ static void what_of_it_is_not_used_goes(vm_pools d)
 static void the_floor_stays(vm_pools d)
 {
     vm_region *r = make(d);
-    CHECK_EQ(vm_set_limits(r, &(vm_limits){.floor_pages = 5000}), 0);
+    CHECK_EQ(vm_set_limit(r, VM_FLOOR, 5000), 0);
     free_so_many(r, 300, 40);
     tick(r, 5 * TURN);
     CHECK_EQ(lazy(r), 5000);
@@ -85,7 +85,7 @@ static void above_the_soft_limit_it_goes_at_once(vm_pools d)
     vm_region *r = make(d);
     vm_range busy = take(r, 1000);
     free_so_many(r, 300, 40);
-    CHECK_EQ(vm_set_limits(r, &(vm_limits){.soft_limit_pages = 7000}), 0);
+    CHECK_EQ(vm_set_limit(r, VM_SOFT_LIMIT, 7000), 0);
     tick(r, 1);
     CHECK_EQ(r->map.nr_pages - stats_of(r).free_pages, 7000);
     GIVE_BACK(r, busy);
@@ -220,12 +220,12 @@ static void a_limit_may_be_lowered_and_lifted(vm_pools d)
 {
     vm_region *r = make(d);
     vm_range a = take(r, 600), b;
-    CHECK_EQ(vm_set_limits(r, &(vm_limits){.limit_pages = 1000}), 0);
+    CHECK_EQ(vm_set_limit(r, VM_LIMIT, 1000), 0);
     CHECK_EQ(vm_alloc(r, 500, 1, 0, &b), -ENOSPC);
     vm_shortage why;
     CHECK_EQ(vm_explain(r, 500, -ENOSPC, &why), 0);
     CHECK_EQ(why.cause, VM_CAUSE_LIMIT);
-    CHECK_EQ(vm_set_limits(r, &(vm_limits){0}), 0);
+    CHECK_EQ(vm_set_limit(r, VM_LIMIT, 0), 0);
     b = take(r, 500);
     GIVE_BACK(r, a);
     GIVE_BACK(r, b);
@@ -240,7 +240,7 @@ static void a_quota_bounds_each_process_by_itself(vm_pools d)
     vm_range a, b;
     vm_holding held[4];
     pid_t pid;
-    CHECK_EQ(vm_set_limits(r, &(vm_limits){.quota_pages = 1000}), 0);
+    CHECK_EQ(vm_set_limit(r, VM_QUOTA, 1000), 0);
     a = take(r, 900);
     CHECK_EQ(vm_alloc(r, 900, 1, 0, &b), -EDQUOT);
     CHILD(pid, {
@@ -260,7 +260,8 @@ static void a_quota_bounds_each_process_by_itself(vm_pools d)
     CHECK_EQ(held[0].nr_pages, 900);
     CHECK_EQ(held[0].pid, (uint32_t)getpid());
     GIVE_BACK(r, a);
-    CHECK_EQ(vm_set_limits(r, &(vm_limits){0}), 0);
+    CHECK_EQ(vm_set_limit(r, VM_QUOTA, 0), 0);
+    CHECK_EQ(vm_set_limit(r, 7, 0), -EINVAL);
     FINISH(r);
 }
 
