@@ -57,6 +57,8 @@ int vm_holdings(vm_region *r, size_t room, vm_holding *out)
     return (int)nr;
 }
 
+uint64_t vm_cgroup_limit(void) { return vm__cgroup_limit(); }
+
 /* ---- why not ---- */
 
 int vm_explain(vm_region *r, uint64_t nr_pages, int error, vm_shortage *out)

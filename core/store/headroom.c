@@ -76,6 +76,24 @@ static uint64_t left_in(const cgroup *g)
                     : cgroup_left(g->dir, "memory.limit_in_bytes", "memory.usage_in_bytes");
 }
 
+static uint64_t limit_of(const cgroup *g)
+{
+    return read_number(g->dir, g->is_v2 ? "memory.max" : "memory.limit_in_bytes");
+}
+
+static void keep_least_limit(const cgroup *g, void *arg)
+{
+    uint64_t *least = arg, limit = limit_of(g);
+    *least = limit < *least ? limit : *least;
+}
+
+uint64_t vm__cgroup_limit(void)
+{
+    uint64_t least = UINT64_MAX;
+    each_cgroup(keep_least_limit, &least);
+    return least;
+}
+
 static void keep_least(const cgroup *g, void *arg)
 {
     uint64_t *least = arg, left = left_in(g);
@@ -159,7 +177,7 @@ static void look_at_stalls(const char *path, looked *l)
 static void look_at_cgroup(const cgroup *g, void *arg)
 {
     char path[512];
-    uint64_t limit = read_number(g->dir, g->is_v2 ? "memory.max" : "memory.limit_in_bytes"), left = left_in(g);
+    uint64_t limit = limit_of(g), left = left_in(g);
     snprintf(path, sizeof path, "%s/memory.pressure", g->dir);
     if (g->is_v2)
         look_at_stalls(path, arg);

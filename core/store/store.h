@@ -40,6 +40,7 @@ int vm__random(void *out, size_t bytes);
 /* ---- headroom.c: what the machine and the cgroup have left ---- */
 
 uint64_t vm__headroom_pages(const vm_region *r); /* pages that may be outside space at once */
+uint64_t vm__cgroup_limit(void); /* bytes, the least up to the root; UINT64_MAX: none */
 bool vm__cgroup_is_tightest(void);               /* it has less left than the machine */
 typedef enum { VM_PRESSURE_NONE, VM_PRESSURE_SOME, VM_PRESSURE_HIGH } vm_pressure;
 enum { /* who was asked */

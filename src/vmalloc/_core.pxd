@@ -137,6 +137,7 @@ cdef extern from "vmalloc.h" nogil:
         pass
     int vm_set_limit(vm_region *r, vm_limit which, uint64_t nr_pages)
     int vm_holdings(vm_region *r, size_t room, vm_holding *out)
+    uint64_t vm_cgroup_limit()
     int vm_explain(vm_region *r, uint64_t nr_pages, int error, vm_shortage *out)
     void vm_set_lock_timeout(vm_region *r, double seconds)
     uint32_t vm_busy_pid(const vm_region *r)

@@ -132,3 +132,11 @@ cdef class RegionUpkeep(RegionHandle):
         """A Range for every range, in address order."""
         cdef Call c
         return self.collected(call_walk, &c, ranges_of, "ranges", False)
+
+
+def cgroup_limit():
+    """Bytes that this process's memory cgroup and those above it allow, of either version; None: no limit."""
+    cdef uint64_t nbytes
+    with nogil:
+        nbytes = vm_cgroup_limit()
+    return None if nbytes == <uint64_t>-1 else nbytes

@@ -145,7 +145,7 @@ TICK_STEP_PAGES = 4096
 TICK_STEP_RANGES = 256
 """... and so many ranges for one turn at the purge lock."""
 DIRTY_STEP_PAGES = 1 << 15
-"""and of what went to space with its contents so many pages."""
+"""and of what went to space with its contents whole ranges, until they are so many pages."""
 HELPER_STALE_MS = 500
 """A helper that did not say for so long that it lives is replaced,"""
 HELPER_LOOK_MS = 400

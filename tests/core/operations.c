@@ -23,7 +23,6 @@ const operation operations[] = {
     {"warm lists closed by the dead", .before = die_with_closed_lists, .setup = shelve, .run = take_large_warm,
      .flags = ALONE},
     {"tick", .setup = leave_much_idle, .run = tick_thrice},
-    {"give back dirty free pages in pieces", .setup = dirty_a_free_range, .run = purge_dirty_pieces, .flags = ALONE},
     {"tick after a purger's death", .before = die_with_closed_lists, .run = tick_thrice, .flags = ALONE},
     {"helper", .before = forget_the_helper, .setup = leave_much_idle, .run = serve_as_helper,
      .after = forget_the_helper, .flags = ALONE},

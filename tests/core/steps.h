@@ -146,8 +146,6 @@ void shelve_and_mark(stage *s);
 void warm_up_forty_and_mark(stage *s);
 void leave_much_idle(stage *s);
 void tick_thrice(stage *s);
-void dirty_a_free_range(stage *s);
-void purge_dirty_pieces(stage *s);
 void set_a_quota(stage *s);
 void use_up_the_quota(stage *s);
 void lift_the_quota(stage *s);

@@ -52,26 +52,6 @@ void tick_thrice(stage *s)
     }
 }
 
-/* As if it had come to space with its pages. */
-void dirty_a_free_range(stage *s)
-{
-    vm_region *r = s->r;
-    uint64_t page = 0;
-    CHECK_EQ(vm__space_lock(vm__thread(r), 0), 0);
-    vm_word w = vm__word_at(r, page);
-    while (w && !(vm__state(w) == VM_FREE && !(w & VM_WORD_DIRTY) && vm__len(w) >= 100))
-        w = vm__word_at(r, page += vm__len(w));
-    CHECK(w);
-    r->map.heads[page].word = w | VM_WORD_DIRTY;
-    r->map.h->dirty_pages += vm__len(w);
-    vm__space_unlock(vm__thread(r));
-}
-void purge_dirty_pieces(stage *s)
-{
-    for (int i = 0; i < 2; i++)
-        CHECK_EQ(vm__purge_dirty(vm__thread(s->r), 40), 40);
-}
-
 void set_a_quota(stage *s) { s->r->map.h->quota_pages = 100; }
 void use_up_the_quota(stage *s)
 {

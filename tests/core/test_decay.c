@@ -146,6 +146,62 @@ static void another_threads_idle_magazines_are_emptied(vm_pools d)
     FINISH(r);
 }
 
+static void what_went_to_space_with_its_pages_goes_too(vm_pools d)
+{
+    vm_region *r = make(d);
+    vm_range all[4], last[1];
+    for (int i = 0; i < 4; i++)
+        all[i] = take(r, 9000);
+    last[0] = take(r, 4000); /* nothing is free: what comes now lies beside nothing clean */
+    for (int i = 0; i < 4; i += 2)
+        GIVE_BACK(r, all[i]);
+    CHECK_EQ(vm__purge(vm__thread(r), VM_PURGE_UNPUNCHED, &(uint64_t){0}), 0);
+    CHECK_EQ(r->map.h->dirty_pages, 18000);
+    CHECK(!vm__is_tight(r));
+    tick(r, TURN + 1);
+    CHECK_EQ(r->map.h->dirty_pages, 0);
+    CHECK_EQ(stats_of(r).free_pages, 18000);
+    CHECK_CLEAN(r);
+    GIVE_BACK(r, all[1]);
+    GIVE_BACK(r, all[3]);
+    GIVE_BACK(r, last[0]);
+    FINISH(r);
+}
+
+static void a_few_pages_do_not_make_a_long_range_dirty(vm_pools d)
+{
+    vm_region *r = make(d);
+    vm_range a = take(r, 300), b = take(r, 300), c = take(r, 20000);
+    GIVE_BACK(r, a);
+    CHECK_EQ(vm__purge(vm__thread(r), VM_PURGE_UNPUNCHED, &(uint64_t){0}), 0);
+    CHECK_EQ(r->map.h->dirty_pages, 300); /* beside b and nothing else */
+    GIVE_BACK(r, b);
+    CHECK_EQ(vm__purge(vm__thread(r), VM_PURGE_UNPUNCHED, &(uint64_t){0}), 0);
+    CHECK_EQ(r->map.h->dirty_pages, 600); /* the same, beside c */
+    uint64_t pages;
+    GIVE_BACK(r, c);
+    CHECK_EQ(vm__purge(vm__thread(r), 0, &pages), 0);
+    CHECK_EQ(r->map.h->dirty_pages, 0); /* 600 beside 39,400 clean ones */
+    CHECK_EQ(stats_of(r).free_pages, 40000);
+    CHECK_CLEAN(r);
+    FINISH(r);
+}
+
+static void a_few_pages_beside_a_dirty_and_a_long_clean_range(vm_pools d)
+{
+    vm_region *r = make(d);
+    vm_range a = take(r, 300), b = take(r, 300);
+    GIVE_BACK(r, a);
+    CHECK_EQ(vm__purge(vm__thread(r), VM_PURGE_UNPUNCHED, &(uint64_t){0}), 0);
+    CHECK_EQ(r->map.h->dirty_pages, 300);
+    GIVE_BACK(r, b);
+    CHECK_EQ(vm__purge(vm__thread(r), VM_PURGE_UNPUNCHED, &(uint64_t){0}), 0);
+    CHECK_EQ(r->map.h->dirty_pages, 0);
+    CHECK_EQ(stats_of(r).free_pages, 40000);
+    CHECK_CLEAN(r);
+    FINISH(r);
+}
+
 static void the_peak_sinks_to_what_was_in_use_in_two_turns(vm_pools d)
 {
     vm_region *r = make(d);
@@ -274,6 +330,9 @@ static void (*const for_every_design[])(vm_pools) = {
     above_the_threshold_too,
     idle_pools_and_magazines_go_too,
     another_threads_idle_magazines_are_emptied,
+    what_went_to_space_with_its_pages_goes_too,
+    a_few_pages_do_not_make_a_long_range_dirty,
+    a_few_pages_beside_a_dirty_and_a_long_clean_range,
     the_peak_sinks_to_what_was_in_use_in_two_turns,
     two_ticks_within_a_tick_are_one,
     what_a_purgers_death_closed_is_opened_again,
