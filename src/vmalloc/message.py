@@ -107,6 +107,7 @@ _ndarray: Any = None  # numpy's
 _before: dict[type, Any] = {}  # what was registered before us; None: nothing
 _taught = -1  # version of the adapters that ForkingPickler was told of
 _wrapped_before: dict[tuple[Any, str], Any] = {}  # the same for the methods that we wrap
+_left: set[tuple[Any, str]] = set()  # wrappers that uninstall() left, for another library's call them
 
 
 def _renew_lock_in_child() -> None:
@@ -192,9 +193,7 @@ def _reducers() -> dict[type, Any]:
 def _install(settings: Settings) -> None:
     with _install_lock:
         if get_settings() is None:
-            for (owner, name), wrapper in _WRAPPERS.items():
-                _wrapped_before[owner, name] = owner.__dict__.get(name)
-                setattr(owner, name, wrapper)
+            _wrap()
         set_settings(settings, _reduce_array)
         forget_warnings()
         _teach()
@@ -213,13 +212,28 @@ def uninstall() -> None:
         for kind in list(_before):
             _unteach(kind)
         _taught = -1
-        for (owner, name), wrapper in _WRAPPERS.items():
-            if owner.__dict__.get(name) is not wrapper:
-                continue
-            if _wrapped_before[owner, name] is None:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, _wrapped_before[owner, name])
+        _unwrap()
+
+
+def _wrap() -> None:
+    for (owner, name), wrapper in _WRAPPERS.items():
+        now = owner.__dict__.get(name)
+        if now is wrapper or ((owner, name) in _left and now is not _wrapped_before[owner, name]):
+            continue  # a second time around itself it would call itself for ever
+        _wrapped_before[owner, name] = now
+        setattr(owner, name, wrapper)
+
+
+def _unwrap() -> None:
+    for (owner, name), wrapper in _WRAPPERS.items():
+        if owner.__dict__.get(name) is not wrapper:
+            _left.add((owner, name))
+            continue
+        _left.discard((owner, name))
+        if _wrapped_before[owner, name] is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, _wrapped_before[owner, name])
 
 
 def _teach() -> None:
