@@ -129,8 +129,11 @@ def pack_reference(Holding holding not None, uint64_t lease, bytes description n
     return (<char *>&head)[:sizeof(Reference)] + description + _packed_where(region, where)
 
 
-def pack_plain(array, bint readonly):
-    """The same, with a lease, of a C-contiguous array of numbers that owns its pages. None: not of that kind."""
+def pack_plain(array, bint readonly, Message message=None):
+    """The same, with a lease, of a C-contiguous array of numbers that owns its pages. None: not of that kind.
+
+    `message` notes it. Whatever fails leaves no lease.
+    """
     cdef Py_buffer view
     cdef Heads heads
     cdef ArrayOwner owner
@@ -161,9 +164,16 @@ def pack_plain(array, bint readonly):
         if view.len:
             heads.description.offset = <char *>view.buf - <char *>vm_pointer(region.r, owner.page)
         region.lease_of(owner, &lease, True)
-        _refer(&heads.reference, region, owner, lease)
-        packed = <bytes>(<char *>&heads)[:sizeof(Heads)]
-        return packed + (<char *>view.shape)[:view.ndim * sizeof(int64_t)] + text + where_packed
+        try:
+            _refer(&heads.reference, region, owner, lease)
+            packed = <bytes>(<char *>&heads)[:sizeof(Heads)]
+            packed = packed + (<char *>view.shape)[:view.ndim * sizeof(int64_t)] + text + where_packed
+            if message is not None:
+                message.went(packed, owner, array)
+        except BaseException:
+            region._drop_lease(lease)
+            raise
+        return packed
     finally:
         PyBuffer_Release(&view)
 
