@@ -307,8 +307,8 @@ class Region(RegionBase, ArrayFunctions):
     `size` is what can be allocated ("8G" or bytes); metadata comes on top and nothing is touched
     before it is used. `limit` bounds what is handed out at once (bytes; default: all). `pools` chooses
     the design in front of space, for measurement. `lazy_max` is how much may stay freed but resident
-    before a free gives back the oldest (default: the largest of fls(CPUs) * 32 MiB, a quarter of the recent
-    peak of use, and the peak itself up to 1/32 of the machine's memory, at most 1 GiB).
+    before a free gives back the oldest (default: fls(CPUs) * 32 MiB, or more if that and what is in use are
+    together at most the recent peak of use and a sixteenth of it, and at most half of the machine's memory).
     `lease_ttl_s` is how long a message that nobody loads keeps its arrays after its sender's death.
     `soft_limit` and `quota` are as the properties of those names. `helper`: a thread of this process gives
     back what nobody used for some seconds and recovers the dead, as long as it is elected among all attached
