@@ -26,6 +26,7 @@ from vmalloc.facts import (
     POOLS,
     POOLS_DEFAULT,
     PROCESSES_MAX,
+    REGION_NAME_BYTES_MAX,
     SMALLEST_DEFAULT_BYTES,
     THREADS_MAX,
 )
@@ -95,6 +96,11 @@ class RegionBase(CoreRegion):
             raise ValueError(f"huge must be 'try' or 'never', not {huge!r}")
         if "/" in name:
             raise ValueError(f"a region's name has no '/': attach() takes {name!r} for a path")
+        if (nr_bytes := len(name.encode())) > REGION_NAME_BYTES_MAX or "\0" in name:
+            raise ValueError(
+                f"a region's name takes at most {REGION_NAME_BYTES_MAX} bytes without zeros,"
+                f" not {nr_bytes}: {name!r:.100}"
+            )
         if pools not in POOLS:
             raise ValueError(f"pools must be one of {', '.join(POOLS)}, not {pools!r}")
         if nr_pages > PAGES_MAX:

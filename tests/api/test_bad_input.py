@@ -21,6 +21,7 @@ from vmalloc import facts
 from vmalloc._core import split_reference
 from vmalloc.adapters.registry import rebuild
 from vmalloc.description import Description, decode
+from vmalloc.facts import REGION_NAME_BYTES_MAX
 from vmalloc.region import region_at
 
 HUGE = [2**40, 2**62, 2**62 + 1, 2**63, 2**64, 2**70]
@@ -119,6 +120,20 @@ def test_unknown_orders_and_dtypes_are_refused(region):
 def test_region_sizes_are_checked(size):
     with pytest.raises(ValueError, match=re.escape(repr(size))):
         vmalloc.Region(size)
+
+
+@pytest.mark.parametrize("name", ["x" * (REGION_NAME_BYTES_MAX + 1), "ü" * 121, "a\0b", "\0"])
+def test_a_name_that_a_region_cannot_bear_is_refused_and_not_cut(name):
+    for make in (lambda: vmalloc.Region("1M", name=name), lambda: vmalloc.AddressSpace(0, 4096, name=name)):
+        with pytest.raises(ValueError, match=r"name takes at most 241 bytes without zeros, not \d+: '"):
+            make()
+
+
+@pytest.mark.parametrize("name", ["x" * REGION_NAME_BYTES_MAX, "ü" * 120])
+def test_a_region_bears_the_longest_name_whole(name):
+    with vmalloc.Region("1M", name=name) as region:
+        assert os.readlink(f"/proc/self/fd/{region.fileno()}") == f"/memfd:vmalloc:{name} (deleted)"
+        assert vmalloc.Region.attach(name) is region
 
 
 @pytest.mark.parametrize("size", [None, 1.5, b"8G", True])
