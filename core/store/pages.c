@@ -22,7 +22,7 @@
 int vm__pages_create(const char *name, uint64_t bytes, int *fd)
 {
     struct rlimit file_size;
-    char full[128];
+    char full[sizeof "vmalloc:" + VM_REGION_NAME_BYTES_MAX]; /* check_options() (region.c) */
     if (getrlimit(RLIMIT_FSIZE, &file_size) == 0 && file_size.rlim_cur != RLIM_INFINITY && bytes > file_size.rlim_cur)
         return -EFBIG; /* ftruncate would raise SIGXFSZ */
     if (bytes > INT64_MAX)

@@ -38,6 +38,8 @@ THREADS_MAX = 3840
 """Thread slots beside one for each process slot."""
 PAGES_MAX = (1 << 30) - 1
 """Pages of a region: a word has 30 bits for a length."""
+REGION_NAME_BYTES_MAX = 241
+"""Of a region's own name: what a memfd's may have, without the "vmalloc:" in front of it."""
 NAMES_MAX = 1024
 NAME_BYTES_MAX = 63
 NAME_META_BYTES_MAX = 416
