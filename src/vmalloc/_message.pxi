@@ -459,13 +459,37 @@ def drop_reference(bytes packed not None):
         (<CoreRegion>region)._drop_lease(reference.lease)
 
 
+cdef extern from *:
+    """
+    static _Thread_local PyObject *loaded_here; /* owned; NULL: nobody wants to know */
+    """
+    PyObject *loaded_here
+
+
+def note_loads(list into):
+    """To `into` this thread's load_reference() adds (reference, what it gave); None: to none. Returns the one before."""
+    global loaded_here
+    before = None
+    if loaded_here != NULL:
+        before = <object>loaded_here
+        Py_DECREF(before)
+    loaded_here = NULL
+    if into is not None:
+        Py_INCREF(into)
+        loaded_here = <PyObject *>into
+    return before
+
+
 def load_reference(bytes packed not None):
     """What a reference refers to. Within a message nothing is raised: a stand-in is loaded instead, whose use raises."""
     try:
-        return _load(packed)
+        found = _load(packed)
     except Exception as e:
         from vmalloc.stand_in import instead_of
-        return instead_of(packed, e)
+        found = instead_of(packed, e)
+    if loaded_here != NULL:
+        (<list>loaded_here).append((packed, found))
+    return found
 
 
 cdef object _load(bytes packed):

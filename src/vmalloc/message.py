@@ -36,6 +36,7 @@ from vmalloc._core import (
     get_settings,
     load_beside,
     load_reference,
+    note_loads,
     pack_plain,
     pickled_reference,
     reduce_array,
@@ -52,7 +53,7 @@ from vmalloc.limits import is_short_of_addresses
 from vmalloc.receiver import can_attach
 from vmalloc.reference import pack, sending
 from vmalloc.region import Region, default_region, region_at, set_default_region
-from vmalloc.stand_in import load_tolerantly, nr_made
+from vmalloc.stand_in import has_stand_in, load_tolerantly
 
 if TYPE_CHECKING:
     import numpy as np
@@ -420,13 +421,20 @@ def _loads(data: Any, **options: Any) -> Any:
     """ForkingPickler.loads. What fails because of a stand-in within it is loaded again, with more of them."""
     if _is_new:
         _give_addresses_back()
-    before = nr_made()
+    loaded: list[tuple[bytes, Any]] = []  # kept until the end: the first load has claimed its leases
+    outer = note_loads(loaded)
     try:
-        return pickle.loads(data, **options)
-    except Exception:
-        if nr_made() == before:
-            raise
-        return load_tolerantly(data)
+        try:
+            return pickle.loads(data, **options)
+        except Exception as e:
+            if not has_stand_in(loaded):
+                raise
+            e.__traceback__ = None  # the error of a stand-in lives on, and must hold nothing that was loaded
+        return load_tolerantly(data, loaded)
+    finally:
+        note_loads(outer)
+        if outer is not None:  # a message within another one, which may have to be loaded again, too
+            outer += loaded
 
 
 _Connection: Any = Connection.__mro__[1]  # whose send() all connections have
