@@ -10,6 +10,7 @@ import os
 import pickletools
 import resource
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -143,7 +144,9 @@ def test_more_workers_than_process_slots_all_answer():
 
 
 def limit_addresses():
-    resource.setrlimit(resource.RLIMIT_AS, (2 << 30,) * 2)
+    """Room for copies, but not for the region: a forked worker already uses what its parent does."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 30),) * 2)
 
 
 def become_nobody():
