@@ -76,6 +76,11 @@ typedef struct vm_stats {
     uint32_t pressure, pressure_sources; /* 0 none, 1 some, 2 high; bits: stalls (PSI), cgroup v2, v1, meminfo */
 } vm_stats;
 
+/* Counters that are read without a lock: each is right, but not all of one moment. */
+typedef struct vm_glance {
+    uint64_t free_pages, lazy_pages, pooled_pages, nr_leases, nr_processes;
+} vm_glance;
+
 /* What bounds a region; pages, 0: no bound. All may be changed while others work. */
 typedef struct vm_limits {
     uint64_t limit_pages;      /* outside space at once, for all: more is ENOSPC                      */

@@ -118,6 +118,10 @@ cdef extern from "vmalloc.h" nogil:
     int vm_shrink(vm_region *r, uint64_t *pages)
     int vm_recover(vm_region *r, uint64_t *pages)
     int vm_get_stats(vm_region *r, vm_stats *out)
+    ctypedef struct vm_glance:
+        uint64_t free_pages, lazy_pages, pooled_pages, nr_leases, nr_processes
+
+    void vm_get_glance(const vm_region *r, vm_glance *out)
     int vm_walk(vm_region *r, int (*each)(void *, const vm_range_info *) noexcept nogil, void *arg)
     int vm_check(vm_region *r, c_bool at_rest, void (*say)(void *, const char *) noexcept nogil, void *arg)
     int vm_repair(vm_region *r, void (*say)(void *, const char *) noexcept nogil, void *arg)
