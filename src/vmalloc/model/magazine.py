@@ -56,6 +56,11 @@ class Magazines:
         """Ranges of all sizes."""
         return sum(map(len, self.sizes.values()))
 
+    @property
+    def pages(self) -> int:
+        """Pages of all ranges."""
+        return sum(pages * len(ranges) for pages, ranges in self.sizes.items())
+
     def copy(self) -> Magazines:
         other = Magazines(self.budget_pages)
         other.sizes = {pages: ranges.copy() for pages, ranges in self.sizes.items()}
@@ -125,8 +130,8 @@ class Magazines:
             self.stocks[pages] = 2 * count
 
     def drain(self) -> list[Area]:
-        """Remove and return everything; the caps stay."""
-        areas = [area for ranges in self.sizes.values() for area in ranges]
+        """Remove and return everything, small sizes first, of each the oldest first; the caps stay."""
+        areas = [area for pages in sorted(self.sizes) for area in self.sizes[pages]]
         self.sizes = {}
         return areas
 
