@@ -204,8 +204,8 @@ typedef struct vm_node {
     _Alignas(64) uint32_t lazy_head; /* page + 1; pushed by anybody, detached whole under purge_lock */
     uint32_t pad;
     _Alignas(64) vm_pool pool[VM_POOL_PAGES_MAX];
-    uint32_t
-        low[VM_POOL_PAGES_MAX]; /* hint: fewest ranges of each pool since the last turn of a watch (mend/decay.c) */
+    /* Hint: fewest ranges of each pool since the last turn of a watch (mend/decay.c). */
+    uint32_t low[VM_POOL_PAGES_MAX];
 } vm_node;
 _Static_assert(sizeof(vm_node) == 128 + VM_POOL_PAGES_MAX * 20, "region format");
 
