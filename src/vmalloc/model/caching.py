@@ -247,6 +247,8 @@ class CachingAllocator(Allocator):
         if is_tight and not kept.is_tight:
             self._to_pool(kept.drain(), cpu)
             kept.close_large()
+        elif kept.is_tight and not is_tight:
+            kept.open_large()
         kept.is_tight = is_tight
 
     def _from_caches(self, size: int, align: int, cpu: int, thread: int | None) -> tuple[Area | None, Level]:

@@ -157,7 +157,12 @@ class Magazines:
         return min(max(MAGAZINE_CAP_PAGES // pages, 2), MAGAZINE_CAP)
 
     def close_large(self) -> None:
-        """Keep no range above FLOW_PAGES until its size is asked for again."""
+        """Keep no range above FLOW_PAGES, ..."""
         for pages in range(FLOW_PAGES + 1, POOL_PAGES_MAX + 1):
             self.grown_pages -= max(self.cap(pages) - 1, 0) * pages
             self.caps[pages] = 0
+
+    def open_large(self) -> None:
+        """... and one of each size again, as at first."""
+        for pages in range(FLOW_PAGES + 1, POOL_PAGES_MAX + 1):
+            self.caps[pages] = max(self.cap(pages), 1)
