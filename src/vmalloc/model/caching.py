@@ -531,7 +531,7 @@ class CachingAllocator(Allocator):
     def count(self, purge: Purge) -> None:
         """Add a finished purge to the counters.
 
-        One that gives pages back gives back those of the space too, and the recent peak sinks towards present use.
+        One that gives pages back gives back those of the space too, and the peak sinks towards present use.
         """
         super().count(purge)
         if not self.is_keeping:
