@@ -112,12 +112,15 @@ VM_API void vm_helper_stop(vm_region *r);
 VM_API void vm_helpers_resume(void); /* of all regions of this process */
 
 VM_API int vm_get_limits(vm_region *r, vm_limits *out);
-VM_API int vm_set_limits(vm_region *r, const vm_limits *limits);
+VM_API int vm_set_limit(vm_region *r, vm_limit which, uint64_t nr_pages); /* 0: none. EINVAL: which? */
 /* What each process holds, the most first; at most `room` of them. Returns how many, or a negative errno. */
 VM_API int vm_holdings(vm_region *r, size_t room, vm_holding *out);
+/* Bytes that this process's memory cgroup and those above it allow; UINT64_MAX: no limit. */
+VM_API uint64_t vm_cgroup_limit(void);
 VM_API int vm_explain(vm_region *r, uint64_t nr_pages, int error, vm_shortage *out);
 
 VM_API int vm_get_stats(vm_region *r, vm_stats *out);
+VM_API void vm_get_glance(const vm_region *r, vm_glance *out); /* walks no words: for whoever looks often */
 
 /* Every range in address order, a consistent picture of the boundaries. */
 VM_API int vm_walk(vm_region *r, int (*each)(void *, const vm_range_info *), void *arg);

@@ -35,7 +35,7 @@ typedef struct vm_options {
     bool huge;               /* huge pages where the system allows; long ranges lie for them */
     bool hardened;           /* of two frees of a range at once, by a mistake, one fails: slower */
     double lease_ttl_s;      /* an unclaimed lease outlives its owner so long; 0: 60 s      */
-    const char *name;        /* shown in /proc/PID/maps as memfd:vmalloc:NAME; may be NULL  */
+    const char *name;        /* memfd:vmalloc:NAME in /proc/PID/maps, or NULL; VM_REGION_NAME_BYTES_MAX */
 } vm_options;
 
 typedef struct vm_info {
@@ -77,6 +77,11 @@ typedef struct vm_stats {
     uint32_t pressure, pressure_sources; /* 0 none, 1 some, 2 high; bits: stalls (PSI), cgroup v2, v1, meminfo */
 } vm_stats;
 
+/* Counters that are read without a lock: each is right, but not all of one moment. */
+typedef struct vm_glance {
+    uint64_t free_pages, lazy_pages, pooled_pages, nr_leases, nr_processes;
+} vm_glance;
+
 /* What bounds a region; pages, 0: no bound. All may be changed while others work. */
 typedef struct vm_limits {
     uint64_t limit_pages;      /* outside space at once, for all: more is ENOSPC                      */
@@ -84,6 +89,7 @@ typedef struct vm_limits {
     uint64_t quota_pages;      /* busy or in magazines, for each process: more is EDQUOT               */
     uint64_t floor_pages;      /* so many warm pages stay, however idle, unless memory is short        */
 } vm_limits;
+typedef enum vm_limit { VM_LIMIT, VM_SOFT_LIMIT, VM_QUOTA, VM_FLOOR } vm_limit; /* each of them */
 
 typedef struct vm_holding {
     uint32_t process, pid; /* slot; pid as its own pid namespace has it */

@@ -119,6 +119,10 @@ cdef extern from "vmalloc.h" nogil:
     int vm_shrink(vm_region *r, uint64_t *pages)
     int vm_recover(vm_region *r, uint64_t *pages)
     int vm_get_stats(vm_region *r, vm_stats *out)
+    ctypedef struct vm_glance:
+        uint64_t free_pages, lazy_pages, pooled_pages, nr_leases, nr_processes
+
+    void vm_get_glance(const vm_region *r, vm_glance *out)
     int vm_walk(vm_region *r, int (*each)(void *, const vm_range_info *) noexcept nogil, void *arg)
     int vm_check(vm_region *r, c_bool at_rest, void (*say)(void *, const char *) noexcept nogil, void *arg)
     int vm_repair(vm_region *r, void (*say)(void *, const char *) noexcept nogil, void *arg)
@@ -134,8 +138,11 @@ cdef extern from "vmalloc.h" nogil:
     void vm_helper_stop(vm_region *r)
     void vm_helpers_resume()
     int vm_get_limits(vm_region *r, vm_limits *out)
-    int vm_set_limits(vm_region *r, const vm_limits *limits)
+    ctypedef enum vm_limit:
+        pass
+    int vm_set_limit(vm_region *r, vm_limit which, uint64_t nr_pages)
     int vm_holdings(vm_region *r, size_t room, vm_holding *out)
+    uint64_t vm_cgroup_limit()
     int vm_explain(vm_region *r, uint64_t nr_pages, int error, vm_shortage *out)
     void vm_set_lock_timeout(vm_region *r, double seconds)
     uint32_t vm_busy_pid(const vm_region *r)

@@ -55,6 +55,61 @@ static void the_growth_of_all_caps_is_bounded(void)
     FINISH(r);
 }
 
+/* Space is short from now on, or not; the next request sees it. */
+static void be_tight(vm_region *r, bool is_tight)
+{
+    __atomic_store_n(&r->map.h->tight_s, is_tight ? vm__now_s() : 0, __ATOMIC_SEQ_CST);
+    take_and_give_back(r, 300, 1);
+}
+
+static void use_large_sizes(vm_region *r)
+{
+    for (int i = 0; i < 3; i++)
+        for (uint64_t n = VM_FLOW_PAGES + 1; n <= 100; n++)
+            take_and_give_back(r, n, 12);
+}
+
+static uint64_t growth_of_caps(vm_region *r)
+{
+    uint64_t pages = 0;
+    for (uint64_t n = 1; n <= VM_POOL_PAGES_MAX; n++)
+        pages += cap_of(r, n) > 1 ? (cap_of(r, n) - 1) * n : 0;
+    return pages;
+}
+
+static void while_space_is_short_no_magazine_of_a_large_size_opens(void)
+{
+    vm_region *r = make(200000); /* space is not really short */
+    use_large_sizes(r);
+    be_tight(r, true);
+    use_large_sizes(r);
+    for (uint64_t n = VM_FLOW_PAGES + 1; n <= VM_POOL_PAGES_MAX; n++)
+        CHECK_EQ(cap_of(r, n), 0);
+    take_and_give_back(r, 2, 100);
+    CHECK_EQ(cap_of(r, 2), VM_MAGAZINE_CAP); /* a small one does */
+    FINISH(r);
+}
+
+static void after_each_time_that_space_was_short_magazines_grow_as_before(void)
+{
+    vm_region *r = make(200000); /* space is not really short */
+    use_large_sizes(r);
+    use_large_sizes(r);
+    uint64_t grown = growth_of_caps(r);
+    CHECK(grown > 0);
+    for (int i = 0; i < 20; i++) {
+        be_tight(r, true);
+        use_large_sizes(r);
+        be_tight(r, false);
+        CHECK_EQ(vm__thread(r)->cap_pages, growth_of_caps(r));
+        use_large_sizes(r);
+        use_large_sizes(r);
+        CHECK_EQ(growth_of_caps(r), grown);
+        CHECK_EQ(vm__thread(r)->cap_pages, grown);
+    }
+    FINISH(r);
+}
+
 static void a_hit_takes_the_range_freed_last(void)
 {
     vm_region *r = make(2000);
@@ -99,7 +154,7 @@ static void *fill_and_exit(void *arg)
     vm_region *r = arg;
     for (uint64_t n = 1; n <= 20; n++)
         take_and_give_back(r, n, 10);
-    CHECK(nr_in_magazine(r, 5) > 0);
+    CHECK(nr_in_magazine(r, 20) > 0);
     return NULL;
 }
 
@@ -290,6 +345,8 @@ int main(void)
     a_magazines_cap_grows_on_demand_up_to_its_size();
     what_overflows_goes_to_the_pools();
     the_growth_of_all_caps_is_bounded();
+    while_space_is_short_no_magazine_of_a_large_size_opens();
+    after_each_time_that_space_was_short_magazines_grow_as_before();
     a_hit_takes_the_range_freed_last();
     a_stale_entry_is_skipped();
     a_thread_that_exits_leaves_nothing_in_its_magazines();

@@ -36,6 +36,11 @@ class Slab:
     def __len__(self) -> int:
         return len(self.areas)
 
+    @property
+    def pages(self) -> int:
+        """Pages of what is there; an entry that is named twice counts as the core counts it."""
+        return sum(self.areas[start].pages for start in self.entries if start in self.areas)
+
     def copy(self) -> Slab:
         other = Slab()
         other.entries, other.areas = self.entries.copy(), self.areas.copy()
