@@ -119,21 +119,31 @@ static void note_used(vm_region *r, uint32_t cpu, uint64_t nr_pages)
         VM_OR(used, 1ull << k % 64);
 }
 
-/* Into this CPU's slab. False: its word is as it was, or MOVING(t). */
+static bool is_full(const vm_region *r, uint32_t cpu, uint64_t nr_pages)
+{
+    return VM_RELAXED(&slab_of(r, cpu, nr_pages)->count) >= slab_cap(nr_pages);
+}
+
+/* Into the slab of this CPU. False: it was full, or the thread was moved; its word is MOVING(t). */
+static bool push(vm_thread *t, uint32_t cpu, uint64_t nr_pages, uint64_t page)
+{
+    vm_region *r = t->region;
+    note_used(r, cpu, nr_pages);
+    VM_STORE(&r->map.heads[page].word, ready(cpu, nr_pages));
+    return vm__slab_push(cpu, slab_of(r, cpu, nr_pages), (uint32_t)page, slab_cap(nr_pages)) == VM_SEQUENCE_DONE
+           || !claim(r, page, nr_pages, cpu, vm__moving(t, nr_pages)); /* a decay or a scan has it by now */
+}
+
+/* Into this CPU's slab, which makes room. False: its word is as it was, or MOVING(t). */
 static bool put(vm_thread *t, vm_node *n, uint64_t nr_pages, uint64_t page)
 {
     vm_region *r = t->region;
-    uint32_t cpu, cap = slab_cap(nr_pages);
+    uint32_t cpu;
     for (int tries = 0; tries < TRIES && here(r, &cpu); tries++) {
-        vm_slab *s = slab_of(r, cpu, nr_pages);
-        if (VM_RELAXED(&s->count) >= cap)
+        if (is_full(r, cpu, nr_pages))
             make_room(t, n, nr_pages, cpu);
-        note_used(r, cpu, nr_pages);
-        VM_STORE(&r->map.heads[page].word, ready(cpu, nr_pages));
-        if (vm__slab_push(cpu, s, (uint32_t)page, cap) == VM_SEQUENCE_DONE)
+        if (push(t, cpu, nr_pages, page))
             return true;
-        if (!claim(r, page, nr_pages, cpu, vm__moving(t, nr_pages)))
-            return true; /* a decay or a scan has it by now */
     }
     return false;
 }
@@ -141,8 +151,10 @@ static bool put(vm_thread *t, vm_node *n, uint64_t nr_pages, uint64_t page)
 static bool put_here(vm_thread *t, uint64_t nr_pages, uint64_t page)
 {
     vm_region *r = t->region;
-    if (put(t, &r->map.nodes[vm__node_here(r)], nr_pages, page))
-        return true;
+    uint32_t cpu;
+    for (int tries = 0; tries < TRIES && here(r, &cpu) && !is_full(r, cpu, nr_pages); tries++)
+        if (push(t, cpu, nr_pages, page))
+            return true;
     VM_STORE(&r->map.heads[page].word, vm__moving(t, nr_pages));
     return false;
 }

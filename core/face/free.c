@@ -92,12 +92,17 @@ static bool put_here(vm_thread *t, uint64_t page, uint64_t id)
     vm_region *r = t->region;
     const vm_head *head = &r->map.heads[page];
     uint64_t nr_pages = vm__id_pages(id);
-    if (!nr_pages || t->common || r->map.flags & VM_FLAG_HARDENED || vm__health(r)
+    if (nr_pages - 1 >= VM_POOL_PAGES_MAX || t->common || r->map.flags & VM_FLAG_HARDENED || vm__health(r)
         || VM_RELAXED(&head->word) != vm__busy(t, nr_pages) || VM_RELAXED(&head->aux) != id
         || !vm__is_within(r, page, nr_pages))
         return false;
-    if (!r->design->kept->put_here(t, nr_pages, page))
-        vm__release(t, page, nr_pages);
+    if (r->design->kept->put_here(t, nr_pages, page))
+        return true;
+    vm__helpers_resume_if_missing();
+    vm__enter(t);
+    vm__release(t, page, nr_pages);
+    purge_if_due(t, nr_pages);
+    vm__leave(t);
     return true;
 }
 

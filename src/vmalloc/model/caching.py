@@ -435,14 +435,14 @@ class CachingAllocator(Allocator):
     def free(self, start: int, cpu: int = 0, thread: int | None = None) -> Area | None:
         """Free the range that starts here; returns it, or None if nothing busy starts here.
 
-        A free that does more than to fill a place in a magazine looks whether too much is lazy; so does the
+        A free that does more than to fill a place in a magazine or slab looks whether too much is lazy; so does the
         first free of a range that came alone from space, since its word in the core says that it is clean.
         """
         area = self._no_longer_busy(start)
         if area is None:
             return None
         kept = self._magazines(cpu, thread) if self.has_magazines else None
-        is_quick = kept is not None and kept.has_room(area.pages) and start not in self.clean
+        is_quick = start not in self.clean and self._has_room(kept, area.pages, cpu)
         self.clean.discard(start)
         if kept is not None and not is_quick:
             self._tighten(kept, cpu)
@@ -456,6 +456,15 @@ class CachingAllocator(Allocator):
             most = min(2 * area.pages, self.lazy_excess, PURGE_STEP_PAGES_MAX)
             self.step(max(most, PURGE_STEP_PAGES))
         return area
+
+    def _has_room(self, kept: Magazines | None, pages: int, cpu: int) -> bool:
+        """Whether a place in a magazine or a slab is free for one."""
+        if kept is not None:
+            return kept.has_room(pages)
+        if not self.has_slabs or pages > POOL_PAGES_MAX:
+            return False
+        slab = self.slabs.get((cpu, pages))
+        return slab is None or slab.has_room(pages)
 
     def _to_pool(self, areas: Iterable[Area], cpu: int) -> None:
         """Give ranges to this CPU's slab, if there are slabs, else to the pool of its node."""

@@ -46,6 +46,10 @@ class Slab:
         other.entries, other.areas = self.entries.copy(), self.areas.copy()
         return other
 
+    def has_room(self, pages: int) -> bool:
+        """Whether a place of this slab of so many pages is free."""
+        return len(self.entries) < slab_cap(pages)
+
     def put(self, area: Area) -> list[Area]:
         """Put one on top; returns what had to make room, the oldest first."""
         entries, cap = self.entries, slab_cap(area.pages)
