@@ -339,7 +339,7 @@ class CachingAllocator(Allocator):
         return pools + sum(slab.pages for slab in self.slabs.values())
 
     def _pools_to_warm(self, cpu: int) -> None:
-        """What the pools keep becomes lazy: small sizes first, of each the hottest first, of a slab the oldest."""
+        """What pools keep becomes lazy: small sizes first, of each the hottest first; of a slab the oldest."""
         for node in self.nodes:
             for pages in sorted(node.pools):
                 pool = node.pools[pages]
@@ -435,8 +435,9 @@ class CachingAllocator(Allocator):
     def free(self, start: int, cpu: int = 0, thread: int | None = None) -> Area | None:
         """Free the range that starts here; returns it, or None if nothing busy starts here.
 
-        A free that does more than to fill a place in a magazine or slab looks whether too much is lazy; so does the
-        first free of a range that came alone from space, since its word in the core says that it is clean.
+        A free that does more than to fill a place in a magazine or a slab looks whether too much is lazy; so
+        does the first free of a range that came alone from space, since its word in the core says that it is
+        clean.
         """
         area = self._no_longer_busy(start)
         if area is None:
