@@ -339,7 +339,7 @@ class CachingAllocator(Allocator):
         return pools + sum(slab.pages for slab in self.slabs.values())
 
     def _pools_to_warm(self, cpu: int) -> None:
-        """What pools keep becomes lazy: small sizes first, of each the hottest first; of a slab the oldest."""
+        """What pools keep becomes lazy: small sizes first, of each the hottest, but of a slab the oldest."""
         for node in self.nodes:
             for pages in sorted(node.pools):
                 pool = node.pools[pages]

@@ -73,7 +73,8 @@ class Slab:
     def cut(self, percent: int) -> list[Area]:
         """Take out so much of what is there, rounded up, the oldest first; the entries stay."""
         there = [start for start in self.entries if start in self.areas]
-        goes, cut = -(-len(there) * percent // 100), []
+        goes = -(-len(there) * percent // 100)
+        cut: list[Area] = []
         for start in there:
             if len(cut) < goes and start in self.areas:
                 cut.append(self.areas.pop(start))
