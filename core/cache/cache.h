@@ -46,6 +46,7 @@ static inline bool vm__is_pooled(const vm_region *r, uint64_t nr_pages)
     return nr_pages <= VM_POOL_PAGES_MAX && r->design->kept->give;
 }
 uint32_t vm__pool_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint32_t max, uint64_t *pages);
+uint64_t vm__pool_take_longer(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint64_t *page);
 void vm__pool_give(vm_thread *t, uint64_t nr_pages, uint32_t count, const uint64_t *pages);
 uint64_t vm__pooled_pages(const vm_region *r); /* by counters: a hint */
 

@@ -28,6 +28,16 @@ static uint32_t cap_most(uint64_t nr_pages)
     return most < 2 ? 2 : most < VM_MAGAZINE_CAP ? (uint32_t)most : VM_MAGAZINE_CAP;
 }
 
+/* By how much all caps of a thread may grow: a share of what is free, for what lies in magazines serves one size only. */
+static uint64_t budget_pages(const vm_region *r)
+{
+    uint64_t least = (uint64_t)VM_MAGAZINE_BUDGET_BYTES >> r->map.page_shift;
+    uint64_t most = (uint64_t)VM_MAGAZINE_BUDGET_BYTES_MAX >> r->map.page_shift;
+    uint64_t share = VM_RELAXED(&r->map.h->free_pages) / VM_MAGAZINE_BUDGET_SHARE;
+    least = least > VM_POOL_PAGES_MAX ? least : VM_POOL_PAGES_MAX;
+    return share < least ? least : share < most ? share : most;
+}
+
 bool vm__magazine_grow(vm_thread *t, uint64_t nr_pages)
 {
     vm_region *r = t->region;
@@ -35,7 +45,7 @@ bool vm__magazine_grow(vm_thread *t, uint64_t nr_pages)
     uint32_t most = cap_most(nr_pages), wanted = *cap ? *cap * 2u : 1;
     wanted = wanted < most ? wanted : most;
     uint64_t more = (wanted - *cap) * nr_pages;
-    if (t->cap_pages + more > r->budget_pages)
+    if (t->cap_pages + more > budget_pages(r))
         return false;
     t->cap_pages += more;
     *cap = (uint8_t)wanted;

@@ -34,6 +34,17 @@ uint32_t vm__pool_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, ui
     return got;
 }
 
+/* A ready range that is a little longer, the tightest first: while space is short, so that what is ready serves more than
+ * its own size. Its length, or 0. */
+uint64_t vm__pool_take_longer(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint64_t *page)
+{
+    uint64_t most = nr_pages + (nr_pages >> VM_WARM_SLACK_SHIFT);
+    for (uint64_t len = nr_pages + 1; len <= most && len <= VM_POOL_PAGES_MAX; len++)
+        if (vm__pool_take(t, len, align_pages, 1, page))
+            return len;
+    return 0;
+}
+
 /* Words are MOVING(t). What this CPU's pool does not keep becomes lazy. */
 void vm__pool_give(vm_thread *t, uint64_t nr_pages, uint32_t count, const uint64_t *pages)
 {

@@ -182,10 +182,6 @@ static uint64_t end_step(vm_thread *t, vm_batch *b, bool gave_back)
     vm__unlock(t, &h->purge_lock);
     free(b->piece);
     return pages;
-    VM_PUT(&h->nr_purged_pages, h->nr_purged_pages + pages);
-    VM_PUT(&h->nr_steps, h->nr_steps + 1);
-    if (h->nr_steps % VM_PEAK_SINK_STEPS == 0)
-        sink_peak(t, VM_NO_WAIT);
 }
 
 /* A bounded part of a purge, for a thread that has something else to do: it takes the oldest lazy ranges, waits for nobody,

@@ -76,7 +76,7 @@ DECAY_PERCENT = 25
 # magazines
 MAGAZINE_CAP = 30
 """Most ranges of one size in a magazine ..."""
-MAGAZINE_CAP_PAGES = 256
+MAGAZINE_CAP_PAGES = 1024
 """... and so many pages, but two ranges in any case."""
 MAGAZINE_REFILL_MAX = 16
 """Most ranges that a miss takes from a pool ..."""
@@ -88,7 +88,11 @@ and while space is short no magazine keeps a larger one."""
 MAGAZINE_STOCK_PAGES = 64
 """A miss that comes to space takes twice as many ranges as the last of its size did, up to so many pages."""
 MAGAZINE_BUDGET_BYTES = 16 << 20
-"""By so much all caps of one thread may grow: what lies there serves one size and one thread only."""
+"""By so much all caps of one thread may grow: what lies there serves one size and one thread only. Or ..."""
+MAGAZINE_BUDGET_SHARE = 16
+"""... by one such part of what is free, ..."""
+MAGAZINE_BUDGET_BYTES_MAX = 512 << 20
+"""... up to so much."""
 
 # lazy and purge
 LAZY_BYTES_PER_CPU_BIT = 32 << 20
