@@ -64,7 +64,8 @@ uint64_t vm__check_lists_of_pools(const vm_region *r, uint32_t node, vm_report *
 
 int vm__magazine_refill(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out);
 bool vm__magazine_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out);
-bool vm__magazine_put_slow(vm_thread *t, uint64_t page, uint64_t nr_pages);
+bool vm__magazine_put_slow(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_foreign);
+bool vm__magazine_has_foreign(const vm_thread *t, uint64_t nr_pages);
 int vm__magazine_put_foreign(vm_thread *t, uint64_t page, vm_word w);
 uint32_t vm__magazine_want(const vm_thread *t, uint64_t nr_pages);
 bool vm__magazine_grow(vm_thread *t, uint64_t nr_pages); /* false: the budget is spent */

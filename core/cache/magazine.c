@@ -137,10 +137,14 @@ static uint32_t flush_oldest(vm_thread *t, uint64_t nr_pages, uint32_t nr)
     return count - nr;
 }
 
-/* Between enter and leave: room for one more, where the cap is not 0; returns how many there are. */
-static uint32_t make_room(vm_thread *t, vm_magazine *m, uint64_t nr_pages)
+/* Between enter and leave: room for one more, where the cap is not 0; returns how many there are. What a flow brings goes on
+ * to who allocates it, few at a time. */
+static uint32_t make_room(vm_thread *t, vm_magazine *m, uint64_t nr_pages, bool is_foreign)
 {
     uint32_t count = vm__magazine_count(VM_RELAXED(&m->header));
+    uint32_t batch = is_foreign && nr_pages >= VM_FLOW_PAGES ? VM_FLOW_BATCH_PAGES / (uint32_t)nr_pages : UINT32_MAX;
+    if (count >= batch)
+        return flush_oldest(t, nr_pages, batch);
     if (count < t->cap[nr_pages])
         return count;
     vm__magazine_grow(t, nr_pages);
@@ -150,14 +154,22 @@ static uint32_t make_room(vm_thread *t, vm_magazine *m, uint64_t nr_pages)
     return flush_oldest(t, nr_pages, count - cap / 2);
 }
 
+/* Does a magazine keep a range of that size that another process allocated? One for which a batch is one range goes to a
+ * pool at once. */
+bool vm__magazine_has_foreign(const vm_thread *t, uint64_t nr_pages)
+{
+    return nr_pages <= t->fast_pages && t->cap[nr_pages]
+           && (nr_pages < VM_FLOW_PAGES || 2 * nr_pages <= VM_FLOW_BATCH_PAGES);
+}
+
 /* Keep a range whose word is MOVING(t), making room if needed. False: it has none, or the slot is being drained. */
-bool vm__magazine_put_slow(vm_thread *t, uint64_t page, uint64_t nr_pages)
+bool vm__magazine_put_slow(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_foreign)
 {
     vm_region *r = t->region;
     if (!t->cap[nr_pages] || !vm__magazines_enter(t))
         return false;
     vm_magazine *m = &t->slot->magazine[nr_pages];
-    uint32_t count = make_room(t, m, nr_pages);
+    uint32_t count = make_room(t, m, nr_pages, is_foreign);
     VM_STORE(&r->map.heads[page].word, vm__cached(t, nr_pages));
     VM_PUT(&m->page[count], (uint32_t)page);
     set_count(r, m, count + 1);
@@ -175,7 +187,7 @@ int vm__magazine_put_foreign(vm_thread *t, uint64_t page, vm_word w)
     if (!vm__magazines_enter(t))
         return -EAGAIN;
     vm_magazine *m = &t->slot->magazine[nr_pages];
-    uint32_t count = make_room(t, m, nr_pages);
+    uint32_t count = make_room(t, m, nr_pages, true);
     bool is_ours = VM_CAS(&r->map.heads[page].word, w, vm__cached(t, nr_pages));
     if (is_ours) {
         VM_PUT(&m->page[count], (uint32_t)page);

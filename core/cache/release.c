@@ -9,7 +9,7 @@
 
 /* Where a range goes that nobody references any more; its word is MOVING(t). The length is from a word that a
  * neighbour may have scribbled over: what is no range is left to the words, which do not parse then. */
-static void release(vm_thread *t, uint64_t page, uint64_t nr_pages, bool may_keep)
+static void release(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_foreign)
 {
     vm_region *r = t->region;
     if (vm_unlikely(!vm__is_within(r, page, nr_pages))) {
@@ -20,17 +20,15 @@ static void release(vm_thread *t, uint64_t page, uint64_t nr_pages, bool may_kee
         vm__lazy_put(t, page, nr_pages);
         return;
     }
-    if (may_keep && t->fast_pages && vm__magazine_put_slow(t, page, nr_pages))
+    bool may_keep = is_foreign ? vm__magazine_has_foreign(t, nr_pages) : t->fast_pages != 0;
+    if (may_keep && vm__magazine_put_slow(t, page, nr_pages, is_foreign))
         return;
     vm__pool_give(t, nr_pages, 1, &page);
 }
 
-void vm__release(vm_thread *t, uint64_t page, uint64_t nr_pages) { release(t, page, nr_pages, true); }
+void vm__release(vm_thread *t, uint64_t page, uint64_t nr_pages) { release(t, page, nr_pages, false); }
 
-void vm__pass_back(vm_thread *t, uint64_t page, uint64_t nr_pages)
-{
-    release(t, page, nr_pages, nr_pages < VM_FLOW_PAGES);
-}
+void vm__pass_back(vm_thread *t, uint64_t page, uint64_t nr_pages) { release(t, page, nr_pages, true); }
 
 void vm__release_or_keep(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_foreign, vm_range *kept)
 {
