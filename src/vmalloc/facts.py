@@ -80,12 +80,12 @@ MAGAZINE_CAP_PAGES = 1024
 """... and so many pages, but two ranges in any case."""
 MAGAZINE_REFILL_MAX = 16
 """Most ranges that a miss takes from a pool ..."""
-MAGAZINE_REFILL_PAGES = 64
+MAGAZINE_REFILL_PAGES = 128
 """... and most pages, but one range in any case: the next request should get what was freed last."""
 FLOW_PAGES = 16
 """Freed ranges of so many pages that another process allocated go where that one looks, into a pool, ...
 and while space is short no magazine keeps a larger one."""
-FLOW_BATCH_PAGES = 64
+FLOW_BATCH_PAGES = 128
 """... as many together as have so many pages."""
 MAGAZINE_STOCK_PAGES = 64
 """A miss that comes to space takes twice as many ranges as the last of its size did, up to so many pages."""
