@@ -29,7 +29,7 @@ static uint32_t cap_most(uint64_t nr_pages)
 }
 
 /* By how much all caps of a thread may grow: a share of what is free, for what lies in magazines serves one size only. */
-static uint64_t budget_pages(const vm_region *r)
+uint64_t vm__magazine_budget(const vm_region *r)
 {
     uint64_t least = (uint64_t)VM_MAGAZINE_BUDGET_BYTES >> r->map.page_shift;
     uint64_t most = (uint64_t)VM_MAGAZINE_BUDGET_BYTES_MAX >> r->map.page_shift;
@@ -45,7 +45,7 @@ bool vm__magazine_grow(vm_thread *t, uint64_t nr_pages)
     uint32_t most = cap_most(nr_pages), wanted = *cap ? *cap * 2u : 1;
     wanted = wanted < most ? wanted : most;
     uint64_t more = (wanted - *cap) * nr_pages;
-    if (t->cap_pages + more > budget_pages(r))
+    if (t->cap_pages + more > vm__magazine_budget(r))
         return false;
     t->cap_pages += more;
     *cap = (uint8_t)wanted;

@@ -50,8 +50,8 @@ static void the_growth_of_all_caps_is_bounded(void)
     for (uint64_t n = 200; n <= VM_POOL_PAGES_MAX; n++)
         take_and_give_back(r, n, 60);
     vm_thread *t = vm__thread(r);
-    CHECK(t->cap_pages <= r->budget_pages);
-    CHECK(stats_of(r).cached_pages <= r->budget_pages + VM_POOL_PAGES_MAX * (VM_POOL_PAGES_MAX + 1) / 2);
+    CHECK(t->cap_pages <= vm__magazine_budget(r));
+    CHECK(stats_of(r).cached_pages <= vm__magazine_budget(r) + VM_POOL_PAGES_MAX * (VM_POOL_PAGES_MAX + 1) / 2);
     FINISH(r);
 }
 

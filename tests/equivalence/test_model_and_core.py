@@ -87,7 +87,7 @@ class Memory:
 
     def __init__(self, pools: str, nr_pages: int, lazy_max: int) -> None:
         most = lazy_max * PAGE or None
-        self.region = vmalloc.Region(nr_pages * PAGE, pools=pools, nodes=1, lazy_max=most)
+        self.region = vmalloc.Region(nr_pages * PAGE, pools=pools, nodes=1, lazy_max=most, helper=False)
         self.blocks: dict[int, vmalloc.Block] = {}
 
     def alloc(self, nr_pages: int, align: int) -> tuple[int, int]:

@@ -38,13 +38,13 @@ from vmalloc.model.area import Area
 class Magazines:
     """One thread's magazines, by page count; the right end is the hot end.
 
-    By `budget_pages` all caps together may grow.
+    By `budget_pages` all caps together may grow; whoever uses them says how much that is now.
     """
 
     __slots__ = ("budget_pages", "caps", "grown_pages", "is_tight", "sizes", "stocks")
 
-    def __init__(self, budget_pages: int) -> None:
-        self.budget_pages = budget_pages
+    def __init__(self) -> None:
+        self.budget_pages = 0
         self.sizes: dict[int, deque[Area]] = {}
         self.caps: dict[int, int] = {}
         self.grown_pages = 0
@@ -56,7 +56,8 @@ class Magazines:
         return sum(map(len, self.sizes.values()))
 
     def copy(self) -> Magazines:
-        other = Magazines(self.budget_pages)
+        other = Magazines()
+        other.budget_pages = self.budget_pages
         other.sizes = {pages: ranges.copy() for pages, ranges in self.sizes.items()}
         other.caps = self.caps.copy()
         other.grown_pages, other.is_tight = self.grown_pages, self.is_tight
