@@ -55,6 +55,47 @@ static void the_growth_of_all_caps_is_bounded(void)
     FINISH(r);
 }
 
+/* What another process allocated, freed here one after the other. */
+static void frees_of_others_go_on_in_batches(void)
+{
+    vm_region *r = make(4000), *other;
+    enum { N = 20, BATCH = VM_FLOW_BATCH_PAGES / VM_FLOW_PAGES };
+    vm_range a[N];
+    CHECK_EQ(vm_attach(vm_fd(r), &other), 0);
+    for (int i = 0; i < N; i++)
+        a[i] = take(other, VM_FLOW_PAGES);
+    uint64_t pooled = stats_of(r).pooled_pages;
+    for (int i = 0; i < N; i++) {
+        GIVE_BACK(r, a[i]);
+        CHECK(nr_in_magazine(r, VM_FLOW_PAGES) <= BATCH);
+    }
+    CHECK_EQ(stats_of(r).pooled_pages - pooled, (N - nr_in_magazine(r, VM_FLOW_PAGES)) * VM_FLOW_PAGES);
+    vm_range b = take(other, VM_POOL_PAGES_MAX);
+    GIVE_BACK(r, b);
+    CHECK_EQ(nr_in_magazine(r, VM_POOL_PAGES_MAX), 0); /* a batch of these would be less than one */
+    CHECK_EQ(vm_detach(other), 0);
+    FINISH(r);
+}
+
+static void while_space_is_short_a_little_longer_one_will_do(void)
+{
+    vm_region *r = make(1000);
+    vm_range a[4], b;
+    for (int i = 0; i < 4; i++)
+        a[i] = take(r, 250);
+    CHECK_EQ(vm_alloc(r, 240, 1, 0, &b), -ENOSPC);
+    GIVE_BACK(r, a[1]);
+    CHECK_EQ(stats_of(r).pooled_pages, 250);
+    CHECK_EQ(vm_alloc(r, 240, 1, 0, &b), 0);
+    CHECK_EQ(b.page, a[1].page);
+    CHECK_EQ(b.nr_pages, 250);
+    GIVE_BACK(r, b);
+    for (int i = 0; i < 4; i++)
+        if (i != 1)
+            GIVE_BACK(r, a[i]);
+    FINISH(r);
+}
+
 static void a_hit_takes_the_range_freed_last(void)
 {
     vm_region *r = make(2000);
@@ -290,6 +331,8 @@ int main(void)
     a_magazines_cap_grows_on_demand_up_to_its_size();
     what_overflows_goes_to_the_pools();
     the_growth_of_all_caps_is_bounded();
+    frees_of_others_go_on_in_batches();
+    while_space_is_short_a_little_longer_one_will_do();
     a_hit_takes_the_range_freed_last();
     a_stale_entry_is_skipped();
     a_thread_that_exits_leaves_nothing_in_its_magazines();
