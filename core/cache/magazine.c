@@ -21,7 +21,7 @@ void vm__magazine_init(vm_thread *t)
     t->is_tight = false;
 }
 
-/* Few of a large size: the pools behind are quick beside what such a range is filled with, and hot first. */
+/* Fewer of a large size: the pools behind are quick beside what such a range is filled with, and hot first. */
 static uint32_t cap_most(uint64_t nr_pages)
 {
     uint64_t most = VM_MAGAZINE_CAP_PAGES / nr_pages;

@@ -3,7 +3,8 @@
  * Release: where a range goes that nobody references any more. magazine -> pool -over its cap-> lazy
  *
  * What one process allocates and another frees must come back to who allocates: in the magazine of who only frees it
- * would lie until that one overflows, and a flow of messages would go round through as many places as a magazine has.
+ * would lie until that one overflows, and a flow of messages would go round through as many places as a magazine has. So large
+ * ones go on to the pool in small batches (magazine.c).
  */
 #include "cache.h"
 

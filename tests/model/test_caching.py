@@ -51,7 +51,9 @@ def test_a_magazine_doubles_when_it_overflows_and_then_gives_its_older_half_away
 
 
 def test_caps_grow_within_the_threads_budget():
-    k = CachingAllocator(DESIGN, 4, (0, 32_000 * PAGE))  # a sixteenth of what is free is less than 4,096 pages
+    k = CachingAllocator(
+        DESIGN, 4, (0, 32_000 * PAGE)
+    )  # a sixteenth of what is free is less than 4,096 pages
     for pages in range(16, 26):  # each may grow by 29 times itself, all of them by 4,096
         for start in [k.alloc(pages * PAGE).start for _ in range(31)]:
             k.free(start)
