@@ -196,7 +196,7 @@ TABLES = {
     ),
     "flow": (flows, "One-way flow", ["case", "us", "two slots, us", "ratio"]),
     "headroom": (headroom, "Headroom, 8 threads, 1 to 256 pages", ["case", "M/s", "to 8x", "no room"]),
-    "free": (frees, "Slowest single free", ["case", "ms", "an idle loop, ms", "CPU ms", "an idle loop, CPU ms"]),
+    "free": (frees, "Slowest single free", ["case", "ms", "idle loop, ms", "CPU ms", "idle loop, CPU ms"]),
 }  # fmt: skip
 
 
