@@ -9,7 +9,7 @@ static vm_region *make(vm_pools d) { return MAKE(.nr_pages = 3000, .pools = d, S
 static vm_range take_stamped(vm_region *r, uint64_t nr_pages)
 {
     vm_range a = take(r, nr_pages);
-    for (uint64_t p = 0; p < nr_pages; p++)
+    for (uint64_t p = 0; p < a.nr_pages; p++)
         *(uint64_t *)vm_pointer(r, a.page + p) = a.id + p;
     return a;
 }
