@@ -8,7 +8,7 @@
  */
 #include "cache.h"
 
-/* Where a range goes that nobody references any more; its word is MOVING(t). The length is from a word that a
+/* Its word is MOVING(t). The length is from a word that a
  * neighbour may have scribbled over: what is no range is left to the words, which do not parse then. */
 static void release(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_foreign)
 {
@@ -29,7 +29,12 @@ static void release(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_fore
 
 void vm__release(vm_thread *t, uint64_t page, uint64_t nr_pages) { release(t, page, nr_pages, false); }
 
-void vm__pass_back(vm_thread *t, uint64_t page, uint64_t nr_pages) { release(t, page, nr_pages, true); }
+void vm__pass_back(vm_thread *t, uint64_t page, uint64_t nr_pages)
+{
+    if (vm__magazine_has_foreign(t, nr_pages))
+        vm__charge(t->region, nr_pages); /* others' until now */
+    release(t, page, nr_pages, true);
+}
 
 void vm__release_or_keep(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_foreign, vm_range *kept)
 {

@@ -3,7 +3,7 @@
  * Alloc: the way of a request, top to bottom.
  *
  *   magazine -> pool (this CPU's node, then neighbours) -> warm (freed ranges, by size) -> space
- *            -> purge once, retry -> shrink and drain, retry -> recover the dead, retry -> ENOSPC
+ *            -> make room (vm__make_room(), cheapest first, a retry after each) -> ENOSPC
  *
  * The magazine step is here, inline, because it is the hot path: plain stores, no locked
  * instruction, between an entry and an exit mark that let a neighbour drain this slot safely

@@ -576,5 +576,6 @@ for pools in POOLS:
     examples = 50 if pools == "magazine" else 12
     globals()[f"Test{pools.title()}"] = machine(pools, "addresses", examples)
 if os.sysconf("SC_PAGESIZE") == PAGE:
-    TestMagazineWithMemory = machine("magazine", "memory", 25)
-    TestLockedWithMemory = machine("locked", "memory", 6)
+    # Not the magazines: over memory the core empties them before it grows past its peak (loosen() in
+    # core/face/alloc.c), which the model does not do yet.
+    TestLockedWithMemory = machine("locked", "memory", 25)
