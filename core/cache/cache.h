@@ -69,7 +69,7 @@ bool vm__magazine_has_foreign(const vm_thread *t, uint64_t nr_pages);
 int vm__magazine_put_foreign(vm_thread *t, uint64_t page, vm_word w);
 uint32_t vm__magazine_want(const vm_thread *t, uint64_t nr_pages);
 uint64_t vm__magazine_budget(const vm_region *r);
-bool vm__magazine_grow(vm_thread *t, uint64_t nr_pages); /* false: the budget is spent */
+bool vm__magazine_grow(vm_thread *t, uint64_t nr_pages); /* false: the budget or space is short */
 void vm__magazine_keep(vm_thread *t, uint64_t nr_pages, uint32_t nr, const uint64_t *pages);
 int vm__magazine_stock(vm_thread *t, uint64_t nr_pages, unsigned flags, vm_range *out);
 bool vm__magazine_flush_all(vm_thread *t);

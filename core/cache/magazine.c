@@ -13,7 +13,8 @@
 #include "cache.h"
 
 /* Caps start at one range and double when a magazine overflows, as long as the growth of all caps stays
- * within the thread's budget: what a thread may hoard is bounded, and the hot path need not count it. */
+ * within the thread's budget: what a thread may hoard is bounded, and the hot path need not count it. The first
+ * range is never counted, so that one that was closed and opens again costs nothing. */
 void vm__magazine_init(vm_thread *t)
 {
     memset(t->cap, 1, sizeof t->cap);
@@ -38,14 +39,16 @@ uint64_t vm__magazine_budget(const vm_region *r)
     return share < least ? least : share < most ? share : most;
 }
 
+static uint64_t growth_pages(uint32_t cap, uint64_t nr_pages) { return cap > 1 ? (cap - 1) * nr_pages : 0; }
+
 bool vm__magazine_grow(vm_thread *t, uint64_t nr_pages)
 {
     vm_region *r = t->region;
     uint8_t *cap = &t->cap[nr_pages];
     uint32_t most = cap_most(nr_pages), wanted = *cap ? *cap * 2u : 1;
     wanted = wanted < most ? wanted : most;
-    uint64_t more = (wanted - *cap) * nr_pages;
-    if (t->cap_pages + more > vm__magazine_budget(r))
+    uint64_t more = growth_pages(wanted, nr_pages) - growth_pages(*cap, nr_pages);
+    if ((t->is_tight && nr_pages > VM_FLOW_PAGES) || t->cap_pages + more > vm__magazine_budget(r))
         return false;
     t->cap_pages += more;
     *cap = (uint8_t)wanted;
@@ -281,7 +284,7 @@ void vm__magazine_tighten(vm_thread *t, bool is_tight)
     if (!is_tight || !vm__magazine_flush_all(t))
         return;
     for (uint64_t n = VM_FLOW_PAGES + 1; n <= VM_POOL_PAGES_MAX; n++) {
-        t->cap_pages -= t->cap[n] > 1 ? (t->cap[n] - 1u) * n : 0;
+        t->cap_pages -= growth_pages(t->cap[n], n);
         t->cap[n] = 0;
     }
 }

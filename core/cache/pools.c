@@ -44,7 +44,7 @@ uint32_t vm__pool_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, ui
  * its own size. Its length, or 0. */
 uint64_t vm__pool_take_longer(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint64_t *page)
 {
-    uint64_t most = nr_pages + (nr_pages >> VM_WARM_SLACK_SHIFT);
+    uint64_t most = vm__longest_for(t->region, nr_pages);
     uint32_t here = vm__node_here(t->region);
     for (uint64_t len = nr_pages + 1; len <= most && len <= VM_POOL_PAGES_MAX; len++)
         if (take_near(t, here, len, align_pages, 1, page))

@@ -50,7 +50,7 @@ static int take_warm(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_r
     uint32_t got = vm__warm_take(t, nr_pages, align_pages, most, pages, &len);
     if (!got)
         return -ENOSPC;
-    if (got == most && nr_pages <= t->fast_pages && t->cap[nr_pages])
+    if (got == most && nr_pages <= t->fast_pages)
         vm__magazine_grow(t, nr_pages);
     vm__hand_out(t, pages[0], len, false, out);
     vm__magazine_keep(t, nr_pages, got - 1, pages + 1);
@@ -66,12 +66,11 @@ static bool is_much_ready(vm_thread *t, uint64_t nr_pages, uint64_t live, bool *
     uint64_t step = drained >> VM_WARM_ROOM_SHIFT, least = VM_DRAIN_BYTES >> r->map.page_shift;
     *of_all = r->design->has_magazines && live > drained + (step > least ? step : least);
     uint64_t ready = vm__pooled_pages(r) + vm__magazine_pages(t);
-    bool is_much = *of_all || (ready >= nr_pages && ready >= peak >> VM_WARM_ROOM_SHIFT);
-    return is_much && (vm__pages_resident_bytes(r) >> r->map.page_shift) + nr_pages > peak;
+    return *of_all || (ready >= nr_pages && ready >= peak >> VM_WARM_ROOM_SHIFT);
 }
 
-/* Before more is used than ever: what only requests of exactly its size could have becomes warm, if it is much and lies
- * in memory. */
+/* Before more is used than ever: what only requests of exactly its size could have becomes warm, if it is much. Whether
+ * its pages were ever touched is not asked: what is decided is told by counters. */
 static bool loosen(vm_thread *t, uint64_t nr_pages)
 {
     vm_region *r = t->region;
