@@ -275,17 +275,17 @@ int vm__magazine_stock(vm_thread *t, uint64_t nr_pages, unsigned flags, vm_range
     return 0;
 }
 
-/* While space is short, no magazine keeps a large range; after that they grow again. */
+/* While space is short, no magazine keeps a large range; after that each keeps one, as at first, and they grow again. */
 void vm__magazine_tighten(vm_thread *t, bool is_tight)
 {
     if (vm_likely(t->is_tight == is_tight))
         return;
     t->is_tight = is_tight;
-    if (!is_tight || !vm__magazine_flush_all(t))
+    if (is_tight && !vm__magazine_flush_all(t))
         return;
     for (uint64_t n = VM_FLOW_PAGES + 1; n <= VM_POOL_PAGES_MAX; n++) {
-        t->cap_pages -= growth_pages(t->cap[n], n);
-        t->cap[n] = 0;
+        t->cap_pages -= is_tight ? growth_pages(t->cap[n], n) : 0;
+        t->cap[n] = is_tight ? 0 : t->cap[n] ? t->cap[n] : 1;
     }
 }
 

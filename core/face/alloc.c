@@ -50,7 +50,7 @@ static int take_warm(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_r
     uint32_t got = vm__warm_take(t, nr_pages, align_pages, most, pages, &len);
     if (!got)
         return -ENOSPC;
-    if (got == most && nr_pages <= t->fast_pages)
+    if (got == most && nr_pages <= t->fast_pages && t->cap[nr_pages])
         vm__magazine_grow(t, nr_pages);
     vm__hand_out(t, pages[0], len, false, out);
     vm__magazine_keep(t, nr_pages, got - 1, pages + 1);

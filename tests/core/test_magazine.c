@@ -223,7 +223,7 @@ static void *fill_and_exit(void *arg)
     vm_region *r = arg;
     for (uint64_t n = 1; n <= 20; n++)
         take_and_give_back(r, n, 10);
-    CHECK(vm__magazine_pages(vm__thread(r)) > 0);
+    CHECK(nr_in_magazine(r, 20) > 0);
     return NULL;
 }
 

@@ -251,6 +251,8 @@ class CachingAllocator(Allocator):
         if is_tight and not kept.is_tight:
             self._to_pool(kept.drain(), cpu)
             kept.close_large()
+        elif kept.is_tight and not is_tight:
+            kept.open_large()
         kept.is_tight = is_tight
 
     def _from_caches(self, size: int, align: int, cpu: int, thread: int | None) -> tuple[Area | None, Level]:
@@ -305,7 +307,7 @@ class CachingAllocator(Allocator):
         want = 1 if kept is None else kept.refill(pages)
         areas = self.warm.take(self, pages, align, want)
         if kept is not None:
-            if len(areas) == want:
+            if len(areas) == want and kept.cap(pages):
                 kept.grow(pages)
             self._to_pool(kept.fill(areas[1:]), cpu)
         return areas[0] if areas else None

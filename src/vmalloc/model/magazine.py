@@ -7,7 +7,7 @@ the one put last (the newest that is aligned, for an alignment above a page).
 * A magazine's cap starts at one range. An overflow doubles it, up to MAGAZINE_CAP and MAGAZINE_CAP_PAGES, as
   long as the growth of all caps of the thread, beyond one range each, stays within its budget. A cap shrinks
   only when a request found no room: then those of the sizes above FLOW_PAGES become 0. None of them grows
-  while space is short; after that it is 1 again once a pool or the warm store had the size.
+  while space is short; after that each is 1 again, as at first.
 * An overflow that may not grow the cap gives the older half of it to the pool of the thread's node, oldest
   first, so that the pool's head is the hottest of them.
 * A miss takes a batch from the head of a pool: the first for the request, the others into the magazine as far
@@ -158,7 +158,12 @@ class Magazines:
         return min(max(MAGAZINE_CAP_PAGES // pages, 2), MAGAZINE_CAP)
 
     def close_large(self) -> None:
-        """Keep no range above FLOW_PAGES until its size is asked for again."""
+        """Keep no range above FLOW_PAGES, ..."""
         for pages in range(FLOW_PAGES + 1, POOL_PAGES_MAX + 1):
             self.grown_pages -= max(self.cap(pages) - 1, 0) * pages
             self.caps[pages] = 0
+
+    def open_large(self) -> None:
+        """... and one of each size again, as at first."""
+        for pages in range(FLOW_PAGES + 1, POOL_PAGES_MAX + 1):
+            self.caps[pages] = max(self.cap(pages), 1)
