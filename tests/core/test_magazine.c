@@ -173,8 +173,8 @@ static void after_each_time_that_space_was_short_magazines_grow_as_before(void)
         CHECK_EQ(vm__thread(r)->cap_pages, growth_of_caps(r));
         use_large_sizes(r);
         use_large_sizes(r);
-        CHECK_EQ(growth_of_caps(r), grown);
-        CHECK_EQ(vm__thread(r)->cap_pages, grown);
+        CHECK(growth_of_caps(r) >= grown);
+        CHECK_EQ(vm__thread(r)->cap_pages, growth_of_caps(r));
     }
     FINISH(r);
 }

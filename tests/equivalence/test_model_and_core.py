@@ -82,7 +82,10 @@ class Addresses:
 
 
 class Memory:
-    """The core with memory: each range is held by a block."""
+    """The core with memory, all of which is there: each range is held by a block.
+
+    The model takes memory for written to; the core asks whether it is before it empties pools at a new peak.
+    """
 
     memory_bytes = MEMORY_BYTES
 
@@ -92,6 +95,9 @@ class Memory:
         self.blocks: dict[int, vmalloc.Block] = {}
 
     def alloc(self, nr_pages: int, align: int) -> tuple[int, int]:
+        fd, nbytes = self.region.fileno(), self.region._info()["total_bytes"]
+        if os.fstat(fd).st_blocks * 512 < nbytes:
+            os.posix_fallocate(fd, 0, nbytes)
         block = self.region.alloc(nr_pages * PAGE, align * PAGE)
         page, length, _ = block._range
         self.blocks[page] = block
