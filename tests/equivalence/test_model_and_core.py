@@ -475,7 +475,7 @@ def short_of_space(kind: str = "memory") -> None:
 
 
 def beyond_the_peak(kind: str = "memory") -> None:
-    """What lies ready for one size is asked for before a region grows: of all threads by steps, or if it is much."""
+    """What lies ready for one size is asked for before a region grows: by steps, or if it is much."""
     pair = Pair("magazine", 60_000, kind)
     pair.alloc_quietly(150, 40)
     pair.free_quietly(40)

@@ -551,8 +551,8 @@ class CachingAllocator(Allocator):
             self.dirty_pages += (free[1] - free[0]) // PAGE
 
     def count(self, purge: Purge) -> None:
-        """Add a finished purge to the counters. One that gives pages back gives back those of the space too, and
-        the recent peak sinks towards present use."""
+        """Add a finished purge to the counters. One that gives pages back gives back those of the space too,
+        and the recent peak sinks towards present use."""
         super().count(purge)
         if not self.is_keeping:
             self.dirty, self.dirty_pages = set(), 0
