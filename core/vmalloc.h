@@ -39,7 +39,8 @@ VM_API void *vm_pointer(const vm_region *r, uint64_t page); /* NULL for an addre
 VM_API void vm_describe(const vm_region *r, vm_info *out);
 
 /* ---- ranges ---- */
-/* align_pages: a power of two. Lowest address first for what comes from space. */
+/* align_pages: a power of two. Lowest address first for what comes from space. *out may be up to an eighth longer than
+ * nr_pages, of any size: all of it is the caller's. Never under a quota. */
 VM_API int vm_alloc(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out);
 VM_API int vm_free(vm_region *r, uint64_t page, uint64_t id, unsigned flags);
 /* As vm_free(); but who drops the last reference has the range for itself then, under a new id: *out. Others hold it

@@ -113,7 +113,6 @@ struct vm_region {
     uint32_t process, process_inc; /* our slot; VM_PROCESSES: none (a fork that found none free) */
     uint64_t lock_timeout_ns;
     int huge_error;        /* 0, or why the system gives no huge pages */
-    uint64_t budget_pages; /* by how many pages one thread's magazine caps may grow */
 
     vm_reference *references; /* per page, of shared ranges [holder_mutex] */
     vm_heir heir, inheritance; /* for the next child; from our parent [holder_mutex] */

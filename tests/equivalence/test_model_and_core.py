@@ -25,6 +25,7 @@ import vmalloc
 from vmalloc import _core, facts
 from vmalloc.facts import (
     MAGAZINE_BUDGET_BYTES,
+    MAGAZINE_BUDGET_SHARE,
     NODES_MAX,
     POOL_CAP_PAGES,
     POOL_DESIGNS,
@@ -91,7 +92,10 @@ class Addresses:
 
 
 class Memory:
-    """The core with memory: each range is held by a block."""
+    """The core with memory, all of which is there: each range is held by a block.
+
+    The model takes memory for written to; the core asks whether it is before it empties pools at a new peak.
+    """
 
     memory_bytes = MEMORY_BYTES
 
@@ -101,6 +105,9 @@ class Memory:
         self.blocks: dict[int, vmalloc.Block] = {}
 
     def alloc(self, nr_pages: int, align: int) -> tuple[int, int]:
+        fd, nbytes = self.region.fileno(), self.region._info()["total_bytes"]
+        if os.fstat(fd).st_blocks * 512 < nbytes:
+            os.posix_fallocate(fd, 0, nbytes)
         block = self.region.alloc(nr_pages * PAGE, align * PAGE)
         page, length, _ = block._range
         self.blocks[page] = block
@@ -280,8 +287,6 @@ class History(RuleBasedStateMachine):
 
 def caps_and_thresholds(kind: str = "addresses") -> None:
     pair = Pair("magazine", 120_000, kind)
-    # each size from 8 to 35 pages grows by about 256 - size
-    assert MAGAZINE_BUDGET_BYTES // PAGE == 4096
     counts = {1: 300, 2: 200, 255: 80, 256: 80} | dict.fromkeys(range(8, 36), 40)
     counts |= {257: 66, 300: 70, 3000: 9}
     for nr_pages, count in counts.items():
@@ -300,6 +305,18 @@ def caps_and_thresholds(kind: str = "addresses") -> None:
     pair.shrink()
     pair.assert_equal()
     assert pair.model.used_pages == pair.region.stats().busy_pages
+
+
+def caps_within_the_least_budget(kind: str = "addresses") -> None:
+    pair = Pair("magazine", 40_000, kind)
+    # each size grows by 29 times itself, all of them by 4,096 pages, for a share of what is free is less
+    assert 40_000 // MAGAZINE_BUDGET_SHARE < MAGAZINE_BUDGET_BYTES // PAGE == 4096
+    for nr_pages in range(14, 26):
+        for _ in range(31):
+            pair.alloc(nr_pages)
+        for _ in range(31):
+            pair.free(0)
+    pair.assert_equal()
 
 
 def warm_ranges(kind: str = "memory") -> None:
@@ -469,7 +486,7 @@ def short_of_space(kind: str = "memory") -> None:
 
 
 def beyond_the_peak(kind: str = "memory") -> None:
-    """What lies ready for one size is asked for before a region grows: of all by steps, or if it is much."""
+    """What lies ready for one size is asked for before a region grows: by steps, or if it is much."""
     pair = Pair("magazine", 60_000, kind)
     pair.alloc_quietly(150, 40)
     pair.free_quietly(40)
@@ -546,6 +563,7 @@ def decaying_pools(kind: str = "addresses") -> None:
 
 HISTORIES = {
     "every cap and threshold": caps_and_thresholds,
+    "caps within the least budget": caps_within_the_least_budget,
     "the recent peak": recent_peak,
     "a misaligned head of a pool": misaligned_head_of_a_pool,
     "a failing request": failing_request,
@@ -590,7 +608,8 @@ def test_model_and_core_decide_alike_before_a_new_peak_with(pools: str):
         ("magazine", "MAGAZINE_CAP", 1, caps_and_thresholds),
         ("magazine", "MAGAZINE_REFILL_MAX", 1, caps_and_thresholds),
         ("magazine", "MAGAZINE_STOCK_PAGES", 1, caps_and_thresholds),
-        ("caching", "MAGAZINE_BUDGET_BYTES", 256 * PAGE, caps_and_thresholds),
+        ("caching", "MAGAZINE_BUDGET_BYTES", 256 * PAGE, caps_within_the_least_budget),
+        ("caching", "MAGAZINE_BUDGET_SHARE", -8, caps_and_thresholds),
         ("caching", "LAZY_BYTES_PER_CPU_BIT", 1 << 20, recent_peak),
         ("caching", "LAZY_PEAK_PERCENT", 1, recent_peak),
         ("caching", "PEAK_SINK_PERCENT", 1, recent_peak),

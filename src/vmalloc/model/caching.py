@@ -35,6 +35,8 @@ from vmalloc.facts import (
     LAZY_BYTES_PER_CPU_BIT,
     LAZY_PEAK_PERCENT,
     MAGAZINE_BUDGET_BYTES,
+    MAGAZINE_BUDGET_BYTES_MAX,
+    MAGAZINE_BUDGET_SHARE,
     MUCH_CLEAN_FACTOR,
     NODES_MAX,
     PEAK_SINK_PERCENT,
@@ -52,6 +54,7 @@ from vmalloc.facts import (
     TIGHT_S,
     WARM_MEMORY_SHARE,
     WARM_ROOM_SHIFT,
+    WARM_SLACK_SHIFT,
     PoolDesign,
 )
 from vmalloc.model.allocator import WINDOW, Allocator, Level
@@ -98,9 +101,10 @@ class CachingDesign:
         return -(-length * DECAY_PERCENT // 100)
 
     @staticmethod
-    def magazine_budget_pages() -> int:
-        """By so many pages all magazine caps of one thread may grow."""
-        return max(MAGAZINE_BUDGET_BYTES // PAGE, POOL_PAGES_MAX)
+    def magazine_budget_pages(free_pages: int) -> int:
+        """By so many pages all magazine caps of one thread may grow: a share of what is free."""
+        most = min(free_pages // MAGAZINE_BUDGET_SHARE, MAGAZINE_BUDGET_BYTES_MAX // PAGE)
+        return max(most, MAGAZINE_BUDGET_BYTES // PAGE, POOL_PAGES_MAX)
 
     @staticmethod
     def lazy_pages_max(
@@ -271,6 +275,8 @@ class CachingAllocator(Allocator):
         if area is not None:
             return area, "magazine"
         area = self._from_pool(pages, align, cpu, kept)
+        if area is None and kept is not None and kept.is_tight:
+            area = self._from_longer(pages, align, cpu)
         if area is not None or not self.has_pools:
             return area, "pool"
         return self._from_warm(pages, align, cpu, thread), "lazy"
@@ -295,6 +301,15 @@ class CachingAllocator(Allocator):
                     self._refill(kept, pool, pages, align, cpu)
                 elif self.has_slabs and align <= PAGE:
                     self._refill_slab(pool, pages, cpu)
+                return area
+        return None
+
+    def _from_longer(self, pages: int, align: int, cpu: int) -> Area | None:
+        """While space is short: a ready range that is a little longer, whole, the tightest first."""
+        most = min(pages + (pages >> WARM_SLACK_SHIFT), POOL_PAGES_MAX)
+        for longer in range(pages + 1, most + 1):
+            area = self._from_pool(longer, align, cpu, None)
+            if area is not None:
                 return area
         return None
 
@@ -400,6 +415,7 @@ class CachingAllocator(Allocator):
         count = min(want, (free[1] - start) // size)
         self._take_space(start, count * size)
         areas = [Area(start + at * size, size) for at in range(count)]
+        kept.budget_pages = self._magazine_budget()
         kept.grow_for(pages, count)
         self._to_pool(kept.fill(areas[1:]), cpu)
         return areas[0]
@@ -427,8 +443,14 @@ class CachingAllocator(Allocator):
         owner = cpu if thread is None else thread
         kept = self.magazines.get(owner)
         if kept is None:
-            kept = self.magazines[owner] = Magazines(self.design.magazine_budget_pages())
+            kept = self.magazines[owner] = Magazines()
+        kept.budget_pages = self._magazine_budget()
         return kept
+
+    def _magazine_budget(self) -> int:
+        """By so many pages all caps of a thread may grow now."""
+        window_pages = (self.window[1] - self.window[0]) // PAGE
+        return self.design.magazine_budget_pages(window_pages - self.used_pages)
 
     # ------------------------------------------------------------------ free
 

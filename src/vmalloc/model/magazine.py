@@ -7,7 +7,7 @@ the one put last (the newest that is aligned, for an alignment above a page).
 * A magazine's cap starts at one range. An overflow doubles it, up to MAGAZINE_CAP and MAGAZINE_CAP_PAGES, as
   long as the growth of all caps of the thread, beyond one range each, stays within its budget. A cap shrinks
   only when a request found no room: then those of the sizes above FLOW_PAGES become 0. None of them grows
-  while space is short; after that it is 1 again once a pool had the size.
+  while space is short; after that each is 1 again, as at first.
 * An overflow that may not grow the cap gives the older half of it to the pool of the thread's node, oldest
   first, so that the pool's head is the hottest of them.
 * A miss takes a batch from the head of a pool: the first for the request, the others into the magazine as far
@@ -39,13 +39,13 @@ from vmalloc.model.area import Area
 class Magazines:
     """One thread's magazines, by page count; the right end is the hot end.
 
-    By `budget_pages` all caps together may grow.
+    By `budget_pages` all caps together may grow; whoever uses them says how much that is now.
     """
 
     __slots__ = ("budget_pages", "caps", "grown_pages", "is_tight", "sizes", "stocks")
 
-    def __init__(self, budget_pages: int) -> None:
-        self.budget_pages = budget_pages
+    def __init__(self) -> None:
+        self.budget_pages = 0
         self.sizes: dict[int, deque[Area]] = {}
         self.caps: dict[int, int] = {}
         self.grown_pages = 0
@@ -62,7 +62,8 @@ class Magazines:
         return sum(pages * len(ranges) for pages, ranges in self.sizes.items())
 
     def copy(self) -> Magazines:
-        other = Magazines(self.budget_pages)
+        other = Magazines()
+        other.budget_pages = self.budget_pages
         other.sizes = {pages: ranges.copy() for pages, ranges in self.sizes.items()}
         other.caps = self.caps.copy()
         other.grown_pages, other.is_tight = self.grown_pages, self.is_tight
