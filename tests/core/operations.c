@@ -115,6 +115,7 @@ const operation operations[] = {
     {"free into an unused slab", .setup = hold_two_and_forget_slabs, .run = let_go, .flags = PERCPU | ALONE},
     {"free into a slab that lies", .setup = hold_two_and_break_slabs, .run = let_go, .after = repair,
      .flags = PERCPU | ALONE},
+    {"free into a full slab", .setup = hold_more_than_a_slab, .run = let_go, .flags = PERCPU | ALONE},
     {"space locked by the dead", .before = die_with_the_space_lock, .run = take_and_free_many, .flags = ALONE},
     {"scan with a range in motion", .before = set_in_motion, .run = recover, .after = come_to_rest, .flags = ALONE},
     {"drained by the dead", .setup = drain_myself, .run = take_and_free_many, .flags = ALONE},

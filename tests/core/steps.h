@@ -121,6 +121,7 @@ void leave_pools_in_use(stage *s);
 void leave_pushes_half_done(stage *s);
 void hold_two_and_forget_slabs(stage *s);
 void hold_two_and_break_slabs(stage *s);
+void hold_more_than_a_slab(stage *s);
 void shrink_and_take(stage *s);
 void set_in_motion(stage *s);
 void come_to_rest(stage *s);

@@ -119,6 +119,12 @@ void hold_two_and_break_slabs(stage *s)
         s->r->map.cpus[cpu].slab[1].count = VM_SLAB_CAP + 1;
     }
 }
+void hold_more_than_a_slab(stage *s) /* freed before: a free of theirs is a hit while there is a place */
+{
+    hold(s, 250, 2 * VM_SLAB_CAP_MIN + 2);
+    let_go(s);
+    hold(s, 250, 2 * VM_SLAB_CAP_MIN + 2);
+}
 void set_in_motion(stage *s) /* we are alive, between a word and a list */
 {
     s->r->map.heads[s->gift[1].page].word = vm__thread(s->r)->moving | 2ull << VM_WORD_LEN_SHIFT;
