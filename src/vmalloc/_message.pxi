@@ -47,6 +47,9 @@ def set_settings(MessageSettings settings, reduce_larger):
     """Put them in force; None: uninstalled. `reduce_larger` is for what reduce_array() does not do itself."""
     global _settings, _reduce_larger
     _settings, _reduce_larger = settings, reduce_larger
+    for region in _attached.values():
+        if (<CoreRegion>region).r != NULL:
+            vm_mark_reads((<CoreRegion>region).r, settings is not None)
 
 
 def get_settings():
@@ -129,7 +132,7 @@ def pack_reference(Holding holding not None, uint64_t lease, bytes description n
     return (<char *>&head)[:sizeof(Reference)] + description + _packed_where(region, where)
 
 
-def pack_plain(array, bint readonly):
+def pack_plain(array, bint readonly, uint64_t channel=0):
     """The same, with a lease, of a C-contiguous array of numbers that owns its pages. None: not of that kind."""
     cdef Py_buffer view
     cdef Heads heads
@@ -160,7 +163,7 @@ def pack_plain(array, bint readonly):
         heads.description.offset = 0  # also of what is empty, where numpy lets it lie anywhere
         if view.len:
             heads.description.offset = <char *>view.buf - <char *>vm_pointer(region.r, owner.page)
-        region.lease_of(owner, &lease, True)
+        region.lease_of(owner, &lease, True, channel)
         _refer(&heads.reference, region, owner, lease)
         packed = <bytes>(<char *>&heads)[:sizeof(Heads)]
         return packed + (<char *>view.shape)[:view.ndim * sizeof(int64_t)] + text + where_packed
@@ -457,6 +460,102 @@ def rebuild_plain(ArrayOwner owner not None, bytes description not None):
     if _described_bytes(<char *>description, size, &head) != size or not _is_plain(<char *>description, &head):
         return None
     return _rebuild_plain(owner, <char *>description, &head)
+
+
+# ---- where a message's bytes are ----
+
+SENDING, SENT, RECEIVED = VM_MOVE_SENDING, VM_MOVE_SENT, VM_MOVE_RECEIVED
+
+
+def channel_of(int fd):
+    """A number for the pipe, or for the other end of the socket, that `fd` is; 0: neither, or it cannot be told."""
+    cdef uint64_t channel
+    with nogil:
+        channel = vm_channel_of(fd)
+    return channel
+
+
+def holds_id(buffer, bytes id not None):
+    """Whether a message seems to hold references to that region."""
+    cdef Py_buffer view
+    cdef bint found
+    PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
+    try:
+        found = view.len >= <Py_ssize_t>sizeof(Reference) and memmem(view.buf, view.len, <char *>id, 16) != NULL
+    finally:
+        PyBuffer_Release(&view)
+    return found
+
+
+def leases_of(buffer, bytes id not None):
+    """The leases of that region's references in a message; the region need not be attached."""
+    cdef Py_buffer view
+    cdef Reference reference
+    cdef const char *at
+    cdef const char *end
+    found = []
+    PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
+    try:
+        end = <const char *>view.buf + view.len
+        at = <const char *>memmem(view.buf, view.len, <char *>id, 16)
+        while at != NULL and end - at >= <Py_ssize_t>sizeof(Reference):
+            memcpy(&reference, at, sizeof(Reference))
+            found.append(reference.lease)
+            at += 16
+            at = <const char *>memmem(at, end - at, <char *>id, 16)
+    finally:
+        PyBuffer_Release(&view)
+    return found
+
+
+def leases_in(buffer):
+    """[(region, leases)] for move_leases(): of the references in a message, of regions attached here. None: there are none."""
+    cdef Py_buffer view
+    found = None
+    PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
+    try:
+        if view.len >= <Py_ssize_t>sizeof(Reference):
+            for ref in _attached.refs.values():
+                region = ref()
+                leases = None if region is None else _leases_in(&view, <CoreRegion>region)
+                if leases is not None:
+                    found = found or []
+                    found.append((region, leases))
+    finally:
+        PyBuffer_Release(&view)
+    return found
+
+
+cdef bytes _leases_in(Py_buffer *view, CoreRegion region):
+    """Whatever stands behind the region's id; the core compares it with its table."""
+    cdef Reference reference
+    cdef vm_lease_name name
+    cdef const char *end = <const char *>view.buf + view.len
+    cdef const char *at = <const char *>memmem(view.buf, view.len, region.id_, 16)
+    if at == NULL or region.r == NULL or region.readonly:
+        return None
+    found = bytearray()
+    while at != NULL and end - at >= <Py_ssize_t>sizeof(Reference):
+        memcpy(&reference, at, sizeof(Reference))
+        if reference.lease:
+            name.page, name.id, name.lease = reference.page, reference.id, reference.lease
+            found += (<char *>&name)[:sizeof(name)]
+        at += 16
+        at = <const char *>memmem(at, end - at, region.id_, 16)
+    return bytes(found) or None
+
+
+def move_leases(list found not None, int move, uint64_t channel=0):
+    """Note where the message is: SENDING to a channel, SENT there, or RECEIVED here. Quiet: then it is kept for longer."""
+    cdef CoreRegion region
+    cdef const char *names
+    cdef size_t nr
+    for told, leases in found:
+        region = told
+        names, nr = <const char *>(<bytes>leases), len(leases) // sizeof(vm_lease_name)
+        if region.r != NULL:
+            with nogil:
+                vm_move_leases(region.r, <const vm_lease_name *>names, nr, <vm_move>move, channel)
 
 
 # ---- leases of Refs ----

@@ -46,7 +46,10 @@ __all__ = [
     "attach_found",
     "attach_where",
     "is_given",
+    "kept_ids",
+    "kept_where",
     "open_where",
+    "region_kept",
     "serve_region",
     "where_of",
 ]
@@ -309,6 +312,28 @@ class Kept:
                 os.close(self.fd)
         except (AttributeError, OSError, TypeError):
             pass  # never opened, closed by the program, or the interpreter ends
+
+
+def kept_ids() -> list[bytes]:
+    """Of regions that this process was given when it was started; most have none or one."""
+    return list(_kept) if _kept else []
+
+
+def kept_where(id: bytes) -> Where | None:
+    """Where such a region is."""
+    kept = _kept.get(id)
+    return None if kept is None else kept.where
+
+
+def region_kept(id: bytes) -> Any:
+    """The kept region, attached, or None: it cannot be."""
+    from vmalloc.region import Region
+
+    kept = _kept.get(id)
+    try:
+        return None if kept is None else kept.attach(kept.where, Region)
+    except (OSError, MemoryError):
+        return None
 
 
 def is_given(id: bytes, fd: int) -> bool:

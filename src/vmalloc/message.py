@@ -44,6 +44,8 @@ from vmalloc._core import (
 )
 from vmalloc.adapters import registry
 from vmalloc.attach import Kept, Where, where_of
+from vmalloc.channel import WRAPPERS, number_of, pickling, recv_bytes
+from vmalloc.channel import wrapped as _wrapped_before
 from vmalloc.description import encode
 from vmalloc.errors import OutOfPages, VmallocError
 from vmalloc.facts import COPY_IN_THRESHOLD_BYTES, FULL_TIMEOUT_S
@@ -106,7 +108,6 @@ _install_lock = threading.RLock()
 _ndarray: Any = None  # numpy's
 _before: dict[type, Any] = {}  # what was registered before us; None: nothing
 _taught = -1  # version of the adapters that ForkingPickler was told of
-_wrapped_before: dict[tuple[Any, str], Any] = {}  # the same for the methods that we wrap
 
 
 def _renew_lock_in_child() -> None:
@@ -327,13 +328,14 @@ def _is_plain_pickler(cls: type[ForkingPickler]) -> bool:
 
 
 def _send_through(self: Connection[Any, Any], obj: Any) -> None:
-    """Connection.send; by value to a receiver that cannot attach."""
+    """Connection.send; its leases know the channel, and by value to a receiver that cannot attach."""
     before = _wrapped_before[_Connection, "send"]
     outer, sending.by_value = sending.by_value, not can_attach(self)
+    outer_channel, pickling.channel = pickling.channel, number_of(self)
     try:
         before(self, obj)
     finally:
-        sending.by_value = outer
+        sending.by_value, pickling.channel = outer, outer_channel
 
 
 _is_new = False  # a forked child before its first message
@@ -374,18 +376,27 @@ def _loads(data: Any, **options: Any) -> Any:
         return load_tolerantly(data)
 
 
+def _recv_bytes(self: Connection[Any, Any], maxsize: int | None = None) -> BytesIO | None:
+    """Connection._recv_bytes."""
+    if _is_new:
+        _give_addresses_back()
+    return recv_bytes(self, maxsize)
+
+
 _Connection: Any = Connection.__mro__[1]  # whose send() all connections have
 _WRAPPERS: dict[tuple[Any, str], Any] = {
     (ForkingPickler, "dump"): _dump,
     (ForkingPickler, "dumps"): classmethod(_dumps),
     (ForkingPickler, "loads"): staticmethod(_loads),
     (_Connection, "send"): _send_through,
+    **WRAPPERS,
+    (Connection, "_recv_bytes"): _recv_bytes,
 }
 
 
 def _pack_plain(a: np.ndarray[Any, Any], settings: MessageSettings) -> bytes | None:
     try:
-        return None if a.base is None else pack_plain(a, settings.readonly)
+        return None if a.base is None else pack_plain(a, settings.readonly, pickling.channel)
     except VmallocError:  # the longer way knows what to do
         return None
 
@@ -452,7 +463,7 @@ def _send(value: Any, holding: Holding, settings: Settings) -> tuple[Any, ...]:
         return load_beside, (first, _describe_beside(value, first, holding, settings))
     region = holding.region
     try:
-        lease = region._lease(holding)[2]  # pyright: ignore[reportPrivateUsage]
+        lease = region._lease(holding, True, pickling.channel)[2]  # pyright: ignore[reportPrivateUsage]
     except OutOfPages as e:
         raise _NoLease(*e.args) from None
     try:

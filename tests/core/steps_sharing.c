@@ -118,7 +118,7 @@ void recover_and_purge(stage *s)
 void lease_message_held(stage *s)
 {
     uint64_t lease;
-    CHECK_EQ(vm_lease_message(s->r, s->held[0].page, s->held[0].id, &lease), 0);
+    CHECK_EQ(vm_lease_message(s->r, s->held[0].page, s->held[0].id, 0, &lease), 0);
     s->sent = s->held[0];
     s->lease = lease;
 }

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: MIT
+"""Channel: each message's leases know where its bytes are, so that none is kept that nobody can load.
+
+The methods here take the place of multiprocessing's while install() is in force. Those that pickle for a
+connection say so first, and the leases made meanwhile are born with its number; those that write and read
+bytes look for references in them, so whatever pickled a message, and whoever passes its bytes on, the leases
+know. core/share/channel.c says what that is good for. A connection's number is asked for once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from io import BytesIO
+from multiprocessing.connection import Connection
+from multiprocessing.queues import Queue, SimpleQueue
+from typing import Any
+
+from vmalloc._core import RECEIVED, SENDING, SENT, attached, channel_of, holds_id, leases_in, move_leases
+from vmalloc.attach import kept_ids, region_kept
+from vmalloc.window import keep_leases_in
+
+__all__ = ["WRAPPERS", "number_of", "pickling", "recv_bytes", "wrapped"]
+
+_NUMBER = "_vmalloc_channel"  # attribute of a Connection
+
+#: What the wrapped methods were before, by class and name; None: the class had none of its own.
+wrapped: dict[tuple[Any, str], Any] = {}
+
+
+class Pickling(threading.local):
+    """What this thread pickles just now."""
+
+    channel = 0  #: goes there, as far as is known
+
+
+pickling = Pickling()
+
+
+def number_of(connection: Connection[Any, Any]) -> int:
+    """Of its channel, for leases; 0: it has none, or none yet."""
+    number: int = connection.__dict__.get(_NUMBER, 0)
+    if not number and not connection.closed:
+        number = channel_of(connection.fileno())
+        if number:
+            connection.__dict__[_NUMBER] = number
+    return number
+
+
+def _put_simple(self: SimpleQueue[Any], obj: Any) -> None:
+    """SimpleQueue.put."""
+    outer, pickling.channel = pickling.channel, number_of(self._writer)  # type: ignore[attr-defined]
+    try:
+        wrapped[SimpleQueue, "put"](self, obj)
+    finally:
+        pickling.channel = outer
+
+
+def _feed(buffer: Any, notempty: Any, send_bytes: Callable[..., None], *others: Any) -> None:
+    """Queue._feed: a thread that does nothing else."""
+    writer = getattr(send_bytes, "__self__", None)
+    pickling.channel = number_of(writer) if isinstance(writer, Connection) else 0
+    wrapped[Queue, "_feed"].__func__(buffer, notempty, send_bytes, *others)
+
+
+def _send_bytes(self: Connection[Any, Any], buf: Any) -> None:
+    """Connection._send_bytes, which all messages go through."""
+    leases = leases_in(buf)
+    if leases is None:
+        return wrapped[Connection, "_send_bytes"](self, buf)
+    number = number_of(self)
+    if number != pickling.channel or not number:
+        move_leases(leases, SENDING, number)
+    try:
+        wrapped[Connection, "_send_bytes"](self, buf)
+    finally:
+        move_leases(leases, SENT, number)
+
+
+def recv_bytes(self: Connection[Any, Any], maxsize: int | None = None) -> BytesIO | None:
+    """Connection._recv_bytes. What holds references is this process's from now on."""
+    buf: BytesIO | None = wrapped[Connection, "_recv_bytes"](self, maxsize)
+    if buf is None:
+        return None
+    with buf.getbuffer() as view:
+        for id in kept_ids():
+            if id not in attached and holds_id(view, id) and region_kept(id) is None:
+                keep_leases_in(view, id)  # it will receive a copy
+        leases = leases_in(view)
+    if leases is not None:
+        move_leases(leases, RECEIVED)
+    return buf
+
+
+WRAPPERS: dict[tuple[Any, str], Any] = {
+    (SimpleQueue, "put"): _put_simple,
+    (Queue, "_feed"): staticmethod(_feed),
+    (Connection, "_send_bytes"): _send_bytes,
+}
