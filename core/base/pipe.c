@@ -96,7 +96,7 @@ static void look_into(const vm_looking *v, vm_pipe *p)
         ask(fd, p);
         close(fd);
     }
-    p->is_strange = p->is_strange || !*p->reader; /* its readers cannot be seen */
+    p->is_strange = p->is_strange || (p->is_open && !*p->reader); /* its readers cannot be seen */
 }
 
 /* ---- sockets ---- */
