@@ -475,11 +475,11 @@ def channel_of(int fd):
     return channel
 
 
-def holds_id(buffer, bytes id not None):
+def holds_id(message, bytes id not None):
     """Whether a message seems to hold references to that region."""
     cdef Py_buffer view
     cdef bint found
-    PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
+    PyObject_GetBuffer(message, &view, PyBUF_SIMPLE)
     try:
         found = view.len >= <Py_ssize_t>sizeof(Reference) and memmem(view.buf, view.len, <char *>id, 16) != NULL
     finally:
@@ -487,14 +487,14 @@ def holds_id(buffer, bytes id not None):
     return found
 
 
-def leases_of(buffer, bytes id not None):
+def leases_of(message, bytes id not None):
     """The leases of that region's references in a message; the region need not be attached."""
     cdef Py_buffer view
     cdef Reference reference
     cdef const char *at
     cdef const char *end
     found = []
-    PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
+    PyObject_GetBuffer(message, &view, PyBUF_SIMPLE)
     try:
         end = <const char *>view.buf + view.len
         at = <const char *>memmem(view.buf, view.len, <char *>id, 16)
@@ -508,11 +508,11 @@ def leases_of(buffer, bytes id not None):
     return found
 
 
-def leases_in(buffer):
+def leases_in(message):
     """[(region, leases)] for move_leases(): of the references in a message, of regions attached here. None: there are none."""
     cdef Py_buffer view
     found = None
-    PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
+    PyObject_GetBuffer(message, &view, PyBUF_SIMPLE)
     try:
         if view.len >= <Py_ssize_t>sizeof(Reference):
             for ref in _attached.refs.values():

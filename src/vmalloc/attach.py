@@ -49,7 +49,6 @@ __all__ = [
     "kept_ids",
     "kept_where",
     "open_where",
-    "region_kept",
     "serve_region",
     "where_of",
 ]
@@ -323,17 +322,6 @@ def kept_where(id: bytes) -> Where | None:
     """Where such a region is."""
     kept = _kept.get(id)
     return None if kept is None else kept.where
-
-
-def region_kept(id: bytes) -> Any:
-    """The kept region, attached, or None: it cannot be."""
-    from vmalloc.region import Region
-
-    kept = _kept.get(id)
-    try:
-        return None if kept is None else kept.attach(kept.where, Region)
-    except (OSError, MemoryError):
-        return None
 
 
 def is_given(id: bytes, fd: int) -> bool:

@@ -17,7 +17,8 @@ from multiprocessing.queues import Queue, SimpleQueue
 from typing import Any
 
 from vmalloc._core import RECEIVED, SENDING, SENT, attached, channel_of, holds_id, leases_in, move_leases
-from vmalloc.attach import kept_ids, region_kept
+from vmalloc.attach import attach_where, kept_ids, kept_where
+from vmalloc.region import Region
 from vmalloc.window import keep_leases_in
 
 __all__ = ["WRAPPERS", "number_of", "pickling", "recv_bytes", "wrapped"]
@@ -56,11 +57,11 @@ def _put_simple(self: SimpleQueue[Any], obj: Any) -> None:
         pickling.channel = outer
 
 
-def _feed(buffer: Any, notempty: Any, send_bytes: Callable[..., None], *others: Any) -> None:
+def _feed(items: Any, notempty: Any, send_bytes: Callable[..., None], *others: Any) -> None:
     """Queue._feed: a thread that does nothing else."""
     writer = getattr(send_bytes, "__self__", None)
     pickling.channel = number_of(writer) if isinstance(writer, Connection) else 0
-    wrapped[Queue, "_feed"].__func__(buffer, notempty, send_bytes, *others)
+    wrapped[Queue, "_feed"].__func__(items, notempty, send_bytes, *others)
 
 
 def _send_bytes(self: Connection[Any, Any], buf: Any) -> None:
@@ -77,6 +78,15 @@ def _send_bytes(self: Connection[Any, Any], buf: Any) -> None:
         move_leases(leases, SENT, number)
 
 
+def _can_attach(id: bytes) -> bool:
+    """Attaches a region that this process was given at its start and did not need before."""
+    where = kept_where(id)
+    try:
+        return where is not None and attach_where(where, Region) is not None
+    except (OSError, MemoryError):
+        return False
+
+
 def recv_bytes(self: Connection[Any, Any], maxsize: int | None = None) -> BytesIO | None:
     """Connection._recv_bytes. What holds references is this process's from now on."""
     buf: BytesIO | None = wrapped[Connection, "_recv_bytes"](self, maxsize)
@@ -84,7 +94,7 @@ def recv_bytes(self: Connection[Any, Any], maxsize: int | None = None) -> BytesI
         return None
     with buf.getbuffer() as view:
         for id in kept_ids():
-            if id not in attached and holds_id(view, id) and region_kept(id) is None:
+            if id not in attached and holds_id(view, id) and not _can_attach(id):
                 keep_leases_in(view, id)  # it will receive a copy
         leases = leases_in(view)
     if leases is not None:

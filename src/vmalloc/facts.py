@@ -159,7 +159,7 @@ CHANNEL_TICKS = 2
 CHANNEL_AGE_MS = 500
 """... but for messages younger than this; ..."""
 CHANNEL_GRACE_MS = 2000
-"""... those whose bytes nobody has any more end after so long, for they may be between reading and loading."""
+"""... those whose bytes nobody has end after so long, for they may be between reading and loading."""
 # memory in advance, zeros
 PREFAULT_PIECE_PAGES = 8192
 """prefault() makes so many pages resident at a time, at most, in each of its threads."""

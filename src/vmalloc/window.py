@@ -52,7 +52,7 @@ def _window_to(id: bytes, where: bytes) -> Window:
 
 
 def keep_leases_in(message: Any, id: bytes) -> None:
-    """Of a message that was read where region `id` cannot be attached: nobody ends them before it was loaded."""
+    """Of a message that was read where region `id` cannot be attached: they stay until it was loaded."""
     where = kept_where(id)
     try:
         window = None if where is None else open_where(where, lambda fd: Window(fd, is_given(id, fd)))

@@ -144,7 +144,6 @@ class StopsWhenLoaded:
         return os.kill, (_OwnPid(), signal.SIGSTOP)
 
 
-
 class _OwnPid:
     def __reduce__(self):
         return os.getpid, ()
@@ -217,13 +216,20 @@ def test_whoever_is_slow_loses_nothing(region):
     assert (from_proxy.recv() == 8).all()
     assert (pickle.loads(in_hands) == 9).all()
     assert region.stats().nr_leases == 0
+
+
+def test_a_look_changes_neither_when_a_reader_sees_the_end_nor_when_a_writer_is_told(region):
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    reader_left, lonely = multiprocessing.Pipe(duplex=False)
+    writer.send(array())
+    reader_left.close()
+    time.sleep(1.5)  # somebody looks meanwhile
+    with pytest.raises(BrokenPipeError):
+        lonely.send(1)
+    writer.close()
+    reader.recv()
     with pytest.raises(EOFError):
-        late_reader, writer = context.Pipe(duplex=False)
-        writer.send(array())
-        time.sleep(1.5)  # somebody looks meanwhile
-        writer.close()
-        late_reader.recv()
-        late_reader.recv()
+        reader.recv()
 
 
 def read_without_us(fd, ready, go_on):
