@@ -515,7 +515,7 @@ def leases_in(message):
     PyObject_GetBuffer(message, &view, PyBUF_SIMPLE)
     try:
         if view.len >= <Py_ssize_t>sizeof(Reference):
-            for ref in _attached.refs.values():
+            for ref in list(_attached.refs.values()):
                 region = ref()
                 leases = None if region is None else _leases_in(&view, <CoreRegion>region)
                 if leases is not None:
@@ -526,23 +526,67 @@ def leases_in(message):
     return found
 
 
-cdef bytes _leases_in(Py_buffer *view, CoreRegion region):
-    """Whatever stands behind the region's id; the core compares it with its table."""
+cdef enum:
+    FEW = 32  # references of a message, without a list of them
+
+
+cdef size_t _next_leases(Py_buffer *view, size_t *at, CoreRegion region, vm_lease_name *names) noexcept:
+    """The next FEW, from *at on: whatever stands behind the region's id; the core compares it with its table."""
     cdef Reference reference
-    cdef vm_lease_name name
-    cdef const char *end = <const char *>view.buf + view.len
-    cdef const char *at = <const char *>memmem(view.buf, view.len, region.id_, 16)
-    if at == NULL or region.r == NULL or region.readonly:
-        return None
-    found = bytearray()
-    while at != NULL and end - at >= <Py_ssize_t>sizeof(Reference):
-        memcpy(&reference, at, sizeof(Reference))
+    cdef const char *start = <const char *>view.buf
+    cdef const char *found
+    cdef size_t nr = 0, size = <size_t>view.len
+    while nr < FEW and at[0] < size:
+        found = <const char *>memmem(start + at[0], size - at[0], region.id_, 16)
+        if found == NULL or start + size - found < <Py_ssize_t>sizeof(Reference):
+            at[0] = size
+            break
+        memcpy(&reference, found, sizeof(Reference))
         if reference.lease:
-            name.page, name.id, name.lease = reference.page, reference.id, reference.lease
-            found += (<char *>&name)[:sizeof(name)]
-        at += 16
-        at = <const char *>memmem(at, end - at, region.id_, 16)
-    return bytes(found) or None
+            names[nr].page, names[nr].id, names[nr].lease = reference.page, reference.id, reference.lease
+            nr += 1
+        at[0] = found - start + 16
+    return nr
+
+
+cdef bytes _leases_in(Py_buffer *view, CoreRegion region):
+    cdef vm_lease_name names[FEW]
+    cdef size_t at = 0, nr
+    found = None
+    if region.r == NULL or region.readonly:
+        return None
+    while True:
+        nr = _next_leases(view, &at, region, names)
+        if nr:
+            some = (<char *>names)[:nr * sizeof(vm_lease_name)]
+            found = some if found is None else found + some
+        if nr < FEW:
+            return found
+
+
+def mark_received(message):
+    """The same as move_leases(leases_in(message), RECEIVED)."""
+    cdef Py_buffer view
+    cdef vm_lease_name names[FEW]
+    cdef CoreRegion region
+    cdef size_t at, nr
+    PyObject_GetBuffer(message, &view, PyBUF_SIMPLE)
+    try:
+        if view.len < <Py_ssize_t>sizeof(Reference):
+            return
+        for ref in list(_attached.refs.values()):
+            region = ref()
+            if region is None or region.r == NULL or region.readonly:
+                continue
+            at = 0
+            nr = FEW
+            while nr == FEW:
+                nr = _next_leases(&view, &at, region, names)
+                if nr:
+                    with nogil:
+                        vm_move_leases(region.r, names, nr, VM_MOVE_RECEIVED, 0)
+    finally:
+        PyBuffer_Release(&view)
 
 
 def move_leases(list found not None, int move, uint64_t channel=0):

@@ -16,14 +16,15 @@ from multiprocessing.connection import Connection
 from multiprocessing.queues import Queue, SimpleQueue
 from typing import Any
 
-from vmalloc._core import RECEIVED, SENDING, SENT, attached, channel_of, holds_id, leases_in, move_leases
+from vmalloc._core import SENDING, SENT, attached, channel_of, holds_id, leases_in, mark_received, move_leases
 from vmalloc.attach import attach_where, kept_ids, kept_where
 from vmalloc.region import Region
 from vmalloc.window import keep_leases_in
 
-__all__ = ["WRAPPERS", "number_of", "pickling", "recv_bytes", "wrapped"]
+__all__ = ["NUMBER", "WRAPPERS", "number_of", "pickling", "recv_bytes", "wrapped"]
 
-_NUMBER = "_vmalloc_channel"  # attribute of a Connection
+#: Attribute of a Connection.
+NUMBER = "_vmalloc_channel"
 
 #: What the wrapped methods were before, by class and name; None: the class had none of its own.
 wrapped: dict[tuple[Any, str], Any] = {}
@@ -40,11 +41,11 @@ pickling = Pickling()
 
 def number_of(connection: Connection[Any, Any]) -> int:
     """Of its channel, for leases; 0: it has none, or none yet."""
-    number: int = connection.__dict__.get(_NUMBER, 0)
-    if not number and not connection.closed:
+    number: int = connection.__dict__.get(NUMBER, 0)
+    if not number and not connection.closed:  # a pair that is not connected yet may be later
         number = channel_of(connection.fileno())
         if number:
-            connection.__dict__[_NUMBER] = number
+            connection.__dict__[NUMBER] = number
     return number
 
 
@@ -69,7 +70,7 @@ def _send_bytes(self: Connection[Any, Any], buf: Any) -> None:
     leases = leases_in(buf)
     if leases is None:
         return wrapped[Connection, "_send_bytes"](self, buf)
-    number = number_of(self)
+    number = self.__dict__.get(NUMBER) or number_of(self)
     if number != pickling.channel or not number:
         move_leases(leases, SENDING, number)
     try:
@@ -92,13 +93,11 @@ def recv_bytes(self: Connection[Any, Any], maxsize: int | None = None) -> BytesI
     buf: BytesIO | None = wrapped[Connection, "_recv_bytes"](self, maxsize)
     if buf is None:
         return None
-    with buf.getbuffer() as view:
-        for id in kept_ids():
-            if id not in attached and holds_id(view, id) and not _can_attach(id):
-                keep_leases_in(view, id)  # it will receive a copy
-        leases = leases_in(view)
-    if leases is not None:
-        move_leases(leases, RECEIVED)
+    view = buf.getbuffer()
+    for id in kept_ids():
+        if id not in attached and holds_id(view, id) and not _can_attach(id):
+            keep_leases_in(view, id)  # it will receive a copy
+    mark_received(view)
     return buf
 
 

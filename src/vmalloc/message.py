@@ -44,7 +44,7 @@ from vmalloc._core import (
 )
 from vmalloc.adapters import registry
 from vmalloc.attach import Kept, Where, where_of
-from vmalloc.channel import WRAPPERS, number_of, pickling, recv_bytes
+from vmalloc.channel import NUMBER, WRAPPERS, number_of, pickling, recv_bytes
 from vmalloc.channel import wrapped as _wrapped_before
 from vmalloc.description import encode
 from vmalloc.errors import OutOfPages, VmallocError
@@ -331,7 +331,7 @@ def _send_through(self: Connection[Any, Any], obj: Any) -> None:
     """Connection.send; its leases know the channel, and by value to a receiver that cannot attach."""
     before = _wrapped_before[_Connection, "send"]
     outer, sending.by_value = sending.by_value, not can_attach(self)
-    outer_channel, pickling.channel = pickling.channel, number_of(self)
+    outer_channel, pickling.channel = pickling.channel, self.__dict__.get(NUMBER) or number_of(self)
     try:
         before(self, obj)
     finally:

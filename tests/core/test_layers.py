@@ -34,7 +34,14 @@ KERNEL_HEADERS = {
     "sys/stat.h": {"base/descriptor.c", "base/pipe.c", "store/pages.c"},
     "sys/syscall.h": {"base/system.c"},
     "time.h": {"base/system.c", "base/clock.c"},
-    "unistd.h": {"base/system.c", "base/descriptor.c", "base/pipe.c", "base/fault.c", "store/pages.c", "store/headroom.c"},
+    "unistd.h": {
+        "base/system.c",
+        "base/descriptor.c",
+        "base/pipe.c",
+        "base/fault.c",
+        "store/pages.c",
+        "store/headroom.c",
+    },
 }
 LANGUAGE_HEADERS = {
     "assert.h", "errno.h", "pthread.h", "stdarg.h", "stdbool.h", "stddef.h", "stdint.h", "stdio.h",
