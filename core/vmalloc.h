@@ -66,7 +66,8 @@ VM_API int vm_lease(vm_region *r, uint64_t page, uint64_t id, uint64_t *lease);
  * `channel`: what it is about to be written to, or 0. If that is known, the lease ends by itself, in seconds, when nobody
  * can load the message any more. */
 VM_API int vm_lease_message(vm_region *r, uint64_t page, uint64_t id, uint64_t channel, uint64_t *lease);
-VM_API uint64_t vm_channel_of(int fd); /* a number for the pipe or the socket's other end; 0: neither, or not to be told */
+VM_API uint64_t
+vm_channel_of(int fd); /* a number for the pipe or the socket's other end; 0: neither, or not to be told */
 /* Tell where messages' bytes are: about to be written to a channel, written, or read by this process, which has them. */
 VM_API int vm_move_leases(vm_region *r, const vm_lease_name *leases, size_t nr, vm_move move, uint64_t channel);
 /* Whether this process tells so of all that it reads; if not, what may be read there is kept as long as it lives. */
@@ -74,7 +75,7 @@ VM_API void vm_mark_reads(vm_region *r, bool marks);
 VM_API int vm_end_oldest(vm_region *r, uint64_t nr_pages, uint64_t *nr_ended);
 /* Adopt and end the lease. One that is gone is no error as long as the range is there. */
 VM_API int vm_claim(vm_region *r, uint64_t page, uint64_t id, uint64_t lease, vm_range *out);
-VM_API int vm_drop_lease(vm_region *r, uint64_t lease);                  /* ENOENT: gone */
+VM_API int vm_drop_lease(vm_region *r, uint64_t lease); /* ENOENT: gone */
 /* End the leases that are due; if older_than_ns is not 0, also all that were made so long ago, by anybody. */
 VM_API int vm_expire_leases(vm_region *r, uint64_t older_than_ns, uint64_t *nr_ended);
 /* A forked child holds what its parent held. Let go of it: nothing inherited may be used afterwards. */
@@ -147,7 +148,7 @@ VM_API void vm_wait_begin(vm_wait *wait);
 VM_API void vm_wait_end(void);
 VM_API void vm_set_lock_timeout(vm_region *r, double seconds);
 VM_API uint32_t vm_busy_pid(const vm_region *r); /* of the last EBUSY on this thread */
-VM_API uint64_t vm_lock_wait_ns(vm_region *r);   /* spent waiting by this thread so far */
+VM_API uint64_t vm_lock_wait_ns(vm_region *r); /* spent waiting by this thread so far */
 VM_API uint64_t vm_pages_of(const vm_region *r, uint64_t bytes);
 /* Fail every nth request with ENOSPC, 0: never (after vmem's vm_mtbf). Per process. */
 VM_API void vm_fail_every(vm_region *r, uint64_t nth);

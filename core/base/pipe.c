@@ -312,8 +312,7 @@ static bool is_in_our_net(uint32_t pid)
 static bool are_in_one_net(const vm_looking *v)
 {
     for (uint32_t p = 0; p < VM_PROCESS_NAMES; p++)
-        if (v->pid[p] && v->pid[p] != v->own_pid && !is_in_our_net(v->pid[p])
-            && !vm__process_is_dead(v->t->region, p))
+        if (v->pid[p] && v->pid[p] != v->own_pid && !is_in_our_net(v->pid[p]) && !vm__process_is_dead(v->t->region, p))
             return false;
     return true;
 }

@@ -21,7 +21,7 @@
 
 #define AGE_NS (VM_CHANNEL_AGE_MS * 1000000ull)
 #define GRACE_NS (VM_CHANNEL_GRACE_MS * 1000000ull)
-#define PAUSE_SHARE 50 /* a look takes at most one such part of the time */
+#define PAUSE_SHARE 20 /* a look takes at most one such part of the time */
 
 typedef struct vm_doubt {
     uint64_t id, channel, since_ns;
@@ -48,9 +48,9 @@ struct vm_lost {
 
 /* ---- who is looked at ---- */
 
-static bool is_of_the_dead(const vm_region *r, uint32_t owner)
+static bool is_of_the_dead(vm_region *r, uint32_t owner)
 {
-    return vm__process_is_retired(r, owner & 0xffff, owner >> 16 & VM_INC_MASK);
+    return vm__incarnation_is_dead(r, owner & 0xffff, owner >> 16 & VM_INC_MASK);
 }
 
 /* A hint: whoever ends one looks again under the lock. */
@@ -106,7 +106,7 @@ static int by_id(const void *a, const void *b)
     return (x->id > y->id) - (x->id < y->id);
 }
 
-static bool may_be_lost(const vm_region *r, const vm_suspect *s, const vm_pipe *p, bool was_empty)
+static bool may_be_lost(vm_region *r, const vm_suspect *s, const vm_pipe *p, bool was_empty)
 {
     bool is_sending = s->channel & VM_CHANNEL_SENDING && !is_of_the_dead(r, s->owner);
     return !p->is_open || was_empty || (!is_sending && !p->is_unread);

@@ -315,7 +315,7 @@ class Kept:
 
 def kept_ids() -> list[bytes]:
     """Of regions that this process was given when it was started; most have none or one."""
-    return list(_kept.data)  # also of one that goes just now
+    return [*_kept]
 
 
 def kept_where(id: bytes) -> Where | None:

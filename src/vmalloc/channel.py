@@ -69,7 +69,8 @@ def _send_bytes(self: Connection[Any, Any], buf: Any) -> None:
     """Connection._send_bytes, which all messages go through."""
     leases = leases_in(buf)
     if leases is None:
-        return wrapped[Connection, "_send_bytes"](self, buf)
+        wrapped[Connection, "_send_bytes"](self, buf)
+        return
     number = self.__dict__.get(NUMBER) or number_of(self)
     if number != pickling.channel or not number:
         move_leases(leases, SENDING, number)

@@ -55,10 +55,12 @@ def keep_leases_in(message: Any, id: bytes) -> None:
     """Of a message that was read where region `id` cannot be attached: they stay until it was loaded."""
     where = kept_where(id)
     try:
-        window = None if where is None else open_where(where, lambda fd: Window(fd, is_given(id, fd)))
+        if where is None:
+            return
+        window = open_where(where, lambda fd: Window(fd, is_given(id, fd)))
     except (OSError, MemoryError):
         return
-    for lease in leases_of(message, id) if window is not None else ():
+    for lease in leases_of(message, id):
         window.keep(lease)
 
 

@@ -23,7 +23,7 @@ from vmalloc.facts import CHANNEL_GRACE_MS
 
 THRESHOLD = 1000
 LONG_S = CHANNEL_GRACE_MS / 1000 + 2  # whatever can be lost is lost by then
-SOON_S = 5 if not os.environ.get("CI") else 15
+SOON_S = 15  # 5, where the machine has nothing else to do
 
 
 @pytest.fixture
