@@ -16,8 +16,9 @@ BASE_PARTS = ("fault.h", "layout.h")
 KERNEL_HEADERS = {
     "ctype.h": {"base/pipe.c"},
     "dirent.h": {"base/descriptor.c", "base/pipe.c"},
-    "fcntl.h": {"base/system.c", "base/descriptor.c", "base/pipe.c", "store/pages.c", "store/headroom.c"},
+    "fcntl.h": {"base/system.c", "base/descriptor.c", "base/pipe.c", "store/pages.c"},
     "linux/futex.h": {"base/system.c"},
+    "linux/magic.h": {"base/system.c"},
     "linux/membarrier.h": {"base/system.c"},
     "linux/netlink.h": {"base/pipe.c"},
     "linux/rtnetlink.h": {"base/pipe.c"},
@@ -33,15 +34,9 @@ KERNEL_HEADERS = {
     "sys/socket.h": {"base/pipe.c"},
     "sys/stat.h": {"base/descriptor.c", "base/pipe.c", "store/pages.c"},
     "sys/syscall.h": {"base/system.c"},
+    "sys/vfs.h": {"base/system.c"},
     "time.h": {"base/system.c", "base/clock.c"},
-    "unistd.h": {
-        "base/system.c",
-        "base/descriptor.c",
-        "base/pipe.c",
-        "base/fault.c",
-        "store/pages.c",
-        "store/headroom.c",
-    },
+    "unistd.h": {"base/system.c", "base/descriptor.c", "base/pipe.c", "base/fault.c", "store/pages.c"},
 }
 LANGUAGE_HEADERS = {
     "assert.h", "errno.h", "pthread.h", "stdarg.h", "stdbool.h", "stddef.h", "stdint.h", "stdio.h",
