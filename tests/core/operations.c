@@ -77,6 +77,7 @@ const operation operations[] = {
     {"read without a slot", .before = lease_gift_and_let_go, .run = read_gift},
     {"send a message", .setup = hold_two, .run = lease_message_held, .later = claim_what_was_sent},
     {"send into a channel", .setup = hold_two, .run = lease_into_a_channel, .later = claim_what_was_sent},
+    {"say that reads are marked", .run = mark_reads},
     {"receive from a channel", .before = leave_a_message, .run = receive_message},
     {"pass a message on", .before = leave_a_message, .setup = receive_message, .run = pass_on},
     {"receive without a slot", .before = leave_a_message, .run = receive_through_a_window, .after = lengthen_leases},

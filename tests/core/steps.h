@@ -69,6 +69,7 @@ void claim_stale(stage *s);
 void read_gift(stage *s);
 void lease_message_held(stage *s);
 void lease_into_a_channel(stage *s);
+void mark_reads(stage *s);
 void leave_a_message(stage *s);
 void receive_message(stage *s);
 void pass_on(stage *s);

@@ -136,6 +136,11 @@ void lease_into_a_channel(stage *s)
     s->lease = lease;
     move(s, &s->sent, VM_MOVE_SENT);
 }
+void mark_reads(stage *s)
+{
+    vm_mark_reads(s->r, true);
+    vm_mark_reads(s->r, false);
+}
 void leave_a_message(stage *s)
 {
     vm_range a = s->gift[0];
