@@ -47,6 +47,10 @@ int vm_lease_message(vm_region *r, uint64_t page, uint64_t id, uint64_t channel,
     ENTERED(r, vm__lease(t, page, id, true, channel, lease));
 }
 uint64_t vm_channel_of(int fd) { return vm__channel_of(fd); }
+bool vm_are_being_sent(vm_region *r, const vm_lease_name *leases, size_t nr, uint64_t channel)
+{
+    return vm__are_being_sent(r, leases, nr, channel);
+}
 int vm_move_leases(vm_region *r, const vm_lease_name *leases, size_t nr, vm_move move, uint64_t channel)
 {
     ENTERED(r, vm__move_leases(t, leases, nr, move, channel));

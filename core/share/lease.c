@@ -311,6 +311,18 @@ static void move_one(vm_region *r, vm_lease_entry *e, vm_move move, uint64_t cha
     VM_PUT(&e->channel, move == VM_MOVE_RECEIVED ? VM_CHANNEL_RECEIVED : channel ? channel | VM_CHANNEL_SENDING : 0);
 }
 
+/* As they were made, which only their sender changes: read without the lock. */
+bool vm__are_being_sent(vm_region *r, const vm_lease_name *leases, size_t nr, uint64_t channel)
+{
+    uint32_t us = vm__lease_owner(r->process, r->process_inc) | VM_LEASE_KEPT;
+    for (size_t i = 0; i < nr; i++) {
+        const vm_lease_entry *e = entry_of(r, leases[i].lease);
+        if (!e || VM_RELAXED(&e->channel) != (channel | VM_CHANNEL_SENDING) || VM_RELAXED(&e->owner) != us)
+            return false;
+    }
+    return channel;
+}
+
 /* Those that are gone, or are no message's, stay as they are. */
 int vm__move_leases(vm_thread *t, const vm_lease_name *leases, size_t nr, vm_move move, uint64_t channel)
 {

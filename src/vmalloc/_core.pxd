@@ -105,6 +105,7 @@ cdef extern from "vmalloc.h" nogil:
         VM_MOVE_SENT
         VM_MOVE_RECEIVED
 
+    bint vm_are_being_sent(vm_region *r, const vm_lease_name *leases, size_t nr, uint64_t channel)
     int vm_move_leases(vm_region *r, const vm_lease_name *leases, size_t nr, vm_move move, uint64_t channel)
     void vm_mark_reads(vm_region *r, c_bool marks)
     int vm_end_oldest(vm_region *r, uint64_t nr_pages, uint64_t *nr_ended)

@@ -599,24 +599,6 @@ def leases_of(message, bytes id not None):
     return found
 
 
-def leases_in(message):
-    """[(region, leases)] for move_leases(): of the references in a message, of regions attached here. None: there are none."""
-    cdef Py_buffer view
-    found = None
-    PyObject_GetBuffer(message, &view, PyBUF_SIMPLE)
-    try:
-        if view.len >= <Py_ssize_t>sizeof(Reference):
-            for ref in list(_attached.refs.values()):
-                region = ref()
-                leases = None if region is None else _leases_in(&view, <CoreRegion>region)
-                if leases is not None:
-                    found = found or []
-                    found.append((region, leases))
-    finally:
-        PyBuffer_Release(&view)
-    return found
-
-
 cdef enum:
     FEW = 32  # references of a message, without a list of them
 
@@ -640,57 +622,35 @@ cdef size_t _next_leases(Py_buffer *view, size_t *at, CoreRegion region, vm_leas
     return nr
 
 
-cdef bytes _leases_in(Py_buffer *view, CoreRegion region):
+cdef size_t _move_of(Py_buffer *view, CoreRegion region, int move, uint64_t channel) noexcept:
     cdef vm_lease_name names[FEW]
-    cdef size_t at = 0, nr
-    found = None
-    if region.r == NULL or region.readonly:
-        return None
-    while True:
+    cdef size_t at = 0, total = 0, nr = FEW
+    while nr == FEW and region.r != NULL:  # another thread may close it meanwhile
         nr = _next_leases(view, &at, region, names)
-        if nr:
-            some = (<char *>names)[:nr * sizeof(vm_lease_name)]
-            found = some if found is None else found + some
-        if nr < FEW:
-            return found
+        total += nr
+        if nr and not (move == <int>VM_MOVE_SENDING and vm_are_being_sent(region.r, names, nr, channel)):
+            with nogil:
+                vm_move_leases(region.r, names, nr, <vm_move>move, channel)
+    return total
 
 
-def mark_received(message):
-    """The same as move_leases(leases_in(message), RECEIVED)."""
+def move_leases(message, int move, uint64_t channel=0):
+    """Note where a message is: SENDING to a channel, SENT there, or RECEIVED here. Quiet: then it is kept for longer.
+
+    Returns whether it seems to hold references with leases, of regions attached here.
+    """
     cdef Py_buffer view
-    cdef vm_lease_name names[FEW]
-    cdef CoreRegion region
-    cdef size_t at, nr
+    cdef size_t nr = 0
     PyObject_GetBuffer(message, &view, PyBUF_SIMPLE)
     try:
-        if view.len < <Py_ssize_t>sizeof(Reference):
-            return
-        for ref in list(_attached.refs.values()):
-            region = ref()
-            if region is None or region.r == NULL or region.readonly:
-                continue
-            at = 0
-            nr = FEW
-            while nr == FEW:
-                nr = _next_leases(&view, &at, region, names)
-                if nr:
-                    with nogil:
-                        vm_move_leases(region.r, names, nr, VM_MOVE_RECEIVED, 0)
+        if view.len >= <Py_ssize_t>sizeof(Reference):
+            for ref in _attached.all:
+                region = ref()
+                if region is not None and not (<CoreRegion>region).readonly:
+                    nr += _move_of(&view, <CoreRegion>region, move, channel)
     finally:
         PyBuffer_Release(&view)
-
-
-def move_leases(list found not None, int move, uint64_t channel=0):
-    """Note where the message is: SENDING to a channel, SENT there, or RECEIVED here. Quiet: then it is kept for longer."""
-    cdef CoreRegion region
-    cdef const char *names
-    cdef size_t nr
-    for told, leases in found:
-        region = told
-        names, nr = <const char *>(<bytes>leases), len(leases) // sizeof(vm_lease_name)
-        if region.r != NULL:
-            with nogil:
-                vm_move_leases(region.r, <const vm_lease_name *>names, nr, <vm_move>move, channel)
+    return nr != 0
 
 
 # ---- leases of Refs ----

@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from io import BytesIO
 from multiprocessing.connection import Connection
 from multiprocessing.queues import Queue, SimpleQueue
 from typing import Any
 
-from vmalloc._core import SENDING, SENT, attached, channel_of, holds_id, leases_in, mark_received, move_leases
+from vmalloc._core import SENDING, SENT, attached, channel_of, holds_id, move_leases
 from vmalloc.attach import attach_where, kept_ids, kept_where
 from vmalloc.region import Region
 from vmalloc.window import keep_leases_in
 
-__all__ = ["NUMBER", "WRAPPERS", "number_of", "pickling", "recv_bytes", "wrapped"]
+__all__ = ["NUMBER", "WRAPPERS", "keep_unattached", "number_of", "pickling", "wrapped"]
 
 #: Attribute of a Connection.
 NUMBER = "_vmalloc_channel"
@@ -41,11 +40,16 @@ pickling = Pickling()
 
 def number_of(connection: Connection[Any, Any]) -> int:
     """Of its channel, for leases; 0: it has none, or none yet."""
-    number: int = connection.__dict__.get(NUMBER, 0)
-    if not number and not connection.closed:  # a pair that is not connected yet may be later
+    told: int = connection.__dict__.get(NUMBER, 0)
+    return told if told > 0 else _ask_number(connection, -told)
+
+
+def _ask_number(connection: Connection[Any, Any], nr_messages: int) -> int:
+    """One that is not accepted yet has a number later: asked for at the first message, the second, the fourth, ..."""
+    number = 0
+    if nr_messages & (nr_messages + 1) == 0 and not connection.closed:
         number = channel_of(connection.fileno())
-        if number:
-            connection.__dict__[NUMBER] = number
+    connection.__dict__[NUMBER] = number or -nr_messages - 1
     return number
 
 
@@ -66,18 +70,16 @@ def _feed(items: Any, notempty: Any, send_bytes: Callable[..., None], *others: A
 
 
 def _send_bytes(self: Connection[Any, Any], buf: Any) -> None:
-    """Connection._send_bytes, which all messages go through."""
-    leases = leases_in(buf)
-    if leases is None:
+    """Connection._send_bytes, which all messages go through: also bytes within bytes, received before."""
+    told: int = self.__dict__.get(NUMBER, 0)
+    number = told if told > 0 else number_of(self)
+    if not move_leases(buf, SENDING, number):
         wrapped[Connection, "_send_bytes"](self, buf)
         return
-    number = self.__dict__.get(NUMBER) or number_of(self)
-    if number != pickling.channel or not number:
-        move_leases(leases, SENDING, number)
     try:
         wrapped[Connection, "_send_bytes"](self, buf)
     finally:
-        move_leases(leases, SENT, number)
+        move_leases(buf, SENT, number)
 
 
 def _can_attach(id: bytes) -> bool:
@@ -89,17 +91,11 @@ def _can_attach(id: bytes) -> bool:
         return False
 
 
-def recv_bytes(self: Connection[Any, Any], maxsize: int | None = None) -> BytesIO | None:
-    """Connection._recv_bytes. What holds references is this process's from now on."""
-    buf: BytesIO | None = wrapped[Connection, "_recv_bytes"](self, maxsize)
-    if buf is None:
-        return None
-    view = buf.getbuffer()
+def keep_unattached(message: memoryview) -> None:
+    """Of a message that was read: leases of regions that this process was given and cannot attach."""
     for id in kept_ids():
-        if id not in attached and holds_id(view, id) and not _can_attach(id):
-            keep_leases_in(view, id)  # it will receive a copy
-    mark_received(view)
-    return buf
+        if id not in attached and holds_id(message, id) and not _can_attach(id):
+            keep_leases_in(message, id)  # it will receive a copy
 
 
 WRAPPERS: dict[tuple[Any, str], Any] = {

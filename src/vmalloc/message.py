@@ -28,6 +28,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, cast
 
 from vmalloc._core import (
+    RECEIVED,
     Block,
     Holding,
     Message,
@@ -36,6 +37,7 @@ from vmalloc._core import (
     get_settings,
     load_beside,
     load_reference,
+    move_leases,
     note_loads,
     pack_plain,
     pickled_reference,
@@ -44,8 +46,8 @@ from vmalloc._core import (
     set_settings,
 )
 from vmalloc.adapters import registry
-from vmalloc.attach import Kept, Where, where_of
-from vmalloc.channel import NUMBER, WRAPPERS, number_of, pickling, recv_bytes
+from vmalloc.attach import Kept, Where, kept_ids, where_of
+from vmalloc.channel import NUMBER, WRAPPERS, keep_unattached, number_of, pickling
 from vmalloc.channel import wrapped as _wrapped_before
 from vmalloc.description import encode
 from vmalloc.errors import OutOfPages, VmallocError
@@ -374,7 +376,8 @@ def _send_through(self: Connection[Any, Any], obj: Any) -> None:
     channel, references = pickling.channel, list[bytes]()
     try:
         sending.by_value, _under_way.message, _under_way.sent = not can_attach(self), None, references
-        pickling.channel = number_of(self)
+        told: int = self.__dict__.get(NUMBER, 0)
+        pickling.channel = told if told > 0 else number_of(self)
         before(self, obj)
     except BaseException as e:
         if _is_unsent(e):
@@ -444,10 +447,16 @@ def _loads(data: Any, **options: Any) -> Any:
 
 
 def _recv_bytes(self: Connection[Any, Any], maxsize: int | None = None) -> BytesIO | None:
-    """Connection._recv_bytes."""
+    """Connection._recv_bytes. What holds references is this process's from now on."""
     if _is_new:
         _give_addresses_back()
-    return recv_bytes(self, maxsize)
+    buf: BytesIO | None = _wrapped_before[Connection, "_recv_bytes"](self, maxsize)
+    if buf is not None:
+        message = buf.getbuffer()
+        if kept_ids():
+            keep_unattached(message)
+        move_leases(message, RECEIVED)
+    return buf
 
 
 _Connection: Any = Connection.__mro__[1]  # whose send() all connections have

@@ -250,3 +250,20 @@ def test_what_a_reader_has_that_does_not_tell_is_kept_as_long_as_it_has_the_chan
         time.sleep(LONG_S)
         go_on.send(1)
         assert told.recv() == 5
+
+
+def pass_on_within(reader, writer):
+    """As a broker does that gives what it passes on a name."""
+    writer.send(("named", reader.recv_bytes()))
+
+
+def test_what_was_passed_on_within_another_message_outlives_who_passed_it_on(region):
+    context = multiprocessing.get_context("fork")
+    (from_us, to_proxy), (from_proxy, to_us) = (context.Pipe(duplex=False) for _ in range(2))
+    to_proxy.send(array(8))
+    with child("fork", pass_on_within, from_us, to_us) as proxy:
+        proxy.join(WAIT_S)
+    time.sleep(LONG_S)
+    name, message = from_proxy.recv()
+    assert name == "named"
+    assert (pickle.loads(message) == 8).all()
