@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.pool import Pool
 from multiprocessing.queues import Queue, SimpleQueue
 from typing import Any
 
@@ -45,9 +46,9 @@ def number_of(connection: Connection[Any, Any]) -> int:
 
 
 def _ask_number(connection: Connection[Any, Any], nr_messages: int) -> int:
-    """One that is not accepted yet has a number later: asked for at the first message, the second, the fourth, ..."""
+    """One that is not accepted yet has a number later: asked for at messages 1, 2, 4, 8 and so on."""
     number = 0
-    if nr_messages & (nr_messages + 1) == 0 and not connection.closed:
+    if (nr_messages & (nr_messages + 1)) == 0 and not connection.closed:
         number = channel_of(connection.fileno())
     connection.__dict__[NUMBER] = number or -nr_messages - 1
     return number
@@ -86,9 +87,12 @@ def _can_attach(id: bytes) -> bool:
     """Attaches a region that this process was given at its start and did not need before."""
     where = kept_where(id)
     try:
-        return where is not None and attach_where(where, Region) is not None
+        if where is None:
+            return False
+        attach_where(where, Region)
     except (OSError, MemoryError):
         return False
+    return True
 
 
 def keep_unattached(message: memoryview) -> None:
@@ -98,8 +102,17 @@ def keep_unattached(message: memoryview) -> None:
             keep_leases_in(message, id)  # it will receive a copy
 
 
+def _terminate_pool(cls: type[Pool], taskqueue: Any, inqueue: Any, outqueue: Any, *others: Any) -> None:
+    """Pool._terminate_pool, after which nobody reads these two, though the pool's object may live on."""
+    wrapped[Pool, "_terminate_pool"].__func__(cls, taskqueue, inqueue, outqueue, *others)
+    for queue in (inqueue, outqueue):
+        if type(queue) is SimpleQueue:
+            queue.close()
+
+
 WRAPPERS: dict[tuple[Any, str], Any] = {
     (SimpleQueue, "put"): _put_simple,
     (Queue, "_feed"): staticmethod(_feed),
+    (Pool, "_terminate_pool"): classmethod(_terminate_pool),
     (Connection, "_send_bytes"): _send_bytes,
 }

@@ -97,6 +97,16 @@ def test_of_pools_whose_results_nobody_fetches_nothing_is_kept(region, method):
     all_end_soon(region)
 
 
+def test_of_a_terminated_pool_whose_object_lives_on_no_task_is_kept(region):
+    pool = multiprocessing.get_context("fork").Pool(1)
+    pool.map_async(slow, [array() for _ in range(10)], chunksize=1)
+    wait_until(lambda: region.stats().nr_leases > 5)
+    pool.terminate()
+    pool.join()
+    all_end_soon(region)
+    assert pool._pool is not None
+
+
 def test_of_a_terminated_pool_and_a_broken_executor_nothing_is_kept(region):
     context = multiprocessing.get_context("fork")
     pool = context.Pool(2)
