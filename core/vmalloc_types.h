@@ -63,6 +63,12 @@ typedef struct vm_wait {
     uint64_t owner, owner_since_ns;
 } vm_wait;
 
+typedef struct vm_lease_name { /* as a message tells it */
+    uint64_t page, id, lease;
+} vm_lease_name;
+
+typedef enum vm_move { VM_MOVE_SENDING, VM_MOVE_SENT, VM_MOVE_RECEIVED } vm_move;
+
 typedef struct vm_stats {
     uint64_t nr_pages, free_pages, busy_pages, cached_pages, pooled_pages, lazy_pages, moving_pages;
     uint64_t nr_ranges, nr_busy, nr_shared, nr_free_ranges, largest_free_pages;

@@ -78,6 +78,7 @@ cdef class RegionHandle:
         self.nr_pages_ = info.nr_pages
         self.has_pages = vm_pointer(self.r, 0) != NULL
         vm_set_lock_timeout(self.r, self.timeout_s)
+        vm_mark_reads(self.r, _settings is not None)
         self.id_ = info.id
         if info.hardened and self.has_pages and not self.readonly:
             from vmalloc.hardened import GUARD_BYTES, Guard

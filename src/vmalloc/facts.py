@@ -39,7 +39,7 @@ POOLS = tuple(design.name for design in POOL_DESIGNS)
 POOLS_DEFAULT = "magazine"
 
 # a region's format
-FORMAT = 4
+FORMAT = 5
 """Raised by every change after which another version could misread a region."""
 PROCESSES_MAX = 255
 """Process slots that processes can have; one more is the region's own, for names."""
@@ -186,6 +186,12 @@ PRESSURE_PERCENT = 10
 turn, and with half of that a share of everything that is warm, idle or not."""
 PRESSURE_STALL_PERCENT = 10
 """The same when somebody waited for memory for so much of the last ten seconds (PSI), or four times that."""
+CHANNEL_TICKS = 2
+"""At one tick in so many somebody looks where the bytes of messages are, ..."""
+CHANNEL_AGE_MS = 500
+"""... but for messages younger than this; ..."""
+CHANNEL_GRACE_MS = 2000
+"""... those whose bytes nobody has end after so long, for they may be between reading and loading."""
 # memory in advance, zeros
 PREFAULT_PIECE_PAGES = 8192
 """prefault() makes so many pages resident at a time, at most, in each of its threads."""
