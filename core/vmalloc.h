@@ -115,6 +115,7 @@ VM_API int vm_get_limits(vm_region *r, vm_limits *out);
 VM_API int vm_set_limits(vm_region *r, const vm_limits *limits);
 /* What each process holds, the most first; at most `room` of them. Returns how many, or a negative errno. */
 VM_API int vm_holdings(vm_region *r, size_t room, vm_holding *out);
+VM_API int vm_processes(vm_region *r, size_t room, vm_holding *out); /* those that hold nothing too */
 VM_API int vm_explain(vm_region *r, uint64_t nr_pages, int error, vm_shortage *out);
 
 VM_API int vm_get_stats(vm_region *r, vm_stats *out);

@@ -40,6 +40,8 @@ PAGES_MAX = (1 << 30) - 1
 """Pages of a region: a word has 30 bits for a length."""
 NAMES_MAX = 1024
 NAME_BYTES_MAX = 63
+REGION_NAME_BYTES_MAX = 119
+"""Of the name that a region itself is made with."""
 NAME_META_BYTES_MAX = 416
 """Of the description that is kept with a name."""
 LEASES_MAX = 1 << 16
