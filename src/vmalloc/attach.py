@@ -123,9 +123,7 @@ def attach_found(
         os.close(fd)
 
 
-def _attach_served(
-    cls: type[AnyRegion], path: str, expected_id: str | None, readonly: bool
-) -> AnyRegion:
+def _attach_served(cls: type[AnyRegion], path: str, expected_id: str | None, readonly: bool) -> AnyRegion:
     """Attach what a process serves at a socket that is a file. RegionUnavailable."""
     from vmalloc import serve
 

@@ -51,8 +51,8 @@ def _mutex(name: str, timeout_s: float) -> Iterator[None]:
                     ) from None
             if time.monotonic() > until:
                 raise RegionBusy(
-                    f"somebody has been opening region {name!r} for {timeout_s:g} s: a stopped process of this "
-                    "user, or another user who took the socket @vmalloc-name-... (see /proc/net/unix)"
+                    f"somebody has been opening region {name!r} for {timeout_s:g} s: a stopped process of "
+                    "this user, or another user who took the socket @vmalloc-name-... (see /proc/net/unix)"
                 )
             time.sleep(_RETRY_S)
         yield

@@ -6,8 +6,8 @@ not collide between pid namespaces and nobody can bind one beforehand. Whoever a
 and gets the descriptor by SCM_RIGHTS. Both sides look at the other's user id (SO_PEERCRED) first: names
 of abstract sockets can be read by every user of the machine.
 
-A socket that is a file (`start_at()`) serves one region, whose id nobody needs to know; its folder may be shared
-between containers. Asked with ANY as the id, and else the same.
+A socket that is a file (`start_at()`) serves one region, whose id nobody needs to know; its folder may be
+shared between containers. Asked with ANY as the id, and else the same.
 
 One socket and one daemon thread for a process, however many regions it serves; none before the first
 one is needed, because a thread makes os.fork warn from Python 3.12 on. A forked child has neither.

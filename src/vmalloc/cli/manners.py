@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What all commands have in common: --json, tables, sizes, names of strangers, and errors in one line.
 
-A command raises what it likes: `one_line()` makes of a missing package, a full disk, a closed pipe, an error of
-ours and Ctrl-C one line and an exit status. Only mistakes in this program still show a traceback.
+A command raises what it likes: `one_line()` makes of a missing package, a full disk, a closed pipe, an
+error of ours and Ctrl-C one line and an exit status. Only mistakes in this program still show a traceback.
 """
 
 from __future__ import annotations
@@ -27,8 +27,12 @@ __all__ = [
     "Output",
     "Refusal",
     "Size",
+    "console",
+    "human_age",
+    "human_bytes",
     "json_option",
     "one_line",
+    "plain_table",
     "safe",
     "what_to_install",
 ]
@@ -141,7 +145,8 @@ class Size(click.ParamType):
         try:
             return parse_size(value)
         except (TypeError, ValueError) as error:
-            self.fail(str(error), param, ctx)
+            where = f"{param.opts[-1]}: " if param is not None else ""
+            raise Refusal(f"{where}{error}") from None
 
 
 # ---- what goes out ----
@@ -245,3 +250,25 @@ def plain_table(rows: list[Mapping[str, str]], columns: tuple[str, ...], right: 
         return "  ".join(cells).rstrip()
 
     return [line({c: c for c in columns}), *map(line, rows)]
+
+
+def human_bytes(nbytes: int | None) -> str:
+    """Four digits at most, and a unit of 1024: 0, 512, 4.0K, 16M, 1.5G; "-" for None."""
+    if nbytes is None:
+        return "-"
+    value, unit = float(nbytes), ""
+    for following in "KMGTP":
+        if value < 1000:
+            break
+        value, unit = value / 1024, following
+    return f"{value:.1f}{unit}" if unit and value < 10 else f"{value:.0f}{unit}"
+
+
+def human_age(seconds: float | None) -> str:
+    """45s, 12m, 3h, 9d; "-" for None."""
+    if seconds is None:
+        return "-"
+    for unit, length, most in (("s", 1, 120), ("m", 60, 120), ("h", 3600, 48)):
+        if seconds < most * length:
+            return f"{seconds // length:.0f}{unit}"
+    return f"{seconds // 86400:.0f}d"

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from vmalloc.cli.manners import Command, Output, Refusal, Size, json_option
+from vmalloc.cli.manners import INTERRUPTED, Command, Output, Refusal, Size, json_option
 from vmalloc.facts import POOLS
 from vmalloc.suite.parameters import MODES, TESTS, Parameters
 
@@ -49,7 +49,11 @@ workers fill a quarter of the region; the table says which it was.
     "--start-method", type=click.Choice(["fork", "spawn", "forkserver"]), default="fork", show_default=True,
     help="How worker processes start.",
 )  # fmt: skip
-@click.option("--region", type=Size(), help="Size, like 8G. Default: twice what all workers hold, at least 1G; untouched.")
+@click.option(
+    "--region",
+    type=Size(),
+    help="Size, like 8G. Default: twice what all workers hold, at least 1G; untouched.",
+)
 @click.option("--touch", is_flag=True, help="Write the first byte of every area, as the kernel's tests do.")
 @click.option("--no-single", is_flag=True, help="Skip the run with one worker beside the run with many.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the test orders and random sizes.")
@@ -107,4 +111,7 @@ def command(
     else:
         output.console.print(report.table(result))
     output.json(report.as_json(result))
+    if result.is_interrupted:
+        click.echo("interrupted: these are the rounds that ended", err=True)
+        sys.exit(INTERRUPTED)
     sys.exit(1 if result.failed else 0)
