@@ -30,7 +30,7 @@ from vmalloc.facts import (
 from vmalloc.limits import room_for_a_region
 from vmalloc.named import open_or_create
 from vmalloc.prefault import HUGE, huge_text, prefault
-from vmalloc.stats import PRESSURE_SOURCES, PRESSURES, Holder, Process, Range, Stats
+from vmalloc.stats import PRESSURE_SOURCES, PRESSURES, Holder, ProcessSlot, Range, Stats
 
 stand_in.nr_made()  # imported here: when a load fails there may be no descriptor left to import it by
 
@@ -216,13 +216,13 @@ class RegionBase(CoreRegion):
         """The processes that hold most, the most first, from one walk over the words without a lock."""
         return [Holder(pid, nbytes, slot) for slot, pid, nbytes in self._holdings(most)]
 
-    def processes(self) -> list[Process]:
+    def processes(self) -> list[ProcessSlot]:
         """Every process that has a slot, those that hold most first: from slot to pid.
 
         One that died is among them until it is recovered. Who attached read-only has no slot.
         """
         most = PROCESSES_MAX + 1  # the region itself
-        return [Process(pid, nbytes, slot) for slot, pid, nbytes in self._holdings(most, idle_too=True)]
+        return [ProcessSlot(pid, nbytes, slot) for slot, pid, nbytes in self._holdings(most, idle_too=True)]
 
     def stats(self) -> Stats:
         """Pages by state and counters, from one walk over the words: O(number of ranges)."""

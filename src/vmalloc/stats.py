@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-__all__ = ["Holder", "Process", "Range", "Stats"]
+__all__ = ["Holder", "ProcessSlot", "Range", "Stats"]
 
 PRESSURES = ("none", "some", "high")
 PRESSURE_SOURCES = ("PSI", "cgroup v2", "cgroup v1", "meminfo")
@@ -20,7 +20,7 @@ class Holder(NamedTuple):
     process: int  #: its slot
 
 
-class Process(NamedTuple):
+class ProcessSlot(NamedTuple):
     """A process that is attached, or that died and was not recovered yet."""
 
     pid: int  #: as in that process's own pid namespace; 0 for the region itself, which holds what is named
