@@ -263,12 +263,12 @@ class RegionBase(CoreRegion):
     ) -> Self:
         """Attach what a descriptor, a path, a socket, a name or a pid leads to.
 
-        An int is a descriptor, which stays the caller's. `unix:PATH` is a socket where a process serves a
-        region (`serve(path)`). Other text with a "/" is a path: `/proc/<pid>/fd/<n>` of a process that has
-        it. Other text is the name that a region of this user was made with, or the pid of a process that has
-        one region. All but the first need the same user. A process that has it already gets the same object
-        again. Raises RegionUnavailable, also when `expected_id` is given and the region is another one, and
-        when none or several have that name.
+        An int is a descriptor, which stays the caller's. Text that begins with unix: is the path of a socket
+        where a process serves a region (`serve(path)`). Other text with a "/" is a path:
+        `/proc/<pid>/fd/<n>` of a process that has it. Other text is the name that a region of this user was
+        made with, or the pid of a process that has one region. All but the first need the same user. A
+        process that has it already gets the same object again. Raises RegionUnavailable, also when
+        `expected_id` is given and the region is another one, and when none or several have that name.
 
         `readonly` maps it for reading and takes no process slot: stats(), ranges(), names() and check() look
         at it without locks, so that what they see may be torn where others work; all that would hold or

@@ -13,7 +13,7 @@ from vmalloc.cli.manners import Command, Output, Size, json_option
 
 
 def _tell_systemd(state: str) -> None:
-    """What sd_notify() does, if systemd started us with Type=notify."""
+    """What its C library does, if systemd started us with Type=notify."""
     address = os.environ.get("NOTIFY_SOCKET")
     if address:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as there:
