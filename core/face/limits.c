@@ -55,15 +55,9 @@ static int list_held(vm_region *r, bool idle_too, size_t room, vm_holding *out)
     return (int)nr;
 }
 
-int vm_holdings(vm_region *r, size_t room, vm_holding *out)
-{
-    return list_held(r, false, room, out);
-}
+int vm_holdings(vm_region *r, size_t room, vm_holding *out) { return list_held(r, false, room, out); }
 
-int vm_processes(vm_region *r, size_t room, vm_holding *out)
-{
-    return list_held(r, true, room, out);
-}
+int vm_processes(vm_region *r, size_t room, vm_holding *out) { return list_held(r, true, room, out); }
 
 /* ---- why not ---- */
 

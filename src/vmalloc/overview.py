@@ -156,9 +156,10 @@ def _attach(found: Found) -> RegionBase:
 def _look_inside(region: RegionBase, seen: Seen) -> dict[int, int]:
     """Fill in what the region says; bytes held, by pid."""
     info, stats = region._info(), region.stats()
-    seen.nbytes, seen.limit = info["nr_pages"] * info["granule"], region.limit
+    size = int(info["nr_pages"] * info["granule"])
+    seen.nbytes, seen.limit = size, region.limit
     seen.used_bytes = stats.busy_bytes
-    if seen.used_bytes >= (seen.limit or seen.nbytes):
+    if seen.used_bytes >= (seen.limit or size):
         seen.health = "full"
     return {pid: nbytes for _, pid, nbytes in region._holdings(PROCESSES_MAX + 1, idle_too=True) if pid}
 
@@ -172,7 +173,7 @@ def _add_processes(seen: Seen, found: Found, held: dict[int, int]) -> None:
         seen.processes.append(SeenProcess(pid, "", nbytes, state))
     dead = [p for p in seen.processes if p.state == "dead"]
     stopped = [p for p in seen.processes if p.state == "stopped"]
-    notes = []
+    notes: list[str] = []
     if dead:
         notes.append(f"{len(dead)} dead not yet recovered")
     if stopped:

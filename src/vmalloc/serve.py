@@ -107,6 +107,10 @@ def start_at(path: str, region: Callable[[], HasFileno | None]) -> None:
     path = os.path.abspath(path)
     if len(os.fsencode(path)) > _PATH_BYTES_MAX:
         raise ValueError(f"a socket's path has at most {_PATH_BYTES_MAX} bytes: {path}")
+
+    def lookup(_: bytes) -> HasFileno | None:
+        return _open(region())
+
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         if os.path.lexists(path):
@@ -118,9 +122,7 @@ def start_at(path: str, region: Callable[[], HasFileno | None]) -> None:
         listener.listen()
         with _lock:
             _at[path] = listener
-        threading.Thread(
-            target=_serve, args=(listener, lambda _: _open(region())), name="vmalloc-serve-at", daemon=True
-        ).start()
+        threading.Thread(target=_serve, args=(listener, lookup), name="vmalloc-serve-at", daemon=True).start()
     except BaseException:
         listener.close()
         raise

@@ -263,3 +263,18 @@ def test_a_keeper_keeps_what_is_named_until_it_is_told_to_end(tmp_path: Path) ->
     assert not path.exists()
     with pytest.raises(vmalloc.RegionUnavailable):
         vmalloc.Region.attach(name)
+
+
+def test_record_writes_where_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from vmalloc.lab import record_kernel as recorder
+
+    asked: list[Path] = []
+
+    def refuse(trace: Path, **_: object) -> None:
+        asked.append(trace)
+        raise recorder.RecordError("refused")
+
+    monkeypatch.setattr(recorder, "record_kernel", refuse)
+    words = ["record", "--kernel", "-o", str(tmp_path / "x.gz"), "--json"]
+    assert CliRunner().invoke(main, words).exit_code == 1
+    assert asked == [tmp_path / "x.gz"]

@@ -50,7 +50,6 @@ def command(name: str, size: int, limit: int | None, path: str | None, json_path
     told = {"name": name, "pid": os.getpid(), "id": region.id, "size": region.size, "socket": path}
     output.json(told)
     click.echo(f"holding {name} ({region.size >> 20} MiB), pid {os.getpid()}", err=output.json_is_alone)
-    click.get_text_stream("stdout").flush()
     _tell_systemd("READY=1")
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
     _tell_systemd("STOPPING=1")

@@ -11,7 +11,7 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -21,10 +21,15 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
+    ParamType = click.ParamType[Any]
+else:
+    ParamType = click.ParamType  # of older versions, no generic
+
 __all__ = [
     "INTERRUPTED",
     "Command",
     "Output",
+    "ParamType",
     "Refusal",
     "Size",
     "console",
@@ -134,7 +139,7 @@ def safe(text: str, most: int = 0) -> str:
     return shown if not most or len(shown) <= most else shown[: most - 1] + "…"
 
 
-class Size(click.ParamType):
+class Size(ParamType):
     """Bytes, as 4096, 64K, 1.5G."""
 
     name = "size"
@@ -241,7 +246,9 @@ def console(stream: Any) -> Console:
     return Piped(file=stream, width=None if stream.isatty() else _TABLE_WIDTH, highlight=False)
 
 
-def plain_table(rows: list[Mapping[str, str]], columns: tuple[str, ...], right: tuple[str, ...]) -> list[str]:
+def plain_table(
+    rows: Sequence[Mapping[str, str]], columns: tuple[str, ...], right: tuple[str, ...]
+) -> list[str]:
     """Lines with columns that stay apart by two blanks; `right` are the columns set to the right."""
     widths = {c: max(len(c), *(len(row[c]) for row in rows)) if rows else len(c) for c in columns}
 

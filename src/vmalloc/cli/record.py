@@ -56,7 +56,7 @@ def command(
 
     if not kernel:
         raise click.UsageError("say what to record: --kernel")
-    output = Output(json_path)
+    results = Output(json_path)
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     trace = output or Path(time.strftime("kernel-%Y%m%d-%H%M%S.trace.gz"))
     try:
@@ -78,7 +78,7 @@ def command(
             click.echo(f"snapshot: {snapshot}", err=True)
     for note in done.notes:
         click.echo(f"note: {note}", err=True)
-    output.json(done.as_json())
+    results.json(done.as_json())
     if done.interrupted and (seconds is not None or command):
         sys.exit(128 + done.interrupted)
     sys.exit(done.status if done.status >= 0 else 128 - done.status)

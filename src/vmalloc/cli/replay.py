@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vmalloc.cli.manners import Command, Output, Refusal, json_option
+from vmalloc.cli.manners import Command, Output, ParamType, Refusal, json_option
 from vmalloc.facts import POOLS
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PATH = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-class Design(click.ParamType):
+class Design(ParamType):
     """A name of the model's designs, which are imported when one is given."""
 
     name = "design"
