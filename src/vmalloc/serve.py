@@ -128,9 +128,10 @@ def start_at(path: str, region: Callable[[], HasFileno | None]) -> None:
         raise
 
 
-def _open(region: Any) -> Any:
+def _open(region: Any) -> HasFileno | None:
     """None for a region that is gone or closed."""
-    return None if region is None or region.closed else region
+    found: HasFileno | None = None if region is None or region.closed else region
+    return found
 
 
 def _answers(path: str) -> bool:
