@@ -14,7 +14,7 @@ import hashlib
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
@@ -34,7 +34,7 @@ _VANISHED = (errno.ENOENT, errno.ESTALE, errno.ESRCH)
 
 
 @contextmanager
-def _mutex(name: str, timeout_s: float) -> Iterator[None]:
+def _mutex(name: str, timeout_s: float) -> Generator[None, None, None]:
     """Held by one process of this user for each name. RegionBusy, RegionUnavailable."""
     of_name = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
     address = f"\0vmalloc-name-{os.geteuid()}-{of_name}"
