@@ -75,7 +75,7 @@ def _called(name: str) -> Found | None:
 
 
 def open_or_create(
-    cls: type[AnyRegion], name: str, create: Callable[[], AnyRegion], timeout_s: float
+    cls: type[AnyRegion], name: str, create: Callable[[], AnyRegion], timeout_s: float, helper: bool
 ) -> AnyRegion:
     """What Region.open_or_create() does."""
     from vmalloc.attach import attach_found
@@ -88,7 +88,7 @@ def open_or_create(
             if found is None:
                 return create()
             try:
-                return attach_found(cls, found)
+                return attach_found(cls, found, helper=helper)
             except RegionUnavailable as e:
                 if e.errno not in _VANISHED:  # else its last process ended just now
                     raise

@@ -19,6 +19,7 @@ from tests.conftest import PAGE
 
 import vmalloc
 from vmalloc.cli import main
+from vmalloc.facts import REGION_NAME_BYTES_MAX
 
 HOLD = """
 import sys, time, vmalloc
@@ -101,8 +102,8 @@ def test_a_hostile_name_does_not_reach_the_terminal(region: vmalloc.Region) -> N
 
 
 def test_in_a_pipe_no_column_is_cut(region: vmalloc.Region) -> None:
-    long = vmalloc.Region("1M", name="n" * 119, helper=False)
-    assert "n" * 119 in CliRunner().invoke(main, ["ps"]).output
+    long = vmalloc.Region("1M", name="n" * REGION_NAME_BYTES_MAX, helper=False)
+    assert "n" * REGION_NAME_BYTES_MAX in CliRunner().invoke(main, ["ps"]).output
     assert vmalloc.Region.attach(long.name) is long
     long.close()
 

@@ -55,6 +55,12 @@ def test_it_is_attached_and_keeps_its_size() -> None:
         assert region.size == 8 << 20
 
 
+def test_who_attaches_it_has_no_helper_if_it_wants_none() -> None:
+    with vmalloc.Region.open_or_create(f"alone-{os.getpid()}", "4M") as region:
+        code = "import sys, vmalloc; print(vmalloc.Region.open_or_create(sys.argv[1], helper=False).helper)"
+        assert python(code, region.name).communicate(timeout=60)[0] == "False\n"
+
+
 def test_two_of_a_name_are_refused() -> None:
     name = f"two-{os.getpid()}"
     regions = [vmalloc.Region("1M", name=name) for _ in range(2)]
@@ -70,7 +76,7 @@ def test_who_takes_too_long_is_told() -> None:
         vmalloc.Region.open_or_create(name, timeout_s=0.1)
 
 
-@pytest.mark.parametrize("name", ["n" * 120, "a\x1b[31m", "a\nb", "ü" * 60, "a/b"])
+@pytest.mark.parametrize("name", ["n" * 242, "a\x1b[31m", "a\nb", "ü" * 121, "a/b"])
 def test_a_name_that_nobody_could_find_or_show_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="name"):
         vmalloc.Region("1M", name=name)

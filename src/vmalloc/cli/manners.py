@@ -53,7 +53,6 @@ EXTRAS = {
     "zstandard": "lab",
     "matplotlib": "lab",
     "sklearn": "demo",
-    "prometheus_client": "metrics",
 }
 """Which extra of this package brings a module."""
 
