@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Every block of the README and of the user documents is tried, in a process and a folder of its own.
 
-Python runs as it stands. So does a line `vmalloc ...`; a `pip install` names extras that exist, a `make` a target.
+Python runs as it stands. So does a line `vmalloc ...`; a `pip install` names extras that exist, a `make` a
+target.
 A fenced block without a language is a picture.
 """
 
@@ -26,7 +27,8 @@ import vmalloc
 from vmalloc.cli import main
 
 FOR_MAINTAINERS = (
-    "design", "glossary", "kernel-map", "kernel-model", "recovery", "region-format", "trace-format", "walkthrough",
+    "design", "glossary", "kernel-map", "kernel-model", "recovery", "region-format", "trace-format",
+    "walkthrough",
 )  # fmt: skip
 USER_DOCUMENTS = [
     path
