@@ -202,6 +202,7 @@ cdef class RegionHandle:
     cdef int result_of(self, Work work, Call *call) except? -1
     cdef int run(self, Work work, Call *call, object what, object nr_pages=*) except -1
     cdef object fail(self, int rc, object what, object nr_pages=*, str call=*, dict told=*)
+    cdef object error(self, int rc, object what, object nr_pages, str call, dict told)
     cdef object out_of_pages(self, int rc, object nr_pages, str call)
 
 

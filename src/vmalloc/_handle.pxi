@@ -147,6 +147,9 @@ cdef class RegionHandle:
 
     cdef object fail(self, int rc, object what, object nr_pages=0, str call="", dict told={}):
         """The error that belongs to a result of the core; `call` and `told` as for error_of()."""
+        return log_refusal(self.error(rc, what, nr_pages, call, told))
+
+    cdef object error(self, int rc, object what, object nr_pages, str call, dict told):
         if rc == -ENOSPC or rc == -EDQUOT:
             return self.out_of_pages(rc, nr_pages, call)
         if rc == -EBUSY:

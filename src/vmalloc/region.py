@@ -31,6 +31,7 @@ from vmalloc.facts import (
     THREADS_MAX,
 )
 from vmalloc.limits import room_for_a_region
+from vmalloc.log import INFO, log
 from vmalloc.named import open_or_create
 from vmalloc.prefault import HUGE, huge_text, prefault
 from vmalloc.stats import PRESSURE_SOURCES, PRESSURES, Holder, ProcessSlot, Range, Stats
@@ -71,9 +72,10 @@ def parse_size(size: int | str) -> int:
 class RegionBase(CoreRegion):
     """What memory regions and address spaces share: options, attach, look at, check, context manager."""
 
-    __slots__ = ("_is_served",)
+    __slots__ = ("_is_served", "_nr_recovered_told")
     _has_pages: ClassVar[bool] = True
     _is_served: bool
+    _nr_recovered_told: int
 
     def _open(
         self,
@@ -232,8 +234,15 @@ class RegionBase(CoreRegion):
         told["pressure"] = PRESSURES[min(told["pressure"], len(PRESSURES) - 1)]
         asked = told["pressure_sources"]
         told["pressure_sources"] = tuple(name for i, name in enumerate(PRESSURE_SOURCES) if asked >> i & 1)
+        self._log_recovered(told["nr_recovered"])
         info = self._info()
         return Stats(page_size=info["granule"], huge=huge_text(info), **told)
+
+    def _log_recovered(self, nr_pages: int) -> None:
+        """Helpers and requests of all processes recover, and cannot call Python: noticed at the next look."""
+        if nr_pages > self._nr_recovered_told:
+            new, self._nr_recovered_told = nr_pages - self._nr_recovered_told, nr_pages
+            log(INFO, "%d pages of processes that died were recovered, %d in all", new, nr_pages)
 
     def ranges(self) -> list[Range]:
         """Every range in address order: a consistent picture of the boundaries at one moment."""
@@ -308,6 +317,7 @@ class RegionBase(CoreRegion):
     def _opened(self, *, helper: bool = True) -> None:
         """After create and attach: found again by its id; of the right kind."""
         self._is_served = False
+        self._nr_recovered_told = 0
         info = self._info()
         if info["has_pages"] != self._has_pages:
             self.close()
