@@ -28,12 +28,18 @@ from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, cast
 
 from vmalloc._core import (
+    AS_BEFORE,
+    BY_REFERENCE,
+    BY_VALUE,
+    COPIED_IN,
     RECEIVED,
     Block,
     Holding,
     Message,
     MessageSettings,
+    count_sent,
     drop_reference,
+    forget_sent,
     get_settings,
     load_beside,
     load_reference,
@@ -120,6 +126,7 @@ def _renew_lock_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_renew_lock_in_child)
+os.register_at_fork(after_in_child=forget_sent)
 
 
 class _NoLease(OutOfPages):
@@ -347,6 +354,7 @@ def _dumps(cls: type[ForkingPickler], obj: Any, protocol: int | None = None) -> 
             return _one_reference(packed)
         if obj.base is None and obj.nbytes <= settings.threshold and obj.dtype.kind in "biufc":
             # numbers: nothing in it that another reducer is for
+            count_sent(AS_BEFORE)
             return BytesIO(pickle.dumps(obj)).getbuffer()
     return _wrapped_before[ForkingPickler, "dumps"].__get__(None, cls)(obj, protocol)
 
@@ -512,8 +520,11 @@ def _reduce(x: object) -> Any:
         holding = None  # like private memory
     if settings is not None and settings.private and nbytes is not None and holding is not None:
         holding = None if settings.private == "copy" or nbytes <= settings.threshold else holding
-    if settings is None or sending.by_value or (holding is None and _goes_as_before(nbytes, settings)):
-        return x.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
+    if settings is None or sending.by_value:
+        return _reduce_by_value(x, AS_BEFORE)
+    if holding is None and _goes_as_before(nbytes, settings):
+        is_large = nbytes is not None and nbytes > settings.threshold
+        return _reduce_by_value(x, BY_VALUE if is_large else AS_BEFORE)
 
     def send() -> tuple[Any, ...] | None:
         try:
@@ -529,7 +540,15 @@ def _reduce(x: object) -> Any:
 
     region = cast("Region", settings.region if holding is None else holding.region)
     sent = settings.room.find(send, region, 0 if holding is not None else nbytes or 0, nbytes is not None)
-    return x.__reduce_ex__(pickle.DEFAULT_PROTOCOL) if sent is None else sent
+    if sent is None:
+        return _reduce_by_value(x, BY_VALUE)
+    count_sent(COPIED_IN if holding is None else BY_REFERENCE)
+    return sent
+
+
+def _reduce_by_value(x: object, way: int) -> Any:
+    count_sent(way)
+    return x.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
 
 
 def _goes_as_before(nbytes: int | None, settings: Settings) -> bool:
