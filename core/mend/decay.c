@@ -104,7 +104,7 @@ static uint64_t decay_pools(vm_thread *t, const vm_watch *w, uint32_t node, vm_p
         quota[k] = (uint32_t)share_of_idle(before[k], since, nr, pressure);
         any |= quota[k];
     }
-    uint64_t pages = any ? vm__purge_pools(t, node, quota) : 0;
+    uint64_t pages = any || t->region->design->kept->turn ? vm__purge_pools(t, node, quota) : 0;
     for (uint32_t k = 0; pages && k < VM_POOL_PAGES_MAX; k++) {
         before[k] -= (uint32_t)least(before[k], quota[k]);
         if (quota[k])
@@ -185,7 +185,9 @@ static void turn(vm_thread *t, vm_watch *w, bool (*go_on)(vm_thread *))
     VM_PUT(&h->live_high, r->map.nr_pages - least(free_pages + lazy, r->map.nr_pages));
     w->lazy_low = VM_RELAXED(&h->lazy_low);
     VM_PUT(&h->lazy_low, lazy);
-    for (uint32_t i = 0; i < r->map.nr_nodes; i++)
+    for (uint32_t i = 0; i < r->map.nr_nodes; i++) {
+        if (r->design->kept->turn)
+            r->design->kept->turn(r, i);
         for (uint32_t k = 0; k < VM_POOL_PAGES_MAX; k++) {
             vm_node *n = &r->map.nodes[i];
             uint32_t low = VM_RELAXED(&n->low[k]), nr = VM_RELAXED(&n->pool[k].nr_ranges);
@@ -193,6 +195,7 @@ static void turn(vm_thread *t, vm_watch *w, bool (*go_on)(vm_thread *))
             if (low != nr)
                 VM_PUT(&n->low[k], nr);
         }
+    }
     turn_slots(t, w, go_on);
 }
 
