@@ -10,6 +10,7 @@
  *     in the channel   unread bytes in it                                  in doubt when nobody can read the channel
  *     out of it        the channel was empty once, so they were read       in doubt
  *     received         a process has them                                  over when that process died
+ *     in several       the same bytes were written to more than one        never by itself
  *
  * A message in doubt may be between a reader's read() and its note, or its channel's descriptors may be on their way to another
  * process. It ends when it was in doubt for VM_CHANNEL_GRACE_MS, unless a process has the channel that reads without
@@ -65,7 +66,7 @@ static size_t collect(vm_region *r, vm_suspect *suspect, size_t room)
         const vm_lease_entry *e = &r->map.leases[i];
         uint64_t id = VM_ACQUIRE(&e->id), channel = VM_ACQUIRE(&e->channel);
         uint32_t owner = VM_ACQUIRE(&e->owner);
-        if (!id || !channel || now - VM_RELAXED(&e->made_ns) < AGE_NS)
+        if (!id || !channel || channel & VM_CHANNEL_SEVERAL || now - VM_RELAXED(&e->made_ns) < AGE_NS)
             continue;
         bool is_received = channel & VM_CHANNEL_RECEIVED;
         if (is_received && (!is_asked || owner != asked)) {

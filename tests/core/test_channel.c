@@ -215,6 +215,29 @@ static void what_was_passed_on_is_where_it_was_passed_to(void)
     FINISH(r);
 }
 
+static void what_was_written_to_several_stays_though_one_of_them_is_closed(void)
+{
+    vm_region *r = make();
+    int p[3][2];
+    sent s = {0};
+    for (int i = 0; i < 3; i++) {
+        CHECK(!pipe(p[i]));
+        if (i == 0)
+            s = written_to(r, p[0][1], 4);
+        CHECK_EQ(vm_move_leases(r, &s.name, 1, VM_MOVE_SENDING, vm_channel_of(p[i][1])), 0);
+        CHECK_EQ(vm_move_leases(r, &s.name, 1, VM_MOVE_SENT, vm_channel_of(p[i][1])), 0);
+    }
+    for (int i = 1; i < 3; i++)
+        CHECK(!close(p[i][0]) && !close(p[i][1]));
+    tick_for(r, GRACE);
+    CHECK(is_there(r, s));
+    vm_range b;
+    CHECK_EQ(vm_claim(r, s.name.page, s.name.id, s.name.lease, &b), 0);
+    CHECK(!is_there(r, s));
+    GIVE_BACK(r, b);
+    FINISH(r);
+}
+
 static void what_a_process_without_notes_or_a_stopped_one_may_have_read_stays(void)
 {
     vm_region *r = make();
@@ -268,6 +291,7 @@ int main(void)
     what_a_process_had_read_ends_with_it();
     of_many_that_one_process_has_the_system_is_asked_once();
     what_was_passed_on_is_where_it_was_passed_to();
+    what_was_written_to_several_stays_though_one_of_them_is_closed();
     what_a_process_without_notes_or_a_stopped_one_may_have_read_stays();
     return 0;
 }
