@@ -297,7 +297,8 @@ _Static_assert(sizeof(vm_lease_entry) == 64, "region format");
 #define VM_CHANNEL_SENDING (1ull << 63) /* `owner` is about to write them, or is at it */
 #define VM_CHANNEL_SOCKET (1ull << 62) /* a socket's receive queue, else a pipe; the rest is its inode */
 #define VM_CHANNEL_RECEIVED (1ull << 61) /* they were read: `owner` has them */
-#define VM_CHANNEL_INODE (VM_CHANNEL_RECEIVED - 1)
+#define VM_CHANNEL_SEVERAL (1ull << 60) /* written to several, alone: no look at one of them says that it is over */
+#define VM_CHANNEL_INODE (VM_CHANNEL_SEVERAL - 1)
 #define VM_LEASE_BITS 16
 _Static_assert(VM_LEASES_MAX == 1 << VM_LEASE_BITS, "a lease's id holds its index");
 static inline uint32_t vm__lease_owner(uint32_t process, uint32_t incarnation)

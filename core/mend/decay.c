@@ -221,12 +221,17 @@ static void look_for_deaths(vm_thread *t, const vm_watch *w)
         vm__purge_scan(t, VM_LOCK_BRIEF, NULL, NULL);
 }
 
-/* What went to space with its pages while that was short. */
+/* What went to space with its pages while that was short. What the system does not take back (locked memory, no address
+ * space for a second mapping) is as dirty afterwards: not again in this turn. */
 static uint64_t discard_dirty(vm_thread *t, bool (*go_on)(vm_thread *))
 {
-    uint64_t pages = 0, step = 1;
-    while (step && go_on(t))
-        pages += step = vm__purge_dirty(t, VM_DIRTY_STEP_PAGES);
+    const uint64_t *dirty = &t->region->map.h->dirty_pages;
+    uint64_t pages = 0, before, left = VM_RELAXED(dirty);
+    do {
+        before = left;
+        pages += go_on(t) ? vm__purge_dirty(t, VM_DIRTY_STEP_PAGES) : 0;
+        left = VM_RELAXED(dirty);
+    } while (left && left < before);
     return pages;
 }
 
