@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Messages through every transport, in a region of a tenth of what is in flight, while workers are killed.
 
-Producers and consumers are killed between two messages and started again: then every message arrives, but for those
-that stock loses, too. Or they are killed anywhere and their channel is dropped. Soon after the end nothing is kept.
+Producers and consumers are killed between two messages and started again: then every message arrives, but for
+those that stock loses, too. Or they are killed anywhere and their channel is dropped. Soon after the end nothing
+is kept.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def check(number, a):
 
 
 class Channel:
-    """Both ends, what was written and read so far, and gates that are closed around each write and each read."""
+    """Both ends, what was written and read so far, and gates closed around each write and each read."""
 
     def __init__(self, context, kind):
         self.kind = kind
@@ -54,7 +55,7 @@ class Channel:
             return
         queue = context.Queue() if kind == "queue" else context.SimpleQueue()
         self.reader = self.writer = queue
-        # a queue is written to by its thread; what the dead had not written yet is lost with them, as with stock
+        # a queue is written to by its thread; what the dead had not written is lost with them, as with stock
         self.write_gate = queue._wlock if kind == "queue" else context.Lock()
         self.read_gate = context.Lock()
         self.opened = [queue]
