@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Messages through every transport, in a region of a tenth of what is in flight, while workers are killed.
 
-Producers and consumers are killed between two messages and started again: then every message arrives, but for
-those that stock loses, too. Or they are killed anywhere and their channel is dropped. Soon after the end nothing
-is kept.
+Who is killed between two messages is started again: then every message arrives, but for those that stock
+loses, too. Or all are killed anywhere and their channel is dropped. Soon after the end nothing is kept.
 """
 
 from __future__ import annotations
