@@ -13,7 +13,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.pool import Pool
 from multiprocessing.queues import Queue, SimpleQueue
-from typing import Any, cast
+from typing import Any
 
 from vmalloc._core import attached, channel_of, holds_id, pickle_for, send_noted
 from vmalloc.attach import attach_where, kept_ids, kept_where
@@ -57,8 +57,8 @@ def _put_simple(self: SimpleQueue[Any], obj: Any) -> None:
 
 def _feed(items: Any, notempty: Any, send_bytes: Callable[..., None], *others: Any) -> None:
     """Queue._feed: a thread that does nothing else."""
-    writer = getattr(send_bytes, "__self__", None)
-    pickle_for(number_of(cast("Connection[Any, Any]", writer)) if isinstance(writer, Connection) else 0)
+    writer: Connection[Any, Any] | None = getattr(send_bytes, "__self__", None)
+    pickle_for(number_of(writer) if isinstance(writer, Connection) else 0)
     wrapped[Queue, "_feed"].__func__(items, notempty, send_bytes, *others)
 
 
