@@ -78,6 +78,8 @@ VM_API uint64_t
 vm_channel_of(int fd); /* a number for the pipe or the socket's other end; 0: neither, or not to be told */
 /* Tell where messages' bytes are: about to be written to a channel, written, or read by this process, which has them. */
 VM_API int vm_move_leases(vm_region *r, const vm_lease_name *leases, size_t nr, vm_move move, uint64_t channel);
+/* Whether a message may hold one at all: if not, none has to be looked into. Waits for nobody. */
+VM_API bool vm_has_leases(const vm_region *r);
 /* Whether they already are what VM_MOVE_SENDING makes them; waits for nobody. */
 VM_API bool vm_are_being_sent(vm_region *r, const vm_lease_name *leases, size_t nr, uint64_t channel);
 /* Whether this process tells so of all that it reads; if not, what may be read there is kept as long as it lives. */

@@ -47,6 +47,7 @@ int vm_lease_message(vm_region *r, uint64_t page, uint64_t id, uint64_t channel,
     ENTERED(r, vm__lease(t, page, id, true, channel, lease));
 }
 uint64_t vm_channel_of(int fd) { return vm__channel_of(fd); }
+bool vm_has_leases(const vm_region *r) { return vm__has_leases(r); }
 bool vm_are_being_sent(vm_region *r, const vm_lease_name *leases, size_t nr, uint64_t channel)
 {
     return vm__are_being_sent(r, leases, nr, channel);

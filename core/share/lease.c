@@ -320,6 +320,10 @@ static void move_one(vm_region *r, vm_lease_entry *e, vm_move move, uint64_t cha
     VM_PUT(&e->channel, is_elsewhere_too(was, move, channel) ? VM_CHANNEL_SEVERAL : now);
 }
 
+/* Read without the lock: whoever holds a message made its lease before. Only one that was never sent may be missed: its maker
+ * died between its id and the count. */
+bool vm__has_leases(const vm_region *r) { return VM_ACQUIRE(&r->map.h->nr_leases); }
+
 /* As they were made, which only their sender changes: read without the lock. */
 bool vm__are_being_sent(vm_region *r, const vm_lease_name *leases, size_t nr, uint64_t channel)
 {

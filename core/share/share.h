@@ -38,6 +38,7 @@ int vm__expire_leases(vm_thread *t, unsigned flags, uint64_t older_than_ns, uint
 uint32_t vm__leases_used(const vm_region *r); /* entries from here up were never used */
 /* End it if it is still that message's, and its bytes are where they were. */
 void vm__end_lease_of(vm_thread *t, uint64_t lease, uint64_t channel, uint32_t owner); /* [lease_lock] */
+bool vm__has_leases(const vm_region *r);
 bool vm__are_being_sent(vm_region *r, const vm_lease_name *leases, size_t nr, uint64_t channel);
 int vm__move_leases(vm_thread *t, const vm_lease_name *leases, size_t nr, vm_move move, uint64_t channel);
 

@@ -106,6 +106,7 @@ cdef extern from "vmalloc.h" nogil:
         VM_MOVE_SENT
         VM_MOVE_RECEIVED
 
+    bint vm_has_leases(const vm_region *r)
     bint vm_are_being_sent(vm_region *r, const vm_lease_name *leases, size_t nr, uint64_t channel)
     int vm_move_leases(vm_region *r, const vm_lease_name *leases, size_t nr, vm_move move, uint64_t channel)
     void vm_mark_reads(vm_region *r, c_bool marks)
@@ -237,7 +238,7 @@ cdef class RegionReferences(RegionUpkeep):
     cdef public object _where  # what attach.py says of this region in messages; None: nothing yet
     cdef object where_told
     cdef bytes where_packed
-    cdef int lease_of(self, Holding holding, uint64_t *lease, bint is_message, uint64_t channel) except -1
+    cdef int lease_of(self, Holding holding, uint64_t *lease, bint is_message) except -1
     cdef int adopt(self, uint64_t page, uint64_t id, uint64_t lease, vm_range *out, object what) except -1
 
 

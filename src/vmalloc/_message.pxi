@@ -215,10 +215,10 @@ def pack_reference(Holding holding not None, uint64_t lease, bytes description n
     return (<char *>&head)[:sizeof(Reference)] + description + _packed_where(region, where)
 
 
-def pack_plain(array, bint readonly, uint64_t channel=0, Message message=None):
+def pack_plain(array, bint readonly, Message message=None):
     """The same, with a lease, of a C-contiguous array of numbers that owns its pages. None: not of that kind.
 
-    `channel`: see channel_of(). `message` notes it. Whatever fails leaves no lease.
+    `message` notes it. Whatever fails leaves no lease.
     """
     cdef Py_buffer view
     cdef Heads heads
@@ -249,7 +249,7 @@ def pack_plain(array, bint readonly, uint64_t channel=0, Message message=None):
         heads.description.offset = 0  # also of what is empty, where numpy lets it lie anywhere
         if view.len:
             heads.description.offset = <char *>view.buf - <char *>vm_pointer(region.r, owner.page)
-        region.lease_of(owner, &lease, True, channel)
+        region.lease_of(owner, &lease, True)
         try:
             _refer(&heads.reference, region, owner, lease)
             packed = <bytes>(<char *>&heads)[:sizeof(Heads)]
@@ -585,7 +585,19 @@ def rebuild_plain(ArrayOwner owner not None, bytes description not None):
 
 # ---- where a message's bytes are ----
 
-SENDING, SENT, RECEIVED = VM_MOVE_SENDING, VM_MOVE_SENT, VM_MOVE_RECEIVED
+cdef extern from *:
+    """
+    static _Thread_local unsigned long long pickles_for; /* the channel that messages made here are for; 0: not known */
+    """
+    uint64_t pickles_for
+
+
+def pickle_for(uint64_t channel):
+    """What this thread pickles from now on is for that channel: see channel_of(). Returns the one before."""
+    global pickles_for
+    before = pickles_for
+    pickles_for = channel
+    return before
 
 
 def channel_of(int fd):
@@ -664,23 +676,40 @@ cdef size_t _move_of(Py_buffer *view, CoreRegion region, int move, uint64_t chan
     return total
 
 
-def move_leases(message, int move, uint64_t channel=0):
-    """Note where a message is: SENDING to a channel, SENT there, or RECEIVED here. Quiet: then it is kept for longer.
+cdef size_t _move_leases(message, int move, uint64_t channel) except? 0:
+    """Note where a message is. Quiet: if that fails it is kept for longer. Returns how many references it seems to hold.
 
-    Returns whether it seems to hold references with leases, of regions attached here.
+    Only regions that have a lease are looked for.
     """
     cdef Py_buffer view
     cdef size_t nr = 0
+    cdef CoreRegion region
     PyObject_GetBuffer(message, &view, PyBUF_SIMPLE)
     try:
         if view.len >= <Py_ssize_t>sizeof(Reference):
             for ref in _attached.all:
                 region = ref()
-                if region is not None and not (<CoreRegion>region).readonly:
-                    nr += _move_of(&view, <CoreRegion>region, move, channel)
+                if region is not None and region.r != NULL and not region.readonly and vm_has_leases(region.r):
+                    nr += _move_of(&view, region, move, channel)
     finally:
         PyBuffer_Release(&view)
-    return nr != 0
+    return nr
+
+
+def send_noted(send, connection, message, uint64_t channel):
+    """send(connection, message), whose leases know meanwhile that it is on its way, and then that it is there."""
+    if _move_leases(message, VM_MOVE_SENDING, channel) == 0:
+        send(connection, message)
+        return
+    try:
+        send(connection, message)
+    finally:
+        _move_leases(message, VM_MOVE_SENT, channel)
+
+
+def note_received(message):
+    """The leases of what was read, a BytesIO, are this process's."""
+    _move_leases(message.getbuffer(), VM_MOVE_RECEIVED, 0)
 
 
 # ---- leases of Refs ----
@@ -697,7 +726,7 @@ cdef class Lease:
     def __init__(self, CoreRegion region not None, Holding holding not None):
         if self.region is not None:
             raise TypeError("a lease is made once")
-        region.lease_of(holding, &self.lease, False, 0)
+        region.lease_of(holding, &self.lease, False)
         self.page, self.id = holding.page, holding.id
         self.fork_epoch = fork_epoch
         self.region = region

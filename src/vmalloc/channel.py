@@ -9,34 +9,26 @@ know. core/share/channel.c says what that is good for. A connection's number is 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.pool import Pool
 from multiprocessing.queues import Queue, SimpleQueue
-from typing import Any, cast
+from typing import Any
 
-from vmalloc._core import SENDING, SENT, attached, channel_of, holds_id, move_leases
+from vmalloc._core import attached, channel_of, holds_id, pickle_for, send_noted
 from vmalloc.attach import attach_where, kept_ids, kept_where
 from vmalloc.region import Region
 from vmalloc.window import keep_leases_in
 
-__all__ = ["NUMBER", "WRAPPERS", "keep_unattached", "number_of", "pickling", "wrapped"]
+__all__ = ["NUMBER", "WRAPPERS", "keep_unattached", "number_of", "wrapped"]
 
 #: Attribute of a Connection.
 NUMBER = "_vmalloc_channel"
 
+_SEND_BYTES = (Connection, "_send_bytes")
+
 #: What the wrapped methods were before, by class and name; None: the class had none of its own.
 wrapped: dict[tuple[Any, str], Any] = {}
-
-
-class Pickling(threading.local):
-    """What this thread pickles just now."""
-
-    channel = 0  #: goes there, as far as is known
-
-
-pickling = Pickling()
 
 
 def number_of(connection: Connection[Any, Any]) -> int:
@@ -56,32 +48,24 @@ def _ask_number(connection: Connection[Any, Any], nr_messages: int) -> int:
 
 def _put_simple(self: SimpleQueue[Any], obj: Any) -> None:
     """SimpleQueue.put."""
-    outer, pickling.channel = pickling.channel, number_of(self._writer)  # type: ignore[attr-defined]
+    outer = pickle_for(number_of(self._writer))  # type: ignore[attr-defined]
     try:
         wrapped[SimpleQueue, "put"](self, obj)
     finally:
-        pickling.channel = outer
+        pickle_for(outer)
 
 
 def _feed(items: Any, notempty: Any, send_bytes: Callable[..., None], *others: Any) -> None:
     """Queue._feed: a thread that does nothing else."""
-    writer = getattr(send_bytes, "__self__", None)
-    is_connection = isinstance(writer, Connection)
-    pickling.channel = number_of(cast("Connection[Any, Any]", writer)) if is_connection else 0
+    writer: Connection[Any, Any] | None = getattr(send_bytes, "__self__", None)
+    pickle_for(number_of(writer) if isinstance(writer, Connection) else 0)
     wrapped[Queue, "_feed"].__func__(items, notempty, send_bytes, *others)
 
 
 def _send_bytes(self: Connection[Any, Any], buf: Any) -> None:
     """Connection._send_bytes, which all messages go through: also bytes within bytes, received before."""
     told: int = self.__dict__.get(NUMBER, 0)
-    number = told if told > 0 else number_of(self)
-    if not move_leases(buf, SENDING, number):
-        wrapped[Connection, "_send_bytes"](self, buf)
-        return
-    try:
-        wrapped[Connection, "_send_bytes"](self, buf)
-    finally:
-        move_leases(buf, SENT, number)
+    send_noted(wrapped[_SEND_BYTES], self, buf, told if told > 0 else number_of(self))
 
 
 def _can_attach(id: bytes) -> bool:
@@ -115,5 +99,5 @@ WRAPPERS: dict[tuple[Any, str], Any] = {
     (SimpleQueue, "put"): _put_simple,
     (Queue, "_feed"): staticmethod(_feed),
     (Pool, "_terminate_pool"): classmethod(_terminate_pool),
-    (Connection, "_send_bytes"): _send_bytes,
+    _SEND_BYTES: _send_bytes,
 }

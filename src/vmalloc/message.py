@@ -32,7 +32,6 @@ from vmalloc._core import (
     BY_REFERENCE,
     BY_VALUE,
     COPIED_IN,
-    RECEIVED,
     Block,
     Holding,
     Message,
@@ -43,9 +42,10 @@ from vmalloc._core import (
     get_settings,
     load_beside,
     load_reference,
-    move_leases,
     note_loads,
+    note_received,
     pack_plain,
+    pickle_for,
     pickled_reference,
     reduce_array,
     reduce_beside,
@@ -53,7 +53,7 @@ from vmalloc._core import (
 )
 from vmalloc.adapters import registry
 from vmalloc.attach import Kept, Where, kept_ids, where_of
-from vmalloc.channel import NUMBER, WRAPPERS, keep_unattached, number_of, pickling
+from vmalloc.channel import NUMBER, WRAPPERS, keep_unattached, number_of
 from vmalloc.channel import wrapped as _wrapped_before
 from vmalloc.description import encode
 from vmalloc.errors import OutOfPages, VmallocError
@@ -381,11 +381,11 @@ def _send_through(self: Connection[Any, Any], obj: Any) -> None:
     """
     before = _wrapped_before[_Connection, "send"]
     by_value, message, sent = sending.by_value, _under_way.message, _under_way.sent
-    channel, references = pickling.channel, list[bytes]()
+    references = list[bytes]()
+    told: int = self.__dict__.get(NUMBER, 0)
+    channel = pickle_for(told if told > 0 else number_of(self))
     try:
         sending.by_value, _under_way.message, _under_way.sent = not can_attach(self), None, references
-        told: int = self.__dict__.get(NUMBER, 0)
-        pickling.channel = told if told > 0 else number_of(self)
         before(self, obj)
     except BaseException as e:
         if _is_unsent(e):
@@ -393,7 +393,7 @@ def _send_through(self: Connection[Any, Any], obj: Any) -> None:
         raise
     finally:
         sending.by_value, _under_way.message, _under_way.sent = by_value, message, sent
-        pickling.channel = channel
+        pickle_for(channel)
 
 
 def _is_unsent(error: BaseException) -> bool:
@@ -458,15 +458,15 @@ def _recv_bytes(self: Connection[Any, Any], maxsize: int | None = None) -> Bytes
     """Connection._recv_bytes. What holds references is this process's from now on."""
     if _is_new:
         _give_addresses_back()
-    buf: BytesIO | None = _wrapped_before[Connection, "_recv_bytes"](self, maxsize)
+    buf: BytesIO | None = _wrapped_before[_RECV_BYTES](self, maxsize)
     if buf is not None:
-        message = buf.getbuffer()
         if kept_ids():
-            keep_unattached(message)
-        move_leases(message, RECEIVED)
+            keep_unattached(buf.getbuffer())
+        note_received(buf)
     return buf
 
 
+_RECV_BYTES = (Connection, "_recv_bytes")
 _Connection: Any = Connection.__mro__[1]  # whose send() all connections have
 _WRAPPERS: dict[tuple[Any, str], Any] = {
     (ForkingPickler, "dump"): _dump,
@@ -474,7 +474,7 @@ _WRAPPERS: dict[tuple[Any, str], Any] = {
     (ForkingPickler, "loads"): staticmethod(_loads),
     (_Connection, "send"): _send_through,
     **WRAPPERS,
-    (Connection, "_recv_bytes"): _recv_bytes,
+    _RECV_BYTES: _recv_bytes,
 }
 
 
@@ -483,7 +483,7 @@ def _pack_plain(
 ) -> bytes | None:
     """`message` notes it as soon as it has a lease."""
     try:
-        return None if a.base is None else pack_plain(a, settings.readonly, pickling.channel, message)
+        return None if a.base is None else pack_plain(a, settings.readonly, message)
     except VmallocError:  # the longer way knows what to do
         return None
 
@@ -569,7 +569,7 @@ def _send(value: Any, holding: Holding, settings: Settings) -> tuple[Any, ...]:
         return load_beside, (first, _describe_beside(value, first, holding, settings))
     region, lease = holding.region, None
     try:
-        lease = region._lease(holding, True, pickling.channel)[2]  # pyright: ignore[reportPrivateUsage]
+        lease = region._lease(holding)[2]  # pyright: ignore[reportPrivateUsage]
         packed = pack(value, holding, lease, readonly=settings.readonly, private=is_private)
         if message is not None:
             message.went(packed, holding, cast("Any", value) if can_go_beside else None)

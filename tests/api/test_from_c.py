@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -38,18 +39,36 @@ def run(program: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def test_c_and_python_share_an_array_both_ways(program: Path) -> None:
     with vmalloc.Region("4M", name=f"from-c-{os.getpid()}", helper=False) as region:
         region["numbers"] = numbers = region.array(np.arange(6.0).reshape(2, 3))
-        for which in (region.name, str(os.getpid())):
-            done = run(program, which, "numbers")
-            assert (done.returncode, done.stdout, done.stderr) == (0, "6 numbers doubled\n", "")
-        np.testing.assert_array_equal(numbers, np.arange(6.0).reshape(2, 3) * 4)
+        done = run(program, region.name, "numbers")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "6 numbers doubled\n", "")
+        np.testing.assert_array_equal(numbers, np.arange(6.0).reshape(2, 3) * 2)
         copy = region["from C"]
         np.testing.assert_array_equal(copy, numbers)
         numbers[:] = 0
-        assert copy[1, 2] == 20
+        assert copy[1, 2] == 10
         del region["from C"], region["numbers"], copy, numbers
         region.recover()
         region.check(at_rest=True)
         assert region.stats().busy_pages == 0
+
+
+ONE_REGION = """
+import numpy as np, vmalloc
+region = vmalloc.Region("4M")
+region["numbers"] = numbers = region.array(np.arange(6.0))
+input("ready\\n")
+print(numbers.tolist())
+"""
+
+
+def test_a_process_with_one_region_is_found_by_its_pid(program: Path) -> None:
+    command = [sys.executable, "-c", ONE_REGION]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        done = run(program, str(process.pid), "numbers")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "6 numbers doubled\n", "")
+        assert process.communicate("\n")[0] == "[0.0, 2.0, 4.0, 6.0, 8.0, 10.0]\n"
 
 
 @pytest.mark.parametrize(

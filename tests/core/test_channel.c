@@ -115,6 +115,35 @@ static void who_can_still_be_loaded_stays_and_the_others_end(void)
     FINISH(r);
 }
 
+/* So that a message need not be looked into where there is none. */
+static void that_there_are_leases_is_known_wherever_one_was_made(void)
+{
+    vm_region *r = make();
+    CHECK(!vm_has_leases(r));
+    vm_range a = take(r, 1);
+    uint64_t lease;
+    pid_t pid = fork();
+    if (pid == 0) {
+        vm_region *theirs;
+        CHECK_EQ(vm_attach(vm_fd(r), &theirs), 0);
+        vm_range b = take(theirs, 1);
+        CHECK_EQ(vm_lease_message(theirs, b.page, b.id, 0, &lease), 0);
+        _exit(0);
+    }
+    int status;
+    CHECK(waitpid(pid, &status, 0) == pid && status == 0);
+    CHECK(vm_has_leases(r)); /* and it outlives its maker */
+    uint64_t nr;
+    CHECK_EQ(vm_expire_leases(r, 1, &nr), 0);
+    CHECK(!vm_has_leases(r));
+    CHECK_EQ(vm_lease(r, a.page, a.id, &lease), 0);
+    CHECK(vm_has_leases(r));
+    CHECK_EQ(vm_drop_lease(r, lease), 0);
+    CHECK(!vm_has_leases(r));
+    GIVE_BACK(r, a);
+    FINISH(r);
+}
+
 static void what_a_process_had_read_ends_with_it(void)
 {
     vm_region *r = make();
@@ -286,6 +315,7 @@ int main(void)
 {
     signal(SIGPIPE, SIG_IGN);
     a_pipe_and_a_socket_have_numbers_and_a_file_has_none();
+    that_there_are_leases_is_known_wherever_one_was_made();
     a_move_of_what_is_gone_or_no_message_moves_nothing();
     who_can_still_be_loaded_stays_and_the_others_end();
     what_a_process_had_read_ends_with_it();

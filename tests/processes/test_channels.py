@@ -277,3 +277,24 @@ def test_what_was_passed_on_within_another_message_outlives_who_passed_it_on(reg
     name, message = from_proxy.recv()
     assert name == "named"
     assert (pickle.loads(message) == 8).all()
+
+
+def pass_on_what_came_past(fd, writer, large):
+    """What nobody noted here that it came: not read by a connection's methods."""
+    text = os.read(fd, 1 << 16)
+    writer.send_bytes(large + text[4:])
+
+
+def test_what_came_past_the_connection_is_found_when_it_is_passed_on(region):
+    """A large message is looked into as long as anybody has a lease, whoever made it."""
+    context = multiprocessing.get_context("fork")
+    (from_us, to_proxy), (from_proxy, to_us) = (context.Pipe(duplex=False) for _ in range(2))
+    large = bytes(40_000)
+    to_us.send_bytes(large)  # nobody has one
+    assert from_proxy.recv_bytes() == large
+    to_proxy.send(array(8))
+    with child("fork", pass_on_what_came_past, from_us.fileno(), to_us, large) as proxy:
+        proxy.join(WAIT_S)
+    from_us.close()
+    time.sleep(LONG_S)
+    assert (pickle.loads(from_proxy.recv_bytes()[len(large) :]) == 8).all()
