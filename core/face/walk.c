@@ -59,6 +59,18 @@ typedef struct picture {
     size_t nr, room;
 } picture;
 
+vm_range_info vm__range_info(const vm_region *r, uint64_t page, vm_word w)
+{
+    bool is_busy = vm__state(w) == VM_BUSY || vm__state(w) == VM_FREEING;
+    return (vm_range_info){page,
+                           vm__len(w),
+                           is_busy ? VM_ACQUIRE(&r->map.heads[page].aux) : 0,
+                           vm__state(w),
+                           vm__owner(w),
+                           (w & VM_WORD_SHARED) != 0,
+                           (w & VM_WORD_DIRTY) != 0};
+}
+
 static int copy_range(picture *p, const vm_region *r, uint64_t page, vm_word w)
 {
     if (p->nr == p->room) {
@@ -69,14 +81,7 @@ static int copy_range(picture *p, const vm_region *r, uint64_t page, vm_word w)
         p->info = grown;
         p->room = room;
     }
-    bool is_busy = vm__state(w) == VM_BUSY || vm__state(w) == VM_FREEING;
-    p->info[p->nr++] = (vm_range_info){page,
-                                       vm__len(w),
-                                       is_busy ? VM_ACQUIRE(&r->map.heads[page].aux) : 0,
-                                       vm__state(w),
-                                       vm__owner(w),
-                                       (w & VM_WORD_SHARED) != 0,
-                                       (w & VM_WORD_DIRTY) != 0};
+    p->info[p->nr++] = vm__range_info(r, page, w);
     return 0;
 }
 
