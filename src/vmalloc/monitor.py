@@ -93,6 +93,7 @@ class Watcher:
         self._granule, self._nr_nodes = int(info["granule"]), int(info["nr_nodes"])
         self._nbytes = int(info["nr_pages"]) * self._granule
         self._counters: dict[str, int] | None = None
+        self._nr_hits = 0  # of magazines, since the first look
         self._at_s = 0.0
         self._words_at_s, self._words_due_s = 0.0, 0.0
         self._commands: dict[int, str] = {}
@@ -104,6 +105,7 @@ class Watcher:
         if now >= self._words_due_s:
             self._survey_words()
         counters, nr_hits, in_magazines = self._monitor.look()
+        self._nr_hits += nr_hits
         look = Look(
             name=self.name,
             nbytes=self._nbytes,
@@ -126,6 +128,16 @@ class Watcher:
         self._add_rates(look, counters, nr_hits)
         self._counters, self._at_s = counters, now
         return look
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """As the last look found them, since the region was made."""
+        return self._counters or {}
+
+    def served(self) -> tuple[int, int, int, int]:
+        """Requests by level: magazines' since the first look, the others since the region was made."""
+        now = self.counters
+        return self._nr_hits, now["nr_pool_hit"], now["nr_lazy_hit"], now["nr_space_hit"]
 
     def _add_rates(self, look: Look, now: dict[str, int], nr_hits: int) -> None:
         before = self._counters
