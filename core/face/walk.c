@@ -4,6 +4,7 @@
 
 #define LOOKS 100
 #define LOOK_PAUSE_NS 1000000
+#define LOOKS_NS 100000000 /* a look at many ranges takes long: then fewer */
 
 /* Sums that change when a boundary does, nearly always. */
 static uint64_t moves(const vm_region *r)
@@ -14,7 +15,8 @@ static uint64_t moves(const vm_region *r)
 static int look_unlocked(vm_region *r, int (*walk)(vm_region *, void *), void *arg)
 {
     int rc = 0;
-    for (int i = 0; i < LOOKS; i++) {
+    uint64_t begin = vm__now_ns();
+    for (int i = 0; i < LOOKS && (i == 0 || vm__now_ns() - begin < LOOKS_NS); i++) {
         uint64_t before = moves(r);
         bool is_quiet = !VM_ACQUIRE(&r->map.h->space_lock.owner);
         rc = walk(r, arg);

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vmalloc.errors import RegionCorrupt, VmallocError
-from vmalloc.facts import PROCESSES_MAX
 from vmalloc.find import Found, find_regions
 
 if TYPE_CHECKING:
@@ -156,13 +155,18 @@ def _attach(found: Found) -> RegionBase:
 
 def _look_inside(region: RegionBase, seen: Seen) -> dict[int, int]:
     """Fill in what the region says; bytes held, by pid."""
-    info, stats = region._info(), region.stats()
+    from vmalloc._core import Monitor
+
+    info = region._info()
+    stats, holdings, _, is_whole = Monitor(region).survey()
     size = int(info["nr_pages"] * info["granule"])
     seen.nbytes, seen.limit = size, region.limit
-    seen.used_bytes = stats.busy_bytes
+    seen.used_bytes = stats["busy_pages"] * info["granule"]
     if seen.used_bytes >= (seen.limit or size):
         seen.health = "full"
-    return {pid: nbytes for _, pid, nbytes in region._holdings(PROCESSES_MAX + 1, idle_too=True) if pid}
+    if not is_whole:
+        seen.health = "words do not parse; see vmalloc check"
+    return {pid: nbytes for _, pid, nbytes in holdings if pid}
 
 
 def _add_processes(seen: Seen, found: Found, held: dict[int, int]) -> None:
