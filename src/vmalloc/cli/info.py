@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections import Counter
@@ -68,6 +69,7 @@ def _map(ranges: list[Range], nr_pages: int, width: int = 72) -> str:
 def _of_region(region: RegionBase, show_all: bool, output: Output) -> None:
     info = region._info()  # pyright: ignore[reportPrivateUsage]
     pids = {process.slot: process.pid for process in region.processes() if process.pid}
+    gc.disable()  # a million tuples in a short life: collecting them takes most of the time
     ranges = region.ranges()
     if not output.json_is_alone:
         lines = _range_lines(ranges, info["granule"], pids, show_all)
