@@ -161,8 +161,8 @@ def _look_inside(region: RegionBase, seen: Seen) -> dict[int, int]:
     stats, holdings, _, is_whole = Monitor(region).survey()
     size = int(info["nr_pages"] * info["granule"])
     seen.nbytes, seen.limit = size, region.limit
-    seen.used_bytes = stats["busy_pages"] * info["granule"]
-    if seen.used_bytes >= (seen.limit or size):
+    seen.used_bytes = used = stats["busy_pages"] * int(info["granule"])
+    if used >= (seen.limit or size):
         seen.health = "full"
     if not is_whole:
         seen.health = "words do not parse; see vmalloc check"
