@@ -13,6 +13,7 @@
 
 typedef struct vm_region vm_region;
 typedef struct vm_window vm_window;
+typedef struct vm_monitor vm_monitor;
 
 /* A busy range as its holder knows it. `id` is never used twice in a region's life. */
 typedef struct vm_range {
@@ -117,5 +118,21 @@ typedef struct vm_range_info {
     uint32_t state, owner; /* vm_state of layout.h; process, thread slot or node */
     bool shared, dirty;
 } vm_range_info;
+
+/* What a monitor sees. */
+typedef struct vm_monitored {
+    vm_stats counters; /* all but what is counted by a walk; pages free and lazy as the header has them */
+    uint64_t
+        nr_hits; /* of magazines since the look before, but for some of threads that began or ended; 0 at the first */
+    uint32_t in_magazines[VM_POOL_PAGES_MAX]; /* ranges, by size */
+} vm_monitored;
+
+typedef struct vm_survey {
+    vm_stats stats;
+    vm_holding holdings[VM_PROCESSES_MAX + 1]; /* of processes with a slot, the most first */
+    vm_range_info largest[VM_SURVEY_LARGEST_MAX]; /* that are busy, the largest first         */
+    uint32_t nr_holdings, nr_largest;
+    bool is_whole; /* the words parsed to the end */
+} vm_survey;
 
 #endif

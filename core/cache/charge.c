@@ -20,20 +20,24 @@ static void count_holders(const vm_region *r, uint64_t page, uint64_t nr_pages, 
             held[i * 64 + (uint32_t)__builtin_ctzll(bits)] += nr_pages;
 }
 
+void vm__add_held(const vm_region *r, uint64_t page, vm_word w, uint64_t held[VM_PROCESSES])
+{
+    vm_state s = vm__state(w);
+    uint32_t owner = vm__owner(w);
+    if (vm__is_shared(w))
+        count_holders(r, page, vm__len(w), held);
+    else if ((s == VM_BUSY || s == VM_FREEING) && !vm__process_is_retired(r, owner, vm__inc(w)))
+        held[owner] += vm__len(w);
+    else if (s == VM_CACHED && !vm__owner_is_retired(r, w))
+        held[vm__slot_process(VM_RELAXED(&r->map.slots[owner].state))] += vm__len(w);
+}
+
 void vm__count_held(const vm_region *r, uint64_t held[VM_PROCESSES])
 {
     uint64_t page = 0;
     memset(held, 0, VM_PROCESSES * sizeof *held);
-    for (vm_word w; (w = vm__word_at(r, page)); page += vm__len(w)) {
-        vm_state s = vm__state(w);
-        uint32_t owner = vm__owner(w);
-        if (vm__is_shared(w))
-            count_holders(r, page, vm__len(w), held);
-        else if ((s == VM_BUSY || s == VM_FREEING) && !vm__process_is_retired(r, owner, vm__inc(w)))
-            held[owner] += vm__len(w);
-        else if (s == VM_CACHED && !vm__owner_is_retired(r, w))
-            held[vm__slot_process(VM_RELAXED(&r->map.slots[owner].state))] += vm__len(w);
-    }
+    for (vm_word w; (w = vm__word_at(r, page)); page += vm__len(w))
+        vm__add_held(r, page, w, held);
 }
 
 int vm__quota_fits(vm_thread *t, uint64_t nr_pages)

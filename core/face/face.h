@@ -56,6 +56,17 @@ int vm__look(vm_region *r, vm_thread *t, int (*walk)(vm_region *r, void *arg), v
 /* Around that: the thread, NULL in a read-only attachment; then *rc is 0. */
 vm_thread *vm__look_enter(vm_region *r, int *rc);
 void vm__look_leave(vm_thread *t);
+vm_range_info vm__range_info(const vm_region *r, uint64_t page, vm_word w);
+
+/* ---- stats.c ---- */
+
+void vm__add_range(vm_stats *s, vm_word w);
+void vm__add_counters(const vm_region *r, vm_stats *s); /* all that needs no walk */
+
+/* ---- limits.c ---- */
+
+/* From what vm__add_held() summed up; the most first, how many. */
+int vm__list_held(const vm_region *r, const uint64_t held[VM_PROCESSES], bool idle_too, size_t room, vm_holding *out);
 
 /* ---- check.c: comparisons that repair.c counts before it puts things right ---- */
 

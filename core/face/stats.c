@@ -2,7 +2,7 @@
 /* Stats: counted from the words when asked, so that the hot path counts nothing. */
 #include "face.h"
 
-static void add_range(vm_stats *s, vm_word w)
+void vm__add_range(vm_stats *s, vm_word w)
 {
     uint64_t len = vm__len(w);
     s->nr_ranges++;
@@ -42,7 +42,7 @@ static uint64_t nr_processes(const vm_region *r)
     return nr;
 }
 
-static void add_counters(const vm_region *r, vm_stats *s)
+void vm__add_counters(const vm_region *r, vm_stats *s)
 {
     const vm_header *h = r->map.h;
     s->nr_processes = nr_processes(r);
@@ -81,7 +81,7 @@ static int add_all(vm_region *r, void *arg)
     uint64_t page = 0;
     *s = (vm_stats){.nr_pages = r->map.nr_pages};
     for (vm_word w; (w = vm__word_at(r, page)); page += vm__len(w))
-        add_range(s, w);
+        vm__add_range(s, w);
     return page == r->map.nr_pages ? 0 : VM_CORRUPT(r);
 }
 
@@ -95,7 +95,7 @@ int vm_get_stats(vm_region *r, vm_stats *out)
     vm__look_leave(t);
     if (rc)
         return rc;
-    add_counters(r, &s);
+    vm__add_counters(r, &s);
     *out = s;
     return 0;
 }

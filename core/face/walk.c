@@ -4,6 +4,7 @@
 
 #define LOOKS 100
 #define LOOK_PAUSE_NS 1000000
+#define LOOKS_NS 100000000 /* a look at many ranges takes long: then fewer */
 
 /* Sums that change when a boundary does, nearly always. */
 static uint64_t moves(const vm_region *r)
@@ -14,7 +15,8 @@ static uint64_t moves(const vm_region *r)
 static int look_unlocked(vm_region *r, int (*walk)(vm_region *, void *), void *arg)
 {
     int rc = 0;
-    for (int i = 0; i < LOOKS; i++) {
+    uint64_t begin = vm__now_ns();
+    for (int i = 0; i < LOOKS && (i == 0 || vm__now_ns() - begin < LOOKS_NS); i++) {
         uint64_t before = moves(r);
         bool is_quiet = !VM_ACQUIRE(&r->map.h->space_lock.owner);
         rc = walk(r, arg);
@@ -59,6 +61,18 @@ typedef struct picture {
     size_t nr, room;
 } picture;
 
+vm_range_info vm__range_info(const vm_region *r, uint64_t page, vm_word w)
+{
+    bool is_busy = vm__state(w) == VM_BUSY || vm__state(w) == VM_FREEING;
+    return (vm_range_info){page,
+                           vm__len(w),
+                           is_busy ? VM_ACQUIRE(&r->map.heads[page].aux) : 0,
+                           vm__state(w),
+                           vm__owner(w),
+                           (w & VM_WORD_SHARED) != 0,
+                           (w & VM_WORD_DIRTY) != 0};
+}
+
 static int copy_range(picture *p, const vm_region *r, uint64_t page, vm_word w)
 {
     if (p->nr == p->room) {
@@ -69,14 +83,7 @@ static int copy_range(picture *p, const vm_region *r, uint64_t page, vm_word w)
         p->info = grown;
         p->room = room;
     }
-    bool is_busy = vm__state(w) == VM_BUSY || vm__state(w) == VM_FREEING;
-    p->info[p->nr++] = (vm_range_info){page,
-                                       vm__len(w),
-                                       is_busy ? VM_ACQUIRE(&r->map.heads[page].aux) : 0,
-                                       vm__state(w),
-                                       vm__owner(w),
-                                       (w & VM_WORD_SHARED) != 0,
-                                       (w & VM_WORD_DIRTY) != 0};
+    p->info[p->nr++] = vm__range_info(r, page, w);
     return 0;
 }
 

@@ -137,6 +137,29 @@ cdef extern from "vmalloc.h" nogil:
         uint64_t free_pages, lazy_pages, pooled_pages, nr_leases, nr_processes
 
     void vm_get_glance(const vm_region *r, vm_glance *out)
+    ctypedef struct vm_monitor:
+        pass
+
+    enum:
+        VM_POOL_PAGES_MAX
+
+    ctypedef struct vm_monitored:
+        vm_stats counters
+        uint64_t nr_hits
+        uint32_t *in_magazines
+
+    ctypedef struct vm_survey:
+        vm_stats stats
+        vm_holding *holdings
+        vm_range_info *largest
+        uint32_t nr_holdings, nr_largest
+        c_bool is_whole
+
+    int vm_monitor_open(vm_region *r, vm_monitor **out)
+    void vm_monitor_close(vm_monitor *w)
+    void vm_monitor_look(vm_monitor *w, vm_monitored *out)
+    void vm_monitor_pools(const vm_region *r, uint32_t node, uint32_t *nr_ranges)
+    void vm_survey_look(const vm_region *r, vm_survey *out)
     int vm_walk(vm_region *r, int (*each)(void *, const vm_range_info *) noexcept nogil, void *arg)
     int vm_check(vm_region *r, c_bool at_rest, void (*say)(void *, const char *) noexcept nogil, void *arg)
     int vm_repair(vm_region *r, void (*say)(void *, const char *) noexcept nogil, void *arg)

@@ -40,7 +40,7 @@ from vmalloc.suite.loops cimport (
 )
 
 from vmalloc import errors
-from vmalloc.facts import FORMAT, PAGES_MAX, POOLS, PROCESSES_MAX
+from vmalloc.facts import FORMAT, PAGES_MAX, POOL_PAGES_MAX, POOLS, PROCESSES_MAX
 from vmalloc.log import INFO, log
 from vmalloc.results import error_of, log_refusal, shortage_error, size_text
 
@@ -149,6 +149,7 @@ include "_holding.pxi"
 include "_private.pxi"
 include "_message.pxi"
 include "_window.pxi"
+include "_monitor.pxi"
 include "_dlpack.pxi"
 include "suite/loops.pxi"
 include "lab/replay_core.pxi"

@@ -200,6 +200,12 @@ PREFAULT_THREADS_MAX = 8
 ZEROS_PUNCH_BYTES = 1 << 30
 """From here on zeros() discards dirty pages instead of writing to them: more than may stay warm."""
 
+# monitoring
+SURVEY_LARGEST_MAX = 64
+"""So many of the largest ranges a look at all words tells."""
+MONITOR_SHARE = 400
+"""Looks at all words take at most one such part of a core: the slower one is, the later comes the next."""
+
 # hardened regions
 GUARD_RECORD_BYTES = 256
 """The end of each range says where it was made,"""

@@ -16,13 +16,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vmalloc.errors import RegionCorrupt, VmallocError
-from vmalloc.facts import PROCESSES_MAX
 from vmalloc.find import Found, find_regions
 
 if TYPE_CHECKING:
     from vmalloc.region import RegionBase
 
-__all__ = ["Seen", "SeenProcess", "look", "look_at_all"]
+__all__ = ["Seen", "SeenProcess", "command_of", "look", "look_at_all", "state_of"]
 
 
 @dataclass
@@ -56,7 +55,8 @@ class Seen:
 # ---- processes ----
 
 
-def _command_of(pid: int) -> str:
+def command_of(pid: int) -> str:
+    """Its arguments as they are; "" where it cannot be asked."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as f:
             words = f.read(4096).rstrip(b"\0").split(b"\0")
@@ -70,7 +70,7 @@ def _name_of(pid: int) -> str:
         return os.fsdecode(f.read().strip())
 
 
-def _state_of(pid: int) -> str:
+def state_of(pid: int) -> str:
     """As its letter in /proc/<pid>/stat says."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as f:
@@ -155,20 +155,25 @@ def _attach(found: Found) -> RegionBase:
 
 def _look_inside(region: RegionBase, seen: Seen) -> dict[int, int]:
     """Fill in what the region says; bytes held, by pid."""
-    info, stats = region._info(), region.stats()
+    from vmalloc._core import Monitor
+
+    info = region._info()
+    stats, holdings, _, is_whole = Monitor(region).survey()
     size = int(info["nr_pages"] * info["granule"])
     seen.nbytes, seen.limit = size, region.limit
-    seen.used_bytes = stats.busy_bytes
-    if seen.used_bytes >= (seen.limit or size):
+    seen.used_bytes = used = stats["busy_pages"] * int(info["granule"])
+    if used >= (seen.limit or size):
         seen.health = "full"
-    return {pid: nbytes for _, pid, nbytes in region._holdings(PROCESSES_MAX + 1, idle_too=True) if pid}
+    if not is_whole:
+        seen.health = "words do not parse; see vmalloc check"
+    return {pid: nbytes for _, pid, nbytes in holdings if pid}
 
 
 def _add_processes(seen: Seen, found: Found, held: dict[int, int]) -> None:
     for pid in found.pids:
-        seen.processes.append(SeenProcess(pid, _command_of(pid), held.pop(pid, 0), _state_of(pid)))
+        seen.processes.append(SeenProcess(pid, command_of(pid), held.pop(pid, 0), state_of(pid)))
     for pid, nbytes in held.items():  # has a slot, and nothing open that we can see
-        is_ours = _state_of(pid) != "dead"
+        is_ours = state_of(pid) != "dead"
         state = "elsewhere" if is_ours else "dead"  # the number means another process by now, or by us
         seen.processes.append(SeenProcess(pid, "", nbytes, state))
     dead = [p for p in seen.processes if p.state == "dead"]

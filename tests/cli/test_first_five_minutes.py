@@ -29,11 +29,23 @@ EXTRAS = [
 COMMANDS: list[tuple[str, int]] = [
     ("--help", 0), ("--version", 0), ("doctor", 0), ("ps", 0), ("info --kernel", 0),
     ("suite nr_threads=2 test_loop_count=50 test_repeat_count=1 run_test_mask=1", 0), ("check no-such", 2),
-    ("info no-such", 2), ("completion bash", 0),
+    ("info no-such", 2), ("top no-such --once", 2), ("completion bash", 0),
     ("bench handover --sizes 4K --rounds 1 --peers vmalloc,stock", 0),
     ("replay TRACE --predict", 0), ("replay TRACE --on core --repeat 1 --pools off", 0),
 ]  # fmt: skip
-SUBCOMMANDS = ["suite", "bench", "ps", "info", "doctor", "check", "hold", "record", "replay", "completion"]
+SUBCOMMANDS = [
+    "suite",
+    "bench",
+    "ps",
+    "top",
+    "info",
+    "doctor",
+    "check",
+    "hold",
+    "record",
+    "replay",
+    "completion",
+]
 
 
 def run(*words: object, **options: object) -> subprocess.CompletedProcess[str]:

@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from vmalloc.cli.replay import command
+from vmalloc.lab import replay
+from vmalloc.lab.events import ALLOC, FREE, Event
+from vmalloc.lab.predict import Prediction
+from vmalloc.model import KERNEL_PRESETS, PAGE
 
 GUEST = Path(__file__).parents[1] / "data" / "guest"
 
@@ -40,6 +45,40 @@ def test_a_prediction_is_written_as_json(tmp_path):
     assert told["level_right"] == 1.0
     assert told["misses"] == {}
     assert told["end_state_equal"] is True
+
+
+def short_recording() -> replay.Recording:
+    """Two seconds in which ever new addresses are freed at once: 1,024 pages each."""
+    size, start = 1024 * PAGE, 0xFFFFC90000000000
+    events = []
+    for n in range(9):
+        at, addr = n * 250_000_000, start + n * size
+        events.append(Event(at, 0, 1, "a", ALLOC, addr, size, PAGE, start, start + (1 << 40)))
+        events.append(Event(at + 1, 0, 1, "a", FREE, addr))
+    return replay.Recording(events, (start, start + (1 << 40)), cpus=1)
+
+
+@pytest.mark.parametrize(("purges", "seconds"), [(1, 7), (2, 4), (0, None)])
+def test_a_recording_that_is_too_short_says_how_long_to_record(purges: int, seconds: int | None) -> None:
+    recording = short_recording()
+    prediction = Prediction(design="linux-6.16", purges=purges)
+    prediction.page.add(False)
+    design = KERNEL_PRESETS["linux-6.16"]
+    if seconds is None:  # 9 times 1,024 pages in two seconds, and a bit
+        seconds = math.ceil(2.000000001 * 3 / (9 * 1024 / design.lazy_pages_max(1)))
+    told = replay.too_short(recording, design, prediction)
+    assert told == f"too short: {purges} purges seen, record about {seconds} seconds"
+    prediction.warm.add(True)
+    assert replay.too_short(recording, design, prediction) is None
+
+
+def test_the_warm_figure_leads() -> None:
+    output = run(
+        GUEST / "vm_map_ram_1t.trace.xz", "--predict", "--design", "linux-6.9",
+        "--state", GUEST / "vm_map_ram_1t.state0.xz",
+    ).output  # fmt: skip
+    rows = [line for line in output.splitlines() if "│" in line]
+    assert "exact after warm-up" in rows[0]
 
 
 def test_all_designs_are_ranked(tmp_path):

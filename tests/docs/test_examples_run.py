@@ -36,7 +36,7 @@ USER_DOCUMENTS = [
     if re.fullmatch(r"README\.md|docs/[\w-]+\.md", path) and Path(path).stem not in FOR_MAINTAINERS
 ]
 LANGUAGES = ("python", "ini", "")
-SHORT = {"suite": ["test_loop_count=10", "test_repeat_count=1"]}
+SHORT = {"top": ["--once"], "suite": ["test_loop_count=10", "test_repeat_count=1"]}
 """What is added to a command that would take minutes."""
 
 

@@ -18,6 +18,7 @@ COMMANDS = {
     "suite": "Run the kernel's vmalloc test suite on every pool design.",
     "bench": "Measure this allocator beside its peers.",
     "ps": "List the regions of this machine and who holds them.",
+    "top": "Show a region at work, on the whole screen.",
     "info": "Show the ranges of a region, or of the kernel.",
     "doctor": "Say what on this machine will hurt, and what helps.",
     "check": "Check a live region or an image of one.",

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,41 +24,57 @@ if TYPE_CHECKING:
 
 KERNEL = "/proc/vmallocinfo"
 TOP = 20
+LINES_AT_ONCE = 10_000
 STATES_OF_PROCESS = ("busy",)
 
 
-def _range_line(r: Range, granule: int, pids: dict[int, int]) -> str:
+def _range_lines(ranges: list[Range], granule: int, pids: dict[int, int], show_all: bool) -> Iterator[str]:
     """As the kernel's: addresses (here offsets), bytes, who, pages, words."""
-    owner = ""
-    if r.state in STATES_OF_PROCESS:
-        owner = f"pid={pids[r.owner]}" if r.owner in pids else f"process={r.owner}"
-    words = [f"pages={r.nr_pages}", r.state, owner, "shared" if r.shared else "", "dirty" if r.dirty else ""]
-    start, end = r.start * granule, r.end * granule
-    return f"0x{start:012x}-0x{end:012x} {end - start:>12} {' '.join(filter(None, words))}"
+    words: dict[tuple[str, int, bool, bool], str] = {}
+    for start, end, state, owner, _, shared, dirty in ranges:
+        if state == "free" and not show_all:
+            continue
+        key = (state, owner, shared, dirty)
+        if key not in words:
+            words[key] = _words(state, owner, shared, dirty, pids)
+        nr = end - start
+        first = start * granule
+        yield f"0x{first:012x}-0x{end * granule:012x} {nr * granule:>12} pages={nr} {words[key]}\n"
+
+
+def _words(state: str, owner: int, shared: bool, dirty: bool, pids: dict[int, int]) -> str:
+    who = ""
+    if state in STATES_OF_PROCESS:
+        who = f"pid={pids[owner]}" if owner in pids else f"process={owner}"
+    return " ".join(filter(None, (state, who, "shared" if shared else "", "dirty" if dirty else "")))
 
 
 def _map(ranges: list[Range], nr_pages: int, width: int = 72) -> str:
     """The region as one line: a letter for what most pages of each part are; '.' is free."""
     letters = {"free": ".", "busy": "#", "lazy": "~", "cached": "+", "pooled": "+"}
     parts: list[Counter[str]] = [Counter() for _ in range(width)]
-    for r in ranges:
-        at = r.start
-        while at < r.end:
-            part = at * width // nr_pages
-            end = min(r.end, -(-(part + 1) * nr_pages // width))
-            parts[part][letters.get(r.state, "?")] += end - at
-            at = end
+    part, part_end = 0, -(-nr_pages // width)
+    for at, range_end, state, *_ in ranges:
+        letter = letters.get(state, "?")
+        while range_end > part_end:
+            if at < part_end:
+                parts[part][letter] += part_end - at
+                at = part_end
+            part += 1
+            part_end = -(-(part + 1) * nr_pages // width)
+        parts[part][letter] += range_end - at
     return "".join(part.most_common(1)[0][0] if part else "." for part in parts)
 
 
 def _of_region(region: RegionBase, show_all: bool, output: Output) -> None:
     info = region._info()  # pyright: ignore[reportPrivateUsage]
     pids = {process.slot: process.pid for process in region.processes() if process.pid}
+    gc.disable()  # a million tuples in a short life: collecting them takes most of the time
     ranges = region.ranges()
     if not output.json_is_alone:
-        for r in ranges:
-            if show_all or r.state != "free":
-                click.echo(_range_line(r, info["granule"], pids))
+        lines = _range_lines(ranges, info["granule"], pids, show_all)
+        while chunk := "".join(islice(lines, LINES_AT_ONCE)):
+            sys.stdout.write(chunk)
         click.echo(f"[{_map(ranges, info['nr_pages'])}]  # busy  + ready  ~ lazy  . free")
     output.json(
         {

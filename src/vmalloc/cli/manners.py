@@ -53,6 +53,7 @@ EXTRAS = {
     "zstandard": "lab",
     "matplotlib": "lab",
     "sklearn": "demo",
+    "prometheus_client": "metrics",
 }
 """Which extra of this package brings a module."""
 

@@ -184,6 +184,7 @@ def _predict(
         null = None if recording.complete else predict_null(recording, KERNEL_PRESETS[design])
     result = outcome.as_dict()
     result["restored"] = dict(recording.restored)
+    result["too_short"] = replay.too_short(recording, KERNEL_PRESETS[design], outcome.prediction)
     result["null"] = None if null is None else replay.Outcome(null, outcome.kernel, 0.0).as_dict()
     _print_prediction(console, recording, result)
     return result
@@ -264,21 +265,33 @@ def _on_model(console: Console, recording: lab.Recording, design: str) -> dict[s
     return results[0] if design != "all" else {"designs": results}
 
 
+def _warm_figure(result: dict[str, Any]) -> tuple[str, str]:
+    """What tells of the design: where all that a forecast rests on was seen. Before that it is guessed."""
+    if not result["after_warm_up"]:
+        return "exact after warm-up", result.get("too_short") or "never warm"
+    return (
+        "exact after warm-up",
+        f"{result['exact_after_warm_up']:.3%} of {result['after_warm_up']:.1%} of the allocations",
+    )
+
+
 def _figures(result: dict[str, Any]) -> list[tuple[str, str]]:
     """The figures that a null allocator has as well."""
     return [
+        _warm_figure(result),
         ("allocations", f"{result['allocations']:,}"),
         ("addresses exact", f"{result['exact']:.3%}"),
         ("  alignment up to a page", f"{result['exact_page_aligned']:.3%}"),
         ("  larger alignment", f"{result['exact_larger_alignment']:.3%} of {result['larger_alignment']:,}"),
         ("  larger alignment, within the search's bounds", f"{result['within_bounds']:.3%}"),
         (
-            "exact after warm-up",
-            f"{result['exact_after_warm_up']:.3%} of {result['after_warm_up']:.1%} of the allocations",
-        ),
-        (
             "pool or global told right",
-            f"{result['level_right']:.3%}, after warm-up {result['level_right_after_warm_up']:.3%}",
+            f"{result['level_right']:.3%}"
+            + (
+                f", after warm-up {result['level_right_after_warm_up']:.3%}"
+                if result["after_warm_up"]
+                else ""
+            ),
         ),
         ("orders inferred", f"{result['orders_inferred']} ({result['orders_inferred_share']:.2%})"),
         ("purges as told", f"{result['purges_as_told']} of {result['purges']}"),

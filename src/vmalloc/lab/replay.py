@@ -12,6 +12,7 @@ between them are replayed.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -157,6 +158,40 @@ class Outcome:
             else {name: getattr(self.end, name) for name in EndDifference.__dataclass_fields__},
             "seconds": self.seconds,
         }
+
+
+PURGES_WANTED = 3
+"""After so many purges most of what a forecast rests on was seen."""
+
+
+def too_short(recording: Recording, design: Design, prediction: Prediction) -> str | None:
+    """What to say where no forecast rests on what was seen: how long to record."""
+    if prediction.warm.allocs or not prediction.all.allocs:
+        return None
+    seconds = _seconds_wanted(recording, design, prediction.purges)
+    advice = (
+        "record longer, while areas are freed" if seconds is None else f"record about {seconds:,} seconds"
+    )
+    return f"too short: {prediction.purges} purges seen, {advice}"
+
+
+def _seconds_wanted(recording: Recording, design: Design, purges: int) -> int | None:
+    """Until PURGES_WANTED purges: by those that were seen, else by how fast frees reach the threshold."""
+    events = recording.events
+    seconds = (events[-1].time_ns - events[0].time_ns) / 1e9
+    done = float(purges) or _freed_pages(events) / design.lazy_pages_max(recording.cpus)
+    return math.ceil(seconds * PURGES_WANTED / done) if done and seconds > 0 else None
+
+
+def _freed_pages(events: list[Event]) -> int:
+    sizes: dict[int, int] = {}
+    freed = 0
+    for event in events:
+        if event.kind == ALLOC:
+            sizes[event.addr] = event.size
+        elif event.kind == FREE:
+            freed += sizes.pop(event.addr, PAGE)  # at least, of one that was there before
+    return freed // PAGE
 
 
 def predict(
