@@ -54,6 +54,10 @@ VM_API int vm_resize(vm_region *r, vm_range *range, uint64_t nr_pages);
 VM_API int vm_alloc_congruent(vm_region *r, size_t count, const uint64_t *offsets, const uint64_t *nr_pages,
                               uint64_t align_pages, vm_range *out);
 VM_API int vm_lookup(vm_region *r, uint64_t page, vm_range *out); /* of a live range's first page */
+/* The range held by this process that an address lies in, also in its middle; ENOENT. One of more than VM_NOTED_PAGES
+ * is surely found only if it was noted, by whoever got it, in this process or the one it was forked from. */
+VM_API int vm_find(vm_region *r, const void *address, vm_range *out);
+VM_API void vm_note(vm_region *r, const vm_range *range);
 
 /* ---- sharing ---- */
 VM_API int vm_share(vm_region *r, uint64_t page, uint64_t id); /* from now on others may adopt it */

@@ -87,6 +87,7 @@ typedef struct vm_limits {
 typedef struct vm_holding {
     uint32_t process, pid; /* slot; pid as its own pid namespace has it */
     uint64_t nr_pages;     /* what several share counts for each        */
+    uint64_t nr_pages_once; /* ... and here for the first of them only   */
 } vm_holding;
 
 typedef enum vm_cause { VM_CAUSE_SPACE, VM_CAUSE_LIMIT, VM_CAUSE_QUOTA, VM_CAUSE_MEMORY, VM_CAUSE_CGROUP } vm_cause;

@@ -95,6 +95,8 @@ typedef struct vm_helper {
 } vm_helper;
 
 /* What this process knows of a region it attached; nobody else can write to it. */
+typedef struct vm_marks vm_marks;
+
 struct vm_region {
     uint64_t fast_attachment; /* `attachment`, or 0 while the fast paths are off (fault injection) */
     vm_map map;
@@ -115,6 +117,7 @@ struct vm_region {
     uint64_t budget_pages; /* by how many pages one thread's magazine caps may grow */
 
     vm_reference *references; /* per page, of shared ranges [holder_mutex] */
+    vm_marks *marks;       /* where ranges of ours begin (face/find.c) */
     vm_heir heir, inheritance; /* for the next child; from our parent [holder_mutex] */
     uint64_t looked_for_deaths_ns; /* [holder_mutex] */
     pthread_mutex_t common_mutex, tick_mutex, recover_mutex, holder_mutex;

@@ -42,13 +42,14 @@ static int most_first(const void *a, const void *b)
 
 int vm_holdings(vm_region *r, size_t room, vm_holding *out)
 {
-    uint64_t held[VM_PROCESSES];
+    uint64_t held[VM_PROCESSES], once[VM_PROCESSES];
     vm_holding all[VM_PROCESSES];
     size_t nr = 0;
-    vm__count_held(r, held);
+    vm__count_held(r, false, held);
+    vm__count_held(r, true, once);
     for (uint32_t p = 0; p < VM_PROCESSES; p++)
         if (held[p])
-            all[nr++] = (vm_holding){p, VM_RELAXED(&r->map.processes[p].pid), held[p]};
+            all[nr++] = (vm_holding){p, VM_RELAXED(&r->map.processes[p].pid), held[p], once[p]};
     qsort(all, nr, sizeof *all, most_first);
     nr = nr < room ? nr : room;
     memcpy(out, all, nr * sizeof *all);

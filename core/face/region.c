@@ -107,6 +107,7 @@ static void forget(vm_region *r)
 {
     free(r->inheritance.range);
     vm__watch_free(r);
+    vm__forget_marks(r);
     if (r->references)
         vm__private_free(r->references, r->map.nr_pages * sizeof *r->references);
     if (r->wiped)

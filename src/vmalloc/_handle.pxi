@@ -31,6 +31,8 @@ cdef class RegionHandle:
             with nogil:
                 vm_detach(self.r)
             self.r = NULL
+        if self.numpy_ranges != NULL:
+            munmap(self.numpy_ranges, self.nr_pages_ * sizeof(NumpyRange))
 
     # ---- made, attached, closed ----
 
@@ -79,6 +81,8 @@ cdef class RegionHandle:
         self.has_pages = vm_pointer(self.r, 0) != NULL
         vm_set_lock_timeout(self.r, self.timeout_s)
         self.id_ = info.id
+        if self.has_pages:
+            note_bounds(self)
         if info.hardened and self.has_pages and not self.readonly:
             from vmalloc.hardened import GUARD_BYTES, Guard
             self.guard_bytes = GUARD_BYTES
@@ -175,6 +179,15 @@ cdef class RegionHandle:
             return [(held[i].process, held[i].pid, held[i].nr_pages * self.granule) for i in range(nr)]
         finally:
             c_free(held)
+
+    def _held_once(self):
+        """(process slot, pid, bytes): what several processes share counts for one of them only."""
+        cdef Call c
+        cdef vm_holding held[256]
+        self.open_check()
+        c.count, c.holdings = 256, held
+        nr = self.result_of(call_holdings, &c)
+        return [(held[i].process, held[i].pid, held[i].nr_pages_once * self.granule) for i in range(nr)]
 
     @property
     def lock_timeout_s(self):

@@ -56,7 +56,8 @@ def get_settings():
 
 def reduce_array(a):
     """For a pickler: private arrays of at most the threshold as before; they must not notice us."""
-    if _settings is not None and a.base is None and <Py_ssize_t>a.nbytes <= _settings.threshold:
+    if (_settings is not None and a.base is None and <Py_ssize_t>a.nbytes <= _settings.threshold
+            and not is_inside(a)):
         return a.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
     return _reduce_larger(a)
 

@@ -34,6 +34,7 @@ from vmalloc._core import (
     MessageSettings,
     drop_reference,
     get_settings,
+    lies_inside,
     load_beside,
     load_reference,
     pack_plain,
@@ -315,7 +316,8 @@ def _dumps(cls: type[ForkingPickler], obj: Any, protocol: int | None = None) -> 
         packed = None if sending.by_value or settings.private else _pack_plain(obj, settings)
         if packed is not None:
             return pickled_reference(packed)
-        if obj.base is None and obj.nbytes <= settings.threshold and obj.dtype.kind in "biufc":
+        is_small = obj.base is None and obj.nbytes <= settings.threshold
+        if is_small and obj.dtype.kind in "biufc" and not lies_inside(obj):
             # numbers: nothing in it that another reducer is for
             return BytesIO(pickle.dumps(obj)).getbuffer()
     return _wrapped_before[ForkingPickler, "dumps"].__get__(None, cls)(obj, protocol)

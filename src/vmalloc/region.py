@@ -9,7 +9,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from vmalloc import stand_in
 from vmalloc._core import CoreRegion, attached
@@ -18,10 +18,20 @@ from vmalloc.array import ArrayFunctions
 from vmalloc.attach import Where, attach, attach_where, serve_region, where_of
 from vmalloc.description import decode, encode
 from vmalloc.errors import OutOfPages, RegionCorrupt, RegionUnavailable, VmallocError
-from vmalloc.facts import NODES_MAX, POOLS, POOLS_DEFAULT, PROCESSES_MAX, SMALLEST_DEFAULT_BYTES
+from vmalloc.facts import (
+    COPY_IN_THRESHOLD_BYTES,
+    NODES_MAX,
+    POOLS,
+    POOLS_DEFAULT,
+    PROCESSES_MAX,
+    SMALLEST_DEFAULT_BYTES,
+)
 from vmalloc.limits import room_for_a_region
 from vmalloc.prefault import HUGE, huge_text, prefault
 from vmalloc.stats import PRESSURE_SOURCES, PRESSURES, Holder, Range, Stats
+
+if TYPE_CHECKING:
+    from vmalloc.adapters.numpy_memory import NumpyArrays
 
 stand_in.nr_made()  # imported here: when a load fails there may be no descriptor left to import it by
 
@@ -343,6 +353,17 @@ class Region(RegionBase, ArrayFunctions):
         )
         if any(bounds):
             self._set_limits(self.limit or 0, bounds[0], bounds[1], 0)
+
+    def numpy_arrays(self, min_size: int | str = COPY_IN_THRESHOLD_BYTES) -> NumpyArrays:
+        """`with region.numpy_arrays():` numpy makes arrays of at least `min_size` bytes in this region.
+
+        For code that calls numpy and knows nothing of us. Smaller arrays stay where they were, and all do where
+        the region has no room. Holds for this thread, or task, and what it starts inherits as contextvars say;
+        the arrays may outlive it, and the region's close(). numpy 1.22 or newer. RegionClosed.
+        """
+        from vmalloc.adapters.numpy_memory import NumpyArrays
+
+        return NumpyArrays(self, parse_size(min_size))
 
     def prefault(self, nbytes: int | str, *, threads: int | None = None) -> int:
         """Make `nbytes` of free memory resident, for requests to find warm. Returns how many bytes it made.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vmalloc._core import Holding, offset_of
+from vmalloc._core import Holding, holding_around, offset_of
 from vmalloc.adapters.registry import Adapter
 from vmalloc.array import copy_of
 from vmalloc.description import Description, extent
@@ -35,6 +35,8 @@ class ArrayAdapter(Adapter):
 
     def holding(self, x: Any) -> Holding | None:
         holding = _below(x)
+        if holding is None:  # what keeps the pages does not say so: the address does
+            return holding_around(x)
         # whatever has a `base` may say that it is a region's
         if holding is None or not hasattr(x, "strides") or _lies_within(x, holding):
             return holding
