@@ -27,7 +27,11 @@ static void an_address_in_the_middle_finds_its_range(vm_pools d)
     vm_region *r = make(d);
     vm_range a = noted(r, 1), b = noted(r, VM_NOTED_PAGES), c = noted(r, VM_NOTED_PAGES + 1), e = noted(r, 5000), f = noted(r, 3);
     check_found(r, a), check_found(r, b), check_found(r, c), check_found(r, e), check_found(r, f);
-    GIVE_BACK(r, a), GIVE_BACK(r, b), GIVE_BACK(r, c), GIVE_BACK(r, e), GIVE_BACK(r, f);
+    GIVE_BACK(r, a);
+    GIVE_BACK(r, b);
+    GIVE_BACK(r, c);
+    GIVE_BACK(r, e);
+    GIVE_BACK(r, f);
     FINISH(r);
 }
 
@@ -74,7 +78,7 @@ static void only_a_holder_finds_it(vm_pools d)
         CHECK_EQ(vm_drop_inherited(r, &nr), 0);
         CHECK_EQ(vm_find(r, at(r, a.page + 39), &c), -ENOENT);
     });
-    WAIT_OK(child);
+    ended_well(child);
     CHECK_EQ(vm_find(r, at(r, a.page + 39), &b), 0);
     GIVE_BACK(r, a);
     FINISH(r);
