@@ -417,7 +417,9 @@ def _reduce(x: object) -> Any:
     if settings is not None and settings.private and nbytes is not None and holding is not None:
         holding = None if settings.private == "copy" or nbytes <= settings.threshold else holding
     if settings is None or sending.by_value or (holding is None and _goes_as_before(nbytes, settings)):
-        return x.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
+        can_go = settings is not None and not sending.by_value and holding is None
+        parts = adapter.take_apart(x, settings.threshold) if can_go and settings is not None else None
+        return x.__reduce_ex__(pickle.DEFAULT_PROTOCOL) if parts is None else parts
 
     def send() -> tuple[Any, ...] | None:
         try:

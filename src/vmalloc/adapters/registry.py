@@ -73,10 +73,19 @@ class Adapter:
         """
         return None
 
+    def take_apart(self, x: Any, threshold: int) -> tuple[Any, ...] | None:
+        """For a type whose values consist of several parts, each of which may go by reference, or not.
+
+        What `__reduce__` would return, for `install()`: a function and its arguments, which are pickled in
+        turn. Called for what has no holding. None: it goes as before.
+        """
+        return None
+
 
 _lock = threading.RLock()
 _classes: dict[type, Adapter] = {}
 _names: dict[str, Adapter] = {}  # of types whose module is not imported yet
+_awaited: tuple[str, ...] = ()  # those modules
 _kinds: dict[str, tuple[Adapter, int]] = {}  # and how many types have it
 _found: dict[type, Adapter] = {}  # what adapter_for() told before
 _built_in: frozenset[str | type] = frozenset()
@@ -167,8 +176,9 @@ def _drop_kind(adapter: Adapter) -> None:
 
 
 def _changed() -> None:
-    global _version
+    global _version, _awaited
     _found.clear()
+    _awaited = tuple({name.rpartition(".")[0] for name in _names})
     _version += 1
 
 
@@ -222,6 +232,7 @@ def _resolve_names() -> bool:
         except (AttributeError, TypeError) as e:
             warnings.warn(f"vmalloc.adapters: {name} is registered, but {e}", RuntimeWarning, stacklevel=3)
             _drop_kind(_names.pop(name))
+            did = True
             continue
         if found is not None:
             adapter = _names.pop(name)
@@ -244,7 +255,7 @@ def exact_types() -> tuple[int, dict[type, Adapter]]:
 
 def version() -> int:
     """What exact_types() would tell first."""
-    if _names:
+    if any(module in sys.modules for module in _awaited):
         with _lock:
             _resolve_names()
     return _version
