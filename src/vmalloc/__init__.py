@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from vmalloc.message import install, uninstall
     from vmalloc.reference import Ref, copy_in, is_shared, ref
     from vmalloc.region import Region, default_region, region_of
+    from vmalloc.resident import resident
     from vmalloc.stats import Range, Stats
 
 __all__ = [
@@ -63,6 +64,7 @@ __all__ = [
     "is_shared",
     "ref",
     "region_of",
+    "resident",
     "uninstall",
 ]
 
@@ -79,6 +81,7 @@ _HOME = {
     "is_shared": "reference",
     "ref": "reference",
     "region_of": "region",
+    "resident": "resident",
     "uninstall": "message",
 }
 

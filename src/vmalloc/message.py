@@ -58,7 +58,7 @@ from vmalloc.stand_in import load_tolerantly, nr_made
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["install", "uninstall"]
+__all__ = ["Settings", "install", "reduce_as", "uninstall"]
 
 PRIVATE = (False, True, "copy")
 _IN_PROCESS = "_vmalloc_settings"  # attribute of a Process while it is pickled
@@ -409,7 +409,11 @@ def _reduce_array(a: np.ndarray[Any, Any]) -> Any:
 
 def _reduce(x: object) -> Any:
     """For a pickler, a value that has an adapter: by reference, copied in first, or as before."""
-    settings = cast("Settings | None", get_settings())
+    return reduce_as(x, cast("Settings | None", get_settings()))
+
+
+def reduce_as(x: Any, settings: Settings | None) -> Any:
+    """The same by these settings, also where install() was not called."""
     adapter = registry.adapter_for(type(x))
     holding, nbytes = adapter.holding(x), adapter.nbytes(x)
     if holding is not None and nbytes is not None and holding.region.closed:
