@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from vmalloc.message import install, uninstall
     from vmalloc.reference import Ref, copy_in, is_shared, ref
     from vmalloc.region import Region, default_region, region_of
-    from vmalloc.resident import resident
+    from vmalloc.rss import resident
     from vmalloc.stats import Range, Stats
 
 __all__ = [
@@ -81,7 +81,7 @@ _HOME = {
     "is_shared": "reference",
     "ref": "reference",
     "region_of": "region",
-    "resident": "resident",
+    "resident": "rss",
     "uninstall": "message",
 }
 

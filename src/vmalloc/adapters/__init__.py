@@ -18,6 +18,7 @@ from vmalloc.adapters.array import ArrayAdapter
 from vmalloc.adapters.arrow import BufferAdapter as _BufferAdapter
 from vmalloc.adapters.arrow import TableAdapter as _TableAdapter
 from vmalloc.adapters.block import BlockAdapter
+from vmalloc.adapters.pandas import ArrowArrayAdapter as _ArrowArrayAdapter
 from vmalloc.adapters.polars import FrameAdapter as _FrameAdapter
 from vmalloc.adapters.polars import SeriesAdapter as _SeriesAdapter
 from vmalloc.adapters.registry import Adapter, holding_of, register, unregister
@@ -32,5 +33,8 @@ _buffers = _BufferAdapter()
 register("pyarrow.lib.Buffer", _buffers)
 register("pyarrow.lib.ResizableBuffer", _buffers)
 register("pyarrow.lib.Table", _TableAdapter())
+_arrow_arrays = _ArrowArrayAdapter()
+register("pandas.core.arrays.string_arrow.ArrowStringArray", _arrow_arrays)
+register("pandas.core.arrays.arrow.array.ArrowExtensionArray", _arrow_arrays)
 register("polars.dataframe.frame.DataFrame", _FrameAdapter())
 register("polars.series.series.Series", _SeriesAdapter())

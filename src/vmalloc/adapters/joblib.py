@@ -32,7 +32,7 @@ from vmalloc.full import warn_once
 from vmalloc.message import Settings, reduce_as
 from vmalloc.reference import Ref, pack
 from vmalloc.region import Region, default_region, region_at
-from vmalloc.resident import resident
+from vmalloc.rss import resident
 
 if TYPE_CHECKING:
     from collections.abc import ItemsView
@@ -141,8 +141,17 @@ def memory_usage(pid: int, force_gc: bool = False) -> int:
     return resident(pid)
 
 
+class _NoFolder:
+    """joblib asks its workers for the manager of their folder of temporary files. There is none."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+
 class _Executor(MemmappingExecutor):  # type: ignore[misc]
     """joblib's, without its folder of temporary files."""
+
+    _temp_folder_manager = _NoFolder()
 
     def terminate(self, kill_workers: bool = False) -> None:
         self.shutdown(kill_workers=kill_workers)
