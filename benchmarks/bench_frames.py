@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Are frames and tables faster by reference? 64 MiB there and a word back, through a stock Queue.
 
-Each is sent as stock sends it, then with install(): private (copied in), received before (in a region already),
-and for tables put() into one block. Rounds of both alternate. `--json FILE` writes the figures.
+Each is sent as stock sends it, then with install(): private (copied in), received before (in a region
+already), and for tables put() into one block. Rounds of both alternate. `--json FILE` writes the figures.
 """
 
 import argparse

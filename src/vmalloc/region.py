@@ -357,9 +357,10 @@ class Region(RegionBase, ArrayFunctions):
     def numpy_arrays(self, min_size: int | str = COPY_IN_THRESHOLD_BYTES) -> NumpyArrays:
         """`with region.numpy_arrays():` numpy makes arrays of at least `min_size` bytes in this region.
 
-        For code that calls numpy and knows nothing of us. Smaller arrays stay where they were, and all do where
-        the region has no room. Holds for this thread, or task, and what it starts inherits as contextvars say;
-        the arrays may outlive it, and the region's close(). numpy 1.22 or newer. RegionClosed.
+        For code that calls numpy and knows nothing of us. Smaller arrays stay where they were, and all do
+        where the region has no room. Holds for this thread, or task, and what it starts inherits as
+        contextvars say; the arrays may outlive it, and the region's close(). numpy 1.22 or newer.
+        RegionClosed.
         """
         from vmalloc.adapters.numpy_memory import NumpyArrays
 

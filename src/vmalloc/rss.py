@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Resident: how much memory a process takes, where a region's pages count once.
 
-What the system calls resident counts a shared page for every process that touched it, as long as it is mapped,
-also after it was freed. So limits that look at it stop processes that hold nothing.
+What the system calls resident counts a shared page for every process that touched it, as long as it is
+mapped, also after it was freed. So limits that look at it stop processes that hold nothing.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ _MAPPING = re.compile(r"^[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \d+ *(.*)$")
 def resident(pid: int | None = None) -> int:
     """Bytes of memory that this process, or `pid`, accounts for.
 
-    Its resident memory without the pages of regions, and what it holds in the regions that are attached here:
-    what several processes hold counts for one of them, what was freed for none. Takes a walk over the words,
-    and the system one over the process's mappings. OSError if there is no such process, or it is another user's.
+    Its resident memory without the pages of regions, and what it holds in the regions that are attached
+    here: what several processes hold counts for one of them, what was freed for none. Takes a walk over
+    the words, and the system one over the process's mappings. OSError if there is no such process, or it
+    is another user's.
     """
     who = os.getpid() if pid is None else pid
     held = 0

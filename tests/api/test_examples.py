@@ -21,6 +21,8 @@ ENDS_WITH = {
     "08_named_regions.py": "[7 7 7]\n42\nTrue\n",
     "09_install_once.py": "True\n2000 1000\n99 1\n0 pages in use\n",
     "10_fork_keeps_arrays.py": "1100 pages in use\n7 7\n1000 pages in use\n",
+    "11_numpy_arrays.py": "True\n1000000.0\n0 pages in use\n",
+    "12_tables_and_joblib.py": "done\n",
 }
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What lies in a region is found by its address, whatever keeps it; and numpy's own arrays lie there on request."""
+"""What lies in a region is found by its address, whatever keeps it; numpy's own arrays, too."""
 
 import ctypes
 import os

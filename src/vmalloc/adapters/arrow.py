@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """pyarrow: buffers by their address, and tables that lie in one block.
 
-pyarrow pickles a table, an array or a column of pandas as its buffers and a little beside. So with the adapter
-of buffers all of them go by reference through `install()`: strings, dictionaries, chunks, whatever it has.
+pyarrow pickles a table, an array or a column of pandas as its buffers and a little beside. So with the
+adapter of buffers all of them go by reference through `install()`: strings, dictionaries, chunks,
+whatever it has.
 
     table = vmalloc.arrow.put(table)    # in a region, in one block: one reference instead of one a buffer
     region["prices"] = table            # does the same

@@ -6,10 +6,11 @@
     with joblib.parallel_config(backend="vmalloc"):
         results = joblib.Parallel(n_jobs=4)(joblib.delayed(work)(big, i) for i in range(100))
 
-The workers are loky's. An argument is copied into the region once a call, and is held for the whole call: many
-tasks name it, and none of them needs a lease. Results have leases, as messages have. joblib's own ways are kept:
-`max_nbytes` is the size from which arguments are copied in, `mmap_mode` says whether workers may write to them:
-"r" no, "r+" yes, "c" each to its own, None sends them by value. Nothing is written to /dev/shm or to a folder.
+The workers are loky's. An argument is copied into the region once a call, and is held for the whole call:
+many tasks name it, and none of them needs a lease. Results have leases, as messages have. joblib's own
+ways are kept: `max_nbytes` is the size from which arguments are copied in, `mmap_mode` says whether
+workers may write to them: "r" no, "r+" yes, "c" each to its own, None sends them by value. Nothing is
+written to /dev/shm or to a folder.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ _JOBS, _RESULTS = _Reducers(reduce_argument), _Reducers(reduce_result)
 
 
 def start_worker(where: Any, initializer: Any, arguments: tuple[Any, ...]) -> None:
-    """In a worker, before its first task. Importing this module has registered the backend for nested calls."""
+    """In a worker, before its first task. Importing this module has registered the backend there."""
     global _results
     try:
         region = region_at(where)

@@ -4,8 +4,8 @@
     with region.numpy_arrays():
         a = np.load("frames.npy") * 2      # a is in the region, and goes by reference
 
-The handler itself is C (_numpy_memory.pxi). An array that numpy made under it has no base: that it lies in the
-region is found by its address.
+The handler itself is C (_numpy_memory.pxi). An array that numpy made under it has no base: that it lies
+in the region is found by its address.
 """
 
 from __future__ import annotations

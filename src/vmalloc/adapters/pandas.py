@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """pandas: frames and series go part by part, as pandas pickles them; its arrays of Arrow need a word.
 
-Numbers, dates and categories lie in arrays of numpy, which have their adapter. Text lies in Arrow's buffers, which
-have theirs, but pandas joins an array's chunks before each pickle, into new memory even where there is one. So what was
-received would be copied in again. Here the chunks go as they are.
+Numbers, dates and categories lie in arrays of numpy, which have their adapter. Text lies in Arrow's
+buffers, which have theirs, but pandas joins an array's chunks before each pickle, into new memory even
+where there is one. So what was received would be copied in again. Here the chunks go as they are.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """polars: frames and series go as the Arrow table that they are, whose buffers go by reference.
 
-Both ways between polars and pyarrow copy nothing. polars' own pickle writes everything into one text of bytes.
-It needs pyarrow; without it, and for columns that Arrow does not know, frames go as before.
+Both ways between polars and pyarrow copy nothing. polars' own pickle writes everything into one text of
+bytes. It needs pyarrow; without it, and for columns that Arrow does not know, frames go as before.
 """
 
 from __future__ import annotations
