@@ -25,7 +25,8 @@ static void check_found(vm_region *r, vm_range a)
 static void an_address_in_the_middle_finds_its_range(vm_pools d)
 {
     vm_region *r = make(d);
-    vm_range a = noted(r, 1), b = noted(r, VM_NOTED_PAGES), c = noted(r, VM_NOTED_PAGES + 1), e = noted(r, 5000), f = noted(r, 3);
+    vm_range a = noted(r, 1), b = noted(r, VM_NOTED_PAGES), c = noted(r, VM_NOTED_PAGES + 1), e = noted(r, 5000),
+             f = noted(r, 3);
     check_found(r, a), check_found(r, b), check_found(r, c), check_found(r, e), check_found(r, f);
     GIVE_BACK(r, a);
     GIVE_BACK(r, b);

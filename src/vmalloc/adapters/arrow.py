@@ -12,7 +12,7 @@ whatever it has.
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from vmalloc._core import Holding, holding_at
 from vmalloc.adapters.registry import Adapter
@@ -90,7 +90,7 @@ class TableAdapter(Adapter):
         except (OSError, pa.ArrowException) as e:
             raise ValueError(f"no table: {e}") from None
         if isinstance(owner, Holding):
-            self._note(table, np.ndarray((stream.nbytes,), "u1", owner))
+            self._note(table, np.ndarray((stream.nbytes,), "u1", cast("Any", owner)))
         return table
 
     def copy_in(self, x: Any, region: Region) -> Any:

@@ -98,7 +98,7 @@ class _Reducers(dict[type, Any]):
         super().__init__()
         self._reduce = reduce
 
-    def items(self) -> ItemsView[type, Any]:
+    def items(self) -> ItemsView[type, Any]:  # type: ignore[override]
         return dict.fromkeys(registry.exact_types()[1], self._reduce).items()
 
     def __reduce__(self) -> tuple[Any, ...]:

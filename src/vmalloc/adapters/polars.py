@@ -22,7 +22,7 @@ _SLICE_FACTOR = 2  # of a part of larger buffers polars sends that part, and Arr
 
 def _columns(x: Any) -> Any:
     """Arrow's table or array of it, without copies."""
-    import polars as pl
+    import polars as pl  # type: ignore[import-not-found,unused-ignore]
 
     return x.to_arrow(compat_level=pl.CompatLevel.newest())
 
@@ -34,7 +34,7 @@ def _is_worth_it(x: Any, threshold: int) -> bool:
 def _is_part_of_more(x: Any, columns: Any) -> bool:
     chunks = columns.columns if hasattr(columns, "columns") else [columns]
     held = sum(column.get_total_buffer_size() for column in chunks)
-    return held > _SLICE_FACTOR * x.estimated_size()
+    return bool(held > _SLICE_FACTOR * x.estimated_size())
 
 
 class _Taken(Adapter):
