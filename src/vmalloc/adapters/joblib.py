@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: MIT
+# pyright: reportMissingImports=false
 """joblib: arguments and results by reference.
 
     import vmalloc.joblib
@@ -204,7 +205,8 @@ class VmallocBackend(LokyBackend):  # type: ignore[misc]
         self.reset_batch_stats()
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
-        self._workers.terminate(kill_workers=True)
+        if self._workers is not None:
+            self._workers.terminate(kill_workers=True)
         self._let_go()
         self._workers = None
         if ensure_ready:

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: MIT
+# pyright: reportAttributeAccessIssue=false
 """polars: frames and series go as the Arrow table that they are, whose buffers go by reference.
 
 Both ways between polars and pyarrow copy nothing. polars' own pickle writes everything into one text of
