@@ -114,6 +114,6 @@ def test_a_killed_worker_leaves_nothing(region):
 
 
 def test_the_leak_check_sees_what_a_worker_holds():
-    from vmalloc.adapters.joblib import memory_usage
+    from vmalloc.joblib import memory_usage
 
     assert memory_usage(os.getpid(), force_gc=True) <= vmalloc.resident() * 1.5
