@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-# pyright: reportMissingImports=false
+# pyright: basic, reportMissingImports=false, reportOptionalMemberAccess=false
 """joblib: arguments and results by reference.
 
     import vmalloc.joblib

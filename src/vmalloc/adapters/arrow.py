@@ -22,7 +22,7 @@ from vmalloc.description import Description
 if TYPE_CHECKING:
     from vmalloc.region import Region
 
-__all__ = ["BufferAdapter", "TableAdapter", "put"]
+__all__ = ["BufferAdapter", "TableAdapter"]
 
 
 def _bytes_of(owner: Any, description: Description) -> memoryview:
@@ -115,18 +115,3 @@ def _write(table: Any, to: Any) -> None:
 
     with pa.ipc.new_stream(to, table.schema) as writer:
         writer.write_table(table)
-
-
-def put(table: Any, region: Region | None = None) -> Any:
-    """A copy of a pyarrow.Table in one block of a region (the default one), which goes as a single reference.
-
-    What lies so in the region already is returned as it is. Slices of it, and tables made from its columns,
-    go by reference too, a buffer at a time. OutOfPages, TypeError.
-    """
-    import pyarrow as pa
-
-    from vmalloc.reference import copy_in
-
-    if not isinstance(table, pa.Table):
-        raise TypeError(f"put() takes a pyarrow.Table, not a {type(table).__name__}: pa.table() makes one")
-    return copy_in(table, region)
