@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: MIT
+# pyright: basic
 """pyarrow tables in regions: `vmalloc.arrow.put(table)`."""
 
 from __future__ import annotations

@@ -414,7 +414,7 @@ def _reduce(x: object) -> Any:
 
 def reduce_as(x: Any, settings: Settings | None) -> Any:
     """The same by these settings, also where install() was not called."""
-    adapter = registry.adapter_for(cast("type[Any]", type(x)))
+    adapter = registry.adapter_for(type(x))  # pyright: ignore[reportUnknownArgumentType]
     holding, nbytes = adapter.holding(x), adapter.nbytes(x)
     if holding is not None and nbytes is not None and holding.region.closed:
         holding = None  # like private memory
