@@ -116,9 +116,11 @@ VM_API void vm_helper_stop(vm_region *r);
 VM_API void vm_helpers_resume(void); /* of all regions of this process */
 
 VM_API int vm_get_limits(vm_region *r, vm_limits *out);
-VM_API int vm_set_limits(vm_region *r, const vm_limits *limits);
+VM_API int vm_set_limit(vm_region *r, vm_limit which, uint64_t nr_pages); /* 0: none. EINVAL: which? */
 /* What each process holds, the most first; at most `room` of them. Returns how many, or a negative errno. */
 VM_API int vm_holdings(vm_region *r, size_t room, vm_holding *out);
+/* Bytes that this process's memory cgroup and those above it allow; UINT64_MAX: no limit. */
+VM_API uint64_t vm_cgroup_limit(void);
 VM_API int vm_explain(vm_region *r, uint64_t nr_pages, int error, vm_shortage *out);
 
 VM_API int vm_get_stats(vm_region *r, vm_stats *out);

@@ -35,7 +35,7 @@ typedef struct vm_options {
     bool huge;               /* huge pages where the system allows; long ranges lie for them */
     bool hardened;           /* of two frees of a range at once, by a mistake, one fails: slower */
     double lease_ttl_s;      /* an unclaimed lease outlives its owner so long; 0: 60 s      */
-    const char *name;        /* shown in /proc/PID/maps as memfd:vmalloc:NAME; may be NULL  */
+    const char *name;        /* memfd:vmalloc:NAME in /proc/PID/maps, or NULL; VM_REGION_NAME_BYTES_MAX */
 } vm_options;
 
 typedef struct vm_info {
@@ -83,6 +83,7 @@ typedef struct vm_limits {
     uint64_t quota_pages;      /* busy or in magazines, for each process: more is EDQUOT               */
     uint64_t floor_pages;      /* so many warm pages stay, however idle, unless memory is short        */
 } vm_limits;
+typedef enum vm_limit { VM_LIMIT, VM_SOFT_LIMIT, VM_QUOTA, VM_FLOOR } vm_limit; /* each of them */
 
 typedef struct vm_holding {
     uint32_t process, pid; /* slot; pid as its own pid namespace has it */

@@ -25,6 +25,7 @@ def pytest_report_header() -> str:
 
 def assert_at_rest(region: Any) -> None:
     """The invariants hold, and whatever was released can be had again."""
+    region.helper = False  # at rest means its, too
     region.check(at_rest=True)
     gc.collect()
     region.shrink()

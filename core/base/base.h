@@ -98,7 +98,7 @@ typedef struct vm_helper {
 typedef struct vm_marks vm_marks;
 
 struct vm_region {
-    uint64_t fast_attachment; /* `attachment`, or 0 while the fast paths are off (fault injection) */
+    uint64_t fast_attachment; /* vm__fast_attachment() */
     vm_map map;
     uint64_t attachment; /* which attachment of this process; a fork's child gets another number */
     const vm_pool_design *design;
@@ -126,10 +126,10 @@ struct vm_region {
     struct vm_region *next; /* all regions of the process [registry] */
 };
 
-/* What opens the hit paths. */
+/* What opens the hit paths; not 0, which a raw clone's wiped thread bears, nor what nobody's does. */
 static inline uint64_t vm__fast_attachment(const vm_region *r)
 {
-    return r->fail_every || r->map.flags & VM_FLAG_HARDENED ? 0 : r->attachment;
+    return r->fail_every || r->map.flags & VM_FLAG_HARDENED ? UINT64_MAX - 1 : r->attachment;
 }
 
 /* What one thread knows of a region: its slot and the words it writes, precomputed. The one context that functions
@@ -176,6 +176,8 @@ uint32_t vm__online_cpus(void);
 uint32_t vm__configured_cpus(void);
 uint32_t vm__pid(void);
 bool vm__is_stopped(uint32_t pid); /* by its state in /proc; undecidable means yes */
+bool vm__read_text(const char *path, char *text,
+                   size_t bytes); /* of /proc or a cgroup, ended by 0; false: it cannot be had */
 void vm__yield(void);
 int vm__start_thread(pthread_t *thread, const char *name, void *(*run)(void *), void *arg); /* it takes no signals */
 
@@ -184,9 +186,11 @@ int vm__start_thread(pthread_t *thread, const char *name, void *(*run)(void *), 
 int vm__note_file(vm_region *r); /* which file r->fd is, while it certainly is ours */
 bool vm__is_ours(const vm_region *r, int fd);
 void vm__close_ours(const vm_region *r, int fd); /* leaves it alone if it is another file's */
+void vm__close_same(int fd, uint64_t inode, uint64_t device); /* the same for a file that is no region of ours */
+int vm__identify(int fd, uint64_t *inode, uint64_t *device);
 int vm__above_standard_streams(int fd); /* the same file, under a number above 2 */
-int vm__open_region(
-    const vm_region *r); /* a new description of the region's file; -EBADF: nobody has it any more; -EMFILE, -ENFILE */
+/* A new description of the region's file. -EBADF: nobody has it any more; -EMFILE, -ENFILE. */
+int vm__open_region(const vm_region *r);
 int vm__fd(vm_region *r); /* a number of the region's file, a new one if need be; -EBADF */
 /* What keeps OFD locks: a description of our own, held by a mapping of one of its pages. */
 int vm__tie(const vm_region *r, vm_tie *tie); /* children inherit it until ... */
@@ -256,8 +260,8 @@ typedef enum {
 } vm_rank;
 
 enum {
-    VM_LOCK_BRIEF = 1
-        << 11, /* EAGAIN after some milliseconds: the caller has another way; enough to steal a dead one's */
+    /* EAGAIN after some milliseconds, for who has another way; enough to steal a dead one's. */
+    VM_LOCK_BRIEF = 1 << 11,
     VM_LOCK_FLAGS = VM_NO_WAIT | VM_LOCK_BRIEF,
 };
 /* Take a lock: 0, or EAGAIN (VM_NO_WAIT), EBUSY, EINTR. The caller mends what it protects if needs_mending. */

@@ -45,15 +45,24 @@ int vm__above_standard_streams(int fd)
     return moved;
 }
 
-int vm__note_file(vm_region *r)
+int vm__identify(int fd, uint64_t *inode, uint64_t *device)
 {
     struct stat st;
-    if (fstat(r->fd, &st) < 0)
+    if (fstat(fd, &st) < 0)
         return -errno;
-    r->inode = st.st_ino;
-    r->device = st.st_dev;
+    *inode = st.st_ino;
+    *device = st.st_dev;
     return 0;
 }
+
+void vm__close_same(int fd, uint64_t inode, uint64_t device)
+{
+    uint64_t inode_now, device_now;
+    if (fd >= 0 && vm__identify(fd, &inode_now, &device_now) == 0 && inode_now == inode && device_now == device)
+        close(fd);
+}
+
+int vm__note_file(vm_region *r) { return vm__identify(r->fd, &r->inode, &r->device); }
 
 /* ---- a new description ---- */
 

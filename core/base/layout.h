@@ -167,10 +167,12 @@ static inline const uint32_t *vm__magazine_top(const vm_magazine *m, uint64_t he
 }
 _Static_assert(sizeof(vm_magazine) == 128, "two cache lines");
 
+#define VM_SLOT_HELPER (1ull << 31) /* a helper's: no thread of the program */
+
 /* Slots 0..VM_PROCESSES-1 belong to the process of that number and serve its threads that got no
  * slot of their own, one at a time; the rest are handed out to threads. */
 typedef struct vm_slot {
-    _Alignas(4096) uint64_t state; /* incarnation << 32 | process << 1 | used */
+    _Alignas(4096) uint64_t state; /* incarnation << 32 | VM_SLOT_HELPER | process << 1 | used */
     uint32_t in_operation; /* 1 between entry and exit of what uses the magazines, but for the hits */
     vm_token drain;        /* who empties these magazines; the owner then bypasses them           */
     uint64_t lock_wait_ns;         /* counters: written by the owner only                        */
@@ -202,8 +204,8 @@ typedef struct vm_node {
     _Alignas(64) uint32_t lazy_head; /* page + 1; pushed by anybody, detached whole under purge_lock */
     uint32_t pad;
     _Alignas(64) vm_pool pool[VM_POOL_PAGES_MAX];
-    uint32_t
-        low[VM_POOL_PAGES_MAX]; /* hint: fewest ranges of each pool since the last turn of a watch (mend/decay.c) */
+    /* Hint: fewest ranges of each pool since the last turn of a watch (mend/decay.c). */
+    uint32_t low[VM_POOL_PAGES_MAX];
 } vm_node;
 _Static_assert(sizeof(vm_node) == 128 + VM_POOL_PAGES_MAX * 20, "region format");
 

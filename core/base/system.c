@@ -6,11 +6,13 @@
 
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <linux/magic.h>
 #include <linux/membarrier.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -65,16 +67,34 @@ uint32_t vm__configured_cpus(void)
 }
 
 uint32_t vm__pid(void) { return (uint32_t)getpid(); }
+
+/* Another thread may close every descriptor, and open a file of its own under this number: that one stays open. */
+static void close_if_kernels(int fd)
+{
+    struct statfs there;
+    if (fstatfs(fd, &there) == 0
+        && (there.f_type == PROC_SUPER_MAGIC || there.f_type == CGROUP_SUPER_MAGIC
+            || there.f_type == CGROUP2_SUPER_MAGIC))
+        close(fd);
+}
+
+bool vm__read_text(const char *path, char *text, size_t bytes)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return false;
+    ssize_t n = read(fd, text, bytes - 1);
+    close_if_kernels(fd);
+    text[n < 0 ? 0 : n] = 0;
+    return n >= 0;
+}
+
 /* The state is the letter behind the last bracket of /proc/PID/stat. */
 bool vm__is_stopped(uint32_t pid)
 {
-    char path[32], text[512];
+    char path[32], text[512] = "";
     snprintf(path, sizeof path, "/proc/%u/stat", pid);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
-    if (fd >= 0)
-        close(fd);
-    text[n < 0 ? 0 : n] = 0;
+    vm__read_text(path, text, sizeof text);
     const char *name_end = strrchr(text, ')');
     return !name_end || name_end[1] != ' ' || strchr("TtDZX", name_end[2]);
 }

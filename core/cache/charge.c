@@ -33,9 +33,9 @@ void vm__count_held(const vm_region *r, bool once, uint64_t held[VM_PROCESSES])
         uint32_t owner = vm__owner(w);
         if (vm__is_shared(w))
             count_holders(r, page, vm__len(w), once, held);
-        else if ((s == VM_BUSY || s == VM_FREEING) && owner < VM_PROCESSES)
+        else if ((s == VM_BUSY || s == VM_FREEING) && !vm__process_is_retired(r, owner, vm__inc(w)))
             held[owner] += vm__len(w);
-        else if (s == VM_CACHED && owner < r->map.nr_threads)
+        else if (s == VM_CACHED && !vm__owner_is_retired(r, w))
             held[vm__slot_process(VM_RELAXED(&r->map.slots[owner].state))] += vm__len(w);
     }
 }

@@ -7,7 +7,7 @@
  */
 #include "cache.h"
 
-/* Where a range goes that nobody references any more; its word is MOVING(t). The length is from a word that a
+/* Its word is MOVING(t). The length is from a word that a
  * neighbour may have scribbled over: what is no range is left to the words, which do not parse then. */
 static void release(vm_thread *t, uint64_t page, uint64_t nr_pages, bool may_keep)
 {
@@ -29,7 +29,10 @@ void vm__release(vm_thread *t, uint64_t page, uint64_t nr_pages) { release(t, pa
 
 void vm__pass_back(vm_thread *t, uint64_t page, uint64_t nr_pages)
 {
-    release(t, page, nr_pages, nr_pages < VM_FLOW_PAGES);
+    bool may_keep = nr_pages < VM_FLOW_PAGES;
+    if (may_keep)
+        vm__charge(t->region, nr_pages); /* others' until now */
+    release(t, page, nr_pages, may_keep);
 }
 
 void vm__release_or_keep(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_foreign, vm_range *kept)

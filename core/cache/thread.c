@@ -77,7 +77,7 @@ static bool claim_thread(vm_thread *t)
     return false;
 }
 
-/* The other half of t's life, where it has a slot of its own: the hit paths are open to it. */
+/* Where t has a slot of its own, the hit paths are open to it. */
 static void open_fast_paths(vm_thread *t) { t->fast_attachment = t->fast_pages ? t->attachment : UINT64_MAX; }
 
 /* A thread that found every slot taken has looked at all of them. One may be free by now: now and then look at a few. */
@@ -156,8 +156,10 @@ static void find_slot(vm_thread *t)
 
 void vm__thread_borrow(vm_region *r, vm_thread *t)
 {
-    *t = (vm_thread){.region = r, .attachment = r->attachment, .fast_attachment = UINT64_MAX};
+    *t = (vm_thread){.region = r, .attachment = r->attachment, .fast_attachment = UINT64_MAX, .may_not_ask = true};
     find_slot(t);
+    if (!t->common)
+        VM_OR(&t->slot->state, VM_SLOT_HELPER);
 }
 
 void vm__thread_return(vm_thread *t) { leave_region(t); }

@@ -3,7 +3,7 @@
  * Alloc: the way of a request, top to bottom.
  *
  *   magazine -> pool (this CPU's node, then neighbours) -> warm (freed ranges, by size) -> space
- *            -> purge once, retry -> shrink and drain, retry -> recover the dead, retry -> ENOSPC
+ *            -> make room (vm__make_room(), cheapest first, a retry after each) -> ENOSPC
  *
  * The magazine step is here, inline, because it is the hot path: plain stores, no locked
  * instruction, between an entry and an exit mark that let a neighbour drain this slot safely
@@ -81,8 +81,8 @@ static bool loosen(vm_thread *t, uint64_t nr_pages)
 static int take_cold(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out)
 {
     if (vm_unlikely(vm__lazy_is_due(t->region)) && !(flags & VM_NO_PURGE))
-        vm__purge_step(t, 2 * nr_pages > VM_PURGE_STEP_PAGES ? 2 * nr_pages : VM_PURGE_STEP_PAGES,
-                       VM_PURGE_STEP_RANGES, 0);
+        vm__purge_step(t, 2 * nr_pages > VM_PURGE_STEP_PAGES ? 2 * nr_pages : VM_PURGE_STEP_PAGES, VM_PURGE_STEP_RANGES,
+                       0);
     int rc = -ENOSPC;
     if (nr_pages <= t->fast_pages && align_pages == 1)
         rc = vm__magazine_stock(t, nr_pages, flags & VM_NO_WAIT, out);

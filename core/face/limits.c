@@ -14,21 +14,23 @@ int vm_get_limits(vm_region *r, vm_limits *out)
     return 0;
 }
 
-static void change(uint64_t *at, uint64_t pages)
-{
-    if (VM_RELAXED(at) != pages)
-        VM_STORE(at, pages);
-}
-
-int vm_set_limits(vm_region *r, const vm_limits *limits)
+int vm_set_limit(vm_region *r, vm_limit which, uint64_t nr_pages)
 {
     vm_header *h = r->map.h;
     if (!vm__thread(r))
         return vm__thread_error(r);
-    change(&h->limit_pages, limits->limit_pages);
-    change(&h->soft_limit_pages, limits->soft_limit_pages);
-    change(&h->quota_pages, limits->quota_pages);
-    change(&h->floor_pages, limits->floor_pages);
+    int health = vm__health(r);
+    if (vm_unlikely(health))
+        return health;
+    uint64_t *const at[] = {
+        [VM_LIMIT] = &h->limit_pages,
+        [VM_SOFT_LIMIT] = &h->soft_limit_pages,
+        [VM_QUOTA] = &h->quota_pages,
+        [VM_FLOOR] = &h->floor_pages,
+    };
+    if ((unsigned)which >= sizeof at / sizeof *at)
+        return -EINVAL;
+    VM_STORE(at[which], nr_pages);
     return 0;
 }
 
@@ -55,6 +57,8 @@ int vm_holdings(vm_region *r, size_t room, vm_holding *out)
     memcpy(out, all, nr * sizeof *all);
     return (int)nr;
 }
+
+uint64_t vm_cgroup_limit(void) { return vm__cgroup_limit(); }
 
 /* ---- why not ---- */
 

@@ -24,6 +24,8 @@ static int check_options(const vm_options *o)
         return -EINVAL;
     if (o->nr_nodes > VM_NODES_MAX || o->nr_threads > VM_THREADS_MAX)
         return -EINVAL;
+    if (o->name && strlen(o->name) > VM_REGION_NAME_BYTES_MAX)
+        return -EINVAL;
     return 0;
 }
 

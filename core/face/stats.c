@@ -44,7 +44,7 @@ static void add_counters(const vm_region *r, vm_stats *s)
             continue;
         const vm_slot *slot = &r->map.slots[i];
         uint64_t state = VM_ACQUIRE(&slot->state);
-        s->nr_thread_slots += i >= VM_PROCESSES && state & 1;
+        s->nr_thread_slots += i >= VM_PROCESSES && state & 1 && !(state & VM_SLOT_HELPER);
         s->nr_alloc += VM_RELAXED(&slot->nr_alloc);
         s->nr_pool_hit += VM_RELAXED(&slot->nr_pool_hit);
         s->nr_lazy_hit += VM_RELAXED(&slot->nr_lazy_hit);

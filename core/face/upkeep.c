@@ -61,6 +61,9 @@ int vm_expire_leases(vm_region *r, uint64_t older_than_ns, uint64_t *nr_ended)
     uint64_t nr = 0;
     if (!t)
         return vm__thread_error(r);
+    int health = vm__health(r);
+    if (vm_unlikely(health))
+        return health;
     vm__enter(t);
     int rc = vm__recover_dead(t, 0, NULL);
     if (rc == 0)

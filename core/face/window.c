@@ -12,7 +12,8 @@
 
 struct vm_window {
     vm_header h; /* as checked once; offsets are ours */
-    int fd;
+    int fd;      /* of the file that it was then */
+    uint64_t inode, device;
 };
 
 int vm_window_open(int fd, bool is_given, vm_window **out)
@@ -24,6 +25,8 @@ int vm_window_open(int fd, bool is_given, vm_window **out)
         return -ENOMEM;
     w->fd = -1;
     int rc = vm__pages_open(fd, &w->fd, &w->h, &file_bytes, &is_allowed);
+    if (rc == 0)
+        rc = vm__identify(w->fd, &w->inode, &w->device);
     if (rc == 0)
         rc = vm__check_header(&w->h, file_bytes);
     if (rc == 0 && !is_allowed && !is_given)
@@ -40,7 +43,7 @@ int vm_window_open(int fd, bool is_given, vm_window **out)
 
 void vm_window_close(vm_window *w)
 {
-    vm__pages_close(w->fd);
+    vm__close_same(w->fd, w->inode, w->device);
     free(w);
 }
 

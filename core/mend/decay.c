@@ -148,14 +148,15 @@ static void turn_slot(vm_thread *t, vm_watch *w, uint32_t i)
     *before = now;
 }
 
-static void turn_slots(vm_thread *t, vm_watch *w)
+/* Each may wait a little for its owner, so it may be broken off: the rest turn next time. */
+static void turn_slots(vm_thread *t, vm_watch *w, bool (*go_on)(vm_thread *))
 {
     vm_region *r = t->region;
     if (!r->design->has_magazines || !r->can_drain)
         return;
     uint64_t lazy = lazy_pages(r);
-    for (uint32_t i = VM_PROCESSES; i < r->map.nr_threads; i++)
-        if (i != t->index && vm__slot_was_used(r, i))
+    for (uint32_t i = VM_PROCESSES; i < r->map.nr_threads && vm__slot_was_used(r, i) && go_on(t); i++)
+        if (i != t->index)
             turn_slot(t, w, i);
     uint64_t after = lazy_pages(r), drained = after > lazy ? after - lazy : 0;
     w->lazy_low += drained;
@@ -174,7 +175,7 @@ static void sink_to_use(vm_thread *t, uint64_t high)
     vm__space_unlock(t);
 }
 
-static void turn(vm_thread *t, vm_watch *w)
+static void turn(vm_thread *t, vm_watch *w, bool (*go_on)(vm_thread *))
 {
     vm_region *r = t->region;
     vm_header *h = r->map.h;
@@ -192,10 +193,22 @@ static void turn(vm_thread *t, vm_watch *w)
             if (low != nr)
                 VM_PUT(&n->low[k], nr);
         }
-    turn_slots(t, w);
+    turn_slots(t, w, go_on);
 }
 
 /* ---- the round ---- */
+
+/* Files are read for it: not at every tick. */
+static vm_pressure look_at_memory(vm_region *r, vm_watch *w)
+{
+    if (w->nr_ticks % VM_RECOVER_TICKS == 0) {
+        uint32_t sources = 0;
+        w->pressure = vm__memory_pressure(&sources);
+        VM_PUT(&r->map.h->pressure, w->pressure);
+        VM_PUT(&r->map.h->pressure_sources, sources);
+    }
+    return w->pressure;
+}
 
 static void look_for_deaths(vm_thread *t, const vm_watch *w)
 {
@@ -205,19 +218,25 @@ static void look_for_deaths(vm_thread *t, const vm_watch *w)
         vm__purge_scan(t, VM_LOCK_BRIEF, NULL, NULL);
 }
 
+/* What went to space with its pages while that was short. */
+static uint64_t discard_dirty(vm_thread *t, bool (*go_on)(vm_thread *))
+{
+    uint64_t pages = 0, step = 1;
+    while (step && go_on(t))
+        pages += step = vm__purge_dirty(t, VM_DIRTY_STEP_PAGES);
+    return pages;
+}
+
 static uint64_t decay(vm_thread *t, vm_watch *w, bool (*go_on)(vm_thread *))
 {
     vm_region *r = t->region;
-    uint32_t sources = 0;
-    vm_pressure pressure = vm__memory_pressure(&sources);
-    VM_PUT(&r->map.h->pressure, pressure);
-    VM_PUT(&r->map.h->pressure_sources, sources);
+    vm_pressure pressure = look_at_memory(r, w);
     uint64_t pages = decay_lazy(t, w, pressure, go_on);
     for (uint32_t i = 0; i < r->map.nr_nodes && go_on(t); i++)
         pages += decay_pools(t, w, i, pressure);
     if (w->nr_ticks % VM_TURN_TICKS == 0) {
-        pages += vm__is_tight(r) ? 0 : vm__purge_dirty(t);
-        turn(t, w);
+        pages += vm__is_tight(r) ? 0 : discard_dirty(t, go_on);
+        turn(t, w, go_on);
     }
     return pages;
 }

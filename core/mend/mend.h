@@ -25,7 +25,8 @@ uint64_t vm__purge_step(vm_thread *t, uint64_t most_pages, uint32_t most_ranges,
 /* A decay of one node's pools and nothing else: by `quota`, a number for each size. Returns the pages. */
 uint64_t vm__purge_pools(vm_thread *t, uint32_t node, const uint32_t *quota);
 bool vm__pools_to_warm(vm_thread *t); /* false: somebody purges just now */
-uint64_t vm__purge_dirty(vm_thread *t); /* what is free and may be resident; returns the pages */
+uint64_t vm__purge_dirty(vm_thread *t,
+                         uint64_t most_pages); /* of what is free and may be resident; returns the pages */
 bool vm__purge_is_behind(vm_region *r); /* a death may have hidden something from the lists */
 void vm__count_tick(vm_thread *t, uint64_t decayed_pages);
 /* A purge in scan mode; `then` runs after a complete one, still under purge_lock. */
@@ -47,6 +48,7 @@ typedef struct vm_slot_seen {
 struct vm_watch {
     uint64_t ticked_ns; /* when the last round was; 0: never */
     uint32_t nr_ticks;
+    vm_pressure pressure; /* as it was looked at last */
     uint64_t lazy_low;  /* of the turn before this one, as the next two */
     uint64_t live_high;
     uint32_t *low;      /* of each pool of each node */

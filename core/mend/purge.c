@@ -128,7 +128,7 @@ static int try_lock_purge(vm_thread *t)
     vm_token owner = VM_ACQUIRE(&r->map.h->purge_lock.owner) & VM_TOKEN_MASK;
     if (++t->nr_purges_left % LOOK_FOR_DEATH_EVERY || !owner || !vm__owner_is_dead(r, owner))
         return -EAGAIN;
-    return vm__lock(t, &r->map.h->purge_lock, 0);
+    return vm__lock(t, &r->map.h->purge_lock, VM_LOCK_BRIEF);
 }
 
 static int lock_purge(vm_thread *t, unsigned flags)
@@ -152,7 +152,7 @@ int vm__purge(vm_thread *t, unsigned flags, uint64_t *pages_returned)
     vm__expire_leases(t, VM_NO_WAIT, 0, NULL); /* somebody has the lock: the next purge, then */
     rc = VM_ACQUIRE(&r->map.h->purge_needs_scan) ? scan_and_collect(t, flags, true, &b) : collect(t, flags, true, &b);
     if (!(flags & VM_PURGE_UNPUNCHED) && VM_RELAXED(&r->map.h->dirty_pages))
-        vm__space_collect_dirty(t, flags & VM_NO_WAIT, &b);
+        vm__space_collect_dirty(t, UINT64_MAX, flags & VM_LOCK_FLAGS, &b);
     int returned = return_to_space(t, &b, flags);
     if (!(flags & VM_PURGE_UNPUNCHED))
         sink_peak(t, 0);
@@ -182,10 +182,6 @@ static uint64_t end_step(vm_thread *t, vm_batch *b, bool gave_back)
     vm__unlock(t, &h->purge_lock);
     free(b->piece);
     return pages;
-    VM_PUT(&h->nr_purged_pages, h->nr_purged_pages + pages);
-    VM_PUT(&h->nr_steps, h->nr_steps + 1);
-    if (h->nr_steps % VM_PEAK_SINK_STEPS == 0)
-        sink_peak(t, VM_NO_WAIT);
 }
 
 /* A bounded part of a purge, for a thread that has something else to do: it takes the oldest lazy ranges, waits for nobody,
@@ -211,12 +207,12 @@ uint64_t vm__purge_pools(vm_thread *t, uint32_t node, const uint32_t *quota)
     return end_step(t, &b, true);
 }
 
-uint64_t vm__purge_dirty(vm_thread *t)
+uint64_t vm__purge_dirty(vm_thread *t, uint64_t most_pages)
 {
     vm_batch b = {0};
     if (!VM_RELAXED(&t->region->map.h->dirty_pages) || !try_to_step(t))
         return 0;
-    if (vm__space_collect_dirty(t, VM_NO_WAIT, &b) == 0)
+    if (vm__space_collect_dirty(t, most_pages, VM_NO_WAIT, &b) == 0)
         return_to_space(t, &b, VM_NO_WAIT);
     return end_step(t, &b, true);
 }

@@ -204,6 +204,7 @@ static int adopt(vm_thread *t, uint64_t page, uint64_t id, vm_range *out, bool *
         return rc ? rc : -ESTALE;
     }
     count_one(r, page, id);
+    vm__charge(r, len);
     *out = (vm_range){page, len, id, false};
     return 0;
 }

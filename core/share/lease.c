@@ -344,12 +344,12 @@ static int compare_ages(const void *a, const void *b)
 }
 
 /* Kept ones whose sender has been dead for its time. */
-static size_t collect_old(vm_region *r, old_lease *old)
+static size_t collect_old(vm_region *r, old_lease *old, uint32_t nr_entries)
 {
     VM_ASSERT_RANK_HELD(r, VM_RANK_LEASE);
     size_t nr = 0;
     uint64_t now = vm__now_ns();
-    for (uint32_t i = 0; i < entries_used(r); i++) {
+    for (uint32_t i = 0; i < nr_entries; i++) {
         const vm_lease_entry *e = &r->map.leases[i];
         uint64_t deadline = VM_RELAXED(&e->deadline_ns), id = VM_ACQUIRE(&e->id);
         if (id && deadline && deadline <= now && VM_RELAXED(&e->owner) & VM_LEASE_KEPT)
@@ -381,10 +381,11 @@ int vm__end_oldest(vm_thread *t, uint64_t nr_pages, uint64_t *nr_ended)
     int rc = vm__lease_lock(t, 0);
     if (rc)
         return rc;
-    size_t bytes = (entries_used(r) + 1) * sizeof(old_lease);
+    uint32_t nr_entries = entries_used(r); /* once: a neighbour may scribble over it meanwhile */
+    size_t bytes = (nr_entries + 1) * sizeof(old_lease);
     old_lease *old = vm__private_pages(bytes, false);
     if (old)
-        *nr_ended = end_oldest(t, old, collect_old(r, old), nr_pages);
+        *nr_ended = end_oldest(t, old, collect_old(r, old, nr_entries), nr_pages);
     vm__unlock(t, &r->map.h->lease_lock);
     if (old)
         vm__private_free(old, bytes);

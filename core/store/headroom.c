@@ -5,24 +5,9 @@
  */
 #include "store.h"
 
-#include <fcntl.h>
 #include <stdio.h>
-#include <unistd.h>
 
 #define MARGIN_BYTES (16ull << 20)
-
-static bool read_text(const char *path, char *text, size_t bytes)
-{
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return false;
-    ssize_t n = read(fd, text, bytes - 1);
-    close(fd);
-    if (n < 0)
-        return false;
-    text[n] = 0;
-    return true;
-}
 
 static uint64_t number_after(const char *text, const char *key)
 {
@@ -34,7 +19,7 @@ static uint64_t read_number(const char *dir, const char *file)
 {
     char path[512], text[64];
     snprintf(path, sizeof path, "%s/%s", dir, file);
-    if (!read_text(path, text, sizeof text) || text[0] < '0' || text[0] > '9')
+    if (!vm__read_text(path, text, sizeof text) || text[0] < '0' || text[0] > '9')
         return UINT64_MAX; /* missing or "max" */
     return strtoull(text, NULL, 10);
 }
@@ -48,7 +33,7 @@ static uint64_t cgroup_left(const char *dir, const char *limit_file, const char 
     if (limit == UINT64_MAX || usage == UINT64_MAX)
         return UINT64_MAX;
     snprintf(path, sizeof path, "%s/memory.stat", dir);
-    if (read_text(path, text, sizeof text))
+    if (vm__read_text(path, text, sizeof text))
         cache = number_after(text, "\ninactive_file ");
     usage = usage > cache ? usage - cache : 0;
     uint64_t margin = limit / 16 > MARGIN_BYTES ? limit / 16 : MARGIN_BYTES;
@@ -65,7 +50,7 @@ typedef struct cgroup {
 static void each_cgroup(void (*look)(const cgroup *, void *), void *arg)
 {
     char text[4096], dir[400];
-    if (!read_text("/proc/self/cgroup", text, sizeof text))
+    if (!vm__read_text("/proc/self/cgroup", text, sizeof text))
         return;
     for (char *save = NULL, *line = strtok_r(text, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
         bool v2 = strncmp(line, "0::", 3) == 0, v1 = strstr(line, ":memory:") != NULL;
@@ -89,6 +74,24 @@ static uint64_t left_in(const cgroup *g)
 {
     return g->is_v2 ? cgroup_left(g->dir, "memory.max", "memory.current")
                     : cgroup_left(g->dir, "memory.limit_in_bytes", "memory.usage_in_bytes");
+}
+
+static uint64_t limit_of(const cgroup *g)
+{
+    return read_number(g->dir, g->is_v2 ? "memory.max" : "memory.limit_in_bytes");
+}
+
+static void keep_least_limit(const cgroup *g, void *arg)
+{
+    uint64_t *least = arg, limit = limit_of(g);
+    *least = limit < *least ? limit : *least;
+}
+
+uint64_t vm__cgroup_limit(void)
+{
+    uint64_t least = UINT64_MAX;
+    each_cgroup(keep_least_limit, &least);
+    return least;
 }
 
 static void keep_least(const cgroup *g, void *arg)
@@ -123,7 +126,7 @@ uint64_t vm__resident_pages(const vm_region *r)
 static uint64_t memory_available(void)
 {
     char text[2048];
-    bool is_told = read_text("/proc/meminfo", text, sizeof text) && strstr(text, "MemAvailable:");
+    bool is_told = vm__read_text("/proc/meminfo", text, sizeof text) && strstr(text, "MemAvailable:");
     return is_told ? number_after(text, "MemAvailable:") << 10 : UINT64_MAX;
 }
 
@@ -162,7 +165,7 @@ static vm_pressure by_what_is_left(uint64_t left, uint64_t of)
 static void look_at_stalls(const char *path, looked *l)
 {
     char text[256];
-    if (!read_text(path, text, sizeof text) || !strstr(text, "some avg10="))
+    if (!vm__read_text(path, text, sizeof text) || !strstr(text, "some avg10="))
         return;
     uint64_t stalled = number_after(text, "some avg10=");
     note(l, VM_PRESSURE_BY_STALLS,
@@ -174,7 +177,7 @@ static void look_at_stalls(const char *path, looked *l)
 static void look_at_cgroup(const cgroup *g, void *arg)
 {
     char path[512];
-    uint64_t limit = read_number(g->dir, g->is_v2 ? "memory.max" : "memory.limit_in_bytes"), left = left_in(g);
+    uint64_t limit = limit_of(g), left = left_in(g);
     snprintf(path, sizeof path, "%s/memory.pressure", g->dir);
     if (g->is_v2)
         look_at_stalls(path, arg);

@@ -22,7 +22,7 @@
 int vm__pages_create(const char *name, uint64_t bytes, int *fd)
 {
     struct rlimit file_size;
-    char full[128];
+    char full[sizeof "vmalloc:" + VM_REGION_NAME_BYTES_MAX]; /* check_options() (region.c) */
     if (getrlimit(RLIMIT_FSIZE, &file_size) == 0 && file_size.rlim_cur != RLIM_INFINITY && bytes > file_size.rlim_cur)
         return -EFBIG; /* ftruncate would raise SIGXFSZ */
     if (bytes > INT64_MAX)
@@ -121,12 +121,6 @@ int vm__pages_read(int fd, uint64_t offset, uint64_t bytes, void *out)
         done += n > 0 ? (uint64_t)n : 0;
     }
     return 0;
-}
-
-void vm__pages_close(int fd)
-{
-    if (fd >= 0)
-        close(fd);
 }
 
 /* ---- given back ---- */

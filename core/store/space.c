@@ -121,7 +121,8 @@ void vm__space_grant(vm_thread *t, uint64_t used, uint64_t most)
     VM_PUT(&r->map.h->granted_pages, used + slack < most ? used + slack : most);
 }
 
-/* May nr_pages more leave space, by the limit and by what the machine has left? */
+/* May nr_pages more leave space, by the limit and by what the machine has left? Free pages that may be resident still take
+ * memory: they count beside what is used, since what is taken need not be they. */
 int vm__space_fits(vm_thread *t, uint64_t nr_pages)
 {
     vm_region *r = t->region;
@@ -130,10 +131,12 @@ int vm__space_fits(vm_thread *t, uint64_t nr_pages)
     uint64_t used = used_pages(r), limit = VM_RELAXED(&h->limit_pages);
     if (limit && used + nr_pages > limit)
         return -ENOSPC;
-    if (r->map.flags & VM_FLAG_NO_DATA || used + nr_pages <= VM_RELAXED(&h->granted_pages))
+    uint64_t dirty = VM_RELAXED(&h->dirty_pages);
+    uint64_t resident = used + nr_pages + (dirty < r->map.nr_pages ? dirty : 0);
+    if (r->map.flags & VM_FLAG_NO_DATA || resident <= VM_RELAXED(&h->granted_pages))
         return 0;
-    vm__space_grant(t, used + nr_pages, vm__headroom_pages(r));
-    return used + nr_pages <= VM_RELAXED(&h->granted_pages) ? 0 : -ENOSPC;
+    vm__space_grant(t, resident, vm__headroom_pages(r));
+    return resident <= VM_RELAXED(&h->granted_pages) ? 0 : -ENOSPC;
 }
 
 /* Pages outside space that are not lazy: what sets the threshold must not count what the threshold allows. */
@@ -275,41 +278,68 @@ uint32_t vm__space_take_many(vm_thread *t, uint64_t nr_pages, uint32_t max, unsi
 /* What a free range counts for in dirty_pages. */
 static uint64_t dirty_of(vm_word w) { return w & VM_WORD_DIRTY ? vm__len(w) : 0; }
 
+/* The free range that ends where `page` begins, by its word; 0: there is none, or the index lied. */
+static vm_word free_before(vm_region *r, uint64_t page, uint64_t *start)
+{
+    if (!page || !vm__index_is_free(&r->map, page - 1))
+        return 0;
+    *start = vm__index_run_start(&r->map, page - 1);
+    vm_word w = vm__word_at(r, *start);
+    if (w && vm__state(w) == VM_FREE && *start + vm__len(w) == page)
+        return w;
+    VM_PUT(&r->map.h->space_lock.needs_mending, 1);
+    return 0;
+}
+
+static vm_word free_at(const vm_region *r, uint64_t page)
+{
+    vm_word w = vm__index_is_free(&r->map, page) ? vm__word_at(r, page) : 0;
+    return w && vm__state(w) == VM_FREE ? w : 0;
+}
+
+/* A word says of a whole free range whether it may be resident. Where a few pages would make a long clean range so, they are
+ * given back instead: words of what is about to be one range. True: all of it is clean now. */
+static bool clean_what_is_little(vm_region *r, uint64_t start, const vm_word parts[3])
+{
+    uint64_t dirty = 0, all = 0;
+    for (int i = 0; i < 3; i++) {
+        dirty += dirty_of(parts[i]);
+        all += vm__len(parts[i]);
+    }
+    if (dirty == 0 || dirty > VM_DIRTY_STEP_PAGES || all - dirty <= VM_MUCH_CLEAN_FACTOR * dirty)
+        return dirty == 0;
+    for (int i = 0; i < 3; start += vm__len(parts[i++]))
+        if (dirty_of(parts[i]) && vm__pages_discard(r, start, vm__len(parts[i])) != 0)
+            return false;
+    return true;
+}
+
 /* Give a range back: its word is ours (PURGING or MOVING). Merges with both neighbours. */
 void vm__space_put(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_dirty)
 {
     vm_region *r = t->region;
     VM_ASSERT_HELD(t, &r->map.h->space_lock);
-    uint64_t dirty = is_dirty ? VM_WORD_DIRTY : 0, start = page, end = page + nr_pages, was_dirty = 0;
-    vm_word right = vm__index_is_free(&r->map, end) ? vm__word_at(r, end) : 0;
-    if (right && vm__state(right) == VM_FREE) {
-        end += vm__len(right);
-        dirty |= right & VM_WORD_DIRTY;
-        was_dirty += dirty_of(right);
-        VM_PUT(&r->map.h->nr_merges, VM_RELAXED(&r->map.h->nr_merges) + 1);
-    }
+    uint64_t start = page;
+    vm_word left = free_before(r, page, &start), right = free_at(r, page + nr_pages);
+    start = left ? start : page;
+    vm_word own = vm__word(VM_FREE, is_dirty ? VM_WORD_DIRTY : 0, nr_pages, 0, 0), parts[3] = {left, own, right};
+    uint64_t was_dirty = dirty_of(left) + dirty_of(right), end = page + nr_pages + vm__len(right);
+    uint64_t dirty = clean_what_is_little(r, start, parts) ? 0 : VM_WORD_DIRTY;
     VM_STORE(&r->map.heads[page].word, vm__word(VM_FREE, dirty, end - page, 0, 0));
-    if (page && vm__index_is_free(&r->map, page - 1)) {
-        uint64_t before = vm__index_run_start(&r->map, page - 1);
-        vm_word left = vm__word_at(r, before);
-        if (left && vm__state(left) == VM_FREE && before + vm__len(left) == page) {
-            start = before;
-            dirty |= left & VM_WORD_DIRTY;
-            was_dirty += dirty_of(left);
-            VM_STORE(&r->map.heads[start].word, vm__word(VM_FREE, dirty, end - start, 0, 0));
-            VM_PUT(&r->map.h->nr_merges, VM_RELAXED(&r->map.h->nr_merges) + 1);
-        } else {
-            VM_PUT(&r->map.h->space_lock.needs_mending, 1); /* the index lied */
-        }
-    }
+    if (left)
+        VM_STORE(&r->map.heads[start].word, vm__word(VM_FREE, dirty, end - start, 0, 0));
+    if (left || right)
+        VM_PUT(&r->map.h->nr_merges, VM_RELAXED(&r->map.h->nr_merges) + (left != 0) + (right != 0));
     vm__index_set(&r->map, page, nr_pages, false);
     VM_PUT(&r->map.h->free_pages, VM_RELAXED(&r->map.h->free_pages) + nr_pages);
-    if (dirty)
-        VM_PUT(&r->map.h->dirty_pages, VM_RELAXED(&r->map.h->dirty_pages) + (end - start) - was_dirty);
+    uint64_t now_dirty = dirty ? end - start : 0;
+    if (now_dirty != was_dirty)
+        VM_PUT(&r->map.h->dirty_pages, VM_RELAXED(&r->map.h->dirty_pages) + now_dirty - was_dirty);
 }
 
-/* Every free range that may be resident becomes PURGING(t), for its pages to be given back. */
-int vm__space_collect_dirty(vm_thread *t, unsigned flags, vm_batch *out)
+/* Free ranges that may be resident become PURGING(t), until they are so many pages, for their pages to be given back. Whole
+ * ones: a part that comes back clean would be merged with the rest, and dirty again. */
+int vm__space_collect_dirty(vm_thread *t, uint64_t most_pages, unsigned flags, vm_batch *out)
 {
     vm_region *r = t->region;
     uint64_t page = 0, taken = 0;
@@ -317,16 +347,19 @@ int vm__space_collect_dirty(vm_thread *t, unsigned flags, vm_batch *out)
     int rc = vm__space_lock(t, flags);
     if (rc)
         return rc;
-    for (vm_word w; (w = vm__word_at(r, page)); page += vm__len(w)) {
+    vm_word w = vm__word_at(r, page);
+    for (uint64_t len; w && taken < most_pages; page += len, w = vm__word_at(r, page)) {
+        len = vm__len(w);
         if (vm__state(w) != VM_FREE || !(w & VM_WORD_DIRTY))
             continue;
-        VM_STORE(&r->map.heads[page].word, vm__purging(t, vm__len(w)));
-        vm__index_set(&r->map, page, vm__len(w), true);
-        vm__batch_add(t, out, page, vm__len(w));
-        taken += vm__len(w);
+        VM_STORE(&r->map.heads[page].word, vm__purging(t, len));
+        vm__index_set(&r->map, page, len, true);
+        vm__batch_add(t, out, page, len);
+        taken += len;
     }
+    uint64_t dirty = VM_RELAXED(&r->map.h->dirty_pages);
     VM_PUT(&r->map.h->free_pages, VM_RELAXED(&r->map.h->free_pages) - taken);
-    VM_PUT(&r->map.h->dirty_pages, 0);
+    VM_PUT(&r->map.h->dirty_pages, w && dirty > taken ? dirty - taken : 0);
     vm__space_unlock(t);
-    return page == r->map.nr_pages ? 0 : VM_CORRUPT(r);
+    return w || page == r->map.nr_pages ? 0 : VM_CORRUPT(r);
 }

@@ -25,7 +25,6 @@ typedef struct vm_view {
 int vm__pages_view(int fd, uint64_t offset, uint64_t bytes, bool readonly, vm_view *out);
 void vm__pages_unview(vm_view *view);
 int vm__pages_read(int fd, uint64_t offset, uint64_t bytes, void *out);
-void vm__pages_close(int fd);
 int vm__pages_populate(vm_region *r, uint64_t page, uint64_t nr_pages); /* resident, contents as they were */
 int vm__pages_want_huge(vm_region *r); /* of all data, where the system's settings allow */
 uint64_t vm__pages_resident_bytes(const vm_region *r);
@@ -41,6 +40,7 @@ int vm__random(void *out, size_t bytes);
 /* ---- headroom.c: what the machine and the cgroup have left ---- */
 
 uint64_t vm__headroom_pages(const vm_region *r); /* pages that may be outside space at once */
+uint64_t vm__cgroup_limit(void); /* bytes, the least up to the root; UINT64_MAX: none */
 bool vm__cgroup_is_tightest(void);               /* it has less left than the machine */
 typedef enum { VM_PRESSURE_NONE, VM_PRESSURE_SOME, VM_PRESSURE_HIGH } vm_pressure;
 enum { /* who was asked */
@@ -78,7 +78,7 @@ static inline bool vm__is_tight(const vm_region *r)
 uint64_t vm__live_pages(const vm_region *r); /* in use or ready, by counters: a hint */
 int vm__space_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out);
 uint32_t vm__space_take_many(vm_thread *t, uint64_t nr_pages, uint32_t max, unsigned flags, uint64_t *pages);
-int vm__space_collect_dirty(vm_thread *t, unsigned flags, vm_batch *out); /* [purge_lock] */
+int vm__space_collect_dirty(vm_thread *t, uint64_t most_pages, unsigned flags, vm_batch *out); /* [purge_lock] */
 /* The rest: [space_lock] */
 void vm__space_grant(vm_thread *t, uint64_t used, uint64_t most);
 void vm__space_put(vm_thread *t, uint64_t page, uint64_t nr_pages, bool dirty);

@@ -137,8 +137,11 @@ cdef extern from "vmalloc.h" nogil:
     void vm_helper_stop(vm_region *r)
     void vm_helpers_resume()
     int vm_get_limits(vm_region *r, vm_limits *out)
-    int vm_set_limits(vm_region *r, const vm_limits *limits)
+    ctypedef enum vm_limit:
+        pass
+    int vm_set_limit(vm_region *r, vm_limit which, uint64_t nr_pages)
     int vm_holdings(vm_region *r, size_t room, vm_holding *out)
+    uint64_t vm_cgroup_limit()
     int vm_explain(vm_region *r, uint64_t nr_pages, int error, vm_shortage *out)
     void vm_set_lock_timeout(vm_region *r, double seconds)
     uint32_t vm_busy_pid(const vm_region *r)

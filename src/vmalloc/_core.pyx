@@ -25,6 +25,7 @@ from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABL
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.ref cimport Py_INCREF
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_New
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EAGAIN, EBUSY, EINTR, ENOMEM, ENOSPC, EPROTO
 from posix.time cimport nanosleep, timespec
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -40,7 +41,7 @@ from vmalloc.suite.loops cimport (
 )
 
 from vmalloc import errors
-from vmalloc.facts import FORMAT, PAGES_MAX, POOLS
+from vmalloc.facts import FORMAT, PAGES_MAX, POOLS, PROCESSES_MAX
 from vmalloc.results import error_of, shortage_error, size_text
 
 

@@ -95,8 +95,12 @@ cdef class RegionHandle:
         self.has_pages = False
 
     def _unmap(self):
-        """In a forked child that has used nothing of it: close, and give the address space back. False: it inherited."""
-        if self.r == NULL or vm_nr_inherited(self.r):
+        """In a forked child that has nothing of it: close, and give the address space back. False: it has."""
+        cdef vm_info info
+        if self.r == NULL or self.closed or vm_nr_inherited(self.r):
+            return False
+        vm_describe(self.r, &info)
+        if info.process_slot >= PROCESSES_MAX or any(h[0] == info.process_slot for h in self._holdings(PROCESSES_MAX)):
             return False
         self.close()
         _attached.pop(self.id_[:16])

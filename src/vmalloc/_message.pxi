@@ -23,6 +23,65 @@ def offset_of(array, Holding holding not None):
     return offset
 
 
+cdef enum:
+    BASES_MAX = 1000  # a circle of objects ends the walk, too
+
+
+cdef object _holding_by_adapter = None
+
+
+def holding_of(x):
+    """The block or owner whose pages `x` (an array, a view, a block, a registered type's value) lies in."""
+    global _holding_by_adapter
+    if type(x) is Block:  # the adapters of these two stay what they are
+        return x
+    if _ndarray is not None and type(x) is _ndarray:
+        return holding_below(x)
+    if _holding_by_adapter is None:
+        from vmalloc.adapters.registry import holding_by_adapter as _holding_by_adapter
+    return _holding_by_adapter(x)
+
+
+cpdef Holding holding_below(x):
+    """The block or owner whose pages all of an array, view or memoryview lies in, or None."""
+    cdef Holding holding = _holding_below(x)
+    if holding is None:  # what keeps the pages does not say so: the address does
+        return holding_around(x)
+    # whatever has a `base` may say that it is a region's
+    if holding is x or not hasattr(x, "strides") or _is_within(x, holding):
+        return holding
+    return None
+
+
+cdef Holding _holding_below(object x):
+    cdef int i
+    for i in range(BASES_MAX):
+        if x is None or isinstance(x, Holding):
+            return x
+        x = x.obj if isinstance(x, memoryview) else getattr(x, "base", None)
+    return None
+
+
+cdef bint _is_within(object array, Holding holding) except -1:
+    """Whether all its elements lie in `holding`'s pages; what has none lies anywhere."""
+    cdef Py_buffer view
+    try:
+        PyObject_GetBuffer(array, &view, PyBUF_STRIDES)
+    except (BufferError, TypeError, ValueError):  # dates and the like are no buffers
+        from vmalloc.adapters.array import lies_within
+        return lies_within(array, holding)
+    cdef Py_ssize_t offset = <char *>view.buf - <char *>vm_pointer(holding._region.r, holding.page)
+    cdef bint is_within = view.len == 0 or _lies_within(
+        view.ndim, <int64_t *>view.shape, <int64_t *>view.strides, view.itemsize, offset, holding.nbytes)
+    PyBuffer_Release(&view)
+    return is_within
+
+
+def is_plain(x):
+    """Whether nothing can be wrong with describing it: a block, or an np.ndarray of numbers and no subclass."""
+    return type(x) is Block or (_ndarray is not None and type(x) is _ndarray and len(_plain_text(x.dtype)) != 0)
+
+
 # ---- what install() was told ----
 
 cdef class MessageSettings:
@@ -130,8 +189,11 @@ def pack_reference(Holding holding not None, uint64_t lease, bytes description n
     return (<char *>&head)[:sizeof(Reference)] + description + _packed_where(region, where)
 
 
-def pack_plain(array, bint readonly):
-    """The same, with a lease, of a C-contiguous array of numbers that owns its pages. None: not of that kind."""
+def pack_plain(array, bint readonly, Message message=None):
+    """The same, with a lease, of a C-contiguous array of numbers that owns its pages. None: not of that kind.
+
+    `message` notes it. Whatever fails leaves no lease.
+    """
     cdef Py_buffer view
     cdef Heads heads
     cdef ArrayOwner owner
@@ -162,9 +224,16 @@ def pack_plain(array, bint readonly):
         if view.len:
             heads.description.offset = <char *>view.buf - <char *>vm_pointer(region.r, owner.page)
         region.lease_of(owner, &lease, True)
-        _refer(&heads.reference, region, owner, lease)
-        packed = <bytes>(<char *>&heads)[:sizeof(Heads)]
-        return packed + (<char *>view.shape)[:view.ndim * sizeof(int64_t)] + text + where_packed
+        try:
+            _refer(&heads.reference, region, owner, lease)
+            packed = <bytes>(<char *>&heads)[:sizeof(Heads)]
+            packed = packed + (<char *>view.shape)[:view.ndim * sizeof(int64_t)] + text + where_packed
+            if message is not None:
+                message.went(packed, owner, array)
+        except BaseException:
+            region._drop_lease(lease)
+            raise
+        return packed
     finally:
         PyBuffer_Release(&view)
 
@@ -393,13 +462,37 @@ def drop_reference(bytes packed not None):
         (<CoreRegion>region)._drop_lease(reference.lease)
 
 
+cdef extern from *:
+    """
+    static _Thread_local PyObject *loaded_here; /* owned; NULL: nobody wants to know */
+    """
+    PyObject *loaded_here
+
+
+def note_loads(list into):
+    """To `into` this thread's load_reference() adds (reference, what it gave); None: to none. Returns the one before."""
+    global loaded_here
+    before = None
+    if loaded_here != NULL:
+        before = <object>loaded_here
+        Py_DECREF(before)
+    loaded_here = NULL
+    if into is not None:
+        Py_INCREF(into)
+        loaded_here = <PyObject *>into
+    return before
+
+
 def load_reference(bytes packed not None):
     """What a reference refers to. Within a message nothing is raised: a stand-in is loaded instead, whose use raises."""
     try:
-        return _load(packed)
+        found = _load(packed)
     except Exception as e:
         from vmalloc.stand_in import instead_of
-        return instead_of(packed, e)
+        found = instead_of(packed, e)
+    if loaded_here != NULL:
+        (<list>loaded_here).append((packed, found))
+    return found
 
 
 cdef object _load(bytes packed):
@@ -474,7 +567,8 @@ cdef class Lease:
     def __init__(self, CoreRegion region not None, Holding holding not None):
         if self.region is not None:
             raise TypeError("a lease is made once")
-        self.page, self.id, self.lease = region._lease(holding, False)
+        region.lease_of(holding, &self.lease, False)
+        self.page, self.id = holding.page, holding.id
         self.fork_epoch = fork_epoch
         self.region = region
 

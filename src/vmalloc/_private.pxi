@@ -4,6 +4,7 @@
 cdef Py_ssize_t _nr_private_mappings = 0  # of this process; the interpreter lock guards it
 
 
+@cython.no_gc_clear  # in a reference cycle too the holding is there until the mapping is gone
 cdef class PrivatePages:
     """A private mapping of a holding's pages: what is written to it is seen here only.
 

@@ -66,13 +66,11 @@ cdef class RegionUpkeep(RegionHandle):
         return (l.limit_pages * self.granule, l.soft_limit_pages * self.granule, l.quota_pages * self.granule,
                 l.floor_pages * self.granule)
 
-    def _set_limits(self, limit, soft_limit, quota, floor):
-        """All in bytes, at least a page unless 0."""
-        cdef vm_limits l
+    def _set_limit(self, int which, uint64_t nbytes):
+        """One of _limits(), by its place there; at least a page unless 0."""
         self.open_check()
-        pages = [0 if not n else min(max(n // self.granule, 1), PAGES_MAX) for n in (limit, soft_limit, quota, floor)]
-        l.limit_pages, l.soft_limit_pages, l.quota_pages, l.floor_pages = pages
-        cdef int rc = vm_set_limits(self.r, &l)
+        cdef uint64_t nr_pages = min(max(nbytes // self.granule, 1), PAGES_MAX) if nbytes else 0
+        cdef int rc = vm_set_limit(self.r, <vm_limit>which, nr_pages)
         if rc:
             raise self.fail(rc, "limits")
 
@@ -134,3 +132,11 @@ cdef class RegionUpkeep(RegionHandle):
         """A Range for every range, in address order."""
         cdef Call c
         return self.collected(call_walk, &c, ranges_of, "ranges", False)
+
+
+def cgroup_limit():
+    """Bytes that this process's memory cgroup and those above it allow, of either version; None: no limit."""
+    cdef uint64_t nbytes
+    with nogil:
+        nbytes = vm_cgroup_limit()
+    return None if nbytes == <uint64_t>-1 else nbytes

@@ -8,7 +8,7 @@ from operator import index
 from typing import ClassVar
 
 from vmalloc.errors import NotAllocated, OutOfPages
-from vmalloc.facts import POOLS_DEFAULT
+from vmalloc.facts import LOCK_TIMEOUT_S, POOLS_DEFAULT
 from vmalloc.region import RegionBase
 
 __all__ = ["AddressSpace"]
@@ -38,7 +38,7 @@ class AddressSpace(RegionBase):
         pools: str = POOLS_DEFAULT,
         nodes: int | None = None,
         max_threads: int | None = None,
-        lock_timeout_s: float = 10.0,
+        lock_timeout_s: float = LOCK_TIMEOUT_S,
     ) -> None:
         if granule <= 0 or granule & (granule - 1):
             raise ValueError(f"granule must be a power of two, not {granule}")

@@ -88,12 +88,13 @@ def attach(
     source: int | str | os.PathLike[str],
     expected_id: str | None,
     readonly: bool = False,
+    helper: bool = True,
 ) -> AnyRegion:
     """What Region.attach() does."""
     if isinstance(source, int):
-        return _attach_fd(cls, source, expected_id, readonly)
+        return _attach_fd(cls, source, expected_id, readonly, helper)
     if isinstance(source, str) and "/" not in source:
-        return attach_found(cls, _named(source), expected_id, readonly)
+        return attach_found(cls, _named(source), expected_id, readonly, helper)
     try:
         fd = os.open(source, (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC)
     except OSError as e:
@@ -101,13 +102,17 @@ def attach(
     except ValueError as e:
         raise RegionUnavailable(errno.EINVAL, f"cannot open {source!r}: {e}") from None
     try:
-        return _attach_fd(cls, fd, expected_id, readonly)
+        return _attach_fd(cls, fd, expected_id, readonly, helper)
     finally:
         os.close(fd)
 
 
 def attach_found(
-    cls: type[AnyRegion], found: Found, expected_id: str | None = None, readonly: bool = False
+    cls: type[AnyRegion],
+    found: Found,
+    expected_id: str | None = None,
+    readonly: bool = False,
+    helper: bool = True,
 ) -> AnyRegion:
     """Attach what find_regions() found, and nothing that took its place since. RegionUnavailable."""
     try:
@@ -115,7 +120,7 @@ def attach_found(
     except OSError as e:
         raise RegionUnavailable(e.errno, f"cannot open {found.path}: {_reason(e)}") from None
     try:
-        return _attach_fd(cls, fd, expected_id, readonly)
+        return _attach_fd(cls, fd, expected_id, readonly, helper)
     finally:
         os.close(fd)
 
@@ -157,7 +162,9 @@ def _list(regions: list[Found]) -> str:
     return text + (f" and {len(regions) - most} more" if len(regions) > most else "")
 
 
-def _attach_fd(cls: type[AnyRegion], fd: int, expected_id: str | None, readonly: bool = False) -> AnyRegion:
+def _attach_fd(
+    cls: type[AnyRegion], fd: int, expected_id: str | None, readonly: bool = False, helper: bool = True
+) -> AnyRegion:
     try:
         there = os.fstat(fd)
     except (OSError, OverflowError) as e:
@@ -181,7 +188,7 @@ def _attach_fd(cls: type[AnyRegion], fd: int, expected_id: str | None, readonly:
         if region is None or region.closed or not os.path.samestat(os.fstat(region.fileno()), there):
             region = cls.__new__(cls)
             region._attach(fd)
-            region._opened()
+            region._opened(helper=helper)
     if not isinstance(region, cls):
         raise RegionUnavailable(errno.EINVAL, f"descriptor {fd} is {region!r}; attach it by its own class")
     return region

@@ -38,7 +38,7 @@ class Description(NamedTuple):
     strides: tuple[int, ...] | None = None  #: in bytes; None: C-contiguous
     offset: int = 0  #: of the first element, in bytes from the start of the pages
     readonly: bool = False
-    extra: bytes = b""  #: the adapter's own; with all else at most 416 bytes for a name
+    extra: bytes = b""  #: the adapter's own; with all else at most NAME_META_BYTES_MAX (facts.py) for a name
     kind: str = "array"  #: of the adapter; it is filled in for it
     private: bool = False  #: what the receiver writes is its own; install() says so
 

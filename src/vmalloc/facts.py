@@ -38,6 +38,8 @@ THREADS_MAX = 3840
 """Thread slots beside one for each process slot."""
 PAGES_MAX = (1 << 30) - 1
 """Pages of a region: a word has 30 bits for a length."""
+REGION_NAME_BYTES_MAX = 241
+"""Of a region's own name: what a memfd's may have, without the "vmalloc:" in front of it."""
 NAMES_MAX = 1024
 NAME_BYTES_MAX = 63
 NAME_META_BYTES_MAX = 416
@@ -132,6 +134,9 @@ TIGHT_S = 1
 ROOM_ATTEMPTS = 8
 """How often a request that found no room makes some and tries again."""
 
+MUCH_CLEAN_FACTOR = 8
+"""Pages that go to space with their contents are given back beside a clean range so many times as long."""
+
 # upkeep
 TICK_MS = 200
 """The helper of a region does its round so often; a tick in between only ends leases."""
@@ -145,6 +150,8 @@ TICK_STEP_PAGES = 4096
 """A tick gives back in steps: so many pages, at most, ..."""
 TICK_STEP_RANGES = 256
 """... and so many ranges for one turn at the purge lock."""
+DIRTY_STEP_PAGES = 1 << 15
+"""and of what went to space with its contents whole ranges, until they are so many pages."""
 HELPER_STALE_MS = 500
 """A helper that did not say for so long that it lives is replaced,"""
 HELPER_LOOK_MS = 400
@@ -152,7 +159,7 @@ HELPER_LOOK_MS = 400
 HELPER_BACKLOG_SHARE = 4
 """A free beside a helper gives back nothing until the threshold is exceeded by one such part of it."""
 RECOVER_TICKS = 5
-"""At one tick in so many it is asked whether somebody died."""
+"""At one tick in so many it is asked whether somebody died, and whether memory is short."""
 PRESSURE_PERCENT = 10
 """With less than so much of the memory available a tick gives back at once all that lay unused since the last
 turn, and with half of that a share of everything that is warm, idle or not."""

@@ -7,6 +7,7 @@ import os
 import resource
 from pathlib import Path
 
+from vmalloc._core import cgroup_limit
 from vmalloc.facts import ADDRESS_SPACE_SHARE, SMALLEST_DEFAULT_BYTES
 
 __all__ = ["is_short_of_addresses", "room_for_a_region"]
@@ -55,35 +56,5 @@ def _of_file_size() -> tuple[int | None, str]:
 
 
 def _of_cgroup() -> tuple[int | None, str]:
-    """The smallest limit from this process's memory cgroup up to the root, of either version."""
-    limits = [limit for file in _cgroup_files() if (limit := _limit_in(file)) is not None]
-    if not limits:
-        return None, ""
-    return min(limits), f"the memory cgroup's limit, {_mib(min(limits))}"
-
-
-def _cgroup_files() -> list[Path]:
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    files: list[Path] = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            root, name = Path("/sys/fs/cgroup"), "memory.max"
-        elif "memory" in controllers.split(","):
-            root, name = Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"
-        else:
-            continue
-        group = root / path.lstrip("/")
-        files += [folder / name for folder in (group, *group.parents) if folder.is_relative_to(root)]
-    return files
-
-
-def _limit_in(file: Path) -> int | None:
-    try:
-        text = file.read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdecimal() else None
+    limit = cgroup_limit()
+    return (None, "") if limit is None else (limit, f"the memory cgroup's limit, {_mib(limit)}")

@@ -37,6 +37,7 @@ from vmalloc._core import (
     lies_inside,
     load_beside,
     load_reference,
+    note_loads,
     pack_plain,
     pickled_reference,
     reduce_array,
@@ -53,7 +54,7 @@ from vmalloc.limits import is_short_of_addresses
 from vmalloc.receiver import can_attach
 from vmalloc.reference import pack, sending
 from vmalloc.region import Region, default_region, region_at, set_default_region
-from vmalloc.stand_in import load_tolerantly, nr_made
+from vmalloc.stand_in import has_stand_in, load_tolerantly
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,6 +109,7 @@ _ndarray: Any = None  # numpy's
 _before: dict[type, Any] = {}  # what was registered before us; None: nothing
 _taught = -1  # version of the adapters that ForkingPickler was told of
 _wrapped_before: dict[tuple[Any, str], Any] = {}  # the same for the methods that we wrap
+_left: set[tuple[Any, str]] = set()  # wrappers that uninstall() left, for another library's call them
 
 
 def _renew_lock_in_child() -> None:
@@ -126,6 +128,12 @@ class _UnderWay(threading.local):
     """What this thread pickles just now."""
 
     message: Message | None = None
+    sent: list[bytes] | None = None  #: references of a message that Connection.send is about to write
+
+    def note_sent(self, references: list[bytes]) -> None:
+        """They are complete. A message within another one is not what is sent."""
+        if self.message is None and self.sent is not None:
+            self.sent += references
 
     @property
     def references(self) -> list[bytes] | None:
@@ -187,9 +195,7 @@ def _reducers() -> dict[type, Any]:
 def _install(settings: Settings) -> None:
     with _install_lock:
         if get_settings() is None:
-            for (owner, name), wrapper in _WRAPPERS.items():
-                _wrapped_before[owner, name] = owner.__dict__.get(name)
-                setattr(owner, name, wrapper)
+            _wrap()
         set_settings(settings, _reduce_array)
         forget_warnings()
         _teach()
@@ -208,13 +214,28 @@ def uninstall() -> None:
         for kind in list(_before):
             _unteach(kind)
         _taught = -1
-        for (owner, name), wrapper in _WRAPPERS.items():
-            if owner.__dict__.get(name) is not wrapper:
-                continue
-            if _wrapped_before[owner, name] is None:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, _wrapped_before[owner, name])
+        _unwrap()
+
+
+def _wrap() -> None:
+    for (owner, name), wrapper in _WRAPPERS.items():
+        now = owner.__dict__.get(name)
+        if now is wrapper or ((owner, name) in _left and now is not _wrapped_before[owner, name]):
+            continue  # a second time around itself it would call itself for ever
+        _wrapped_before[owner, name] = now
+        setattr(owner, name, wrapper)
+
+
+def _unwrap() -> None:
+    for (owner, name), wrapper in _WRAPPERS.items():
+        if owner.__dict__.get(name) is not wrapper:
+            _left.add((owner, name))
+            continue
+        _left.discard((owner, name))
+        if _wrapped_before[owner, name] is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, _wrapped_before[owner, name])
 
 
 def _teach() -> None:
@@ -276,16 +297,22 @@ def _dump(self: ForkingPickler, obj: Any) -> None:
     outer = _under_way.message
     message = _under_way.message = Message()
     try:
-        if issubclass(type(obj), BaseProcess):  # isinstance() would use a stand-in
-            _dump_process(self, obj, message)
-        else:
-            _dump_before(self, obj)
+        try:
+            if issubclass(type(obj), BaseProcess):  # isinstance() would use a stand-in
+                _dump_process(self, obj, message)
+            else:
+                _dump_before(self, obj)
+        finally:
+            _under_way.message = outer
+        _under_way.note_sent(message.references)
     except BaseException:
-        for reference in message.references:
-            drop_reference(reference)
+        _drop(message.references)
         raise
-    finally:
-        _under_way.message = outer
+
+
+def _drop(references: list[bytes]) -> None:
+    for reference in references:
+        drop_reference(reference)
 
 
 def _dump_before(self: ForkingPickler, obj: Any) -> None:
@@ -315,12 +342,22 @@ def _dumps(cls: type[ForkingPickler], obj: Any, protocol: int | None = None) -> 
     if type(obj) is _ndarray and settings is not None and protocol is None and _is_plain_pickler(cls):
         packed = None if sending.by_value or settings.private else _pack_plain(obj, settings)
         if packed is not None:
-            return pickled_reference(packed)
+            return _one_reference(packed)
         is_small = obj.base is None and obj.nbytes <= settings.threshold
         if is_small and obj.dtype.kind in "biufc" and not lies_inside(obj):
             # numbers: nothing in it that another reducer is for
             return BytesIO(pickle.dumps(obj)).getbuffer()
     return _wrapped_before[ForkingPickler, "dumps"].__get__(None, cls)(obj, protocol)
+
+
+def _one_reference(packed: bytes) -> memoryview:
+    """A message that is nothing else; if it cannot be made, its lease ends."""
+    try:
+        _under_way.note_sent([packed])
+        return pickled_reference(packed)
+    except BaseException:
+        drop_reference(packed)
+        raise
 
 
 def _is_plain_pickler(cls: type[ForkingPickler]) -> bool:
@@ -329,13 +366,28 @@ def _is_plain_pickler(cls: type[ForkingPickler]) -> bool:
 
 
 def _send_through(self: Connection[Any, Any], obj: Any) -> None:
-    """Connection.send; by value to a receiver that cannot attach."""
+    """Connection.send; by value to a receiver that cannot attach. If it fails, the message's leases end."""
     before = _wrapped_before[_Connection, "send"]
-    outer, sending.by_value = sending.by_value, not can_attach(self)
+    by_value, message, sent = sending.by_value, _under_way.message, _under_way.sent
+    references: list[bytes] = []
     try:
+        sending.by_value, _under_way.message, _under_way.sent = not can_attach(self), None, references
         before(self, obj)
+    except BaseException as e:
+        if _is_unsent(e):
+            _drop(references)
+        raise
     finally:
-        sending.by_value = outer
+        sending.by_value, _under_way.message, _under_way.sent = by_value, message, sent
+
+
+def _is_unsent(error: BaseException) -> bool:
+    """Whether a send failed of itself: of half a message nothing can be loaded.
+
+    What a signal's handler raises, KeyboardInterrupt or a TimeoutError of its own, may come after the last
+    byte was written. Then the message is its reader's. The system's own errors have a number.
+    """
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
 
 
 _is_new = False  # a forked child before its first message
@@ -356,9 +408,13 @@ def _give_addresses_back() -> None:
     settings = cast("Settings | None", get_settings())
     if settings is None or not is_short_of_addresses():
         return
-    region = settings.region
-    kept = Kept(where_of(region))
-    if region._unmap():  # pyright: ignore[reportPrivateUsage]
+    try:
+        region = settings.region
+        kept = Kept(where_of(region))
+        is_unmapped = region._unmap()  # pyright: ignore[reportPrivateUsage]
+    except (VmallocError, OSError, MemoryError):
+        return  # it stays mapped: a message is being loaded, where nobody could answer an error
+    if is_unmapped:
         again = Settings(lambda: region_at(kept.where), *settings.options())
         set_settings(again, _reduce_array)
 
@@ -367,13 +423,20 @@ def _loads(data: Any, **options: Any) -> Any:
     """ForkingPickler.loads. What fails because of a stand-in within it is loaded again, with more of them."""
     if _is_new:
         _give_addresses_back()
-    before = nr_made()
+    loaded: list[tuple[bytes, Any]] = []  # kept until the end: the first load has claimed its leases
+    outer = note_loads(loaded)
     try:
-        return pickle.loads(data, **options)
-    except Exception:
-        if nr_made() == before:
-            raise
-        return load_tolerantly(data)
+        try:
+            return pickle.loads(data, **options)
+        except Exception as e:
+            if not has_stand_in(loaded):
+                raise
+            e.__traceback__ = None  # the error of a stand-in lives on, and must hold nothing that was loaded
+        return load_tolerantly(data, loaded)
+    finally:
+        note_loads(outer)
+        if outer is not None:  # a message within another one, which may have to be loaded again, too
+            outer += loaded
 
 
 _Connection: Any = Connection.__mro__[1]  # whose send() all connections have
@@ -385,11 +448,23 @@ _WRAPPERS: dict[tuple[Any, str], Any] = {
 }
 
 
-def _pack_plain(a: np.ndarray[Any, Any], settings: MessageSettings) -> bytes | None:
+def _pack_plain(
+    a: np.ndarray[Any, Any], settings: MessageSettings, message: Message | None = None
+) -> bytes | None:
+    """`message` notes it as soon as it has a lease."""
     try:
-        return None if a.base is None else pack_plain(a, settings.readonly)
+        return None if a.base is None else pack_plain(a, settings.readonly, message)
     except VmallocError:  # the longer way knows what to do
         return None
+
+
+def _goes_beside(message: Message, a: np.ndarray[Any, Any]) -> bool:
+    """Another array of the same pages went before, perhaps of another dtype."""
+    base: Any = a.base
+    if type(base) is _ndarray:
+        base = base.base
+    first = message.first_of(base) if isinstance(base, Holding) else None
+    return first is not None and first is not a
 
 
 def _reduce_array(a: np.ndarray[Any, Any]) -> Any:
@@ -399,10 +474,9 @@ def _reduce_array(a: np.ndarray[Any, Any]) -> Any:
         beside = reduce_beside(message, a, settings.readonly)
         if beside is not None:
             return beside
-        if not message.starts_process:
-            packed = _pack_plain(a, settings)
+        if not message.starts_process and not _goes_beside(message, a):
+            packed = _pack_plain(a, settings, message)
             if packed is not None:
-                message.went(packed, cast("Holding", a.base), a)
                 return load_reference, (packed,)
     return _reduce(a)
 
@@ -458,18 +532,18 @@ def _send(value: Any, holding: Holding, settings: Settings) -> tuple[Any, ...]:
     first = message.first_of(holding) if message is not None and can_go_beside else None
     if first is not None and first is not value:
         return load_beside, (first, _describe_beside(value, first, holding, settings))
-    region = holding.region
+    region, lease = holding.region, None
     try:
         lease = region._lease(holding)[2]  # pyright: ignore[reportPrivateUsage]
-    except OutOfPages as e:
-        raise _NoLease(*e.args) from None
-    try:
         packed = pack(value, holding, lease, readonly=settings.readonly, private=is_private)
-    except BaseException:
-        region._drop_lease(lease)  # pyright: ignore[reportPrivateUsage]
+        if message is not None:
+            message.went(packed, holding, cast("Any", value) if can_go_beside else None)
+    except BaseException as e:
+        if lease is not None:
+            region._drop_lease(lease)  # pyright: ignore[reportPrivateUsage]
+        elif isinstance(e, OutOfPages):
+            raise _NoLease(*e.args) from None
         raise
-    if message is not None:
-        message.went(packed, holding, cast("Any", value) if can_go_beside else None)
     return load_reference, (packed,)
 
 

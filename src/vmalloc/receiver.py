@@ -30,10 +30,12 @@ def can_attach(connection: Connection[Any, Any]) -> bool:
 
 def _is_near(fd: int) -> bool:
     try:
+        is_blocking = os.get_blocking(fd)
         there = socket.socket(fileno=fd)
     except OSError:
         return True  # a pipe, or what is no descriptor: sending will tell
     try:
+        os.set_blocking(fd, is_blocking)  # a default timeout for sockets would change it
         if there.family != socket.AF_UNIX:
             return False
         packed = there.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)

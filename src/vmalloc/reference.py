@@ -7,7 +7,7 @@ import pickle
 import threading
 from typing import Any, cast
 
-from vmalloc._core import Block, Holding, Lease, load_reference, pack_reference
+from vmalloc._core import Block, Holding, Lease, is_plain, load_reference, pack_reference
 from vmalloc.adapters.registry import adapter_of_kind, describe, holding_of, place, rebuild
 from vmalloc.attach import where_of
 from vmalloc.description import decode, encode
@@ -102,10 +102,12 @@ def ref(x: Any, region: Region | None = None) -> Ref:
     is more than an array (a mask, a subclass, a table's index) and has no adapter.
     """
     x, holding = _held(x, region)
-    if not isinstance(holding.region, Region):
+    there = holding.region
+    if not isinstance(there, Region):
         raise TypeError(f"{type(x).__name__} does not lie in a memory region")
-    describe(x, holding)  # TypeError here, and not when it is pickled
-    return Ref(x, holding, holding.region)
+    if not is_plain(x):
+        describe(x, holding)  # TypeError here, and not when it is pickled
+    return Ref(x, holding, there)
 
 
 def copy_in(x: Any, region: Region | None = None) -> Any:

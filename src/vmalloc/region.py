@@ -20,11 +20,16 @@ from vmalloc.description import decode, encode
 from vmalloc.errors import OutOfPages, RegionCorrupt, RegionUnavailable, VmallocError
 from vmalloc.facts import (
     COPY_IN_THRESHOLD_BYTES,
+    LEASE_TTL_S,
+    LOCK_TIMEOUT_S,
     NODES_MAX,
+    PAGES_MAX,
     POOLS,
     POOLS_DEFAULT,
     PROCESSES_MAX,
+    REGION_NAME_BYTES_MAX,
     SMALLEST_DEFAULT_BYTES,
+    THREADS_MAX,
 )
 from vmalloc.limits import room_for_a_region
 from vmalloc.prefault import HUGE, huge_text, prefault
@@ -33,7 +38,7 @@ from vmalloc.stats import PRESSURE_SOURCES, PRESSURES, Holder, Range, Stats
 if TYPE_CHECKING:
     from vmalloc.adapters.numpy_memory import NumpyArrays
 
-stand_in.nr_made()  # imported here: when a load fails there may be no descriptor left to import it by
+stand_in.has_stand_in([])  # imported here: when a load fails there may be no descriptor left to import it by
 
 __all__ = ["Region", "default_region", "parse_size", "region_at", "region_of"]
 
@@ -86,7 +91,7 @@ class RegionBase(CoreRegion):
         nodes: int | None,
         max_threads: int | None,
         keep_on_death: bool = False,
-        lease_ttl_s: float = 60.0,
+        lease_ttl_s: float = LEASE_TTL_S,
         helper: bool = True,
         huge: str = "never",
         hardened: bool = False,
@@ -95,13 +100,18 @@ class RegionBase(CoreRegion):
             raise ValueError(f"huge must be 'try' or 'never', not {huge!r}")
         if "/" in name:
             raise ValueError(f"a region's name has no '/': attach() takes {name!r} for a path")
+        if (nr_bytes := len(name.encode())) > REGION_NAME_BYTES_MAX or "\0" in name:
+            raise ValueError(
+                f"a region's name takes at most {REGION_NAME_BYTES_MAX} bytes without zeros,"
+                f" not {nr_bytes}: {name!r:.100}"
+            )
         if pools not in POOLS:
             raise ValueError(f"pools must be one of {', '.join(POOLS)}, not {pools!r}")
-        if nr_pages > (1 << 30) - 1:
-            raise ValueError(f"a region has at most 2**30 - 1 pages, not {nr_pages}")
+        if nr_pages > PAGES_MAX:
+            raise ValueError(f"a region has at most {PAGES_MAX} pages, not {nr_pages}")
         if not 0 < lease_ttl_s < 1e9:
             raise ValueError(f"lease_ttl_s must be positive and below 1e9, not {lease_ttl_s}")
-        for what, value, most in (("nodes", nodes, NODES_MAX), ("max_threads", max_threads, 3840)):
+        for what, value, most in (("nodes", nodes, NODES_MAX), ("max_threads", max_threads, THREADS_MAX)):
             if value is not None and not 1 <= value <= most:
                 raise ValueError(f"{what} must be from 1 to {most}, not {value}")
         self._create(
@@ -142,9 +152,7 @@ class RegionBase(CoreRegion):
         return self._limits()[which] or None
 
     def _change_limit(self, which: int, size: int | str | None) -> None:
-        limits = list(self._limits())
-        limits[which] = 0 if size is None else parse_size(size)
-        self._set_limits(*limits)
+        self._set_limit(which, 0 if size is None else parse_size(size))
 
     @property
     def limit(self) -> int | None:
@@ -217,11 +225,18 @@ class RegionBase(CoreRegion):
         """Walk the invariants; raises RegionCorrupt with what was found.
 
         `at_rest` also compares lists and counters with the words, which holds only while nobody else
-        works. `repair` rebuilds every hint from the words first.
+        works; this process's helper is stopped meanwhile. `repair` rebuilds every hint from the words first.
         """
-        if repair:
-            self._repair()
-        found = self._check(at_rest)
+        had_helper = at_rest and self.helper
+        if had_helper:
+            self.helper = False
+        try:
+            if repair:
+                self._repair()
+            found = self._check(at_rest)
+        finally:
+            if had_helper:
+                self.helper = True
         if found:
             more = f" (and {len(found) - 5} more)" if len(found) > 5 else ""
             raise RegionCorrupt("; ".join(found[:5]) + more)
@@ -249,12 +264,10 @@ class RegionBase(CoreRegion):
         at it without locks, so that what they see may be torn where others work; all that would hold or
         change something raises RegionUnavailable (EROFS). Each such call gives an object of its own.
 
-        `helper=False`: without a helper thread in this process, see Region.
+        `helper=False`: without a helper thread in this process, see Region. A process that has the region
+        already keeps what it has.
         """
-        region = attach(cls, source, expected_id, readonly)
-        if not helper:
-            region.helper = False
-        return region
+        return attach(cls, source, expected_id, readonly, helper)
 
     def serve(self) -> None:
         """Let references to this region also name a socket of this process, which hands the region out.
@@ -300,8 +313,8 @@ class Region(RegionBase, ArrayFunctions):
     `size` is what can be allocated ("8G" or bytes); metadata comes on top and nothing is touched
     before it is used. `limit` bounds what is handed out at once (bytes; default: all). `pools` chooses
     the design in front of space, for measurement. `lazy_max` is how much may stay freed but resident
-    before a free gives back the oldest (default: the largest of fls(CPUs) * 32 MiB, a quarter of the recent
-    peak of use, and the peak itself up to 1/32 of the machine's memory, at most 1 GiB).
+    before a free gives back the oldest (default: fls(CPUs) * 32 MiB, or more if that and what is in use are
+    together at most the recent peak of use and a sixteenth of it, and at most half of the machine's memory).
     `lease_ttl_s` is how long a message that nobody loads keeps its arrays after its sender's death.
     `soft_limit` and `quota` are as the properties of those names. `helper`: a thread of this process gives
     back what nobody used for some seconds and recovers the dead, as long as it is elected among all attached
@@ -326,8 +339,8 @@ class Region(RegionBase, ArrayFunctions):
         lazy_max: int | str | None = None,
         nodes: int | None = None,
         max_threads: int | None = None,
-        lock_timeout_s: float = 10.0,
-        lease_ttl_s: float = 60.0,
+        lock_timeout_s: float = LOCK_TIMEOUT_S,
+        lease_ttl_s: float = LEASE_TTL_S,
         soft_limit: int | str | None = None,
         quota: int | str | None = None,
         helper: bool = True,
@@ -337,7 +350,7 @@ class Region(RegionBase, ArrayFunctions):
         page = os.sysconf("SC_PAGESIZE")
         nbytes = parse_size(size)
         self.lock_timeout_s = lock_timeout_s
-        bounds = [0 if n is None else parse_size(n) for n in (soft_limit, quota)]
+        bounds = {which: parse_size(n) for which, n in ((1, soft_limit), (2, quota)) if n is not None}
         self._open(
             -(-nbytes // page),
             name=name,
@@ -351,8 +364,8 @@ class Region(RegionBase, ArrayFunctions):
             huge=huge,
             hardened=hardened,
         )
-        if any(bounds):
-            self._set_limits(self.limit or 0, bounds[0], bounds[1], 0)
+        for which, nbytes_at_most in bounds.items():
+            self._set_limit(which, nbytes_at_most)
 
     def numpy_arrays(self, min_size: int | str = COPY_IN_THRESHOLD_BYTES) -> NumpyArrays:
         """`with region.numpy_arrays():` numpy makes arrays of at least `min_size` bytes in this region.

@@ -19,7 +19,7 @@ from vmalloc.errors import (
     RegionUnavailable,
     StaleReference,
 )
-from vmalloc.facts import LEASES_MAX, NAMES_MAX, PROCESSES_MAX
+from vmalloc.facts import LEASES_MAX, NAME_META_BYTES_MAX, NAMES_MAX, PROCESSES_MAX
 
 __all__ = ["RESULTS", "Meaning", "error_of", "meaning_of", "shortage_error", "size_text"]
 
@@ -105,7 +105,9 @@ RESULTS: dict[tuple[str, int], Meaning] = {
     ),
     ("attach", 0): Meaning(RegionUnavailable, "{what} {system}"),
     ("set name", errno.EINVAL): Meaning(
-        ValueError, "the description of {name!r} is too long to keep ({nbytes} bytes; at most 416)"
+        ValueError,
+        "the description of {name!r} is too long to keep ({nbytes} bytes;"
+        f" at most {NAME_META_BYTES_MAX})",
     ),
     ("set name", errno.EEXIST): Meaning(FileExistsError, "the region has the name {name!r} already"),
     ("find name", errno.ENOENT): Meaning(KeyError, "{name}"),

@@ -37,7 +37,8 @@ __all__ = ["ShareableList", "SharedMemory", "SharedMemoryManager"]
 _PREFIX, _LONG_PREFIX = "shm:", "shm#"
 _NAME_BYTES_MAX = 255  # as the system has it for the standard library's
 _CHUNK = bytes(1 << 20)
-_more: list[Region] = []  # default regions beside the first, for names
+_DEFAULT_NAME, _MORE_NAME = "default", "default.more"
+_more: list[Region] = []  # regions beside the default one, for more names than one has
 
 
 class SharedMemory:
@@ -253,7 +254,7 @@ def _home() -> Region:
     """Where new memory is made."""
     parent = multiprocessing.parent_process()
     if parent is not None and default_region_if_made() is None:
-        theirs = (f for f in _default_regions() if parent.pid in f.pids)
+        theirs = (f for f in _default_regions() if parent.pid in f.pids and f.name == _DEFAULT_NAME)
         found = max(theirs, key=_last_changed, default=None)  # arrays may keep an earlier one in memory
         if found is not None:
             set_default_region(attach_found(Region, found), unless_made=True)
@@ -261,12 +262,12 @@ def _home() -> Region:
 
 
 def _home_for_more() -> Region:
-    """A region has so many names: another default region, which others find as they do the first."""
+    """A region has so many names: another region, where others look too, but no child makes its memory."""
     for region in _more:
         if not region.closed and len(region) < NAMES_MAX:
             return region
     first = default_region()
-    region = Region(first.nr_pages * os.sysconf("SC_PAGESIZE"), name="default")
+    region = Region(first.nr_pages * os.sysconf("SC_PAGESIZE"), name=_MORE_NAME)
     _more.append(region)
     return region
 
@@ -302,7 +303,8 @@ def _default_regions() -> Iterator[Found]:
 
     parent = multiprocessing.parent_process()
     parents = {os.getppid(), parent.pid if parent is not None else None}
-    there = [f for f in find_regions() if f.name == "default" and f.uid == os.geteuid()]
+    names = (_DEFAULT_NAME, _MORE_NAME)
+    there = [f for f in find_regions() if f.name in names and f.uid == os.geteuid()]
     yield from sorted(there, key=lambda f: parents.isdisjoint(f.pids))
 
 

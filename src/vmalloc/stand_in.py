@@ -12,7 +12,8 @@ Where a program calls `pickle.loads()` itself, errors are raised as they are.
 
 Some values are rebuilt around an array (a DataFrame): that uses the stand-in, and fails, too.
 `load_tolerantly()` loads such a message again, with a stand-in for whatever cannot be rebuilt because it
-holds one.
+holds one. An exception that cannot be is our error itself: whoever gets it raises it, and first asks whether
+there is one.
 """
 
 from __future__ import annotations
@@ -21,24 +22,27 @@ import io
 import pickle
 import sys
 from collections.abc import Callable
-from typing import Any, ClassVar, NoReturn
+from types import FunctionType
+from typing import Any, ClassVar, NoReturn, cast
 
+from vmalloc._core import load_reference
 from vmalloc.errors import NotLoaded, StaleReference
 from vmalloc.window import copy_of, may_copy
 
-__all__ = ["StandIn", "instead_of", "load_tolerantly", "nr_made"]
+__all__ = ["StandIn", "has_stand_in", "instead_of", "load_tolerantly"]
 
 #: Packages that load messages by themselves; a look at the innermost frame tells who loads.
 _LOADERS = frozenset({"multiprocessing", "concurrent", "joblib", "loky", "torch", "billiard", "multiprocess"})
 _OURS = frozenset({"vmalloc.message", __name__})
+_REBUILDERS = frozenset({"_rebuild_exc", "rebuild_exc"})  # what pools and executors send exceptions by
 _DEPTH_MAX = 6  # of containers that are looked into
 
-_nr_made = 0
+Loaded = list[tuple[bytes, Any]]  # references of a message, and what they loaded as
 
 
-def nr_made() -> int:
-    """How many stand-ins this process made, ever."""
-    return _nr_made
+def has_stand_in(loaded: Loaded) -> bool:
+    """Whether one of them could not be loaded."""
+    return any(type(value) is StandIn for _, value in loaded)
 
 
 def in_message(error: BaseException) -> BaseException:
@@ -58,8 +62,6 @@ class StandIn:
     _vmalloc_packed: bytes | None
 
     def __init__(self, packed: bytes | None, error: BaseException) -> None:
-        global _nr_made
-        _nr_made += 1
         object.__setattr__(self, "_vmalloc_packed", packed)
         object.__setattr__(self, "_vmalloc_error", in_message(error))
 
@@ -71,8 +73,6 @@ class StandIn:
         packed = object.__getattribute__(self, "_vmalloc_packed")
         if packed is None:
             _raise(self)
-        from vmalloc._core import load_reference
-
         return load_reference, (packed,)
 
     def __getattribute__(self, name: str) -> Any:
@@ -133,25 +133,20 @@ def _is_in_message(frame: Any) -> bool:
     return isinstance(name, str) and (name in _OURS or name.partition(".")[0] in _LOADERS)
 
 
-def load_tolerantly(data: Any) -> Any:
-    """What the message holds, with a stand-in for all that cannot be rebuilt because of one within it."""
-    return _Tolerant(io.BytesIO(data)).load()
+def load_tolerantly(data: Any, loaded: Loaded) -> Any:
+    """What the message holds, with a stand-in for all that cannot be rebuilt because of one within it.
+
+    `loaded`: by the load that failed. It claimed the leases, so that is what the references are now.
+    """
+    return _Tolerant(data, loaded).load()
 
 
-def _found_in(x: Any, depth: int = 0) -> StandIn | None:
-    """A stand-in that `x` is or holds."""
-    if type(x) is StandIn:
-        return x
-    if depth >= _DEPTH_MAX:
-        return None
-    parts: list[Any]
-    if type(x) in (tuple, list, set, frozenset):
-        parts = list(x)
-    elif type(x) is dict:
-        parts = [*x.keys(), *x.values()]
-    else:
-        return None
-    return next((found for part in parts if (found := _found_in(part, depth + 1)) is not None), None)
+def _is_of_exceptions(made_by: Any) -> bool:
+    """Whether it makes exceptions: their class, what pools rebuild them with, or one that gets its state."""
+    kind: type[Any] = type(made_by)
+    if issubclass(kind, type):
+        return issubclass(made_by, BaseException)
+    return issubclass(kind, BaseException) or (kind is FunctionType and made_by.__name__ in _REBUILDERS)
 
 
 def _Unpickler() -> Any:
@@ -162,28 +157,78 @@ class _Tolerant(_Unpickler()):  # type: ignore[misc]
     """The unpickler in Python: what fails because of a stand-in becomes one."""
 
     stack: list[Any]
+    metastack: list[list[Any]]
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(_Unpickler().dispatch)
 
+    def __init__(self, data: Any, loaded: Loaded) -> None:
+        _Unpickler().__init__(self, io.BytesIO(data))
+        self._loaded = dict(loaded)
+        self._errors: list[BaseException] = []  # in the places of exceptions
+
     def _try(self, step: Callable[[Any], None], nr_above: int) -> None:
-        """`step` leaves its result on top of the stack, in the place of `nr_above` + 1 entries."""
-        whole = list(self.stack)
-        marks = list(self.metastack)
+        """`step` uses the entry under the `nr_above` on top of the stack, and leaves its result in its place.
+
+        -1: all since the last mark. Nothing below is looked at, for a message may be long.
+        """
+        if nr_above < 0:
+            stack, above = self.metastack[-1], self.stack
+        else:
+            stack, above = self.stack, self.stack[-nr_above:]
+        place = len(stack) - 1 - max(nr_above, 0)
+        user, nr_marks = stack[place], len(self.metastack) - (nr_above < 0)
         try:
             step(self)
         except Exception:
-            if nr_above < 0:  # all since the last mark, and what they were to be put into
-                whole, above = list(marks.pop()), whole
-                nr_above = 0
-            else:
-                above = whole[len(whole) - nr_above :] if nr_above else []
-            keep = len(whole) - nr_above - 1
-            found = _found_in([*above, whole[keep]])
-            if found is None:
+            error = self._error_in([*above, user])
+            if error is None:
                 raise
-            self.metastack[:] = marks
-            self.stack = whole[:keep]
-            self.append = self.stack.append
-            self.append(StandIn(None, error_of(found)))
+            error.__traceback__ = None  # it would hold all that was loaded
+            del self.metastack[nr_marks:], stack[place:]
+            self.stack, self.append = stack, stack.append
+            self.append(self._instead_of_made_by(user, error))
+
+    def _instead_of_made_by(self, user: Any, error: BaseException) -> Any:
+        if not _is_of_exceptions(user):
+            return StandIn(None, error)
+        self._errors.append(error)
+        return error
+
+    def _is_error(self, x: Any) -> bool:
+        return any(x is error for error in self._errors)
+
+    def _error_in(self, x: Any, depth: int = 0) -> BaseException | None:
+        """What is wrong with a stand-in that `x` is or holds, or with an error in an exception's place."""
+        if type(x) is StandIn:
+            return error_of(x)
+        if self._is_error(x):
+            return cast("BaseException", x)
+        if depth >= _DEPTH_MAX:
+            return None
+        parts: list[Any] = []
+        if type(x) in (tuple, list, set, frozenset):
+            parts = list(x)
+        elif type(x) is dict:
+            parts = [*x.keys(), *x.values()]
+        return next((found for part in parts if (found := self._error_in(part, depth + 1)) is not None), None)
+
+    def load_known_reduce(self) -> None:
+        """REDUCE. A reference is what it was for the load that failed."""
+        args = self.stack[-1]
+        if self.stack[-2] is load_reference and args[0] in self._loaded:
+            del self.stack[-2:]
+            self.append(self._loaded[args[0]])
+        else:
+            _Unpickler().load_reduce(self)
+
+    def load_build_unless_error(self) -> None:
+        """BUILD. An error has a state of its own."""
+        if self._is_error(self.stack[-2]):
+            self.stack.pop()
+        else:
+            _Unpickler().load_build(self)
+
+    dispatch[pickle.REDUCE[0]] = load_known_reduce
+    dispatch[pickle.BUILD[0]] = load_build_unless_error
 
 
 def _tolerate(opcode: bytes, nr_above: int) -> None:

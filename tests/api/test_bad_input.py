@@ -21,6 +21,7 @@ from vmalloc import facts
 from vmalloc._core import split_reference
 from vmalloc.adapters.registry import rebuild
 from vmalloc.description import Description, decode
+from vmalloc.facts import REGION_NAME_BYTES_MAX
 from vmalloc.region import region_at
 
 HUGE = [2**40, 2**62, 2**62 + 1, 2**63, 2**64, 2**70]
@@ -121,6 +122,20 @@ def test_region_sizes_are_checked(size):
         vmalloc.Region(size)
 
 
+@pytest.mark.parametrize("name", ["x" * (REGION_NAME_BYTES_MAX + 1), "ü" * 121, "a\0b", "\0"])
+def test_a_name_that_a_region_cannot_bear_is_refused_and_not_cut(name):
+    for make in (lambda: vmalloc.Region("1M", name=name), lambda: vmalloc.AddressSpace(0, 4096, name=name)):
+        with pytest.raises(ValueError, match=r"name takes at most 241 bytes without zeros, not \d+: '"):
+            make()
+
+
+@pytest.mark.parametrize("name", ["x" * REGION_NAME_BYTES_MAX, "ü" * 120])
+def test_a_region_bears_the_longest_name_whole(name):
+    with vmalloc.Region("1M", name=name) as region:
+        assert os.readlink(f"/proc/self/fd/{region.fileno()}") == f"/memfd:vmalloc:{name} (deleted)"
+        assert vmalloc.Region.attach(name) is region
+
+
 @pytest.mark.parametrize("size", [None, 1.5, b"8G", True])
 def test_region_sizes_are_bytes_or_text(size):
     with pytest.raises(TypeError, match="size"):
@@ -129,7 +144,7 @@ def test_region_sizes_are_bytes_or_text(size):
 
 @pytest.mark.parametrize("size", ["5T", 2**70, "9999999999999T"])
 def test_a_region_has_at_most_2_to_the_30_pages(size):
-    with pytest.raises(ValueError, match=r"at most 2\*\*30 - 1 pages, not \d+"):
+    with pytest.raises(ValueError, match=rf"at most {facts.PAGES_MAX} pages, not \d+"):
         vmalloc.Region(size)
 
 
@@ -312,7 +327,7 @@ FIELDS = {  # of vm_header (core/base/layout.h): offset, format, values
     "total_bytes": (48, "<Q", [0, 1, 2**63, 2**64 - 1]),
     "nr_pages": (56, "<Q", [0, 1, 2**30, 2**63, 2**64 - 1]),
     "granule_bytes": (64, "<Q", [0, 1, 3, 2**63]),
-    "pools": (80, "<I", [4, 2**32 - 1]),
+    "pools": (80, "<I", [len(facts.POOLS), 2**32 - 1]),
     "flags": (84, "<I", [1]),
     "nr_nodes": (88, "<I", [0, 129, 2**32 - 1]),
     "nr_threads": (92, "<I", [0, 255, 4097, 2**32 - 1]),

@@ -12,7 +12,7 @@ from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
-from tests.api.installed import THRESHOLD, installed_region, sent
+from tests.api.installed import THRESHOLD, Unpicklable, installed_region, sent
 from tests.conftest import assert_at_rest
 from tests.processes.kinds import KINDS, POINT, clear, facts, filled, is_clear
 
@@ -218,6 +218,44 @@ def test_what_another_library_registered_is_there_again_after_uninstall(region):
 
 def theirs(a):
     return str, ("theirs",)
+
+
+def passing_on(name):
+    """What a library puts in the place of a method of ForkingPickler's, calling the one before."""
+    before = getattr(ForkingPickler, name)
+
+    def theirs(*args):
+        return before(*args)
+
+    return theirs if name == "dump" else staticmethod(theirs)
+
+
+@pytest.mark.parametrize("name", ["dump", "dumps", "loads"])
+@pytest.mark.parametrize("is_restored", [False, True], ids=["that stays", "that restores what it found"])
+def test_it_may_be_installed_again_under_a_wrapper_of_another_library(region, name, is_restored, monkeypatch):
+    found = ForkingPickler.__dict__[name]
+    monkeypatch.setattr(ForkingPickler, name, passing_on(name))
+    vmalloc.uninstall()
+    if is_restored:
+        setattr(ForkingPickler, name, found)
+    for _ in range(3):
+        vmalloc.install(region, THRESHOLD)
+        assert vmalloc.is_shared(received([np.zeros(1000)])[0])
+        assert vmalloc.is_shared(received(region.zeros(1000)))
+        with pytest.raises(RuntimeError):
+            ForkingPickler.dumps([region.zeros(1000), Unpicklable()])
+        assert region.stats().nr_leases == 0
+        vmalloc.uninstall()
+        assert not vmalloc.is_shared(received(np.zeros(1000)))
+    monkeypatch.undo()
+    vmalloc.install(region, THRESHOLD)
+    vmalloc.uninstall()
+    assert "dump" not in vars(ForkingPickler)
+    assert ForkingPickler.loads is pickle.loads
+
+
+def received(x):
+    return ForkingPickler.loads(ForkingPickler.dumps(x))
 
 
 def test_a_message_under_way_outlives_uninstall(region):

@@ -4,8 +4,12 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
+import os
 import pickle
+import sys
 import threading
+from contextlib import contextmanager
 from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
@@ -99,6 +103,110 @@ def test_a_message_within_a_failing_message_is_its_own(region):
         ForkingPickler.dumps([Inner(array=a), a, Unpicklable()])
     assert region.stats().nr_leases == 1  # the inner message was complete, for all we know
     assert region.expire_leases() == 1
+
+
+WHAT_IS_SENT = {
+    "an array": lambda region: region.full(PAGE, 1, "u1"),
+    "arrays": lambda region: [region.full(PAGE, 1, "u1"), np.zeros(1000)],
+    "a message within one": lambda region: [Sends(region.full(PAGE, 1, "u1")), region.full(PAGE, 1, "u1")],
+}
+
+
+class Sends:
+    """Sends to a closed peer while it is pickled."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __reduce__(self):
+        send_in_vain(self.array)
+        return int, ()
+
+
+def send_in_vain(x):
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    reader.close()
+    with pytest.raises(BrokenPipeError):
+        writer.send(x)
+    writer.close()
+    with pytest.raises(OSError, match="closed"):
+        writer.send(x)
+
+
+@pytest.mark.parametrize("what", WHAT_IS_SENT)
+def test_a_send_that_fails_leaves_no_lease(region, what):
+    x = WHAT_IS_SENT[what](region)
+    for _ in range(10):
+        send_in_vain(x)
+    assert region.stats().nr_leases == 0
+    assert pickle.loads(ForkingPickler.dumps(region.full(PAGE, 4, "u1")))[0] == 4
+
+
+def test_a_send_that_cannot_write_all_leaves_no_lease(region):
+    """Half of a message is nothing that its reader could load."""
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    os.set_blocking(writer.fileno(), False)
+    with pytest.raises(BlockingIOError):
+        writer.send([region.full(PAGE, 1, "u1"), bytes(1 << 20)])
+    assert region.stats().nr_leases == 0
+    reader.close()
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("error", [Interrupted, TimeoutError])
+def test_what_a_signal_handler_raises_after_the_write_ends_no_message(region, error, monkeypatch):
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    stock = type(writer)._send_bytes
+
+    def interrupted(self, data):
+        stock(self, data)
+        raise error("too late")
+
+    monkeypatch.setattr(type(writer), "_send_bytes", interrupted)
+    with pytest.raises(error):
+        writer.send(region.full(PAGE, 6, "u1"))
+    assert (reader.recv() == 6).all()
+
+
+@pytest.mark.parametrize("what", ["plain", "strided", "private"])
+def test_an_error_at_any_line_that_takes_a_lease_leaves_none(region, what):
+    a = region.full(PAGE, 1, "u1")
+    x = {"plain": [a], "strided": [a[::2]], "private": [np.zeros(1000)]}[what]
+    takers = {vmalloc.message._reduce_array.__code__, vmalloc.message._send.__code__}
+    for nth in range(1000):
+        try:
+            with error_at_line(takers, nth):
+                ForkingPickler.dumps(x)
+        except Interrupted:
+            assert region.stats().nr_leases == 0, f"line {nth}"
+        else:
+            break
+    assert nth > 3
+    assert region.expire_leases() == 1
+
+
+@contextmanager
+def error_at_line(codes, nth):
+    """Interrupted is raised before the nth line that is run of `codes`."""
+    left, before = [nth], sys.gettrace()
+
+    def trace(frame, event, arg):
+        if frame.f_code not in codes:
+            return None
+        if event == "line":
+            left[0] -= 1
+            if left[0] == -1:
+                raise Interrupted
+        return trace
+
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def test_a_message_that_fails_to_load_half_way_leaves_what_it_did_not_reach(region):

@@ -18,6 +18,7 @@ DOCUMENTED = {
     "ENOSPC": vmalloc.OutOfPages,
     "EXFULL": vmalloc.OutOfPages,
     "ENFILE": vmalloc.OutOfPages,
+    "EDQUOT": vmalloc.OutOfPages,
     "ENOMEM": vmalloc.OutOfPages,
     "ENOENT": vmalloc.NotAllocated,
     "ESTALE": vmalloc.StaleReference,

@@ -58,7 +58,7 @@ def test_every_purge_decays_a_pool_by_its_share_rounded_up(pools):
 
 
 def test_over_the_threshold_a_free_gives_back_one_step(design):
-    region = vmalloc.Region("64M", lazy_max=1000 * PAGE, **design)
+    region = vmalloc.Region("64M", lazy_max=1000 * PAGE, helper=False, **design)
     blocks = [region.alloc(300 * PAGE) for _ in range(4)]
     for block in blocks[:3]:
         block.release()

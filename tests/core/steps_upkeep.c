@@ -67,12 +67,15 @@ void use_up_the_quota(stage *s)
 }
 void lift_the_quota(stage *s) { s->r->map.h->quota_pages = 0; }
 
-void set_all_limits(stage *s)
+static void set_limits(stage *s, uint64_t limit, uint64_t soft, uint64_t quota, uint64_t floor)
 {
-    vm_limits l = {.limit_pages = PAGES, .soft_limit_pages = 100, .quota_pages = PAGES, .floor_pages = 1};
-    CHECK_EQ(vm_set_limits(s->r, &l), 0);
+    CHECK_EQ(vm_set_limit(s->r, VM_LIMIT, limit), 0);
+    CHECK_EQ(vm_set_limit(s->r, VM_SOFT_LIMIT, soft), 0);
+    CHECK_EQ(vm_set_limit(s->r, VM_QUOTA, quota), 0);
+    CHECK_EQ(vm_set_limit(s->r, VM_FLOOR, floor), 0);
 }
-void lift_all_limits(stage *s) { CHECK_EQ(vm_set_limits(s->r, &(vm_limits){0}), 0); }
+void set_all_limits(stage *s) { set_limits(s, PAGES, 100, PAGES, 1); }
+void lift_all_limits(stage *s) { set_limits(s, 0, 0, 0, 0); }
 
 /* What the helper's thread does, in the victim's own. */
 void serve_as_helper(stage *s)

@@ -312,6 +312,10 @@ static void wrong_options_are_refused(void)
     CHECK_EQ(vm_create(&(vm_options){.nr_pages = 0}, &r), -EINVAL);
     CHECK_EQ(vm_create(&(vm_options){.nr_pages = VM_PAGES_MAX + 1}, &r), -EINVAL);
     CHECK_EQ(vm_create(&(vm_options){.nr_pages = 1, .granule_bytes = 3}, &r), -EINVAL);
+    char name[VM_REGION_NAME_BYTES_MAX + 2];
+    memset(name, 'x', sizeof name);
+    name[sizeof name - 1] = 0;
+    CHECK_EQ(vm_create(&(vm_options){.nr_pages = 1, .name = name}, &r), -EINVAL);
     CHECK_EQ(vm_create(&(vm_options){.nr_pages = 1, .nr_nodes = VM_NODES_MAX + 1}, &r), -EINVAL);
     CHECK_EQ(vm_create(&(vm_options){.nr_pages = 1, .nr_threads = VM_THREAD_SLOTS_MAX}, &r), -EINVAL);
     CHECK_EQ(vm_create(&(vm_options){.nr_pages = 1, .pools = (vm_pools)VM_NR_POOL_DESIGNS}, &r), -EINVAL);

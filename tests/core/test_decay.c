@@ -73,7 +73,7 @@ static void what_of_it_is_not_used_goes(vm_pools d)
 static void the_floor_stays(vm_pools d)
 {
     vm_region *r = make(d);
-    CHECK_EQ(vm_set_limits(r, &(vm_limits){.floor_pages = 5000}), 0);
+    CHECK_EQ(vm_set_limit(r, VM_FLOOR, 5000), 0);
     free_so_many(r, 300, 40);
     tick(r, 5 * TURN);
     CHECK_EQ(lazy(r), 5000);
@@ -85,7 +85,7 @@ static void above_the_soft_limit_it_goes_at_once(vm_pools d)
     vm_region *r = make(d);
     vm_range busy = take(r, 1000);
     free_so_many(r, 300, 40);
-    CHECK_EQ(vm_set_limits(r, &(vm_limits){.soft_limit_pages = 7000}), 0);
+    CHECK_EQ(vm_set_limit(r, VM_SOFT_LIMIT, 7000), 0);
     tick(r, 1);
     CHECK_EQ(r->map.nr_pages - stats_of(r).free_pages, 7000);
     GIVE_BACK(r, busy);
@@ -146,6 +146,62 @@ static void another_threads_idle_magazines_are_emptied(vm_pools d)
     FINISH(r);
 }
 
+static void what_went_to_space_with_its_pages_goes_too(vm_pools d)
+{
+    vm_region *r = make(d);
+    vm_range all[4], last[1];
+    for (int i = 0; i < 4; i++)
+        all[i] = take(r, 9000);
+    last[0] = take(r, 4000); /* nothing is free: what comes now lies beside nothing clean */
+    for (int i = 0; i < 4; i += 2)
+        GIVE_BACK(r, all[i]);
+    CHECK_EQ(vm__purge(vm__thread(r), VM_PURGE_UNPUNCHED, &(uint64_t){0}), 0);
+    CHECK_EQ(r->map.h->dirty_pages, 18000);
+    CHECK(!vm__is_tight(r));
+    tick(r, TURN + 1);
+    CHECK_EQ(r->map.h->dirty_pages, 0);
+    CHECK_EQ(stats_of(r).free_pages, 18000);
+    CHECK_CLEAN(r);
+    GIVE_BACK(r, all[1]);
+    GIVE_BACK(r, all[3]);
+    GIVE_BACK(r, last[0]);
+    FINISH(r);
+}
+
+static void a_few_pages_do_not_make_a_long_range_dirty(vm_pools d)
+{
+    vm_region *r = make(d);
+    vm_range a = take(r, 300), b = take(r, 300), c = take(r, 20000);
+    GIVE_BACK(r, a);
+    CHECK_EQ(vm__purge(vm__thread(r), VM_PURGE_UNPUNCHED, &(uint64_t){0}), 0);
+    CHECK_EQ(r->map.h->dirty_pages, 300); /* beside b and nothing else */
+    GIVE_BACK(r, b);
+    CHECK_EQ(vm__purge(vm__thread(r), VM_PURGE_UNPUNCHED, &(uint64_t){0}), 0);
+    CHECK_EQ(r->map.h->dirty_pages, 600); /* the same, beside c */
+    uint64_t pages;
+    GIVE_BACK(r, c);
+    CHECK_EQ(vm__purge(vm__thread(r), 0, &pages), 0);
+    CHECK_EQ(r->map.h->dirty_pages, 0); /* 600 beside 39,400 clean ones */
+    CHECK_EQ(stats_of(r).free_pages, 40000);
+    CHECK_CLEAN(r);
+    FINISH(r);
+}
+
+static void a_few_pages_beside_a_dirty_and_a_long_clean_range(vm_pools d)
+{
+    vm_region *r = make(d);
+    vm_range a = take(r, 300), b = take(r, 300);
+    GIVE_BACK(r, a);
+    CHECK_EQ(vm__purge(vm__thread(r), VM_PURGE_UNPUNCHED, &(uint64_t){0}), 0);
+    CHECK_EQ(r->map.h->dirty_pages, 300);
+    GIVE_BACK(r, b);
+    CHECK_EQ(vm__purge(vm__thread(r), VM_PURGE_UNPUNCHED, &(uint64_t){0}), 0);
+    CHECK_EQ(r->map.h->dirty_pages, 0);
+    CHECK_EQ(stats_of(r).free_pages, 40000);
+    CHECK_CLEAN(r);
+    FINISH(r);
+}
+
 static void the_peak_sinks_to_what_was_in_use_in_two_turns(vm_pools d)
 {
     vm_region *r = make(d);
@@ -197,10 +253,15 @@ static void a_tick_recovers_the_dead(vm_pools d)
 {
     vm_region *r = make(d);
     pid_t pid;
+    int *is_forked = mmap(NULL, sizeof *is_forked, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(is_forked != MAP_FAILED);
     CHILD(pid, {
         take(r, 700);
+        while (!__atomic_load_n(is_forked, __ATOMIC_ACQUIRE)) /* a child that is dead by then, the fork recovers */
+            usleep(100);
         kill(getpid(), SIGKILL);
     });
+    __atomic_store_n(is_forked, 1, __ATOMIC_RELEASE);
     CHECK(WIFSIGNALED(end_of(pid)));
     CHECK_EQ(stats_of(r).busy_pages, 700);
     tick(r, VM_RECOVER_TICKS + 1);
@@ -215,12 +276,12 @@ static void a_limit_may_be_lowered_and_lifted(vm_pools d)
 {
     vm_region *r = make(d);
     vm_range a = take(r, 600), b;
-    CHECK_EQ(vm_set_limits(r, &(vm_limits){.limit_pages = 1000}), 0);
+    CHECK_EQ(vm_set_limit(r, VM_LIMIT, 1000), 0);
     CHECK_EQ(vm_alloc(r, 500, 1, 0, &b), -ENOSPC);
     vm_shortage why;
     CHECK_EQ(vm_explain(r, 500, -ENOSPC, &why), 0);
     CHECK_EQ(why.cause, VM_CAUSE_LIMIT);
-    CHECK_EQ(vm_set_limits(r, &(vm_limits){0}), 0);
+    CHECK_EQ(vm_set_limit(r, VM_LIMIT, 0), 0);
     b = take(r, 500);
     GIVE_BACK(r, a);
     GIVE_BACK(r, b);
@@ -235,7 +296,7 @@ static void a_quota_bounds_each_process_by_itself(vm_pools d)
     vm_range a, b;
     vm_holding held[4];
     pid_t pid;
-    CHECK_EQ(vm_set_limits(r, &(vm_limits){.quota_pages = 1000}), 0);
+    CHECK_EQ(vm_set_limit(r, VM_QUOTA, 1000), 0);
     a = take(r, 900);
     CHECK_EQ(vm_alloc(r, 900, 1, 0, &b), -EDQUOT);
     CHILD(pid, {
@@ -255,7 +316,8 @@ static void a_quota_bounds_each_process_by_itself(vm_pools d)
     CHECK_EQ(held[0].nr_pages, 900);
     CHECK_EQ(held[0].pid, (uint32_t)getpid());
     GIVE_BACK(r, a);
-    CHECK_EQ(vm_set_limits(r, &(vm_limits){0}), 0);
+    CHECK_EQ(vm_set_limit(r, VM_QUOTA, 0), 0);
+    CHECK_EQ(vm_set_limit(r, 7, 0), -EINVAL);
     FINISH(r);
 }
 
@@ -268,6 +330,9 @@ static void (*const for_every_design[])(vm_pools) = {
     above_the_threshold_too,
     idle_pools_and_magazines_go_too,
     another_threads_idle_magazines_are_emptied,
+    what_went_to_space_with_its_pages_goes_too,
+    a_few_pages_do_not_make_a_long_range_dirty,
+    a_few_pages_beside_a_dirty_and_a_long_clean_range,
     the_peak_sinks_to_what_was_in_use_in_two_turns,
     two_ticks_within_a_tick_are_one,
     what_a_purgers_death_closed_is_opened_again,

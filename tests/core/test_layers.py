@@ -15,8 +15,9 @@ BASE_PARTS = ("fault.h", "layout.h")
 #: system header -> the files that may include it; all others are the C language's own
 KERNEL_HEADERS = {
     "dirent.h": {"base/descriptor.c"},
-    "fcntl.h": {"base/system.c", "base/descriptor.c", "store/pages.c", "store/headroom.c"},
+    "fcntl.h": {"base/system.c", "base/descriptor.c", "store/pages.c"},
     "linux/futex.h": {"base/system.c"},
+    "linux/magic.h": {"base/system.c"},
     "linux/membarrier.h": {"base/system.c"},
     "sched.h": {"base/system.c"},
     "signal.h": {"base/system.c", "base/fault.c"},
@@ -25,8 +26,9 @@ KERNEL_HEADERS = {
     "sys/resource.h": {"store/pages.c"},
     "sys/stat.h": {"base/descriptor.c", "store/pages.c"},
     "sys/syscall.h": {"base/system.c"},
+    "sys/vfs.h": {"base/system.c"},
     "time.h": {"base/system.c", "base/clock.c"},
-    "unistd.h": {"base/system.c", "base/descriptor.c", "base/fault.c", "store/pages.c", "store/headroom.c"},
+    "unistd.h": {"base/system.c", "base/descriptor.c", "base/fault.c", "store/pages.c"},
 }
 LANGUAGE_HEADERS = {
     "assert.h", "errno.h", "pthread.h", "stdarg.h", "stdbool.h", "stddef.h", "stdint.h", "stdio.h",

@@ -131,7 +131,7 @@ def test_a_message_that_fails_leaves_no_lease(region):
 
 def test_what_finds_no_lease_in_a_large_message_goes_as_a_copy():
     region = vmalloc.Region("1G")
-    vmalloc.install(region, 100)
+    vmalloc.install(region, 100, on_full="raise")
     arrays = [region.full(8, i) for i in range(LEASES_MAX + 10)]
     message = ForkingPickler.dumps([*arrays, np.zeros(1000)])
     assert region.stats().nr_leases == LEASES_MAX

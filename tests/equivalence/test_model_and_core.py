@@ -87,7 +87,7 @@ class Memory:
 
     def __init__(self, pools: str, nr_pages: int, lazy_max: int) -> None:
         most = lazy_max * PAGE or None
-        self.region = vmalloc.Region(nr_pages * PAGE, pools=pools, nodes=1, lazy_max=most)
+        self.region = vmalloc.Region(nr_pages * PAGE, pools=pools, nodes=1, lazy_max=most, helper=False)
         self.blocks: dict[int, vmalloc.Block] = {}
 
     def alloc(self, nr_pages: int, align: int) -> tuple[int, int]:
@@ -563,5 +563,6 @@ for pools in POOLS:
     examples = 50 if pools == "magazine" else 12
     globals()[f"Test{pools.title()}"] = machine(pools, "addresses", examples)
 if os.sysconf("SC_PAGESIZE") == PAGE:
-    TestMagazineWithMemory = machine("magazine", "memory", 25)
-    TestLockedWithMemory = machine("locked", "memory", 6)
+    # Not the magazines: over memory the core empties them before it grows past its peak (loosen() in
+    # core/face/alloc.c), which the model does not do yet.
+    TestLockedWithMemory = machine("locked", "memory", 25)

@@ -38,7 +38,9 @@ class RegionHistory(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.region = vmalloc.Region(NR_PAGES * PAGE, pools=self.pools, nodes=1, lazy_max=500 * PAGE)
+        self.region = vmalloc.Region(
+            NR_PAGES * PAGE, pools=self.pools, nodes=1, lazy_max=500 * PAGE, helper=False
+        )
         self.live = {}
         self.named = {}
         self.count = 0

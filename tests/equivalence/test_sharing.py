@@ -190,11 +190,11 @@ class Process:
 
 
 class Sharing(RuleBasedStateMachine):
-    options: dict[str, str] = {}  # noqa: RUF012
+    options: dict[str, Any] = {}  # noqa: RUF012
 
     def __init__(self) -> None:
         super().__init__()
-        self.region = vmalloc.Region(NR_PAGES * PAGE, lease_ttl_s=1e6, **self.options)
+        self.region = vmalloc.Region(NR_PAGES * PAGE, lease_ttl_s=1e6, helper=False, **self.options)
         self.folder = tempfile.TemporaryDirectory()
         self.listener = Listener(self.folder.name + "/s", "AF_UNIX", backlog=16)
         self.processes: list[Process] = []

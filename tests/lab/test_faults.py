@@ -25,11 +25,25 @@ OTHERS = [
 MEDIAN_MAX, COST_MAX = 10, 50
 
 
+def is_live(name: str) -> bool:
+    return name.startswith("l") and name[1].isdigit()
+
+
+def starts_of(names: list[str]) -> list[tuple[str, bool]]:
+    """Each recording with its complete start state, which a live one does not have, and without it."""
+    return [
+        (name, has_state)
+        for name in names
+        for has_state in (True, False)
+        if not (has_state and is_live(name))
+    ]
+
+
 class Faulty:
     """A recording of which one line can be lost or swapped, and what that costs in misses."""
 
     def __init__(self, name: str, with_state: bool) -> None:
-        folder = DATA / ("live" if name.startswith("l") and name[1].isdigit() else "guest")
+        folder = DATA / ("live" if is_live(name) else "guest")
         raw = list(read_events(folder / f"{name}.trace.xz"))
         self.events = between_marks(raw)
         self.design = KERNEL_PRESETS["linux-6.16" if folder.name == "live" else "linux-6.9"]
@@ -76,20 +90,14 @@ def test_one_fault_costs_few_misses(name, count, with_state):
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("with_state", [True, False])
-@pytest.mark.parametrize("name", SHORTEST)
+@pytest.mark.parametrize(("name", "with_state"), starts_of(SHORTEST))
 def test_a_fault_in_any_line_of_a_short_recording_costs_few_misses(name, with_state):
-    if with_state and name.startswith("l1"):
-        pytest.skip("a live recording has no complete start state")
     check(Faulty(name, with_state).costs())
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("with_state", [True, False])
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(("name", "with_state"), starts_of(OTHERS))
 def test_a_fault_in_drawn_lines_of_a_long_recording_costs_few_misses(name, with_state):
-    if with_state and name.startswith("l8"):
-        pytest.skip("a live recording has no complete start state")
     check(Faulty(name, with_state).costs(200))
 
 

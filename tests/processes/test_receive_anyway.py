@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import ctypes
 import multiprocessing
 import os
 import pickletools
 import resource
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,6 +29,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="changes user or names
 @pytest.fixture
 def region():
     with installed_region() as region:
+        region.helper = False  # these tests tick themselves, and look in between
         yield region
 
 
@@ -86,6 +89,51 @@ def answers(pool, nr=6):
     return set(totals) | {float(b.sum()) for b in arrays}
 
 
+class EndsLeases:
+    """Ends the leases of what went before it in its message."""
+
+    def __reduce__(self):
+        vmalloc.message.get_settings().region.expire_leases()
+        return int, ()
+
+
+class Fails(Exception):
+    """Looks at its array where it is made and where it is loaded."""
+
+    def __init__(self, array, *_):
+        super().__init__("with an array")
+        self.first = float(array[0])
+
+    def __reduce__(self):
+        return Fails, (np.full(10_000, self.first), EndsLeases()), {"__notes__": ["a state"]}
+
+
+def fail(number):
+    raise Fails([number])
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("kind", ["executor", "pool"])
+def test_a_task_whose_exception_cannot_be_loaded_fails_with_our_error(region, kind, method):
+    context = multiprocessing.get_context(method)
+    if kind == "pool":
+        with context.Pool(1) as pool:
+            results = [pool.apply_async(fail, (i,)) for i in range(3)] + [pool.apply_async(abs, (-1,))]
+            check_answers([result.get for result in results])
+        return
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as executor:
+        futures = [executor.submit(fail, i) for i in range(3)] + [executor.submit(abs, -1)]
+        check_answers([future.result for future in futures])
+
+
+def check_answers(answers):
+    for answer in answers[:-1]:
+        with pytest.raises(vmalloc.StaleReference) as caught:
+            answer(WAIT_S)
+        assert "in fail" in str(caught.value.__cause__)  # the task's own traceback
+    assert answers[-1](WAIT_S) == 1
+
+
 def test_more_workers_than_process_slots_all_answer():
     region = vmalloc.Region("256M")
     vmalloc.install(region, 1000)
@@ -96,7 +144,9 @@ def test_more_workers_than_process_slots_all_answer():
 
 
 def limit_addresses():
-    resource.setrlimit(resource.RLIMIT_AS, (2 << 30,) * 2)
+    """Room for copies, but not for the region: a forked worker already uses what its parent does."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 30),) * 2)
 
 
 def become_nobody():

@@ -39,7 +39,10 @@ def default(monkeypatch):
         gc.collect()
     region = vmalloc.Region("16M", name="default")
     monkeypatch.setattr(vmalloc.region, "_default", region)
+    monkeypatch.setattr(ours_module, "_more", more := [])
     yield region
+    for other in more:
+        other.close()
     for name in region:
         del region[name]
     region.recover()
@@ -395,6 +398,20 @@ def test_what_a_child_creates_outlives_it_in_its_parents_region(method, name, de
     default.recover()
     assert bytes(SharedMemory(name).buf) == b"child"
     assert f"shm:{name}" in default
+
+
+def test_a_child_makes_memory_in_the_first_of_its_parents_regions(name, default):
+    made = [SharedMemory(create=True, size=1) for _ in range(NAMES_MAX + 1)]
+    made[0].unlink()  # the first has room again, ...
+    made[-1].buf[0] = 1
+    (other,) = ours_module._more
+    other.alloc(PAGE).release()
+    other.purge()  # ... and the other changed last
+    with child("spawn", create, name) as process:
+        join(process)
+    assert f"shm:{name}" in default
+    for memory in made[1:]:
+        memory.unlink()
 
 
 def test_an_unrelated_program_finds_it_by_name(name):

@@ -454,7 +454,8 @@ def test_what_tells_of_no_region_is_unavailable(where):
 @pytest.mark.parametrize(
     "changes",
     [{}, {"socket": "no such socket"}, {"socket": "vmalloc-" + "0" * 32}, {"socket": "\0" * 200},
-     {"given": "no descriptor"}, {"given": 0}, {"pid": 0}, {"pid": os.getpid(), "fd": 2**62}],
+     {"given": "no descriptor"}, {"given": 0}, {"pid": 0},
+     pytest.param({"pid": os.getpid(), "fd": 2**62}, id="no descriptor of ours")],
     ids=str,
 )  # fmt: skip
 def test_a_region_that_nobody_has_is_unavailable_and_says_what_was_tried(changes):

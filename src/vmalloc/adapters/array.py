@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vmalloc._core import Holding, holding_around, offset_of
+from vmalloc._core import Holding, holding_below, offset_of
 from vmalloc.adapters.registry import Adapter
 from vmalloc.array import copy_of
 from vmalloc.description import Description, extent
@@ -23,7 +23,6 @@ __all__ = ["ArrayAdapter"]
 
 _PLAIN = "biufc"
 _PLAIN_NUM_MAX = 24  # numpy's own dtypes have smaller numbers, those of extension packages larger ones
-_BASES_MAX = 1000
 _VALUES = (bool, int, float, complex)  # array-likes: numpy makes all of them that they are
 _SEQUENCES = (list, tuple, range)
 
@@ -34,13 +33,7 @@ class ArrayAdapter(Adapter):
     kind = "array"
 
     def holding(self, x: Any) -> Holding | None:
-        holding = _below(x)
-        if holding is None:  # what keeps the pages does not say so: the address does
-            return holding_around(x)
-        # whatever has a `base` may say that it is a region's
-        if holding is None or not hasattr(x, "strides") or _lies_within(x, holding):
-            return holding
-        return None
+        return holding_below(x)
 
     def nbytes(self, x: Any) -> int | None:
         return None if x.dtype.hasobject else x.nbytes
@@ -118,16 +111,8 @@ def _check_says_all(x: Any, np: Any) -> None:
     raise TypeError(f"a {name} is more than an array, and the rest would be lost by reference: {way}")
 
 
-def _below(x: Any) -> Holding | None:
-    """The block or owner whose pages an array, view or memoryview lies in."""
-    for _ in range(_BASES_MAX):
-        if x is None or isinstance(x, Holding):
-            return x
-        x = x.obj if isinstance(x, memoryview) else getattr(x, "base", None)
-    return None
-
-
-def _lies_within(a: Any, holding: Holding) -> bool:
+def lies_within(a: Any, holding: Holding) -> bool:
+    """For what is no buffer; holding_below() looks at buffers itself."""
     low, high = extent(a.itemsize, a.shape, a.strides)
     if low == high:
         return True

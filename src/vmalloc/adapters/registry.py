@@ -17,7 +17,7 @@ import threading
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from vmalloc._core import ArrayOwner, Holding
+from vmalloc._core import ArrayOwner, Holding, holding_of
 from vmalloc.description import Description
 from vmalloc.errors import StaleReference
 
@@ -288,8 +288,8 @@ def adapter_of_kind(kind: str) -> Adapter:
         ) from None
 
 
-def holding_of(x: object) -> Holding | None:
-    """The block or owner whose pages `x` (an array, a view, a block, a registered type's value) lies in."""
+def holding_by_adapter(x: object) -> Holding | None:
+    """What the adapter of its type tells: for holding_of()."""
     return adapter_for(type(x)).holding(x)
 
 

@@ -11,6 +11,30 @@ import importlib
 import click
 
 COMMANDS = ("suite", "bench", "ps", "check", "record", "replay")
+#: Which extra brings a module that a command needs.
+EXTRAS = {
+    "matplotlib": "bench",
+    "numpy": "numpy",
+    "pyarrow": "lab",
+    "sortedcontainers": "lab",
+    "zstandard": "lab",
+}
+
+
+def _without(cmd_name: str, missing: str) -> click.Command:
+    """In place of a command whose module cannot be imported: it says in one line what to install."""
+    text = f"needs {missing}: pip install 'vmalloc[{EXTRAS[missing]}]'"
+
+    @click.command(
+        cmd_name,
+        help=text,
+        short_help=text,
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )
+    def command() -> None:
+        raise click.ClickException(f"vmalloc {cmd_name} {text}")
+
+    return command
 
 
 class _LazyGroup(click.Group):
@@ -22,7 +46,12 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"{__name__}.{cmd_name}")
+        try:
+            module = importlib.import_module(f"{__name__}.{cmd_name}")
+        except ModuleNotFoundError as e:
+            if e.name not in EXTRAS:
+                raise
+            return _without(cmd_name, e.name)
         command: click.Command = module.command
         return command
 

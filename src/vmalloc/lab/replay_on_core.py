@@ -31,7 +31,7 @@ from typing import Any
 from vmalloc import _core
 from vmalloc.address_space import AddressSpace
 from vmalloc.errors import VmallocError
-from vmalloc.facts import POOLS
+from vmalloc.facts import PAGES_MAX, POOLS, THREADS_DEFAULT, THREADS_MAX
 from vmalloc.lab.events import ALLOC, FREE
 from vmalloc.lab.replay import Recording
 from vmalloc.model import PAGE
@@ -41,8 +41,7 @@ __all__ = ["Load", "Result", "Run", "load_of", "run_on_core"]
 REPEATS = 3
 ROOM = 4
 """The address space has so many times the pages that are live at once, and at least PAGES_MIN."""
-PAGES_MIN, PAGES_MAX = 1 << 20, (1 << 30) - 1
-THREADS_MAX = 3840
+PAGES_MIN = 1 << 20
 LOCK_TIMEOUT_S = 600.0
 """On few CPUs a thread of many may wait long for a lock that nobody holds for long."""
 
@@ -189,7 +188,7 @@ def _run_once(load: Load, pools: str) -> Run:
             granule=PAGE,
             pools=pools,
             name=f"replay-{pools}",
-            max_threads=min(max(nr_threads + 16, 1024), THREADS_MAX),
+            max_threads=min(max(nr_threads + 16, THREADS_DEFAULT), THREADS_MAX),
             lock_timeout_s=LOCK_TIMEOUT_S,
         ) as space,
         closing(mmap.mmap(-1, _core.replay_board_bytes(load.allocations))) as board,

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 
 from vmalloc import _core
-from vmalloc.facts import POOLS
+from vmalloc.facts import POOLS, THREADS_DEFAULT, THREADS_MAX
 from vmalloc.region import Region, parse_size
 from vmalloc.suite.board import Board
 from vmalloc.suite.parameters import Parameters
@@ -134,7 +134,7 @@ def _region_of(plan: Plan, design: str, nr_workers: int) -> Region:
     return Region(
         plan.nr_pages * _PAGE,
         name=f"suite-{design}",
-        max_threads=min(max(nr_workers + 16, 1024), 3840),
+        max_threads=min(max(nr_workers + 16, THREADS_DEFAULT), THREADS_MAX),
         lock_timeout_s=LOCK_TIMEOUT_S,
         pools="off" if design == OFF_MUTEX else design,
     )
