@@ -2,6 +2,7 @@
 """joblib's backend: arguments and results by reference, in loky's workers."""
 
 import gc
+import multiprocessing
 import os
 import signal
 
@@ -12,11 +13,20 @@ joblib = pytest.importorskip("joblib")
 pytest.importorskip("joblib.externals.loky.process_executor")
 
 from joblib import Parallel, delayed  # noqa: E402
+from joblib.externals.loky import get_reusable_executor  # noqa: E402
 
 import vmalloc  # noqa: E402
 import vmalloc.joblib  # noqa: E402
 
 LARGE = 300_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_worker_outlives_these_tests():
+    """Later ones ask whether anybody else could make room in a region."""
+    yield
+    get_reusable_executor().shutdown(wait=True, kill_workers=True)
+    assert not multiprocessing.active_children()
 
 
 @pytest.fixture
