@@ -483,21 +483,21 @@ def _reduce_array(a: np.ndarray[Any, Any]) -> Any:
 
 def _reduce(x: object) -> Any:
     """For a pickler, a value that has an adapter: by reference, copied in first, or as before."""
-    return reduce_as(x, cast("Settings | None", get_settings()))
+    return reduce_as(x, cast("Settings | None", get_settings()), _before.get(type(x)))
 
 
-def reduce_as(x: Any, settings: Settings | None) -> Any:
-    """The same by these settings, also where install() was not called."""
+def reduce_as(x: Any, settings: Settings | None, before: Callable[[Any], Any] | None = None) -> Any:
+    """The same by these settings, also where install() was not called; `before`: another library's way."""
     adapter = registry.adapter_for(type(x))  # pyright: ignore[reportUnknownArgumentType]
     holding, nbytes = adapter.holding(x), adapter.nbytes(x)
     if holding is not None and nbytes is not None and holding.region.closed:
         holding = None  # like private memory
     if settings is not None and settings.private and nbytes is not None and holding is not None:
         holding = None if settings.private == "copy" or nbytes <= settings.threshold else holding
-    if settings is None or sending.by_value or (holding is None and _goes_as_before(nbytes, settings)):
+    if settings is None or sending.by_value or (holding is None and _goes_as_before(adapter, nbytes, settings)):
         can_go = settings is not None and not sending.by_value and holding is None
         parts = adapter.take_apart(x, settings.threshold) if can_go and settings is not None else None
-        return x.__reduce_ex__(pickle.DEFAULT_PROTOCOL) if parts is None else parts
+        return adapter.as_before(x, before) if parts is None else parts
 
     def send() -> tuple[Any, ...] | None:
         try:
@@ -513,12 +513,14 @@ def reduce_as(x: Any, settings: Settings | None) -> Any:
 
     region = cast("Region", settings.region if holding is None else holding.region)
     sent = settings.room.find(send, region, 0 if holding is not None else nbytes or 0, nbytes is not None)
-    return x.__reduce_ex__(pickle.DEFAULT_PROTOCOL) if sent is None else sent
+    return adapter.as_before(x, before) if sent is None else sent
 
 
-def _goes_as_before(nbytes: int | None, settings: Settings) -> bool:
+def _goes_as_before(adapter: registry.Adapter, nbytes: int | None, settings: Settings) -> bool:
     """What lies in no region. A copy in it would be of no use to a message that finds no lease."""
-    if nbytes is None or nbytes <= settings.threshold or settings.usable_region() is None:
+    if not adapter.is_copied_in or nbytes is None or nbytes <= settings.threshold:
+        return True
+    if settings.usable_region() is None:
         return True
     return _under_way.message is not None and _under_way.message.has_no_lease
 

@@ -23,6 +23,8 @@ from vmalloc.adapters.polars import FrameAdapter as _FrameAdapter
 from vmalloc.adapters.polars import SeriesAdapter as _SeriesAdapter
 from vmalloc.adapters.registry import Adapter, holding_of, register, unregister
 from vmalloc.adapters.registry import begin as _begin
+from vmalloc.adapters.torch import StorageAdapter as _StorageAdapter
+from vmalloc.adapters.torch import TensorAdapter as _TensorAdapter
 from vmalloc.description import Description
 
 __all__ = ["Adapter", "ArrayAdapter", "Description", "holding_of", "register", "unregister"]
@@ -38,3 +40,7 @@ register("pandas.core.arrays.string_arrow.ArrowStringArray", _arrow_arrays)
 register("pandas.core.arrays.arrow.array.ArrowExtensionArray", _arrow_arrays)
 register("polars.dataframe.frame.DataFrame", _FrameAdapter())
 register("polars.series.series.Series", _SeriesAdapter())
+register("torch.storage.UntypedStorage", _StorageAdapter())
+_tensors = _TensorAdapter()
+register("torch.Tensor", _tensors)
+register("torch.nn.parameter.Parameter", _tensors)
