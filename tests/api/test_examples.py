@@ -23,6 +23,7 @@ ENDS_WITH = {
     "10_fork_keeps_arrays.py": "1100 pages in use\n7 7\n1000 pages in use\n",
     "11_numpy_arrays.py": "True\n1000000.0\n0 pages in use\n",
     "12_tables_and_joblib.py": "done\n",
+    "13_dataloader.py": "done\n",
 }
 
 

@@ -178,12 +178,7 @@ def packed_bytes(sample: Any, nr: int) -> int:
     """What `nr` samples like this one take as a batch; 0 for types that only torch's map knows."""
     import collections.abc as abc
 
-    import numpy as np
-    import torch
-
-    if type(sample) is torch.Tensor:
-        return _aligned(sample.numel() * sample.element_size() * nr)
-    if isinstance(sample, np.ndarray | np.number | np.bool_):
+    if hasattr(sample, "dtype") and hasattr(sample, "nbytes"):  # of torch or of numpy
         return _aligned(sample.nbytes * nr)
     if isinstance(sample, int | float):
         return _aligned(8 * nr)
