@@ -13,8 +13,6 @@ import statistics
 import time
 import warnings
 
-import vmalloc
-
 SAMPLES_A_BATCH = 16
 BATCHES = 60
 ROUNDS = 5
@@ -82,8 +80,9 @@ def main():
                     told[way].append(rate)
         results[name] = rates = {way: statistics.median(values) for way, values in told.items()}
         print(
-            f"{options.mib} MiB, {name:10} stock {rates['stock']:6.1f} batches/s, vmalloc {rates['vmalloc']:6.1f} "
-            f"({rates['vmalloc'] / rates['stock']:.1f}x), no workers {rates['no workers']:6.1f}; "
+            f"{options.mib} MiB, {name:10} stock {rates['stock']:6.1f} batches/s, "
+            f"vmalloc {rates['vmalloc']:6.1f} ({rates['vmalloc'] / rates['stock']:.1f}x), "
+            f"no workers {rates['no workers']:6.1f}; "
             f"{len(os.listdir('/proc/self/fd'))} descriptors",
             flush=True,
         )

@@ -494,7 +494,11 @@ def reduce_as(x: Any, settings: Settings | None, before: Callable[[Any], Any] | 
         holding = None  # like private memory
     if settings is not None and settings.private and nbytes is not None and holding is not None:
         holding = None if settings.private == "copy" or nbytes <= settings.threshold else holding
-    if settings is None or sending.by_value or (holding is None and _goes_as_before(adapter, nbytes, settings)):
+    if (
+        settings is None
+        or sending.by_value
+        or (holding is None and _goes_as_before(adapter, nbytes, settings))
+    ):
         can_go = settings is not None and not sending.by_value and holding is None
         parts = adapter.take_apart(x, settings.threshold) if can_go and settings is not None else None
         return adapter.as_before(x, before) if parts is None else parts

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-# pyright: basic, reportMissingImports=false
+# pyright: basic, reportMissingImports=false, reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 """PyTorch: tensors in regions.
 
     import vmalloc, vmalloc.torch
@@ -30,7 +30,7 @@ __all__ = ["collate", "empty", "from_numpy", "zeros"]
 
 
 def empty(*shape: Any, dtype: torch.dtype | None = None, region: Region | None = None) -> torch.Tensor:
-    """An uninitialised tensor in a region (the default one): sizes as torch.empty() takes them. OutOfPages."""
+    """An uninitialised tensor in a region (the default one), of sizes as torch takes them. OutOfPages."""
     return _made("empty", shape, dtype, region)
 
 
@@ -62,9 +62,9 @@ def from_numpy(array: Any, region: Region | None = None) -> torch.Tensor:
 def collate(batch: Any) -> Any:
     """As torch's default_collate(), with all leaves of the batch in one block of the installed region.
 
-    For `DataLoader(collate_fn=)`. Where there is no worker, nothing is installed, or the region is full, it is
-    default_collate(); then the batch goes torch's way. What torch's `default_collate_fn_map` knows of
-    other types is used as it is.
+    For a DataLoader. Where there is no worker, nothing is installed, or the region is full, it is
+    default_collate(); then the batch goes torch's way. What torch's own map knows of other types is used as
+    it is.
     """
     settings = cast("Settings | None", get_settings())
     if get_worker_info() is None or settings is None:

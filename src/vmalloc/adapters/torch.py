@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-# pyright: basic, reportMissingImports=false
+# pyright: basic, reportMissingImports=false, reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 """PyTorch: storages by their address, and tensors as torch takes them apart.
 
 torch's own reducers make of a tensor its storage and a little beside: offset, sizes, strides, whether it is a
@@ -30,12 +30,14 @@ _GRAD, _PARAMETER = 1, 2
 
 
 def tensor_on(pages: Any, offset: int, shape: Sequence[int], dtype: Any) -> Any:
-    """A contiguous tensor on part of a buffer, which it keeps alive. Its storage is no more than that part."""
+    """A contiguous tensor on part of a buffer, which it keeps alive. Its storage is that part and no more."""
     import torch
 
     tensor = torch.empty(0, dtype=dtype)
     nbytes = dtype.itemsize * _count(shape)
-    return tensor.set_(_storage_on(pages, offset, nbytes), 0, tuple(shape)) if nbytes else tensor.reshape(shape)
+    return (
+        tensor.set_(_storage_on(pages, offset, nbytes), 0, tuple(shape)) if nbytes else tensor.reshape(shape)
+    )
 
 
 def _count(shape: Sequence[int]) -> int:
@@ -58,7 +60,7 @@ class StorageAdapter(Adapter):
     is_copied_in = False  # torch shares the sender's memory with the receiver; a copy would not
 
     def nbytes(self, x: Any) -> int | None:
-        return x.nbytes()
+        return int(x.nbytes())
 
     def holding(self, x: Any) -> Holding | None:
         return holding_at(x.data_ptr(), x.nbytes(), x) if x.device.type == "cpu" else None
@@ -102,7 +104,9 @@ class TensorAdapter(Adapter):
         if x.requires_grad and not x.is_leaf:
             raise TypeError("a tensor with a history of gradients: pass tensor.detach()")
         if x.is_conj() or x.is_neg() or x.is_quantized:
-            raise TypeError("a conjugated, negated or quantized tensor: pass resolve_conj(), resolve_neg() of it")
+            raise TypeError(
+                "a conjugated, negated or quantized tensor: pass resolve_conj(), resolve_neg() of it"
+            )
         flags = _GRAD * x.requires_grad | _PARAMETER * isinstance(x, torch.nn.Parameter)
         name = str(x.dtype).removeprefix("torch.")
         return Description(
