@@ -21,6 +21,7 @@ from torch.utils.data._utils import collate as stock
 
 from vmalloc._core import get_settings
 from vmalloc.adapters.torch import Packed, packed_bytes, tensor_on
+from vmalloc.errors import OutOfPages
 from vmalloc.full import warn_once
 from vmalloc.message import Settings
 from vmalloc.reference import copy_in
@@ -73,11 +74,19 @@ def collate(batch: Any) -> Any:
     nbytes = packed_bytes(batch[0], len(batch))
     if region is None or nbytes == 0:
         return default_collate(batch)
-    pages = settings.room.find(lambda: region.empty(nbytes, "u1"), region, nbytes, True)
+    pages = _block(region, nbytes, settings)
     if pages is None:
         warn_once("collate", "batches are made by torch until the region has room again")
         return default_collate(batch)
     return stock.collate(batch, collate_fn_map=_packing(Packed(pages)))
+
+
+def _block(region: Region, nbytes: int, settings: Settings) -> Any:
+    """Where the region is full, unread batches of workers that have ended go first. None: it stays full."""
+    try:
+        return region.empty(nbytes, "u1")
+    except OutOfPages:
+        return settings.room.find(lambda: region.empty(nbytes, "u1"), region, nbytes, True)
 
 
 def _packing(packed: Packed) -> dict[Any, Any]:

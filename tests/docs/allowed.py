@@ -19,8 +19,7 @@ _NAMES = {
     "the name np.ndarray has for what it lies in": "buffer",
     "of multiprocessing and executors": "Process submit",
     "of pyarrow, polars, joblib": "pa.array pl.Series.to_numpy joblib.parallel_config backend",
-    "of torch": "share_memory_ pin_memory num_workers persistent_workers default_collate_fn_map torch.save"
-    " torch.from_dlpack DataLoader is_shared",
+    "of torch": "share_memory_ pin_memory default_collate_fn_map torch.from_dlpack",
     "of prctl()": "PR_SET_DUMPABLE",
     "defined by the build": "VM_HOOKS",
     "pytest's own": "pytest.mark.soak",
