@@ -29,7 +29,7 @@ cdef int call_share(vm_region *r, Call *c) noexcept nogil:
 
 cdef int call_lease(vm_region *r, Call *c) noexcept nogil:
     if c.is_message:
-        return vm_lease_message(r, c.page, c.id, c.new_lease)
+        return vm_lease_message(r, c.page, c.id, c.channel, c.new_lease)
     return vm_lease(r, c.page, c.id, c.new_lease)
 
 

@@ -46,6 +46,8 @@ __all__ = [
     "attach_found",
     "attach_where",
     "is_given",
+    "kept_ids",
+    "kept_where",
     "open_where",
     "serve_region",
     "where_of",
@@ -65,6 +67,7 @@ _given: weakref.WeakKeyDictionary[Any, dict[int, Any]] = weakref.WeakKeyDictiona
 
 #: Regions that this process was given when it was started, by id.
 _kept: weakref.WeakValueDictionary[bytes, Kept] = weakref.WeakValueDictionary()
+_kept_ids: tuple[bytes, ...] = ()  # of those and of some that are gone: asked for at each message
 _RETRY_S = 1.0
 
 T = TypeVar("T")
@@ -292,7 +295,9 @@ class Kept:
         self.fd = open_where(where, lambda fd: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))
         self._region: Any = None
         self._failed: tuple[Exception, float] | None = None
+        global _kept_ids
         _kept[where[0]] = self
+        _kept_ids = (*_kept,)
 
     def attach(self, where: Where, cls: type[AnyRegion]) -> AnyRegion:
         """After a failure the same error for a while: a look costs a mapping."""
@@ -316,6 +321,17 @@ class Kept:
                 os.close(self.fd)
         except (AttributeError, OSError, TypeError):
             pass  # never opened, closed by the program, or the interpreter ends
+
+
+def kept_ids() -> tuple[bytes, ...]:
+    """Of regions that this process was given when it was started; most have none or one."""
+    return _kept_ids
+
+
+def kept_where(id: bytes) -> Where | None:
+    """Where such a region is."""
+    kept = _kept.get(id)
+    return None if kept is None else kept.where
 
 
 def is_given(id: bytes, fd: int) -> bool:

@@ -25,7 +25,7 @@ __all__ = ["ON_FULL", "Room", "warn_once"]
 T = TypeVar("T")
 
 ON_FULL = ("wait", "copy", "raise")
-_LOOK_FIRST_S, _LOOK_MOST_S = 0.001, 0.02  # between looks at what is in use
+_LOOK_FIRST_S, _LOOK_MOST_S = 0.001, 0.02  # between looks at what was given back
 _TRY_ANYWAY_S = 0.25  # room may come from where a look sees nothing
 
 _lock = threading.Lock()
@@ -130,15 +130,15 @@ class Room:
     def _wait(self, attempt: Callable[[], T], region: Any, nbytes: int) -> T:
         """OutOfPages when the time is up."""
         started = tried = time.monotonic()
-        in_use, pause_s = _in_use(region), _LOOK_FIRST_S
+        seen, pause_s = region._glance(), _LOOK_FIRST_S
         while True:
             time.sleep(pause_s)
             pause_s = min(pause_s * 2, _LOOK_MOST_S)
             now = time.monotonic()
-            is_over, now_in_use = now - started >= self.timeout_s, _in_use(region)
-            if not is_over and now_in_use == in_use and now - tried < _TRY_ANYWAY_S:
+            is_over, now_seen = now - started >= self.timeout_s, region._glance()
+            if not is_over and now_seen == seen and now - tried < _TRY_ANYWAY_S:
                 continue
-            in_use, tried = now_in_use, now
+            seen, tried = now_seen, now
             try:
                 return self._once(attempt)
             except OutOfPages:
@@ -147,16 +147,10 @@ class Room:
                     raise
 
 
-def _in_use(region: Any) -> tuple[int, int]:
-    """Changes when somebody gives pages or a lease back."""
-    stats = region._stats()
-    return stats["busy_pages"], stats["nr_leases"]
-
-
 def _others_may_free(region: Any) -> bool:
     """Whether a process other than this one may give pages or leases back."""
-    if region._stats()["nr_processes"] <= 1:
+    now = region._glance()
+    if now["nr_processes"] <= 1:
         return bool(multiprocessing.process._children)  # type: ignore[attr-defined]  # on its way to attach
     own = region._info()["process_slot"]
-    in_use = (r for r in region.ranges() if r.state == "busy")
-    return region._stats()["nr_leases"] > 0 or any(r.shared or r.owner != own for r in in_use)
+    return now["nr_leases"] > 0 or any(slot != own for slot, _, _ in region._holdings(2))

@@ -28,6 +28,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, cast
 
 from vmalloc._core import (
+    RECEIVED,
     Block,
     Holding,
     Message,
@@ -37,6 +38,7 @@ from vmalloc._core import (
     lies_inside,
     load_beside,
     load_reference,
+    move_leases,
     note_loads,
     pack_plain,
     pickled_reference,
@@ -45,7 +47,9 @@ from vmalloc._core import (
     set_settings,
 )
 from vmalloc.adapters import registry
-from vmalloc.attach import Kept, Where, where_of
+from vmalloc.attach import Kept, Where, kept_ids, where_of
+from vmalloc.channel import NUMBER, WRAPPERS, keep_unattached, number_of, pickling
+from vmalloc.channel import wrapped as _wrapped_before
 from vmalloc.description import encode
 from vmalloc.errors import OutOfPages, VmallocError
 from vmalloc.facts import COPY_IN_THRESHOLD_BYTES, FULL_TIMEOUT_S
@@ -108,7 +112,6 @@ _install_lock = threading.RLock()
 _ndarray: Any = None  # numpy's
 _before: dict[type, Any] = {}  # what was registered before us; None: nothing
 _taught = -1  # version of the adapters that ForkingPickler was told of
-_wrapped_before: dict[tuple[Any, str], Any] = {}  # the same for the methods that we wrap
 _left: set[tuple[Any, str]] = set()  # wrappers that uninstall() left, for another library's call them
 
 
@@ -366,12 +369,17 @@ def _is_plain_pickler(cls: type[ForkingPickler]) -> bool:
 
 
 def _send_through(self: Connection[Any, Any], obj: Any) -> None:
-    """Connection.send; by value to a receiver that cannot attach. If it fails, the message's leases end."""
+    """Connection.send; its leases know the channel, and it goes by value to a receiver that cannot attach.
+
+    If it fails, the message's leases end.
+    """
     before = _wrapped_before[_Connection, "send"]
     by_value, message, sent = sending.by_value, _under_way.message, _under_way.sent
-    references: list[bytes] = []
+    channel, references = pickling.channel, list[bytes]()
     try:
         sending.by_value, _under_way.message, _under_way.sent = not can_attach(self), None, references
+        told: int = self.__dict__.get(NUMBER, 0)
+        pickling.channel = told if told > 0 else number_of(self)
         before(self, obj)
     except BaseException as e:
         if _is_unsent(e):
@@ -379,6 +387,7 @@ def _send_through(self: Connection[Any, Any], obj: Any) -> None:
         raise
     finally:
         sending.by_value, _under_way.message, _under_way.sent = by_value, message, sent
+        pickling.channel = channel
 
 
 def _is_unsent(error: BaseException) -> bool:
@@ -439,12 +448,27 @@ def _loads(data: Any, **options: Any) -> Any:
             outer += loaded
 
 
+def _recv_bytes(self: Connection[Any, Any], maxsize: int | None = None) -> BytesIO | None:
+    """Connection._recv_bytes. What holds references is this process's from now on."""
+    if _is_new:
+        _give_addresses_back()
+    buf: BytesIO | None = _wrapped_before[Connection, "_recv_bytes"](self, maxsize)
+    if buf is not None:
+        message = buf.getbuffer()
+        if kept_ids():
+            keep_unattached(message)
+        move_leases(message, RECEIVED)
+    return buf
+
+
 _Connection: Any = Connection.__mro__[1]  # whose send() all connections have
 _WRAPPERS: dict[tuple[Any, str], Any] = {
     (ForkingPickler, "dump"): _dump,
     (ForkingPickler, "dumps"): classmethod(_dumps),
     (ForkingPickler, "loads"): staticmethod(_loads),
     (_Connection, "send"): _send_through,
+    **WRAPPERS,
+    (Connection, "_recv_bytes"): _recv_bytes,
 }
 
 
@@ -453,7 +477,7 @@ def _pack_plain(
 ) -> bytes | None:
     """`message` notes it as soon as it has a lease."""
     try:
-        return None if a.base is None else pack_plain(a, settings.readonly, message)
+        return None if a.base is None else pack_plain(a, settings.readonly, pickling.channel, message)
     except VmallocError:  # the longer way knows what to do
         return None
 
@@ -540,7 +564,7 @@ def _send(value: Any, holding: Holding, settings: Settings) -> tuple[Any, ...]:
         return load_beside, (first, _describe_beside(value, first, holding, settings))
     region, lease = holding.region, None
     try:
-        lease = region._lease(holding)[2]  # pyright: ignore[reportPrivateUsage]
+        lease = region._lease(holding, True, pickling.channel)[2]  # pyright: ignore[reportPrivateUsage]
         packed = pack(value, holding, lease, readonly=settings.readonly, private=is_private)
         if message is not None:
             message.went(packed, holding, cast("Any", value) if can_go_beside else None)
