@@ -73,7 +73,8 @@ VM_API int vm_lease(vm_region *r, uint64_t page, uint64_t id, uint64_t *lease);
 VM_API int vm_lease_message(vm_region *r, uint64_t page, uint64_t id, uint64_t channel, uint64_t *lease);
 VM_API uint64_t
 vm_channel_of(int fd); /* a number for the pipe or the socket's other end; 0: neither, or not to be told */
-/* Tell where messages' bytes are: about to be written to a channel, written, or read by this process, which has them. */
+/* Tell where messages' bytes are: about to be written to a channel, written, read by this process, which has them, or lost
+ * by it: those that it had read end. */
 VM_API int vm_move_leases(vm_region *r, const vm_lease_name *leases, size_t nr, vm_move move, uint64_t channel);
 /* Whether they already are what VM_MOVE_SENDING makes them; waits for nobody. */
 VM_API bool vm_are_being_sent(vm_region *r, const vm_lease_name *leases, size_t nr, uint64_t channel);

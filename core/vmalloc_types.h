@@ -67,7 +67,7 @@ typedef struct vm_lease_name { /* as a message tells it */
     uint64_t page, id, lease;
 } vm_lease_name;
 
-typedef enum vm_move { VM_MOVE_SENDING, VM_MOVE_SENT, VM_MOVE_RECEIVED } vm_move;
+typedef enum vm_move { VM_MOVE_SENDING, VM_MOVE_SENT, VM_MOVE_RECEIVED, VM_MOVE_LOST } vm_move;
 
 typedef struct vm_stats {
     uint64_t nr_pages, free_pages, busy_pages, cached_pages, pooled_pages, lazy_pages, moving_pages;

@@ -9,7 +9,8 @@
  *     on their way     its sender is at it, or died                        in doubt when nobody can read the channel
  *     in the channel   unread bytes in it                                  in doubt when nobody can read the channel
  *     out of it        the channel was empty once, so they were read       in doubt
- *     received         a process has them                                  over when that process died
+ *     received         a process has them                                  over when that process died, or says that
+ *                                                                          loading them failed
  *
  * A message in doubt may be between a reader's read() and its note, or its channel's descriptors may be on their way to another
  * process. It ends when it was in doubt for VM_CHANNEL_GRACE_MS, unless a process has the channel that reads without

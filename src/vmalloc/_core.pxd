@@ -108,6 +108,7 @@ cdef extern from "vmalloc.h" nogil:
         VM_MOVE_SENDING
         VM_MOVE_SENT
         VM_MOVE_RECEIVED
+        VM_MOVE_LOST
 
     bint vm_are_being_sent(vm_region *r, const vm_lease_name *leases, size_t nr, uint64_t channel)
     int vm_move_leases(vm_region *r, const vm_lease_name *leases, size_t nr, vm_move move, uint64_t channel)

@@ -223,6 +223,7 @@ def rebuild_plain(owner: ArrayOwner, description: bytes) -> NDArray[Any] | None:
 SENDING: int
 SENT: int
 RECEIVED: int
+LOST: int
 
 def channel_of(fd: int) -> int: ...
 def holds_id(message: Any, id: bytes) -> bool: ...

@@ -558,7 +558,7 @@ def rebuild_plain(ArrayOwner owner not None, bytes description not None):
 
 # ---- where a message's bytes are ----
 
-SENDING, SENT, RECEIVED = VM_MOVE_SENDING, VM_MOVE_SENT, VM_MOVE_RECEIVED
+SENDING, SENT, RECEIVED, LOST = VM_MOVE_SENDING, VM_MOVE_SENT, VM_MOVE_RECEIVED, VM_MOVE_LOST
 
 
 def channel_of(int fd):
@@ -638,7 +638,7 @@ cdef size_t _move_of(Py_buffer *view, CoreRegion region, int move, uint64_t chan
 
 
 def move_leases(message, int move, uint64_t channel=0):
-    """Note where a message is: SENDING to a channel, SENT there, or RECEIVED here. Quiet: then it is kept for longer.
+    """Note where a message is: SENDING to a channel, SENT there, RECEIVED here, or LOST after that. Quiet: then it is kept for longer.
 
     Returns whether it seems to hold references with leases, of regions attached here.
     """

@@ -4,7 +4,8 @@
 The methods here take the place of multiprocessing's while install() is in force. Those that pickle for a
 connection say so first, and the leases made meanwhile are born with its number; those that write and read
 bytes look for references in them, so whatever pickled a message, and whoever passes its bytes on, the leases
-know. core/share/channel.c says what that is good for. A connection's number is asked for once.
+know. Those that read and load at once tell when that failed: the bytes are lost then, so their leases end.
+core/share/channel.c says what that is good for. A connection's number is asked for once.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from multiprocessing.pool import Pool
 from multiprocessing.queues import Queue, SimpleQueue
 from typing import Any
 
-from vmalloc._core import SENDING, SENT, attached, channel_of, holds_id, move_leases
+from vmalloc._core import LOST, RECEIVED, SENDING, SENT, attached, channel_of, holds_id, move_leases
 from vmalloc.attach import attach_where, kept_ids, kept_where
 from vmalloc.region import Region
 from vmalloc.window import keep_leases_in
 
-__all__ = ["NUMBER", "WRAPPERS", "keep_unattached", "number_of", "pickling", "wrapped"]
+__all__ = ["NUMBER", "WRAPPERS", "keep_unattached", "note_received", "number_of", "pickling", "wrapped"]
 
 #: Attribute of a Connection.
 NUMBER = "_vmalloc_channel"
@@ -37,6 +38,15 @@ class Pickling(threading.local):
 
 
 pickling = Pickling()
+
+
+class Receiving(threading.local):
+    """What this thread has read just now and nobody else has seen."""
+
+    message: Any = None  #: one that may hold references
+
+
+receiving = Receiving()
 
 
 def number_of(connection: Connection[Any, Any]) -> int:
@@ -83,6 +93,29 @@ def _send_bytes(self: Connection[Any, Any], buf: Any) -> None:
         move_leases(buf, SENT, number)
 
 
+def _receiving(owner: Any, name: str) -> Callable[..., Any]:
+    """For a method that reads a message and loads it: if that fails, or a signal's handler raises, it is lost."""
+
+    def received(self: Any, *args: Any, **options: Any) -> Any:
+        outer, receiving.message = receiving.message, None
+        try:
+            return wrapped[owner, name](self, *args, **options)
+        except BaseException:
+            if receiving.message is not None:
+                move_leases(receiving.message, LOST)
+            raise
+        finally:
+            receiving.message = outer
+
+    return received
+
+
+def note_received(message: memoryview) -> None:
+    """It is this process's from now on."""
+    if move_leases(message, RECEIVED):
+        receiving.message = message
+
+
 def _can_attach(id: bytes) -> bool:
     """Attaches a region that this process was given at its start and did not need before."""
     where = kept_where(id)
@@ -110,8 +143,13 @@ def _terminate_pool(cls: type[Pool], taskqueue: Any, inqueue: Any, outqueue: Any
             queue.close()
 
 
+_Connection: Any = Connection.__mro__[1]  # whose recv() all connections have
+
 WRAPPERS: dict[tuple[Any, str], Any] = {
     (SimpleQueue, "put"): _put_simple,
+    (SimpleQueue, "get"): _receiving(SimpleQueue, "get"),
+    (Queue, "get"): _receiving(Queue, "get"),
+    (_Connection, "recv"): _receiving(_Connection, "recv"),
     (Queue, "_feed"): staticmethod(_feed),
     (Pool, "_terminate_pool"): classmethod(_terminate_pool),
     (Connection, "_send_bytes"): _send_bytes,

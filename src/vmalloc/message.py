@@ -28,7 +28,6 @@ from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, cast
 
 from vmalloc._core import (
-    RECEIVED,
     Block,
     Holding,
     Message,
@@ -38,7 +37,6 @@ from vmalloc._core import (
     lies_inside,
     load_beside,
     load_reference,
-    move_leases,
     note_loads,
     pack_plain,
     pickled_reference,
@@ -48,7 +46,7 @@ from vmalloc._core import (
 )
 from vmalloc.adapters import registry
 from vmalloc.attach import Kept, Where, kept_ids, where_of
-from vmalloc.channel import NUMBER, WRAPPERS, keep_unattached, number_of, pickling
+from vmalloc.channel import NUMBER, WRAPPERS, keep_unattached, note_received, number_of, pickling
 from vmalloc.channel import wrapped as _wrapped_before
 from vmalloc.description import encode
 from vmalloc.errors import OutOfPages, VmallocError
@@ -457,7 +455,7 @@ def _recv_bytes(self: Connection[Any, Any], maxsize: int | None = None) -> Bytes
         message = buf.getbuffer()
         if kept_ids():
             keep_unattached(message)
-        move_leases(message, RECEIVED)
+        note_received(message)
     return buf
 
 

@@ -340,9 +340,9 @@ def test_persistent_workers_give_back_what_epochs_left_early_made(region):
 
 
 def test_epochs_left_early_and_killed_workers_never_fill_a_small_region():
-    with vmalloc.Region("4M") as region:  # room for two dozen batches
+    with vmalloc.Region("2M") as region:  # room for a dozen batches
         vmalloc.install(region)
-        for _ in range(14):
+        for _ in range(10):
             for batch in loader(region, Samples()):
                 assert vmalloc.is_shared(batch["array"])
                 break
