@@ -23,6 +23,7 @@ extern "C" {
  * EUCLEAN   the region is corrupt                       ENOLCK no process slot left
  * EXFULL    no lease left (vm_lease)                    EROFS  attached read-only
  * EACCES    the region is another user's (vm_attach; root may)
+ * EEXIST    several regions fit (vm_attach_named)
  * EOWNERDEAD this mapping was inherited by a raw clone  EPROTO another format or page size */
 
 /* ---- regions ---- */
@@ -31,12 +32,18 @@ VM_API int vm_attach(int fd, vm_region **out); /* fd: the region's memfd; it sta
 /* To look only: describe, stats, walk, check, lookup, names; all else is EROFS. The mapping is read-only, no slot
  * is taken and no lock: what is seen may be torn where others work. `fd` may be open for reading only. */
 VM_API int vm_attach_readonly(int fd, vm_region **out);
+/* The region that a process of this user made with the name `which`, or, if there is none, the only one that process
+ * `which` has. As `vmalloc ps` lists them. ENOENT: none; EEXIST: several. */
+VM_API int vm_attach_named(const char *which, vm_region **out);
 VM_API int vm_detach(vm_region *r);            /* busy ranges held only here are freed */
 VM_API int vm_fd(const vm_region *r);
 VM_API const char *vm_pools_name(vm_pools pools); /* of a pool design; NULL: there is none of that number */
 VM_API void *vm_pointer(const vm_region *r, uint64_t page); /* NULL for an address space */
 
 VM_API void vm_describe(const vm_region *r, vm_info *out);
+
+/* What a result means, in a line: of the errors above, or else what the system says. Never NULL. */
+VM_API const char *vm_strerror(int result);
 
 /* ---- ranges ---- */
 /* align_pages: a power of two. Lowest address first for what comes from space. *out may be up to an eighth longer than
@@ -132,6 +139,7 @@ VM_API int vm_get_limits(vm_region *r, vm_limits *out);
 VM_API int vm_set_limit(vm_region *r, vm_limit which, uint64_t nr_pages); /* 0: none. EINVAL: which? */
 /* What each process holds, the most first; at most `room` of them. Returns how many, or a negative errno. */
 VM_API int vm_holdings(vm_region *r, size_t room, vm_holding *out);
+VM_API int vm_processes(vm_region *r, size_t room, vm_holding *out); /* those that hold nothing too */
 /* Bytes that this process's memory cgroup and those above it allow; UINT64_MAX: no limit. */
 VM_API uint64_t vm_cgroup_limit(void);
 VM_API int vm_explain(vm_region *r, uint64_t nr_pages, int error, vm_shortage *out);

@@ -193,6 +193,8 @@ int vm__identify(int fd, uint64_t *inode, uint64_t *device);
 int vm__above_standard_streams(int fd); /* the same file, under a number above 2 */
 /* A new description of the region's file. -EBADF: nobody has it any more; -EMFILE, -ENFILE. */
 int vm__open_region(const vm_region *r);
+/* A descriptor of the one region of this user that is called `which`, or else that process `which` has. ENOENT, EEXIST. */
+int vm__open_named(const char *which);
 int vm__fd(vm_region *r); /* a number of the region's file, a new one if need be; -EBADF */
 /* What keeps OFD locks: a description of our own, held by a mapping of one of its pages. */
 int vm__tie(const vm_region *r, vm_tie *tie); /* children inherit it until ... */

@@ -244,6 +244,19 @@ static int attach(int fd, bool readonly, vm_region **out)
 int vm_attach(int fd, vm_region **out) { return attach(fd, false, out); }
 int vm_attach_readonly(int fd, vm_region **out) { return attach(fd, true, out); }
 
+int vm_attach_named(const char *which, vm_region **out)
+{
+    uint64_t inode = 0, device = 0;
+    int fd = vm__open_named(which);
+    if (fd < 0)
+        return fd;
+    int rc = vm__identify(fd, &inode, &device);
+    if (rc == 0)
+        rc = attach(fd, false, out);
+    vm__close_same(fd, inode, device);
+    return rc;
+}
+
 /* ---- detach ---- */
 
 static void release_own_slot(vm_region *r, const void *unused)

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from vmalloc.region import Region, default_region, region_of
     from vmalloc.rss import resident
     from vmalloc.stats import Range, Stats
+    from vmalloc.ways import Sent, sent, why
 
 __all__ = [
     "AddressSpace",
@@ -54,6 +55,7 @@ __all__ = [
     "RegionClosed",
     "RegionCorrupt",
     "RegionUnavailable",
+    "Sent",
     "StaleReference",
     "Stats",
     "VmallocError",
@@ -65,7 +67,9 @@ __all__ = [
     "ref",
     "region_of",
     "resident",
+    "sent",
     "uninstall",
+    "why",
 ]
 
 _HOME = {
@@ -74,6 +78,7 @@ _HOME = {
     "Range": "stats",
     "Ref": "reference",
     "Region": "region",
+    "Sent": "ways",
     "Stats": "stats",
     "copy_in": "reference",
     "default_region": "region",
@@ -82,7 +87,9 @@ _HOME = {
     "ref": "reference",
     "region_of": "region",
     "resident": "rss",
+    "sent": "ways",
     "uninstall": "message",
+    "why": "ways",
 }
 
 

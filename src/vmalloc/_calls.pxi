@@ -100,6 +100,10 @@ cdef int call_holdings(vm_region *r, Call *c) noexcept nogil:
     return vm_holdings(r, c.count, c.holdings)
 
 
+cdef int call_processes(vm_region *r, Call *c) noexcept nogil:
+    return vm_processes(r, c.count, c.holdings)
+
+
 cdef int call_walk(vm_region *r, Call *c) noexcept nogil:
     c.found.nr = c.found.nbytes = 0
     return vm_walk(r, append_range, c.found)

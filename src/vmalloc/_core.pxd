@@ -159,6 +159,7 @@ cdef extern from "vmalloc.h" nogil:
         pass
     int vm_set_limit(vm_region *r, vm_limit which, uint64_t nr_pages)
     int vm_holdings(vm_region *r, size_t room, vm_holding *out)
+    int vm_processes(vm_region *r, size_t room, vm_holding *out)
     uint64_t vm_cgroup_limit()
     int vm_explain(vm_region *r, uint64_t nr_pages, int error, vm_shortage *out)
     void vm_set_lock_timeout(vm_region *r, double seconds)
@@ -224,6 +225,7 @@ cdef class RegionHandle:
     cdef int result_of(self, Work work, Call *call) except? -1
     cdef int run(self, Work work, Call *call, object what, object nr_pages=*) except -1
     cdef object fail(self, int rc, object what, object nr_pages=*, str call=*, dict told=*)
+    cdef object error(self, int rc, object what, object nr_pages, str call, dict told)
     cdef object out_of_pages(self, int rc, object nr_pages, str call)
 
 

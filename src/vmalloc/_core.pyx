@@ -42,7 +42,8 @@ from vmalloc.suite.loops cimport (
 
 from vmalloc import errors
 from vmalloc.facts import FORMAT, PAGES_MAX, POOLS, PROCESSES_MAX
-from vmalloc.results import error_of, shortage_error, size_text
+from vmalloc.log import INFO, log
+from vmalloc.results import error_of, log_refusal, shortage_error, size_text
 
 
 cdef extern from "<string.h>" nogil:

@@ -15,7 +15,10 @@ cdef class RegionUpkeep(RegionHandle):
 
     def recover(self):
         """Reclaim what dead processes left. Returns the bytes; 0 when nobody died."""
-        return self.upkeep(call_recover, "recover")
+        nbytes = self.upkeep(call_recover, "recover")
+        if nbytes:
+            log(INFO, "recovered %s of processes that died", size_text(nbytes))
+        return nbytes
 
     cdef object upkeep(self, Work work, str what):
         cdef Call c

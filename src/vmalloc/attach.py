@@ -49,6 +49,7 @@ __all__ = [
     "kept_ids",
     "kept_where",
     "open_where",
+    "serve_at",
     "serve_region",
     "where_of",
 ]
@@ -96,6 +97,8 @@ def attach(
     """What Region.attach() does."""
     if isinstance(source, int):
         return _attach_fd(cls, source, expected_id, readonly, helper)
+    if isinstance(source, str) and source.startswith("unix:"):
+        return _attach_served(cls, source.removeprefix("unix:"), expected_id, readonly, helper)
     if isinstance(source, str) and "/" not in source:
         return attach_found(cls, _named(source), expected_id, readonly, helper)
     try:
@@ -122,6 +125,23 @@ def attach_found(
         fd = _open_same(found.path, (found.inode, found.device), readonly)
     except OSError as e:
         raise RegionUnavailable(e.errno, f"cannot open {found.path}: {_reason(e)}") from None
+    try:
+        return _attach_fd(cls, fd, expected_id, readonly, helper)
+    finally:
+        os.close(fd)
+
+
+def _attach_served(
+    cls: type[AnyRegion], path: str, expected_id: str | None, readonly: bool, helper: bool
+) -> AnyRegion:
+    """Attach what a process serves at a socket that is a file. RegionUnavailable."""
+    from vmalloc import serve
+
+    try:
+        fd = serve.fetch_at(path)
+    except OSError as e:
+        hint = "; does its process still serve it?" if e.errno in (errno.ECONNREFUSED, errno.ENOENT) else ""
+        raise RegionUnavailable(e.errno, f"cannot attach by the socket {path}: {_reason(e)}{hint}") from None
     try:
         return _attach_fd(cls, fd, expected_id, readonly, helper)
     finally:
@@ -239,6 +259,17 @@ def serve_region(region: RegionBase) -> None:
     except OSError as e:
         raise RegionUnavailable(e.errno, f"cannot open a socket to serve {region!r}: {_reason(e)}") from None
     region._where = None
+
+
+def serve_at(region: RegionBase, path: str) -> None:
+    """What Region.serve(path) does."""
+    from vmalloc import serve
+
+    region.fileno()  # RegionClosed
+    try:
+        serve.start_at(path, weakref.ref(region))
+    except OSError as e:
+        raise RegionUnavailable(e.errno, f"cannot serve {region!r} at {path}: {_reason(e)}") from None
 
 
 def _open_socket(region: RegionBase) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.pool import Pool
 from multiprocessing.queues import Queue, SimpleQueue
-from typing import Any
+from typing import Any, cast
 
 from vmalloc._core import LOST, RECEIVED, SENDING, SENT, attached, channel_of, holds_id, move_leases
 from vmalloc.attach import attach_where, kept_ids, kept_where
@@ -76,7 +76,8 @@ def _put_simple(self: SimpleQueue[Any], obj: Any) -> None:
 def _feed(items: Any, notempty: Any, send_bytes: Callable[..., None], *others: Any) -> None:
     """Queue._feed: a thread that does nothing else."""
     writer = getattr(send_bytes, "__self__", None)
-    pickling.channel = number_of(writer) if isinstance(writer, Connection) else 0
+    is_connection = isinstance(writer, Connection)
+    pickling.channel = number_of(cast("Connection[Any, Any]", writer)) if is_connection else 0
     wrapped[Queue, "_feed"].__func__(items, notempty, send_bytes, *others)
 
 

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from vmalloc.errors import OutOfPages, VmallocError
+from vmalloc.log import DEBUG, WARNING, log
 
 __all__ = ["ON_FULL", "Room", "warn_once"]
 
@@ -41,11 +42,13 @@ os.register_at_fork(after_in_child=_start_anew_in_child)
 
 
 def warn_once(what: str, text: str) -> None:
-    """A RuntimeWarning, once for each `what`. It is never raised: a message is under way."""
+    """A RuntimeWarning, once for each `what`, and a line of the log. Never raised: a message is under way."""
     with _lock:
-        if what in _warned:
-            return
+        is_first = what not in _warned
         _warned.add(what)
+    log(WARNING if is_first else DEBUG, "%s", text)
+    if not is_first:
+        return
     try:
         warnings.warn(text, RuntimeWarning, stacklevel=2)
     except RuntimeWarning as e:  # -W error
@@ -88,6 +91,10 @@ class Room:
             None  # of the smallest send that waited in vain; None: none since room was found
         )
 
+    def waited_in_vain(self, nbytes: int) -> bool:
+        """Whether a send of no more bytes did, and there was no room since."""
+        return self._vain_bytes is not None and nbytes >= self._vain_bytes
+
     def find(self, attempt: Callable[[], T], region: Any, nbytes: int, may_copy: bool) -> T | None:
         """What `attempt` gives; None: send a copy, which `may_copy` allows. OutOfPages and others if not."""
         try:
@@ -101,7 +108,7 @@ class Room:
             else:
                 warn_once("unusable", f"arrays go by value, for their region cannot be used here: {e}")
             return None
-        if self._vain_bytes is not None and nbytes >= self._vain_bytes:
+        if self.waited_in_vain(nbytes):
             self._vain_bytes = None
         return result
 
@@ -121,7 +128,7 @@ class Room:
             _sending.now = False
 
     def _is_worth_waiting(self, region: Any, nbytes: int) -> bool:
-        if self.timeout_s <= 0 or (self._vain_bytes is not None and nbytes >= self._vain_bytes):
+        if self.timeout_s <= 0 or self.waited_in_vain(nbytes):
             return False
         info = region._info()
         most = min(info["nr_pages"], info["limit_pages"] or info["nr_pages"])

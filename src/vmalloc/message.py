@@ -28,11 +28,17 @@ from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, cast
 
 from vmalloc._core import (
+    AS_BEFORE,
+    BY_REFERENCE,
+    BY_VALUE,
+    COPIED_IN,
     Block,
     Holding,
     Message,
     MessageSettings,
+    count_sent,
     drop_reference,
+    forget_sent,
     get_settings,
     lies_inside,
     load_beside,
@@ -119,6 +125,7 @@ def _renew_lock_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_renew_lock_in_child)
+os.register_at_fork(after_in_child=forget_sent)
 
 
 class _NoLease(OutOfPages):
@@ -347,6 +354,7 @@ def _dumps(cls: type[ForkingPickler], obj: Any, protocol: int | None = None) -> 
         is_small = obj.base is None and obj.nbytes <= settings.threshold
         if is_small and obj.dtype.kind in "biufc" and not lies_inside(obj):
             # numbers: nothing in it that another reducer is for
+            count_sent(AS_BEFORE)
             return BytesIO(pickle.dumps(obj)).getbuffer()
     return _wrapped_before[ForkingPickler, "dumps"].__get__(None, cls)(obj, protocol)
 
@@ -516,14 +524,10 @@ def reduce_as(x: Any, settings: Settings | None, before: Callable[[Any], Any] | 
         holding = None  # like private memory
     if settings is not None and settings.private and nbytes is not None and holding is not None:
         holding = None if settings.private == "copy" or nbytes <= settings.threshold else holding
-    if (
-        settings is None
-        or sending.by_value
-        or (holding is None and _goes_as_before(adapter, nbytes, settings))
-    ):
-        can_go = settings is not None and not sending.by_value and holding is None
-        parts = adapter.take_apart(x, settings.threshold) if can_go and settings is not None else None
-        return adapter.as_before(x, before) if parts is None else parts
+    if settings is None or sending.by_value:
+        return _reduce_by_value(adapter, x, before, AS_BEFORE)
+    if holding is None and _goes_as_before(adapter, nbytes, settings):
+        return _reduce_private(adapter, x, before, settings)
 
     def send() -> tuple[Any, ...] | None:
         try:
@@ -539,7 +543,29 @@ def reduce_as(x: Any, settings: Settings | None, before: Callable[[Any], Any] | 
 
     region = cast("Region", settings.region if holding is None else holding.region)
     sent = settings.room.find(send, region, 0 if holding is not None else nbytes or 0, nbytes is not None)
-    return adapter.as_before(x, before) if sent is None else sent
+    if sent is None:
+        return _reduce_by_value(adapter, x, before, BY_VALUE)
+    count_sent(COPIED_IN if holding is None else BY_REFERENCE)
+    return sent
+
+
+def _reduce_private(
+    adapter: registry.Adapter, x: object, before: Callable[[Any], Any] | None, settings: Settings
+) -> Any:
+    """What is not copied in as a whole: in parts, which are counted each for itself, or as before."""
+    parts = adapter.take_apart(x, settings.threshold)
+    if parts is not None:
+        return parts
+    nbytes = adapter.nbytes(x)
+    is_large = adapter.is_copied_in and nbytes is not None and nbytes > settings.threshold
+    return _reduce_by_value(adapter, x, before, BY_VALUE if is_large else AS_BEFORE)
+
+
+def _reduce_by_value(
+    adapter: registry.Adapter, x: object, before: Callable[[Any], Any] | None, way: int
+) -> Any:
+    count_sent(way)
+    return adapter.as_before(x, before)
 
 
 def _goes_as_before(adapter: registry.Adapter, nbytes: int | None, settings: Settings) -> bool:
