@@ -95,7 +95,7 @@ def _send_bytes(self: Connection[Any, Any], buf: Any) -> None:
 
 
 def _receiving(owner: Any, name: str) -> Callable[..., Any]:
-    """For a method that reads a message and loads it: if that fails, or a signal's handler raises, it is lost."""
+    """For a method that reads a message and loads it: if that fails, or is interrupted, it is lost."""
 
     def received(self: Any, *args: Any, **options: Any) -> Any:
         outer, receiving.message = receiving.message, None

@@ -128,6 +128,9 @@ os.register_at_fork(after_in_child=_renew_lock_in_child)
 os.register_at_fork(after_in_child=forget_sent)
 
 
+_Before = Callable[[Any], Any] | None  # what was registered before us
+
+
 class _NoLease(OutOfPages):
     """There was none for a reference to what lies in the region."""
 
@@ -549,9 +552,7 @@ def reduce_as(x: Any, settings: Settings | None, before: Callable[[Any], Any] | 
     return sent
 
 
-def _reduce_private(
-    adapter: registry.Adapter, x: object, before: Callable[[Any], Any] | None, settings: Settings
-) -> Any:
+def _reduce_private(adapter: registry.Adapter, x: object, before: _Before, settings: Settings) -> Any:
     """What is not copied in as a whole: in parts, which are counted each for itself, or as before."""
     parts = adapter.take_apart(x, settings.threshold)
     if parts is not None:
@@ -561,9 +562,7 @@ def _reduce_private(
     return _reduce_by_value(adapter, x, before, BY_VALUE if is_large else AS_BEFORE)
 
 
-def _reduce_by_value(
-    adapter: registry.Adapter, x: object, before: Callable[[Any], Any] | None, way: int
-) -> Any:
+def _reduce_by_value(adapter: registry.Adapter, x: object, before: _Before, way: int) -> Any:
     count_sent(way)
     return adapter.as_before(x, before)
 

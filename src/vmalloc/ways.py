@@ -29,7 +29,9 @@ def sent() -> Sent:
 
 
 def why(x: object) -> str:
-    """How `x` would be sent now, and why: "by reference: ...", "copied in: ...", "in parts: ..." or "as before: ...".
+    """How `x` would be sent now, and why: "by reference: ...", "copied in: ...", "as before: ...".
+
+    "in parts: ..." says that it consists of several, each of which goes its own way.
 
     It sends nothing. Of a list or another container it tells nothing of what is in it: ask for that.
     """

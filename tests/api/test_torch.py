@@ -5,8 +5,13 @@ import collections
 import gc
 import multiprocessing
 import os
+import pathlib
 import pickle
+import re
 import signal
+import subprocess
+import sys
+import time
 from multiprocessing.reduction import ForkingPickler
 
 import pytest
@@ -349,6 +354,10 @@ def test_epochs_left_early_and_killed_workers_never_fill_a_small_region():
             with pytest.raises(RuntimeError, match=r"exited unexpectedly|killed"):
                 list(loader(region, Samples(dies_at=11)))
         del batch
+        ends = time.monotonic() + 60
+        while at_rest(region) != (0, 0) and time.monotonic() < ends:
+            time.sleep(0.05)
+        assert at_rest(region) == (0, 0)  # ended by themselves: nobody asked for it
         vmalloc.uninstall()
 
 
@@ -377,6 +386,14 @@ class Odd:
 
 def collate_odd(batch, *, collate_fn_map):
     return Odd(default_collate([item.value for item in batch]))
+
+
+def test_the_page_of_the_documents_runs(tmp_path):
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "pytorch.md").read_text()
+    script = tmp_path / "page.py"
+    script.write_text("".join(re.findall(r"(?ms)^```python\n(.*?)^```$", page)))
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_descriptors_stay_as_many(region):
