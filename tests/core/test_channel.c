@@ -194,9 +194,7 @@ static void what_a_process_had_read_and_lost_ends_and_nothing_else_does(void)
     uint64_t ref;
     CHECK_EQ(vm_lease(r, a.page, a.id, &ref), 0);
     CHECK_EQ(vm_move_leases(r, &mine.name, 1, VM_MOVE_RECEIVED, 0), 0);
-    IN_CHILD({
-        CHECK_EQ(vm_move_leases(r, &passed_on.name, 1, VM_MOVE_RECEIVED, 0), 0);
-    });
+    IN_CHILD({ CHECK_EQ(vm_move_leases(r, &passed_on.name, 1, VM_MOVE_RECEIVED, 0), 0); });
     vm_lease_name names[] = {mine.name, unread.name, passed_on.name, {a.page, a.id, ref}};
     CHECK_EQ(vm_move_leases(r, names, 4, VM_MOVE_LOST, 0), 0);
     CHECK(!is_there(r, mine) && is_there(r, unread) && is_there(r, passed_on));

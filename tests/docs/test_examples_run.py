@@ -3,7 +3,8 @@
 
 Python runs as it stands. So does a line `vmalloc ...`; a `pip install` names extras that exist, a `make` a
 target.
-A fenced block without a language is a picture. docs/pytorch.md needs PyTorch: tests/api/test_torch.py tries it.
+A fenced block without a language is a picture. docs/pytorch.md needs PyTorch: tests/api/test_torch.py tries
+it.
 """
 
 from __future__ import annotations
