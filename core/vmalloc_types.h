@@ -79,6 +79,7 @@ typedef struct vm_stats {
     uint64_t nr_leases;
     uint64_t nr_ticks, nr_decayed_pages;
     uint32_t helper_pid; /* of the elected; 0: none lives */
+    int32_t per_cpu; /* 0: another design; 1: this thread uses its CPU's slabs; -1: it has no restartable sequences */
     uint32_t pressure, pressure_sources; /* 0 none, 1 some, 2 high; bits: stalls (PSI), cgroup v2, v1, meminfo */
 } vm_stats;
 

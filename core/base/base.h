@@ -52,12 +52,13 @@ typedef struct vm_map {
     vm_process *processes;
     vm_slot *slots;
     vm_node *nodes;
+    vm_cpu *cpus; /* with slabs, of designs that have them */
     vm_name *names;
     vm_lease_entry *leases;
     uint64_t *bits;
     vm_summary *summaries;
     vm_sharing *sharings;
-    uint32_t nr_nodes, nr_threads, nr_levels, flags;
+    uint32_t nr_nodes, nr_cpus, nr_threads, nr_levels, flags;
     uint64_t level_nr[VM_LEVELS_MAX];
     uint64_t level_offset[VM_LEVELS_MAX];
     uint64_t mapped_bytes, data_offset;
@@ -182,6 +183,17 @@ bool vm__read_text(const char *path, char *text,
                    size_t bytes); /* of /proc or a cgroup, ended by 0; false: it cannot be had */
 void vm__yield(void);
 int vm__start_thread(pthread_t *thread, const char *name, void *(*run)(void *), void *arg); /* it takes no signals */
+
+/* ---- rseq.c: what a thread does to a slab of its CPU, whole or not at all ---- */
+
+typedef enum {
+    VM_SEQUENCE_DONE,
+    VM_SEQUENCE_REFUSED, /* the slab is empty, or full */
+    VM_SEQUENCE_MOVED,   /* nothing happened: the thread is on another CPU, or was interrupted */
+} vm_sequence;
+int32_t vm__sequence_cpu(void); /* this thread's, now; negative: it can run no sequences */
+vm_sequence vm__slab_pop(uint32_t cpu, vm_slab *slab, uint32_t *page);
+vm_sequence vm__slab_push(uint32_t cpu, vm_slab *slab, uint32_t page, uint32_t cap);
 
 /* ---- descriptor.c: numbers that may be another file's at any time ---- */
 

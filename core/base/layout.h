@@ -2,7 +2,7 @@
 /*
  * The region, byte by byte: what every attached process agrees on.
  *
- * One memfd, one mapping: header | process slots | nodes | names | leases | thread slots | leaf bits |
+ * One memfd, one mapping: header | process slots | nodes | slabs | names | leases | thread slots | leaf bits |
  * summaries | heads | sharings | data. Only offsets and page numbers are stored, never pointers.
  * All of it starts as zeros and zero always means "nothing yet", so a region of 1 TiB costs the few
  * pages that were written. docs/region-format.md tells the same in prose and states which changes
@@ -43,7 +43,7 @@ typedef enum {
     VM_FREE = 0,    /* in space; all-zero is free, never touched, and not a head                  */
     VM_BUSY = 1,    /* held by processes; owner = the process slot that may use plain stores      */
     VM_CACHED = 2,  /* in a magazine;                        owner = thread slot                  */
-    VM_POOLED = 3,  /* in a pool;                            owner = node                         */
+    VM_POOLED = 3,  /* in a pool;                            owner = node, or VM_NODES_MAX + CPU  */
     VM_LAZY = 4,    /* freed, backed, waiting for a purge;   owner = node, incarnation = age      */
     VM_MOVING = 5,  /* between two of the above;             owner = thread slot                  */
     VM_PURGING = 6, /* being discarded and returned;         owner = thread slot                  */
@@ -94,7 +94,8 @@ static inline bool vm__is_shared(vm_word w)
 _Static_assert(VM_WORD_LEN_SHIFT + 30 == VM_WORD_OWNER_SHIFT, "length has 30 bits");
 _Static_assert(VM_WORD_OWNER_SHIFT + 12 == VM_WORD_INC_SHIFT, "owner has 12 bits");
 _Static_assert(VM_THREAD_SLOTS_MAX == 1 << 12, "owner field");
-_Static_assert(VM_PROCESSES <= VM_THREAD_SLOTS_MAX && (int)VM_NODES_MAX <= VM_THREAD_SLOTS_MAX, "owner field");
+_Static_assert(VM_PROCESSES <= VM_THREAD_SLOTS_MAX, "owner field");
+_Static_assert((int)VM_NODES_MAX + (int)VM_SLAB_CPUS_MAX <= (int)VM_THREAD_SLOTS_MAX, "owner field");
 
 /* One per page; only a range's first counts. `aux` is the allocation's id while BUSY, and the link
  * (page + 1 of the next, 0 at the end) while POOLED, LAZY or MOVING through a list. */
@@ -193,9 +194,14 @@ _Static_assert(offsetof(vm_slot, magazine) % 128 == 64 && sizeof(vm_slot) % 4096
 /* ---- nodes ----------------------------------------------------------------------------------- */
 
 typedef struct vm_pool {
-    uint32_t head;    /* page + 1 of the first ready range; 0 if empty                            */
-    uint32_t nr_ranges; /* exact in `locked` [node.pool_lock]; an atomic counter in `llist`          */
-    uint32_t tail;    /* llist: last of the chain that was put back, page + 1    [in_use]            */
+    union {
+        struct {
+            uint32_t head; /* page + 1 of the first ready range; 0 if empty                           */
+            uint32_t tail; /* llist: last of the chain that was put back, page + 1    [in_use]        */
+        };
+        uint64_t tagged; /* tagged: the head, above it what is raised by every change; one CAS        */
+    };
+    uint32_t nr_ranges; /* exact in `locked` [node.pool_lock]; an atomic counter in the lock-free ones */
     vm_token in_use;  /* llist: the one taker                                                        */
 } vm_pool;
 _Static_assert(sizeof(vm_pool) == 16, "region format");
@@ -209,6 +215,26 @@ typedef struct vm_node {
     uint32_t low[VM_POOL_PAGES_MAX];
 } vm_node;
 _Static_assert(sizeof(vm_node) == 128 + VM_POOL_PAGES_MAX * 20, "region format");
+
+/* ---- slabs: percpu only ---------------------------------------------------------------------- */
+
+/* Ready ranges of one size, the one put there last on top; written by restartable sequences on this CPU alone. */
+typedef struct vm_slab {
+    uint32_t count;             /* the commit of each sequence                                  */
+    uint32_t low;               /* hint: fewest entries since the last turn of a watch          */
+    uint32_t idle;              /* hint: and of the turn before                                 */
+    uint32_t pad;
+    uint32_t page[VM_SLAB_CAP]; /* hints: one counts while its word is POOLED by this CPU       */
+} vm_slab;
+_Static_assert(sizeof(vm_slab) == 256, "region format");
+
+typedef struct vm_cpu {
+    _Alignas(
+        64) uint64_t used[VM_POOL_PAGES_MAX / 64]; /* which slabs were ever put to: a look at the rest costs pages */
+    uint64_t pad[4];
+    vm_slab slab[VM_POOL_PAGES_MAX]; /* by size */
+} vm_cpu;
+_Static_assert(sizeof(vm_cpu) == 64 + VM_POOL_PAGES_MAX * 256, "region format");
 
 /* ---- free index ------------------------------------------------------------------------------ */
 
@@ -271,7 +297,8 @@ _Static_assert(sizeof(vm_lease_entry) == 64, "region format");
 #define VM_CHANNEL_SENDING (1ull << 63) /* `owner` is about to write them, or is at it */
 #define VM_CHANNEL_SOCKET (1ull << 62) /* a socket's receive queue, else a pipe; the rest is its inode */
 #define VM_CHANNEL_RECEIVED (1ull << 61) /* they were read: `owner` has them */
-#define VM_CHANNEL_INODE (VM_CHANNEL_RECEIVED - 1)
+#define VM_CHANNEL_SEVERAL (1ull << 60) /* written to several, alone: no look at one of them says that it is over */
+#define VM_CHANNEL_INODE (VM_CHANNEL_SEVERAL - 1)
 #define VM_LEASE_BITS 16
 _Static_assert(VM_LEASES_MAX == 1 << VM_LEASE_BITS, "a lease's id holds its index");
 static inline uint32_t vm__lease_owner(uint32_t process, uint32_t incarnation)
@@ -309,6 +336,8 @@ typedef struct vm_header {
         off_sharings, off_data;
     uint64_t level_offset[VM_LEVELS_MAX + 1]; /* index of each level's first summary */
     uint64_t base;           /* AddressSpace: value of page 0 */
+    uint64_t off_slabs;
+    uint32_t nr_cpus;        /* that have slabs: all possible ones of the creator's machine; 0: the design has none */
 
     _Alignas(64) uint64_t corrupt;     /* 0, or the line that found it: no more changes  */
     uint64_t purge_needs_scan;         /* a death may have hidden ranges from the lists */

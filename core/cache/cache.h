@@ -12,6 +12,10 @@
 
 /* How ready ranges of exact sizes are kept in a node: one file each. */
 typedef struct vm_pools_kept {
+    /* One that this CPU keeps for itself, in front of all nodes; NULL: nothing is kept so. */
+    uint32_t (*take_here)(vm_thread *, uint64_t nr_pages, uint64_t align_pages, uint64_t *pages);
+    /* Keep one so; its word is this process's BUSY or MOVING(t). False: not, and its word is MOVING(t). */
+    bool (*put_here)(vm_thread *, uint64_t nr_pages, uint64_t page);
     /* Ready ranges of exactly nr_pages: up to `max` of them into pages[], their words MOVING(t).
      * Returns how many. */
     uint32_t (*take)(vm_thread *, vm_node *, uint64_t nr_pages, uint64_t align_pages, uint32_t max, uint64_t *pages);
@@ -19,12 +23,15 @@ typedef struct vm_pools_kept {
     uint32_t (*give)(vm_thread *, vm_node *, uint64_t nr_pages, uint32_t count, const uint64_t *pages);
     /* Take so many of each pool as vm__decay_quota() says, coldest first. Words become PURGING(t). [purge_lock] */
     int (*decay)(vm_thread *, vm_node *, const uint32_t *quota, unsigned flags, vm_batch *out);
+    /* A watch turns (mend/decay.c): what this design notes itself of the fewest; NULL: `low` of the nodes is all. */
+    void (*turn)(vm_region *, uint32_t node);
+    uint64_t (*pages_here)(const vm_region *, uint32_t node); /* what no pool of the node counts; or NULL */
     /* Around a mending scan of the words: before it keep takers out, after it take what is still listed, so that
      * afterwards no list holds a range the scan collected. [purge_lock] */
     int (*before_scan)(vm_thread *, vm_node *, unsigned flags);
     void (*after_scan)(vm_thread *, vm_node *, vm_batch *out);
-    /* Whether such a scan takes every POOLED range: a death may have lost a whole chain of them. */
-    bool scan_takes_all;
+    /* Such a scan takes every POOLED range whose owner is this or more: a death may have lost it, or a whole chain. */
+    uint32_t scan_takes_from;
     /* Keep others out, let `look` compare the pools with the words, and see to it that they are rebuilt before anybody
      * uses them; NULL: the scan does that anyway. */
     int (*doubt)(vm_thread *, vm_node *, void (*look)(const vm_region *, uint32_t node, void *), void *arg);

@@ -193,6 +193,6 @@ const vm_pools_kept vm__pools_llist = {
     .decay = decay,
     .before_scan = before_scan,
     .after_scan = after_scan,
-    .scan_takes_all = true,
+    .scan_takes_from = 0,
     .check = vm__check_lists_of_pools,
 };

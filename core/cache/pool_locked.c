@@ -191,6 +191,7 @@ const vm_pools_kept vm__pools_locked = {
     .decay = decay,
     .before_scan = before_scan,
     .after_scan = after_scan,
+    .scan_takes_from = UINT32_MAX, /* none: its lists are mended by their lock */
     .doubt = doubt,
     .check = vm__check_lists_of_pools,
 };

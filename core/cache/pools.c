@@ -3,7 +3,7 @@
  * Pools: ready ranges of one exact size in a node; which design keeps them is the region's choice.
  *
  * One interface (vm_pools_kept), a file each: pool_locked.c (the patch, and under the magazines), pool_llist.c
- * (Chinner's question). A request looks at its CPU's node, then at the neighbours that seem to have its size. What the
+ * (Chinner's question), pool_tagged.c and pool_percpu.c (his and others' answers). A request looks at its CPU's node, then at the neighbours that seem to have its size. What the
  * pools refuse goes to the lazy lists.
  */
 #include "cache.h"
@@ -37,7 +37,9 @@ static uint32_t take_near(vm_thread *t, uint32_t here, uint64_t nr_pages, uint64
 
 uint32_t vm__pool_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint32_t max, uint64_t *pages)
 {
-    return take_near(t, vm__node_here(t->region), nr_pages, align_pages, max, pages);
+    const vm_pools_kept *kept = t->region->design->kept;
+    uint32_t got = kept->take_here ? kept->take_here(t, nr_pages, align_pages, pages) : 0;
+    return got ? got : take_near(t, vm__node_here(t->region), nr_pages, align_pages, max, pages);
 }
 
 /* A ready range that is a little longer, the tightest first: while space is short, so that what is ready serves more than
@@ -65,10 +67,12 @@ void vm__pool_give(vm_thread *t, uint64_t nr_pages, uint32_t count, const uint64
 uint64_t vm__pooled_pages(const vm_region *r)
 {
     uint64_t pages = 0;
-    for (uint32_t i = 0; i < r->map.nr_nodes; i++)
+    for (uint32_t i = 0; i < r->map.nr_nodes; i++) {
+        pages += r->design->kept->pages_here ? r->design->kept->pages_here(r, i) : 0;
         for (uint32_t k = 0; k < VM_POOL_PAGES_MAX; k++) {
             int32_t nr = (int32_t)VM_RELAXED(&r->map.nodes[i].pool[k].nr_ranges);
             pages += nr > 0 ? (uint64_t)nr * (k + 1) : 0;
         }
+    }
     return pages;
 }

@@ -186,6 +186,20 @@ static bool injected_failure(vm_region *r)
     return vm_unlikely(r->fail_every) && __atomic_add_fetch(&r->nr_requests, 1, __ATOMIC_RELAXED) % r->fail_every == 0;
 }
 
+/* The hit of a design that keeps ranges for a CPU. A quota wants to be asked first. */
+static bool take_here(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out)
+{
+    vm_region *r = t->region;
+    uint64_t page;
+    if (nr_pages > VM_POOL_PAGES_MAX || t->common || VM_RELAXED(&r->map.h->quota_pages) || vm__health(r)
+        || !r->design->kept->take_here(t, nr_pages, align_pages, &page))
+        return false;
+    count(&t->slot->nr_alloc);
+    count(&t->slot->nr_pool_hit);
+    vm__hand_out(t, page, nr_pages, false, out);
+    return true;
+}
+
 /* All that is not a plain hit. Kept out of line so that the hit needs no stack frame. */
 static __attribute__((noinline, cold)) int alloc_checked(vm_region *r, uint64_t nr_pages, uint64_t align_pages,
                                                          unsigned flags, vm_range *out)
@@ -199,6 +213,8 @@ static __attribute__((noinline, cold)) int alloc_checked(vm_region *r, uint64_t 
         return -EINVAL;
     if (injected_failure(r) || nr_pages > r->map.nr_pages || align_pages > r->map.nr_pages)
         return -ENOSPC;
+    if (r->design->kept->take_here && take_here(t, nr_pages, align_pages, out))
+        return 0;
     return vm__alloc_slow(t, nr_pages, align_pages, flags, out);
 }
 

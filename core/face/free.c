@@ -86,6 +86,26 @@ static void purge_if_due(vm_thread *t, uint64_t nr_pages)
     vm__purge_step(t, most > VM_PURGE_STEP_PAGES ? most : VM_PURGE_STEP_PAGES, VM_PURGE_STEP_RANGES, 0);
 }
 
+/* The hit of a design that keeps ranges for a CPU: of a range that only this process holds. */
+static bool put_here(vm_thread *t, uint64_t page, uint64_t id)
+{
+    vm_region *r = t->region;
+    const vm_head *head = &r->map.heads[page];
+    uint64_t nr_pages = vm__id_pages(id);
+    if (nr_pages - 1 >= VM_POOL_PAGES_MAX || t->common || r->map.flags & VM_FLAG_HARDENED || vm__health(r)
+        || VM_RELAXED(&head->word) != vm__busy(t, nr_pages) || VM_RELAXED(&head->aux) != id
+        || !vm__is_within(r, page, nr_pages))
+        return false;
+    if (r->design->kept->put_here(t, nr_pages, page))
+        return true;
+    vm__helpers_resume_if_missing();
+    vm__enter(t);
+    vm__release(t, page, nr_pages);
+    purge_if_due(t, nr_pages);
+    vm__leave(t);
+    return true;
+}
+
 static int free_checked_or_keep(vm_region *r, uint64_t page, uint64_t id, unsigned flags, vm_range *kept)
 {
     if (flags & VM_HIT_ONLY)
@@ -95,6 +115,8 @@ static int free_checked_or_keep(vm_region *r, uint64_t page, uint64_t id, unsign
         return vm__thread_error(r);
     if (page >= r->map.nr_pages)
         return -ENOENT;
+    if (r->design->kept->put_here && !kept && !flags && put_here(t, page, id))
+        return 0;
     vm__helpers_resume_if_missing();
     vm__enter(t);
     vm__magazine_tighten(t, vm__is_tight(r));

@@ -35,6 +35,12 @@ static uint32_t most_nodes(void)
     return cpus < VM_NODES_MAX ? cpus : VM_NODES_MAX;
 }
 
+static uint32_t most_slabs(void)
+{
+    uint32_t cpus = vm__configured_cpus();
+    return cpus < VM_SLAB_CPUS_MAX ? cpus : VM_SLAB_CPUS_MAX;
+}
+
 static int describe_new(const vm_options *o, vm_header *h)
 {
     uint64_t page_bytes = vm__page_bytes();
@@ -53,6 +59,7 @@ static int describe_new(const vm_options *o, vm_header *h)
                | (o->huge ? VM_FLAG_HUGE : 0) | (o->hardened ? VM_FLAG_HARDENED : 0);
     h->nr_nodes = o->nr_nodes ? o->nr_nodes : most_nodes();
     h->nr_threads = VM_PROCESSES + (o->nr_threads ? o->nr_threads : VM_THREADS_DEFAULT);
+    h->nr_cpus = vm__pool_design(h->pools)->kept->take_here ? most_slabs() : 0;
     h->next_id = VM_ID_BLOCK; /* 0 is never an id */
     h->lease_ttl_ns = (uint64_t)((o->lease_ttl_s > 0 ? o->lease_ttl_s : VM_LEASE_TTL_S) * 1e9);
     vm__lay_out(h);
@@ -68,7 +75,8 @@ int vm__check_header(const vm_header *h, uint64_t file_bytes)
     if (h->format != VM_FORMAT || h->page_bytes != vm__page_bytes())
         return -EPROTO;
     if (!h->ready || h->nr_pages == 0 || h->nr_pages > VM_PAGES_MAX || h->nr_nodes == 0 || h->nr_nodes > VM_NODES_MAX
-        || h->nr_threads < VM_PROCESSES || h->nr_threads > VM_THREAD_SLOTS_MAX || !vm__is_power_of_two(h->granule_bytes)
+        || h->nr_cpus > VM_SLAB_CPUS_MAX || h->nr_threads < VM_PROCESSES || h->nr_threads > VM_THREAD_SLOTS_MAX
+        || !vm__is_power_of_two(h->granule_bytes)
         || (!(h->flags & VM_FLAG_NO_DATA) && h->granule_bytes != h->page_bytes) || !vm__pool_design(h->pools))
         return -EUCLEAN;
     vm__lay_out(&expected);

@@ -69,6 +69,7 @@ static void add_counters(const vm_region *r, vm_stats *s)
     s->nr_ticks = VM_RELAXED(&h->nr_ticks);
     s->nr_decayed_pages = VM_RELAXED(&h->nr_decayed_pages);
     s->helper_pid = vm__helper_pid(r);
+    s->per_cpu = !r->design->kept->take_here ? 0 : vm__sequence_cpu() < 0 ? -1 : 1;
     s->pressure = VM_RELAXED(&h->pressure);
     s->pressure_sources = VM_RELAXED(&h->pressure_sources);
     s->resident_bytes = vm__pages_resident_bytes(r);

@@ -104,7 +104,7 @@ static uint64_t decay_pools(vm_thread *t, const vm_watch *w, uint32_t node, vm_p
         quota[k] = (uint32_t)share_of_idle(before[k], since, nr, pressure);
         any |= quota[k];
     }
-    uint64_t pages = any ? vm__purge_pools(t, node, quota) : 0;
+    uint64_t pages = any || t->region->design->kept->turn ? vm__purge_pools(t, node, quota) : 0;
     for (uint32_t k = 0; pages && k < VM_POOL_PAGES_MAX; k++) {
         before[k] -= (uint32_t)least(before[k], quota[k]);
         if (quota[k])
@@ -185,7 +185,9 @@ static void turn(vm_thread *t, vm_watch *w, bool (*go_on)(vm_thread *))
     VM_PUT(&h->live_high, r->map.nr_pages - least(free_pages + lazy, r->map.nr_pages));
     w->lazy_low = VM_RELAXED(&h->lazy_low);
     VM_PUT(&h->lazy_low, lazy);
-    for (uint32_t i = 0; i < r->map.nr_nodes; i++)
+    for (uint32_t i = 0; i < r->map.nr_nodes; i++) {
+        if (r->design->kept->turn)
+            r->design->kept->turn(r, i);
         for (uint32_t k = 0; k < VM_POOL_PAGES_MAX; k++) {
             vm_node *n = &r->map.nodes[i];
             uint32_t low = VM_RELAXED(&n->low[k]), nr = VM_RELAXED(&n->pool[k].nr_ranges);
@@ -193,6 +195,7 @@ static void turn(vm_thread *t, vm_watch *w, bool (*go_on)(vm_thread *))
             if (low != nr)
                 VM_PUT(&n->low[k], nr);
         }
+    }
     turn_slots(t, w, go_on);
 }
 
@@ -218,12 +221,17 @@ static void look_for_deaths(vm_thread *t, const vm_watch *w)
         vm__purge_scan(t, VM_LOCK_BRIEF, NULL, NULL);
 }
 
-/* What went to space with its pages while that was short. */
+/* What went to space with its pages while that was short. What the system does not take back (locked memory, no address
+ * space for a second mapping) is as dirty afterwards: not again in this turn. */
 static uint64_t discard_dirty(vm_thread *t, bool (*go_on)(vm_thread *))
 {
-    uint64_t pages = 0, step = 1;
-    while (step && go_on(t))
-        pages += step = vm__purge_dirty(t, VM_DIRTY_STEP_PAGES);
+    const uint64_t *dirty = &t->region->map.h->dirty_pages;
+    uint64_t pages = 0, before, left = VM_RELAXED(dirty);
+    do {
+        before = left;
+        pages += go_on(t) ? vm__purge_dirty(t, VM_DIRTY_STEP_PAGES) : 0;
+        left = VM_RELAXED(dirty);
+    } while (left && left < before);
     return pages;
 }
 

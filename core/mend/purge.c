@@ -204,7 +204,7 @@ uint64_t vm__purge_pools(vm_thread *t, uint32_t node, const uint32_t *quota)
         return 0;
     if (r->design->kept->decay(t, &r->map.nodes[node], quota, VM_NO_WAIT, &b) == 0)
         return_to_space(t, &b, VM_NO_WAIT);
-    return end_step(t, &b, true);
+    return end_step(t, &b, b.pages_returned != 0);
 }
 
 uint64_t vm__purge_dirty(vm_thread *t, uint64_t most_pages)

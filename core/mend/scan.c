@@ -43,7 +43,7 @@ static bool is_lost(const vm_region *r, const vm_thread *t, vm_word w)
     case VM_LAZY:
         return true; /* listed or not: the lists are detached right after the scan */
     case VM_POOLED:
-        return r->design->kept->scan_takes_all; /* the same; before_scan keeps takers out */
+        return vm__owner(w) >= r->design->kept->scan_takes_from; /* the same; who takes one now finds it taken */
     case VM_PURGING:
         return !vm__is_like(w, t->purging); /* purge_lock is ours: its owner died */
     case VM_CACHED:

@@ -11,6 +11,7 @@
  *     out of it        the channel was empty once, so they were read       in doubt
  *     received         a process has them                                  over when that process died, or says that
  *                                                                          loading them failed
+ *     in several       the same bytes were written to more than one        never by itself
  *
  * A message in doubt may be between a reader's read() and its note, or its channel's descriptors may be on their way to another
  * process. It ends when it was in doubt for VM_CHANNEL_GRACE_MS, unless a process has the channel that reads without
@@ -54,19 +55,27 @@ static bool is_of_the_dead(vm_region *r, uint32_t owner)
     return vm__incarnation_is_dead(r, owner & 0xffff, owner >> 16 & VM_INC_MASK);
 }
 
-/* A hint: whoever ends one looks again under the lock. */
+/* A hint: whoever ends one looks again under the lock. Leases of one process mostly stand together: the system is asked
+ * once for them. */
 static size_t collect(vm_region *r, vm_suspect *suspect, size_t room)
 {
     size_t nr = 0;
     uint64_t now = vm__now_ns();
+    uint32_t asked = 0;
+    bool is_asked = false, is_dead = false;
     for (uint32_t i = 0; i < vm__leases_used(r) && nr < room; i++) {
         const vm_lease_entry *e = &r->map.leases[i];
         uint64_t id = VM_ACQUIRE(&e->id), channel = VM_ACQUIRE(&e->channel);
         uint32_t owner = VM_ACQUIRE(&e->owner);
-        if (!id || !channel || now - VM_RELAXED(&e->made_ns) < AGE_NS)
+        if (!id || !channel || channel & VM_CHANNEL_SEVERAL || now - VM_RELAXED(&e->made_ns) < AGE_NS)
             continue;
         bool is_received = channel & VM_CHANNEL_RECEIVED;
-        if (!is_received || is_of_the_dead(r, owner))
+        if (is_received && (!is_asked || owner != asked)) {
+            is_dead = is_of_the_dead(r, owner);
+            asked = owner;
+            is_asked = true;
+        }
+        if (!is_received || is_dead)
             suspect[nr++] = (vm_suspect){id, channel, owner, is_received};
     }
     return nr;
@@ -167,13 +176,10 @@ static size_t look(vm_thread *t, vm_suspect *suspect, size_t nr, bool (*go_on)(v
 {
     vm_region *r = t->region;
     vm_pipe *pipes = malloc((nr + 1) * sizeof *pipes);
-    uint64_t started = vm__now_ns();
     size_t nr_pipes = pipes ? list_pipes(suspect, nr, pipes) : 0;
     if (nr_pipes && vm__look_at_pipes(t, pipes, nr_pipes, go_on) != 0)
         nr_pipes = 0; /* no news of the others */
     size_t nr_over = judge_all(r, suspect, nr, pipes, nr_pipes);
-    uint64_t now = vm__now_ns();
-    r->doubts->next_ns = now + (now - started) * PAUSE_SHARE;
     free(pipes);
     return nr_over;
 }
@@ -189,8 +195,11 @@ vm_lost *vm__look_at_channels(vm_thread *t, bool (*go_on)(vm_thread *))
     vm_lost *lost = malloc(sizeof *lost + room * sizeof lost->lease[0]);
     if (!lost)
         return NULL;
+    uint64_t started = vm__now_ns();
     size_t nr = collect(r, lost->lease, room);
     lost->nr = nr ? look(t, lost->lease, nr, go_on) : 0;
+    uint64_t now = vm__now_ns();
+    r->doubts->next_ns = now + (now - started) * PAUSE_SHARE;
     if (lost->nr)
         return lost;
     free(lost);

@@ -305,6 +305,14 @@ static void lose_one(vm_thread *t, vm_lease_entry *e)
         end(t, e);
 }
 
+/* The same bytes may be written to several channels; which of them were read is not told. */
+static bool is_elsewhere_too(uint64_t was, vm_move move, uint64_t channel)
+{
+    if (was & VM_CHANNEL_SEVERAL)
+        return true;
+    return move == VM_MOVE_SENDING && was && !(was & VM_CHANNEL_RECEIVED) && (was & ~VM_CHANNEL_SENDING) != channel;
+}
+
 /* Owner before channel: who dies in between leaves a message whose channel is looked at. */
 static void move_one(vm_region *r, vm_lease_entry *e, vm_move move, uint64_t channel)
 {
@@ -315,9 +323,10 @@ static void move_one(vm_region *r, vm_lease_entry *e, vm_move move, uint64_t cha
             VM_PUT(&e->channel, channel);
         return;
     }
+    uint64_t now = move == VM_MOVE_RECEIVED ? VM_CHANNEL_RECEIVED : channel ? channel | VM_CHANNEL_SENDING : 0;
     VM_PUT(&e->owner, us);
     VM_PUT(&e->deadline_ns, 0);
-    VM_PUT(&e->channel, move == VM_MOVE_RECEIVED ? VM_CHANNEL_RECEIVED : channel ? channel | VM_CHANNEL_SENDING : 0);
+    VM_PUT(&e->channel, is_elsewhere_too(was, move, channel) ? VM_CHANNEL_SEVERAL : now);
 }
 
 /* As they were made, which only their sender changes: read without the lock. */

@@ -58,6 +58,7 @@ cdef extern from "vmalloc.h" nogil:
         uint64_t nr_leases
         uint64_t nr_ticks, nr_decayed_pages
         uint32_t helper_pid, pressure, pressure_sources
+        int per_cpu
 
     ctypedef struct vm_limits:
         uint64_t limit_pages, soft_limit_pages, quota_pages, floor_pages

@@ -25,6 +25,15 @@ POOL_DESIGNS = (
     PoolDesign("locked", "locked", False, "a list and its length for each size, one lock a node: the patch"),
     PoolDesign("llist", "llist", False, "a lock-free list for each size, taken from under an in-use flag"),
     PoolDesign("magazine", "locked", True, "magazines of each thread slot in front of locked pools"),
+    PoolDesign(
+        "tagged", "tagged", False, "a lock-free list for each size, its head and a version tag in one word"
+    ),
+    PoolDesign(
+        "percpu",
+        "percpu",
+        False,
+        "a stack for each CPU and size, by restartable sequences, before locked pools",
+    ),
 )
 POOLS = tuple(design.name for design in POOL_DESIGNS)
 POOLS_DEFAULT = "magazine"
@@ -78,6 +87,16 @@ POOL_CAP_RANGES_MIN = 16
 """... but so many ranges in any case."""
 DECAY_PERCENT = 25
 """A purge gives back so much of each pool, rounded up."""
+
+# slabs, of percpu
+SLAB_CPUS_MAX = 1024
+"""Possible CPUs that have slabs; threads on others use the pools behind."""
+SLAB_CAP = 60
+"""Most ranges of one size in a CPU's slab ..."""
+SLAB_CAP_PAGES = 1024
+"""... and so many pages, ..."""
+SLAB_CAP_MIN = 4
+"""... but so many ranges in any case."""
 
 # magazines
 MAGAZINE_CAP = 30

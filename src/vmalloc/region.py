@@ -35,7 +35,7 @@ from vmalloc.limits import room_for_a_region
 from vmalloc.log import INFO, log
 from vmalloc.named import open_or_create
 from vmalloc.prefault import HUGE, huge_text, prefault
-from vmalloc.stats import PRESSURE_SOURCES, PRESSURES, Holder, ProcessSlot, Range, Stats
+from vmalloc.stats import PER_CPU, PRESSURE_SOURCES, PRESSURES, Holder, ProcessSlot, Range, Stats
 
 if TYPE_CHECKING:
     from vmalloc.adapters.numpy_memory import NumpyArrays
@@ -154,7 +154,7 @@ class RegionBase(CoreRegion):
 
     @property
     def pools(self) -> str:
-        """The pool design: off, locked, llist or magazine."""
+        """The pool design: off, locked, llist, magazine, tagged or percpu."""
         return str(self._info()["pools"])
 
     @property
@@ -238,6 +238,7 @@ class RegionBase(CoreRegion):
         told["pressure"] = PRESSURES[min(told["pressure"], len(PRESSURES) - 1)]
         asked = told["pressure_sources"]
         told["pressure_sources"] = tuple(name for i, name in enumerate(PRESSURE_SOURCES) if asked >> i & 1)
+        told["per_cpu"] = PER_CPU[told["per_cpu"]]
         self._log_recovered(told["nr_recovered"])
         info = self._info()
         return Stats(page_size=info["granule"], huge=huge_text(info), **told)

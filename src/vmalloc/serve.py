@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import atexit
 import errno
+import fcntl
 import os
 import re
 import socket
@@ -24,7 +25,8 @@ import stat
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 __all__ = ["fetch", "fetch_at", "start", "start_at"]
@@ -52,7 +54,7 @@ _CREDENTIALS = struct.Struct("iII")  # pid, uid, gid
 _lock = threading.Lock()
 _listener: socket.socket | None = None
 _name = ""
-_at: dict[str, socket.socket] = {}  # this process's sockets that are files
+_at: dict[str, tuple[socket.socket, os.stat_result]] = {}  # this process's sockets that are files
 
 
 def _forget_in_child() -> None:
@@ -62,15 +64,16 @@ def _forget_in_child() -> None:
     if _listener is not None:
         _listener.close()
         _listener = None
-    for listener in _at.values():
+    for listener, _ in _at.values():
         listener.close()
     _at.clear()
 
 
 def _unlink_all() -> None:
-    for path in _at:
+    for path, (_, made) in _at.items():
         try:
-            os.unlink(path)
+            if os.path.samestat(os.lstat(path), made):  # else another process serves there by now
+                os.unlink(path)
         except OSError:
             pass
 
@@ -113,19 +116,47 @@ def start_at(path: str, region: Callable[[], HasFileno | None]) -> None:
 
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        if os.path.lexists(path):
-            if _answers(path):
-                raise OSError(errno.EADDRINUSE, "a process serves there already")
-            os.unlink(path)
-        listener.bind(path)
-        os.chmod(path, 0o600)
-        listener.listen()
-        with _lock:
-            _at[path] = listener
+        with _one_at_a_time(os.path.dirname(path)):
+            if os.path.lexists(path):
+                if _answers(path):
+                    raise OSError(errno.EADDRINUSE, "a process serves there already")
+                os.unlink(path)
+            listener.bind(path)
+            os.chmod(path, 0o600)
+            listener.listen()
+            with _lock:
+                _at[path] = listener, os.lstat(path)
         threading.Thread(target=_serve, args=(listener, lookup), name="vmalloc-serve-at", daemon=True).start()
     except BaseException:
         listener.close()
         raise
+
+
+@contextmanager
+def _one_at_a_time(folder: str) -> Generator[None, None, None]:
+    """A socket that is bound and does not listen yet looks like a dead process's.
+
+    The folder is locked, which holds between containers, too. Whoever may read it could keep the lock: then,
+    after a while, and where it may not be read, it goes without.
+    """
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        yield
+        return
+    try:
+        until = time.monotonic() + _WAIT_S
+        while time.monotonic() < until:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.01)
+            except OSError:  # a file system without locks
+                break
+        yield
+    finally:
+        os.close(fd)
 
 
 def _open(region: Any) -> HasFileno | None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 __all__ = ["Holder", "ProcessSlot", "Range", "Stats"]
 
 PRESSURES = ("none", "some", "high")
+PER_CPU = {0: "never", 1: "on", -1: "no: no restartable sequences here (they want glibc 2.35)"}
 PRESSURE_SOURCES = ("PSI", "cgroup v2", "cgroup v1", "meminfo")
 
 
@@ -82,6 +83,7 @@ class Stats:
     helper_pid: int  #: the process whose helper thread is elected; 0: there is none, or it is stopped
     pressure: str  #: on memory, as the last tick saw it: none, some or high
     pressure_sources: tuple[str, ...]  #: who was asked: PSI, cgroup v2, cgroup v1, meminfo
+    per_cpu: str  #: "never"; "on"; or "no: " and why this thread uses the shared pools (pools="percpu")
     huge: str  #: "never"; "on: " and the system's setting; or "no: " and why the system gives no huge pages
 
     @property

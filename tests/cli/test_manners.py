@@ -265,6 +265,14 @@ def test_a_keeper_keeps_what_is_named_until_it_is_told_to_end(tmp_path: Path) ->
         vmalloc.Region.attach(name)
 
 
+@pytest.mark.parametrize(
+    "words", [("a/b",), ("",), ("hold-x", "--size", "1M", "--socket", "/tmp/" + "s" * 200)]
+)
+def test_a_name_or_path_that_cannot_be_is_told_in_one_line(words: tuple[str, ...]) -> None:
+    done = run("hold", *words)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+
+
 def test_record_writes_where_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from vmalloc.lab import record_kernel as recorder
 

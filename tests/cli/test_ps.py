@@ -18,8 +18,9 @@ from click.testing import CliRunner
 from tests.conftest import PAGE
 
 import vmalloc
-from vmalloc.cli import main
+from vmalloc.cli import main, ps
 from vmalloc.facts import REGION_NAME_BYTES_MAX
+from vmalloc.overview import look_at_all
 
 HOLD = """
 import sys, time, vmalloc
@@ -106,6 +107,15 @@ def test_in_a_pipe_no_column_is_cut(region: vmalloc.Region) -> None:
     assert "n" * REGION_NAME_BYTES_MAX in CliRunner().invoke(main, ["ps"]).output
     assert vmalloc.Region.attach(long.name) is long
     long.close()
+
+
+def test_in_a_small_terminal_the_health_is_seen(region: vmalloc.Region) -> None:
+    row = look_at_all()[0]
+    row.name, row.uid, row.health = "n" * 100, 0, "full"
+    table = ps.lines([row], 60)
+    assert all(len(line) <= 60 for line in table)
+    assert table[0].endswith("health")
+    assert table[1].endswith("full")
 
 
 def test_info_shows_ranges_as_the_kernel_does(region: vmalloc.Region) -> None:

@@ -87,7 +87,7 @@ def test_the_core_serves_a_recording_in_each_design(tmp_path):
 def test_an_unknown_pool_design_is_told_with_those_there_are():
     result = run(GUEST / "random_size_1t.trace.xz", "--on", "core", "--pools", "lockfree")
     assert result.exit_code == 1
-    assert "off, locked, llist, magazine" in result.output
+    assert "off, locked, llist, magazine, tagged, percpu" in result.output
 
 
 def test_a_trace_is_not_a_state():

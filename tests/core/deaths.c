@@ -18,7 +18,7 @@ static struct passes {
     uint64_t place[LOG_MAX];
 } *passes;
 
-static tally tallies[OPERATIONS_MAX][4];
+static tally tallies[OPERATIONS_MAX][VM_NR_POOL_DESIGNS];
 static place_tally place_tallies[PLACES_MAX];
 static size_t nr_places;
 static uint64_t nr_kills, nr_beside, nr_repeated, nr_pairs_of_deaths;

@@ -56,13 +56,15 @@ typedef struct operation {
 enum {
     LLIST = 1 << VM_POOLS_LLIST,
     MAGAZINE = 1 << VM_POOLS_MAGAZINE,
-    DESIGNS = 15, /* none of these: in every design */
-    ALONE = 1 << 4,   /* hand-made, not to be touched by a neighbour; nor the first of two deaths */
-    ONCE = 1 << 5,    /* not the first of two deaths */
-    HUNGRY = 1 << 6,  /* wants nearly all of the region: not with a neighbour */
-    ONE_DEATH = 1 << 7, /* no second death after it */
-    PRIVATE = 1 << 8, /* writes to a region that nobody else will ever see */
-    BETWEEN = 1 << 9, /* between_writes() has something to do */
+    TAGGED = 1 << VM_POOLS_TAGGED,
+    PERCPU = 1 << VM_POOLS_PERCPU,
+    DESIGNS = (1 << VM_NR_POOL_DESIGNS) - 1, /* none of these: in every design */
+    ALONE = 1 << 16,   /* hand-made, not to be touched by a neighbour; nor the first of two deaths */
+    ONCE = 1 << 17,    /* not the first of two deaths */
+    HUNGRY = 1 << 18,  /* wants nearly all of the region: not with a neighbour */
+    ONE_DEATH = 1 << 19, /* no second death after it */
+    PRIVATE = 1 << 20, /* writes to a region that nobody else will ever see */
+    BETWEEN = 1 << 21, /* between_writes() has something to do */
 };
 
 /* ---- operations.c ---- */

@@ -88,6 +88,43 @@ void leave_pools_in_use(stage *s)
         for (int i = 0; i < 4; i++)
             s->r->map.nodes[n].pool[i].in_use = dead_token(s);
 }
+void leave_pushes_half_done(stage *s) /* the first of a pool and the third: linked, and never made POOLED */
+{
+    uint64_t page[3];
+    vm_thread *t = vm__thread(s->r);
+    for (int i = 0; i < 3; i++) {
+        page[i] = take(s->r, 3).page;
+        s->r->map.heads[page[i]].word = vm__moving(t, 3);
+    }
+    CHECK_EQ(s->r->design->kept->give(t, &s->r->map.nodes[0], 3, 3, page), 3);
+    for (int i = 0; i < 3; i += 2)
+        s->r->map.heads[page[i]].word = vm__word(VM_MOVING, VM_WORD_DIRTY, 3, s->r->map.nr_threads - 1, 0x3ff0);
+}
+void shrink_and_take(stage *s)
+{
+    shrink(s);
+    take_and_free_many(s);
+}
+void hold_two_and_forget_slabs(stage *s) /* as if nothing of their size was ever put there */
+{
+    hold_two(s);
+    for (uint32_t cpu = 0; cpu < s->r->map.nr_cpus; cpu++)
+        s->r->map.cpus[cpu].used[0] &= ~2ull;
+}
+void hold_two_and_break_slabs(stage *s)
+{
+    hold_two(s);
+    for (uint32_t cpu = 0; cpu < s->r->map.nr_cpus; cpu++) {
+        s->r->map.cpus[cpu].used[0] |= 2;
+        s->r->map.cpus[cpu].slab[1].count = VM_SLAB_CAP + 1;
+    }
+}
+void hold_more_than_a_slab(stage *s) /* freed before: a free of theirs is a hit while there is a place */
+{
+    hold(s, 250, 2 * VM_SLAB_CAP_MIN + 2);
+    let_go(s);
+    hold(s, 250, 2 * VM_SLAB_CAP_MIN + 2);
+}
 void set_in_motion(stage *s) /* we are alive, between a word and a list */
 {
     s->r->map.heads[s->gift[1].page].word = vm__thread(s->r)->moving | 2ull << VM_WORD_LEN_SHIFT;
@@ -207,6 +244,10 @@ void damage(stage *s)
     r->map.h->next_id = VM_ID_BLOCK;
     for (uint32_t n = 1; n <= 3; n++) /* what this one keeps is in no magazine now */
         vm__thread(r)->magazine[n].header &= ~0xffull;
+    for (uint32_t cpu = 0; cpu < r->map.nr_cpus; cpu++) {
+        r->map.cpus[cpu].used[0] |= 1;
+        r->map.cpus[cpu].slab[0].count = VM_SLAB_CAP + 1;
+    }
     r->map.h->corrupt = 1;
 }
 void repair(stage *s) { CHECK(vm_repair(s->r, NULL, NULL) >= 0); }

@@ -168,6 +168,40 @@ static void what_went_to_space_with_its_pages_goes_too(vm_pools d)
     FINISH(r);
 }
 
+/* As locked memory's are where there is no address space for a second mapping: the system says no. */
+static void forbid_discards(const vm_region *r, const vm_range *ranges, size_t nr)
+{
+    for (size_t i = 0; i < nr; i++)
+        CHECK_EQ(munmap(vm_pointer(r, ranges[i].page), 1), 0);
+}
+
+static void a_tick_ends_where_pages_cannot_be_given_back(vm_pools d)
+{
+    vm_region *r = make(d);
+    vm_range all[4];
+    for (int i = 0; i < 4; i++)
+        all[i] = take(r, 9000);
+    vm_range last = take(r, 4000);
+    vm_range freed[] = {all[0], all[2]};
+    for (int i = 0; i < 4; i += 2)
+        GIVE_BACK(r, all[i]);
+    CHECK_EQ(vm__purge(vm__thread(r), VM_PURGE_UNPUNCHED, &(uint64_t){0}), 0);
+    IN_CHILD({
+        alarm(10);
+        forbid_discards(r, freed, LENGTH(freed));
+        tick(r, TURN + 1);
+        CHECK_EQ(r->map.h->dirty_pages, 18000);
+    });
+    CHECK_EQ(vm_recover(r, NULL), 0);
+    tick(r, TURN + 1);
+    CHECK_EQ(r->map.h->dirty_pages, 0);
+    CHECK_CLEAN(r);
+    GIVE_BACK(r, all[1]);
+    GIVE_BACK(r, all[3]);
+    GIVE_BACK(r, last);
+    FINISH(r);
+}
+
 static void a_few_pages_do_not_make_a_long_range_dirty(vm_pools d)
 {
     vm_region *r = make(d);
@@ -331,6 +365,7 @@ static void (*const for_every_design[])(vm_pools) = {
     idle_pools_and_magazines_go_too,
     another_threads_idle_magazines_are_emptied,
     what_went_to_space_with_its_pages_goes_too,
+    a_tick_ends_where_pages_cannot_be_given_back,
     a_few_pages_do_not_make_a_long_range_dirty,
     a_few_pages_beside_a_dirty_and_a_long_clean_range,
     the_peak_sinks_to_what_was_in_use_in_two_turns,

@@ -532,6 +532,6 @@ int main(int argc, char **argv)
         seed++;
         nr++;
     } while (seconds() < ends);
-    printf("%" PRIu64 " seeds from %" PRIu64 " on, each with 4 pool designs\n", nr, first);
+    printf("%" PRIu64 " seeds from %" PRIu64 " on, each with %d pool designs\n", nr, first, (int)VM_NR_POOL_DESIGNS);
     return 0;
 }

@@ -16,6 +16,7 @@ BASE_PARTS = ("fault.h", "layout.h")
 KERNEL_HEADERS = {
     "ctype.h": {"base/pipe.c"},
     "dirent.h": {"base/descriptor.c", "base/pipe.c"},
+    "dlfcn.h": {"base/rseq.c"},
     "fcntl.h": {"base/system.c", "base/descriptor.c", "base/pipe.c", "store/pages.c"},
     "linux/futex.h": {"base/system.c"},
     "linux/magic.h": {"base/system.c"},

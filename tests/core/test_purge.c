@@ -473,6 +473,7 @@ int main(void)
     for (size_t i = 0; i < LENGTH(for_every_pool); i++) {
         for_every_pool[i](VM_POOLS_LOCKED);
         for_every_pool[i](VM_POOLS_LLIST);
+        for_every_pool[i](VM_POOLS_TAGGED);
     }
     return 0;
 }

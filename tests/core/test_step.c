@@ -371,7 +371,7 @@ static bool find_lines_of_places(void)
     return pclose(out) == 0;
 }
 
-static uint64_t writes[128][4]; /* by operation and design: as test_crash counts them */
+static uint64_t writes[128][VM_NR_POOL_DESIGNS]; /* by operation and design: as test_crash counts them */
 
 static void read_writes(const char *said)
 {
@@ -403,7 +403,7 @@ static void ask_the_build_with_hooks(void)
 
 static void report_operations(void)
 {
-    printf("%-44s stores met, killed before; passes of hooks (off, locked, llist, magazine)\n", "operation");
+    printf("%-44s stores met, killed before; passes of hooks, for each design\n", "operation");
     for (size_t i = 0; i < nr_operations; i++) {
         if (!tally_of(i, VM_POOLS_LLIST).nr_passed)
             continue; /* not run; in `llist` every operation is */

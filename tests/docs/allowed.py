@@ -29,7 +29,7 @@ _NAMES = {
     "the kernel's, named by the model alone": "vb_alloc vb_free purge_fragmented_block addr_to_node_id"
     " encode_vn_id merge_or_add_vmap_area vmalloc_info_show",
     "the kernel's test suite": "do_concurrent_test shuffle_array get_cycles avg",
-    "what the kernel, trace-cmd and perf print": "tracer entries tgid PERF_RECORD_LOST",
+    "what the kernel, trace-cmd and perf print": "tracer tgid PERF_RECORD_LOST",
     "options of perf and trace-cmd": "--ns --show-lost-events -t",
     "made of two parts in record_kernel.py": "SNAP_BEFORE SNAP_BEFORE_END SNAP_AFTER SNAP_AFTER_END",
     "kinds of events that are reserved": "magazine_hit pool_hit space_alloc",

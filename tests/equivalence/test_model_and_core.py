@@ -28,6 +28,7 @@ from vmalloc.facts import (
     MAGAZINE_BUDGET_SHARE,
     NODES_MAX,
     POOL_CAP_PAGES,
+    POOL_DESIGNS,
     POOL_PAGES_MAX,
     POOLS,
     PURGE_STEP_PAGES,
@@ -54,6 +55,15 @@ State = dict[int, tuple[int, str]]
 
 
 pytestmark = pytest.mark.skipif(not _core._hold_clock(0), reason="seconds pass in a build without hooks")
+
+
+@pytest.fixture(autouse=True)
+def one_cpu() -> Iterator[None]:
+    """The model of a process on one CPU: `percpu` keeps what each CPU freed."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    yield
+    os.sched_setaffinity(0, before)
 
 
 @pytest.fixture(autouse=True)
@@ -220,6 +230,7 @@ def model_state(model: CachingAllocator) -> State:
     sizes = [ranges for kept in model.magazines.values() for ranges in kept.sizes.values()]
     found |= {(a.start, a.end, "cached") for ranges in sizes for a in ranges}
     found |= {(a.start, a.end, "pooled") for n in model.nodes for p in n.pools.values() for a in p.areas}
+    found |= {(a.start, a.end, "pooled") for slab in model.slabs.values() for a in slab.areas.values()}
     found |= {(a.start, a.end, "lazy") for n in model.nodes for a in n.lazy.areas.values()}
     found |= {(a.start, a.end, "lazy") for a in model.warm}
     return {(start - BASE) // PAGE: ((end - start) // PAGE, state) for start, end, state in found}
@@ -495,6 +506,24 @@ def beyond_the_peak(kind: str = "memory") -> None:
     assert pair.model.nr_loosened > before
 
 
+def beyond_the_peak_with(pools: str) -> None:
+    """Without magazines what pools and slabs keep is all that lies ready for one size."""
+    pair = Pair(pools, 60_000, "memory")
+    for nr_pages, count in {150: 40, 33: 120, 3: 70, 250: 9}.items():
+        pair.alloc_quietly(nr_pages, count)
+        pair.free_quietly(count)
+    pair.alloc(20_000)
+    pair.assert_equal()
+    before = pair.model.nr_loosened
+    assert before
+    for nr_pages in (20, 33, 250, 150, 300, 3, 700):
+        pair.alloc_quietly(nr_pages, 50)
+        pair.free_quietly(45)
+    pair.alloc(30_000)
+    pair.assert_equal()
+    assert pair.model.nr_loosened > before
+
+
 def space_with_pages(kind: str = "memory") -> None:
     """A small request that finds no room joins ranges with their pages; those count as idle until a purge."""
     pair = Pair("magazine", 1500, kind, lazy_max=100)
@@ -564,6 +593,12 @@ def test_model_and_core_decide_alike_over_memory(history: Callable[[str], None])
     history("memory")
 
 
+@SAME_PAGES
+@pytest.mark.parametrize("pools", [row.name for row in POOL_DESIGNS if row.pools and not row.magazines])
+def test_model_and_core_decide_alike_before_a_new_peak_with(pools: str):
+    beyond_the_peak_with(pools)
+
+
 @pytest.mark.parametrize(
     ("station", "name", "less", "history"),
     [
@@ -628,5 +663,6 @@ for pools in POOLS:
     examples = 50 if pools == "magazine" else 12
     globals()[f"Test{pools.title()}"] = machine(pools, "addresses", examples)
 if os.sysconf("SC_PAGESIZE") == PAGE:
-    TestMagazineWithMemory = machine("magazine", "memory", 25)
-    TestLockedWithMemory = machine("locked", "memory", 25)
+    for pools in POOLS:
+        examples = {"magazine": 25, "locked": 25}.get(pools, 12)
+        globals()[f"Test{pools.title()}WithMemory"] = machine(pools, "memory", examples)

@@ -7,12 +7,14 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 import vmalloc
-from vmalloc import named
+from vmalloc import named, serve
 
 OPEN = """
 import sys, vmalloc
@@ -131,3 +133,50 @@ def test_a_socket_of_a_dead_process_is_replaced_and_other_files_are_not(tmp_path
         assert plain.read_text() == "data"
         with pytest.raises(ValueError, match="107 bytes"):
             region.serve(tmp_path / ("x" * 107))
+
+
+def test_of_two_that_serve_at_once_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, is_bound, refused = tmp_path / "region.sock", threading.Event(), list[str]()
+
+    def bound_and_not_listening(*_: object) -> None:
+        is_bound.set()
+        time.sleep(0.3)
+
+    def serve_too() -> None:
+        is_bound.wait()
+        monkeypatch.undo()
+        try:
+            region.serve(path)
+        except vmalloc.RegionUnavailable as error:
+            refused.append(str(error))
+
+    monkeypatch.setattr(serve.os, "chmod", bound_and_not_listening)
+    with vmalloc.Region("1M", helper=False) as region:
+        other = threading.Thread(target=serve_too)
+        other.start()
+        region.serve(path)
+        other.join()
+        assert len(refused) == 1
+        assert "serves there already" in refused[0]
+
+
+SERVE = """
+import sys, vmalloc
+region = vmalloc.Region("1M", helper=False)
+region.serve(sys.argv[1])
+print(region.id, flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_who_ends_leaves_the_socket_of_who_came_after(tmp_path: Path) -> None:
+    path = tmp_path / "region.sock"
+    first = python(SERVE, str(path))
+    first.stdout.readline()  # type: ignore[union-attr]
+    path.unlink()
+    second = python(SERVE, str(path))
+    id = second.stdout.readline().strip()  # type: ignore[union-attr]
+    first.communicate("end\n", timeout=60)
+    assert attached_by(path) == id
+    second.communicate("end\n", timeout=60)
+    assert not path.exists()

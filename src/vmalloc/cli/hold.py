@@ -9,7 +9,7 @@ import socket
 
 import click
 
-from vmalloc.cli.manners import Command, Output, Size, json_option
+from vmalloc.cli.manners import Command, Output, Refusal, Size, json_option, safe
 
 
 def _tell_systemd(state: str) -> None:
@@ -44,9 +44,12 @@ def command(name: str, size: int, limit: int | None, path: str | None, json_path
 
     output = Output(json_path)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
-    region = Region.open_or_create(name, size, limit=limit)
-    if path is not None:
-        region.serve(path)
+    try:
+        region = Region.open_or_create(name, size, limit=limit)
+        if path is not None:
+            region.serve(path)
+    except ValueError as error:  # no name for a region, or a path too long
+        raise Refusal(safe(str(error))) from None
     told = {"name": name, "pid": os.getpid(), "id": region.id, "size": region.size, "socket": path}
     output.json(told)
     click.echo(f"holding {name} ({region.size >> 20} MiB), pid {os.getpid()}", err=output.json_is_alone)

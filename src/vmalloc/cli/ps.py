@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 COLUMNS = ("name", "user", "size", "limit", "used", "resident", "age", "health")
 RIGHT = ("size", "limit", "used", "resident", "age")
-NAME_SHOWN = 24
+NAME_SHOWN = 24  # in a terminal of 80; fewer in a small one, so that the health is to be seen
+NAME_LEAST = 4
 
 
 def _user(uid: int) -> str:
@@ -53,7 +54,8 @@ def _row(region: Seen, name_most: int) -> dict[str, str]:
 
 def lines(regions: list[Seen], width: int = 0) -> list[str]:
     """A line for each region, below it one for each process; `width` of a terminal, 0 for no bound."""
-    table = plain_table([_row(r, NAME_SHOWN if width else 0) for r in regions], COLUMNS, RIGHT)
+    most = max(NAME_LEAST, min(NAME_SHOWN, width - 80 + NAME_SHOWN)) if width else 0
+    table = plain_table([_row(r, most) for r in regions], COLUMNS, RIGHT)
     shown = table[:1]
     for line, region in zip(table[1:], regions, strict=True):
         shown.append(line)

@@ -15,7 +15,8 @@ kernel must keep freed addresses apart until a flush of translation caches. So a
 purges fill no pools, and the threshold grows with use (docs/decisions/0013). Every number is in
 vmalloc/facts.py, which the core is built from too.
 
-The pool designs `off`, `locked` and `llist` are the same without magazines, `off` without pools as well.
+The pool designs `off`, `locked`, `llist` and `tagged` are the same without magazines, `off` without pools as
+well; `percpu` has in their place one slab (slab.py) for each CPU and size.
 There is one kind of range here, so areas carry no stamp, and what is lazy waits at the node of the CPU that
 freed it until the warm store (warm.py) sorts it. Ages are taken from `now_s`: whoever wants time to pass sets
 it. Not here: threads without a slot, drains that find a neighbour at work, recovery.
@@ -65,6 +66,7 @@ from vmalloc.model.node import Node
 from vmalloc.model.pool import Pool
 from vmalloc.model.purge import Purge
 from vmalloc.model.shrink import shrink_count
+from vmalloc.model.slab import Slab, slab_refill
 from vmalloc.model.warm import Warm
 
 MEMORY_BYTES = 1 << 40
@@ -135,6 +137,7 @@ class CachingAllocator(Allocator):
         "drained_peak_pages",
         "has_magazines",
         "has_pools",
+        "has_slabs",
         "is_keeping",
         "kept_pages",
         "lazy_pages_fixed",
@@ -144,6 +147,7 @@ class CachingAllocator(Allocator):
         "nr_loosened",
         "nr_punched_steps",
         "nr_steps",
+        "slabs",
         "tight_s",
         "used_pages",
         "used_peak_pages",
@@ -166,6 +170,8 @@ class CachingAllocator(Allocator):
         self.design = design
         self.has_magazines = design.row.magazines
         self.has_pools = bool(design.row.pools)
+        self.has_slabs = design.row.pools == "percpu"
+        self.slabs: dict[tuple[int, int], Slab] = {}  # by CPU and size
         self.memory_bytes = memory_bytes
         self.lazy_pages_fixed = lazy_pages_fixed
         self.magazines: dict[int, Magazines] = {}
@@ -186,6 +192,7 @@ class CachingAllocator(Allocator):
         """An independent copy, to try something on."""
         other = super().copy()
         other.magazines = {thread: kept.copy() for thread, kept in self.magazines.items()}
+        other.slabs = {key: slab.copy() for key, slab in self.slabs.items()}
         other.warm = self.warm.copy()
         other.clean, other.dirty = self.clean.copy(), self.dirty.copy()
         other.kept_pages = self.kept_pages.copy()
@@ -277,8 +284,12 @@ class CachingAllocator(Allocator):
     def _from_pool(self, pages: int, align: int, cpu: int, kept: Magazines | None) -> Area | None:
         """The head of the first pool that has an aligned one: this CPU's node's, then the next nodes'.
 
-        Magazines that missed take a batch along.
+        Magazines that missed take a batch along, and so does the CPU's slab, which is asked first.
         """
+        slab = self.slabs.get((cpu, pages))
+        area = slab.take(align) if slab is not None else None
+        if area is not None:
+            return area
         nodes, nr_nodes = self.nodes, self.nr_nodes
         for offset in range(nr_nodes):
             pool = nodes[(cpu + offset) % nr_nodes].pools.get(pages)
@@ -288,6 +299,8 @@ class CachingAllocator(Allocator):
             if area is not None:
                 if kept is not None:
                     self._refill(kept, pool, pages, align, cpu)
+                elif self.has_slabs and align <= PAGE:
+                    self._refill_slab(pool, pages, cpu)
                 return area
         return None
 
@@ -322,7 +335,7 @@ class CachingAllocator(Allocator):
             return False
         kept, drained = self._magazines(cpu, thread), self.drained_peak_pages
         of_all = self.has_magazines and live > drained + max(drained >> WARM_ROOM_SHIFT, DRAIN_BYTES // PAGE)
-        ready = kept.pages + sum(len(p) * n for node in self.nodes for n, p in node.pools.items())
+        ready = kept.pages + self._pooled_pages
         if not of_all and ready < max(pages, self.used_peak_pages >> WARM_ROOM_SHIFT):
             return False
         self._to_pool(kept.drain(), cpu)
@@ -334,13 +347,26 @@ class CachingAllocator(Allocator):
         self.nr_loosened += 1
         return True
 
+    @property
+    def _pooled_pages(self) -> int:
+        """Pages that lie ready in pools and slabs."""
+        pools = sum(len(pool) * pages for node in self.nodes for pages, pool in node.pools.items())
+        return pools + sum(slab.pages for slab in self.slabs.values())
+
     def _pools_to_warm(self, cpu: int) -> None:
-        """What the pools keep becomes lazy: small sizes first, of each the hottest first."""
+        """What pools keep becomes lazy: small sizes first, of each the hottest, but of a slab the oldest."""
         for node in self.nodes:
             for pages in sorted(node.pools):
                 pool = node.pools[pages]
                 for area in pool.cut(len(pool), hot=True):
                     self._to_lazy(area, cpu)
+            for area in self._cut_slabs(node, 100):
+                self._to_lazy(area, cpu)
+
+    def _cut_slabs(self, node: Node, percent: int) -> list[Area]:
+        """So much of what the slabs of a node's CPUs keep: CPU by CPU, small sizes first."""
+        of_node = [at for at in sorted(self.slabs) if at[0] % self.nr_nodes == node.id]
+        return [area for at in of_node for area in self.slabs[at].cut(percent)]
 
     def _from_space(self, size: int, align: int, cpu: int, thread: int | None) -> Area | None:
         """The lowest place that fits; for a size that a magazine keeps, several ranges side by side.
@@ -407,6 +433,11 @@ class CachingAllocator(Allocator):
             kept.grow(pages)
         self._to_pool(kept.fill(batch), cpu)
 
+    def _refill_slab(self, pool: Pool, pages: int, cpu: int) -> None:
+        """Move the rest of a batch into the CPU's slab, the pool's head on top again."""
+        batch = [pool.areas.pop() for _ in range(min(slab_refill(pages) - 1, len(pool.areas)))]
+        self._to_pool(reversed(batch), cpu)
+
     def _magazines(self, cpu: int, thread: int | None) -> Magazines:
         """The magazines of a thread, by default of the CPU's."""
         owner = cpu if thread is None else thread
@@ -426,14 +457,15 @@ class CachingAllocator(Allocator):
     def free(self, start: int, cpu: int = 0, thread: int | None = None) -> Area | None:
         """Free the range that starts here; returns it, or None if nothing busy starts here.
 
-        A free that does more than to fill a place in a magazine looks whether too much is lazy; so does the
-        first free of a range that came alone from space, since its word in the core says that it is clean.
+        A free that does more than to fill a place in a magazine or a slab looks whether too much is lazy; so
+        does the first free of a range that came alone from space, since its word in the core says that it is
+        clean.
         """
         area = self._no_longer_busy(start)
         if area is None:
             return None
         kept = self._magazines(cpu, thread) if self.has_magazines else None
-        is_quick = kept is not None and kept.has_room(area.pages) and start not in self.clean
+        is_quick = start not in self.clean and self._has_room(kept, area.pages, cpu)
         self.clean.discard(start)
         if kept is not None and not is_quick:
             self._tighten(kept, cpu)
@@ -448,7 +480,25 @@ class CachingAllocator(Allocator):
             self.step(max(most, PURGE_STEP_PAGES))
         return area
 
+    def _has_room(self, kept: Magazines | None, pages: int, cpu: int) -> bool:
+        """Whether a place in a magazine or a slab is free for one."""
+        if kept is not None:
+            return kept.has_room(pages)
+        if not self.has_slabs or pages > POOL_PAGES_MAX:
+            return False
+        slab = self.slabs.get((cpu, pages))
+        return slab is None or slab.has_room(pages)
+
     def _to_pool(self, areas: Iterable[Area], cpu: int) -> None:
+        """Give ranges to this CPU's slab, if there are slabs, else to the pool of its node."""
+        for area in areas:
+            if self.has_slabs:
+                slab = self.slabs.setdefault((cpu, area.pages), Slab())
+                self._to_node(slab.put(area), cpu)
+            else:
+                self._to_node((area,), cpu)
+
+    def _to_node(self, areas: Iterable[Area], cpu: int) -> None:
         """Give ranges to the pool of this CPU's node; above its cap they become lazy."""
         node = self.nodes[cpu % self.nr_nodes]
         for area in areas:
@@ -503,7 +553,8 @@ class CachingAllocator(Allocator):
 
     def decay_pools(self, node: Node, full: bool) -> list[Area]:
         """Cut the cold end of every pool: those added first."""
-        return cut_pools(node, None if full else self.design.decay_quota, hot=False)
+        cut = cut_pools(node, None if full else self.design.decay_quota, hot=False)
+        return cut + self._cut_slabs(node, 100 if full else DECAY_PERCENT)
 
     def take_lazy(self, n: int) -> list[Area]:
         """Detach node n's lazy ranges, in address order; what is sorted goes with the last node's."""
@@ -563,7 +614,7 @@ class CachingAllocator(Allocator):
     @property
     def nr_ranges(self) -> int:
         """How many ranges there are, free or not, but for those that are lazy."""
-        pools = sum(node.pooled for node in self.nodes)
+        pools = sum(node.pooled for node in self.nodes) + sum(map(len, self.slabs.values()))
         return len(self.space) + len(self.busy.areas) + pools + sum(map(len, self.magazines.values()))
 
     def drain_magazines(self) -> int:
@@ -575,5 +626,5 @@ class CachingAllocator(Allocator):
 
     def shrink(self) -> int:
         """Give everything ready and everything lazy back to the space; returns the ranges moved."""
-        moved = self.drain_magazines() + shrink_count(self)
+        moved = self.drain_magazines() + shrink_count(self) + sum(map(len, self.slabs.values()))
         return moved + self.purge(full=True).nr_purged

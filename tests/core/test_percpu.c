@@ -1,0 +1,235 @@
+/* SPDX-License-Identifier: MIT */
+/* Slabs of a CPU: what is taken by sequences, what stale entries cost, who may not, what a death leaves. */
+#include "kit.h"
+
+enum { PAGES = 20000 };
+
+static vm_region *make(void) { return MAKE(.nr_pages = PAGES, .pools = VM_POOLS_PERCPU, SMALL); }
+
+static void stay_on_this_cpu(void)
+{
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(sched_getcpu(), &one);
+    CHECK_EQ(sched_setaffinity(0, sizeof one, &one), 0);
+}
+static vm_slab *slab(vm_region *r, uint64_t nr_pages)
+{
+    return &r->map.cpus[sched_getcpu()].slab[vm__pool_index(nr_pages)];
+}
+static void free_so_many(vm_region *r, uint64_t nr_pages, int count)
+{
+    vm_range a[200];
+    for (int i = 0; i < count; i++)
+        a[i] = take(r, nr_pages);
+    for (int i = 0; i < count; i++)
+        GIVE_BACK(r, a[i]);
+}
+
+static void what_a_cpu_frees_it_takes_again_the_newest_first(void)
+{
+    vm_region *r = make();
+    vm_range a = take(r, 3), b = take(r, 3);
+    GIVE_BACK(r, a);
+    GIVE_BACK(r, b);
+    CHECK_EQ(slab(r, 3)->count, 2);
+    CHECK_EQ(vm__owner(r->map.heads[a.page].word), VM_NODES_MAX + (uint32_t)sched_getcpu());
+    CHECK_EQ(stats_of(r).per_cpu, 1);
+    vm_range c = take(r, 3), d = take(r, 3);
+    CHECK(c.page == b.page && d.page == a.page);
+    CHECK_EQ(slab(r, 3)->count, 0);
+    GIVE_BACK(r, c);
+    GIVE_BACK(r, d);
+    FINISH(r);
+}
+
+static void a_full_slab_gives_its_older_half_to_the_pools_behind(void)
+{
+    vm_region *r = make();
+    vm_range a[VM_SLAB_CAP + 1];
+    for (size_t i = 0; i < LENGTH(a); i++)
+        a[i] = take(r, 1);
+    for (size_t i = 0; i < LENGTH(a); i++)
+        GIVE_BACK(r, a[i]);
+    CHECK_EQ(slab(r, 1)->count, VM_SLAB_CAP / 2 + 1);
+    CHECK_EQ(r->map.nodes[0].pool[0].nr_ranges, VM_SLAB_CAP / 2);
+    vm_range b = take(r, 1), c = take(r, 1);
+    CHECK(b.page == a[VM_SLAB_CAP].page && c.page == a[VM_SLAB_CAP - 1].page);
+    GIVE_BACK(r, b);
+    GIVE_BACK(r, c);
+    FINISH(r);
+}
+
+static void what_a_shrink_took_is_skipped(void)
+{
+    vm_region *r = make();
+    free_so_many(r, 5, 10);
+    CHECK_EQ(vm_shrink(r, NULL), 0);
+    CHECK_EQ(stats_of(r).free_pages, PAGES);
+    CHECK_EQ(slab(r, 5)->count, 10); /* stale, all of them */
+    vm_range large = take(r, 100), a = take(r, 5);
+    CHECK_EQ(slab(r, 5)->count, 0);
+    CHECK(a.page >= large.page + 100 || a.page + 5 <= large.page);
+    GIVE_BACK(r, a);
+    GIVE_BACK(r, large);
+    CHECK_CLEAN(r);
+    FINISH(r);
+}
+
+/* The page of a stale entry is the start of another range of the slab by now: two entries, one range. */
+static void two_entries_of_one_range_give_it_once(void)
+{
+    vm_region *r = make();
+    free_so_many(r, 2, 1);
+    CHECK_EQ(vm_shrink(r, NULL), 0);
+    vm_slab *s = slab(r, 2);
+    uint32_t page = s->page[0];
+    CHECK_EQ(s->count, 1);
+    free_so_many(r, 2, 1); /* pops the stale one, and is the same first fit */
+    CHECK_EQ(s->page[0], page);
+    s->page[1] = page;
+    s->count = 2;
+    CHECK_CLEAN(r);
+    vm_range a = take(r, 2), b = take(r, 2);
+    CHECK(a.page != b.page);
+    GIVE_BACK(r, a);
+    GIVE_BACK(r, b);
+    FINISH(r);
+}
+
+static void a_count_that_is_none_is_repaired(void)
+{
+    vm_region *r = make();
+    free_so_many(r, 2, 3);
+    slab(r, 2)->count = 1000;
+    vm_range a = take(r, 2), b = take(r, 2); /* from elsewhere */
+    CHECK(a.page != b.page);
+    GIVE_BACK(r, a);
+    GIVE_BACK(r, b);
+    CHECK(vm_repair(r, NULL, NULL) >= 0);
+    CHECK(slab(r, 2)->count <= VM_SLAB_CAP);
+    CHECK_CLEAN(r);
+    FINISH(r);
+}
+
+/* A CPU past the table, as one that was plugged in later. */
+static void a_cpu_without_slabs_uses_the_pools_behind(void)
+{
+    vm_region *r = make();
+    free_so_many(r, 2, 3);
+    uint32_t nr = r->map.nr_cpus, kept = slab(r, 2)->count;
+    CHECK_EQ(kept, 3);
+    r->map.nr_cpus = 0;
+    free_so_many(r, 2, 3);
+    CHECK_EQ(r->map.nodes[0].pool[1].nr_ranges, 3);
+    r->map.nr_cpus = nr;
+    CHECK_EQ(slab(r, 2)->count, kept);
+    CHECK_CLEAN(r);
+    FINISH(r);
+}
+
+/* Between the word and the entry. */
+static void what_a_death_left_in_no_slab_is_found(void)
+{
+    vm_region *r = make();
+    pid_t pid;
+    CHILD(pid, {
+        vm_range a = take(r, 7);
+        r->map.heads[a.page].word = vm__word(VM_POOLED, VM_WORD_DIRTY, 7, VM_NODES_MAX + (uint32_t)sched_getcpu(), 0);
+        kill(getpid(), SIGKILL);
+    });
+    CHECK(WIFSIGNALED(end_of(pid)));
+    CHECK_EQ(vm_recover(r, NULL), 0);
+    CHECK_EQ(stats_of(r).pooled_pages, 0);
+    CHECK_EQ(stats_of(r).free_pages + stats_of(r).lazy_pages, PAGES);
+    CHECK_CLEAN(r);
+    FINISH(r);
+}
+
+/* Threads of one CPU interrupt each other all the time. */
+static int stops;
+static void *work(void *arg)
+{
+    vm_region *r = arg;
+    for (int i = 0; i < 40000 / SLOWER; i++) {
+        vm_range a = take(r, 1), b = take(r, 1);
+        *(volatile uint64_t *)(r->map.data + (a.page << r->map.page_shift)) = a.id;
+        *(volatile uint64_t *)(r->map.data + (b.page << r->map.page_shift)) = b.id;
+        if (i % 64 == 0)
+            sched_yield();
+        CHECK_EQ(*(volatile uint64_t *)(r->map.data + (a.page << r->map.page_shift)), a.id);
+        CHECK_EQ(*(volatile uint64_t *)(r->map.data + (b.page << r->map.page_shift)), b.id);
+        GIVE_BACK(r, a);
+        GIVE_BACK(r, b);
+    }
+    return NULL;
+}
+static void *tap(void *arg) /* signals abort sequences, too */
+{
+    pthread_t *thread = arg;
+    while (!__atomic_load_n(&stops, __ATOMIC_ACQUIRE)) {
+        for (int i = 0; i < 4; i++)
+            pthread_kill(thread[i], SIGUSR1);
+        usleep(100);
+    }
+    return NULL;
+}
+static void nothing(int signal) { (void)signal; }
+static void interrupted_sequences_lose_and_double_nothing(void)
+{
+    vm_region *r = make();
+    pthread_t thread[4], taps;
+    signal(SIGUSR1, nothing);
+    for (int i = 0; i < 4; i++)
+        CHECK_EQ(pthread_create(&thread[i], NULL, work, r), 0);
+    stops = 0;
+    CHECK_EQ(pthread_create(&taps, NULL, tap, thread), 0);
+    usleep(100000 / SLOWER);
+    __atomic_store_n(&stops, 1, __ATOMIC_RELEASE); /* before the threads are gone */
+    pthread_join(taps, NULL);
+    for (int i = 0; i < 4; i++)
+        pthread_join(thread[i], NULL);
+    CHECK_CLEAN(r);
+    CHECK_EQ(vm_shrink(r, NULL), 0);
+    CHECK_EQ(stats_of(r).free_pages, PAGES);
+    FINISH(r);
+}
+
+static void without_sequences_no_slab_is_written(void)
+{
+    vm_region *r = make();
+    free_so_many(r, 2, 3);
+    CHECK_EQ(stats_of(r).per_cpu, -1);
+    for (uint32_t cpu = 0; cpu < r->map.nr_cpus; cpu++)
+        for (uint32_t k = 0; k < VM_POOL_PAGES_MAX; k++)
+            CHECK_EQ(r->map.cpus[cpu].slab[k].count, 0);
+    CHECK_EQ(r->map.nodes[0].pool[1].nr_ranges, 3);
+    CHECK_CLEAN(r);
+    FINISH(r);
+}
+
+static void (*const cases[])(void) = {
+    what_a_cpu_frees_it_takes_again_the_newest_first,
+    a_full_slab_gives_its_older_half_to_the_pools_behind,
+    what_a_shrink_took_is_skipped,
+    two_entries_of_one_range_give_it_once,
+    a_count_that_is_none_is_repaired,
+    a_cpu_without_slabs_uses_the_pools_behind,
+    what_a_death_left_in_no_slab_is_found,
+    interrupted_sequences_lose_and_double_nothing,
+};
+
+int main(int argc, char **argv)
+{
+    bool may = vm__sequence_cpu() >= 0;
+    CHECK_EQ(prctl(PR_SET_CHILD_SUBREAPER, 1), 0);
+    if (argc > 1 || !may)
+        without_sequences_no_slab_is_written();
+    if (argc > 1)
+        return may; /* it was to be started without */
+    stay_on_this_cpu();
+    for (size_t i = 0; i < LENGTH(cases) && may; i++)
+        cases[i]();
+    CHECK_EQ(setenv("GLIBC_TUNABLES", "glibc.pthread.rseq=0", 1), 0);
+    return execl(argv[0], argv[0], "without", (char *)NULL);
+}
