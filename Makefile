@@ -16,6 +16,7 @@ PYTHONS ?= 3.12 3.13
 CPYTHONS ?= 3.11 3.12 3.13
 SUITES ?=
 TEST_EXTRAS ?= numpy lab test
+ADAPTER_TESTS := tests/api/test_frames.py tests/api/test_joblib.py tests/api/test_torch.py tests/api/test_examples.py
 
 PY   := $(VENV)/bin/python
 PIP  := $(PY) -m pip --quiet --disable-pip-version-check
@@ -43,7 +44,7 @@ export REQUIREMENTS
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test soak bench lint format pythons cpython cpython-suites dist sdist wheels clean spin
+.PHONY: help demo test adapters soak bench lint format pythons cpython cpython-suites dist sdist wheels clean spin
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s%s\n", $$1, $$2 }' Makefile
@@ -55,6 +56,10 @@ demo: $(VENV)/.release ## the patch's result on this machine; photographs betwee
 
 test: $(SITE)/.installed $(if $(TESTS),$(if $(findstring spin,$(TESTS)),spin),spin) ## all tests, under 10 minutes; TESTS=tests/api for some, JOBS=2 in parallel
 	$(PYTEST) $(TESTS)
+
+adapters: ## the tests of adapters, with their libraries in an environment of their own; PyTorch is large
+	$(MAKE) --no-print-directory test BUILD=$(BUILD)/adapters VENV=$(BUILD)/adapters/venv \
+		TEST_EXTRAS="numpy test adapters torch" TESTS="$(or $(TESTS),$(ADAPTER_TESTS))"
 
 soak: $(SITE)/.installed spin ## the long runs
 	$(PYTEST) -m soak -o timeout=0 -o faulthandler_timeout=0 $(TESTS)

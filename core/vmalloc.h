@@ -62,6 +62,10 @@ VM_API int vm_resize(vm_region *r, vm_range *range, uint64_t nr_pages);
 VM_API int vm_alloc_congruent(vm_region *r, size_t count, const uint64_t *offsets, const uint64_t *nr_pages,
                               uint64_t align_pages, vm_range *out);
 VM_API int vm_lookup(vm_region *r, uint64_t page, vm_range *out); /* of a live range's first page */
+/* The range held by this process that an address lies in, also in its middle; ENOENT. One of more than VM_NOTED_PAGES
+ * is surely found only if it was noted, by whoever got it, in this process or the one it was forked from. */
+VM_API int vm_find(vm_region *r, const void *address, vm_range *out);
+VM_API void vm_note(vm_region *r, const vm_range *range);
 
 /* ---- sharing ---- */
 VM_API int vm_share(vm_region *r, uint64_t page, uint64_t id); /* from now on others may adopt it */
@@ -76,7 +80,8 @@ VM_API int vm_lease(vm_region *r, uint64_t page, uint64_t id, uint64_t *lease);
 VM_API int vm_lease_message(vm_region *r, uint64_t page, uint64_t id, uint64_t channel, uint64_t *lease);
 VM_API uint64_t
 vm_channel_of(int fd); /* a number for the pipe or the socket's other end; 0: neither, or not to be told */
-/* Tell where messages' bytes are: about to be written to a channel, written, or read by this process, which has them. */
+/* Tell where messages' bytes are: about to be written to a channel, written, read by this process, which has them, or lost
+ * by it: those that it had read end. */
 VM_API int vm_move_leases(vm_region *r, const vm_lease_name *leases, size_t nr, vm_move move, uint64_t channel);
 /* Whether a message may hold one at all: if not, none has to be looked into. Waits for nobody. */
 VM_API bool vm_has_leases(const vm_region *r);

@@ -68,7 +68,7 @@ typedef struct vm_lease_name { /* as a message tells it */
     uint64_t page, id, lease;
 } vm_lease_name;
 
-typedef enum vm_move { VM_MOVE_SENDING, VM_MOVE_SENT, VM_MOVE_RECEIVED } vm_move;
+typedef enum vm_move { VM_MOVE_SENDING, VM_MOVE_SENT, VM_MOVE_RECEIVED, VM_MOVE_LOST } vm_move;
 
 typedef struct vm_stats {
     uint64_t nr_pages, free_pages, busy_pages, cached_pages, pooled_pages, lazy_pages, moving_pages;
@@ -101,6 +101,7 @@ typedef enum vm_limit { VM_LIMIT, VM_SOFT_LIMIT, VM_QUOTA, VM_FLOOR } vm_limit; 
 typedef struct vm_holding {
     uint32_t process, pid; /* slot; pid as its own pid namespace has it */
     uint64_t nr_pages;     /* what several share counts for each        */
+    uint64_t nr_pages_once; /* ... and here for the first of them only   */
 } vm_holding;
 
 typedef enum vm_cause { VM_CAUSE_SPACE, VM_CAUSE_LIMIT, VM_CAUSE_QUOTA, VM_CAUSE_MEMORY, VM_CAUSE_CGROUP } vm_cause;

@@ -97,6 +97,8 @@ typedef struct vm_helper {
 } vm_helper;
 
 /* What this process knows of a region it attached; nobody else can write to it. */
+typedef struct vm_marks vm_marks;
+
 struct vm_region {
     uint64_t fast_attachment; /* vm__fast_attachment() */
     vm_map map;
@@ -117,6 +119,7 @@ struct vm_region {
     int huge_error;        /* 0, or why the system gives no huge pages */
 
     vm_reference *references; /* per page, of shared ranges [holder_mutex] */
+    vm_marks *marks;       /* where ranges of ours begin (face/find.c) */
     vm_heir heir, inheritance; /* for the next child; from our parent [holder_mutex] */
     uint64_t looked_for_deaths_ns; /* [holder_mutex] */
     pthread_mutex_t common_mutex, tick_mutex, recover_mutex, holder_mutex;

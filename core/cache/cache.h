@@ -97,8 +97,9 @@ static inline void vm__charge(vm_region *r, uint64_t nr_pages) /* it took so man
 }
 /* Pages that each process holds, busy and in its threads' magazines; what several share counts for each. By the words,
  * without a lock: a hint where others work. */
-void vm__count_held(const vm_region *r, uint64_t held[VM_PROCESSES]);
-void vm__add_held(const vm_region *r, uint64_t page, vm_word w, uint64_t held[VM_PROCESSES]); /* the range there */
+void vm__count_held(const vm_region *r, bool once, uint64_t held[VM_PROCESSES]);
+void vm__add_held(const vm_region *r, uint64_t page, vm_word w, bool once,
+                  uint64_t held[VM_PROCESSES]); /* the range there */
 int vm__quota_fits(vm_thread *t, uint64_t nr_pages); /* may this process hold so many more? else EDQUOT */
 
 /* ---- drain.c: magazines of others ---- */

@@ -13,31 +13,35 @@ void vm__charge_slow(vm_region *r, uint64_t nr_pages)
         VM_ADD(&r->map.processes[r->process].charged_pages, nr_pages);
 }
 
-static void count_holders(const vm_region *r, uint64_t page, uint64_t nr_pages, uint64_t held[VM_PROCESSES])
+/* For each holder, or for the first one only. */
+static void count_holders(const vm_region *r, uint64_t page, uint64_t nr_pages, bool once, uint64_t held[VM_PROCESSES])
 {
     for (uint32_t i = 0; i < VM_PROCESSES / 64; i++)
-        for (uint64_t bits = VM_ACQUIRE(&r->map.sharings[page].holders[i]); bits; bits &= bits - 1)
+        for (uint64_t bits = VM_ACQUIRE(&r->map.sharings[page].holders[i]); bits; bits &= bits - 1) {
             held[i * 64 + (uint32_t)__builtin_ctzll(bits)] += nr_pages;
+            if (once)
+                return;
+        }
 }
 
-void vm__add_held(const vm_region *r, uint64_t page, vm_word w, uint64_t held[VM_PROCESSES])
+void vm__add_held(const vm_region *r, uint64_t page, vm_word w, bool once, uint64_t held[VM_PROCESSES])
 {
     vm_state s = vm__state(w);
     uint32_t owner = vm__owner(w);
     if (vm__is_shared(w))
-        count_holders(r, page, vm__len(w), held);
+        count_holders(r, page, vm__len(w), once, held);
     else if ((s == VM_BUSY || s == VM_FREEING) && !vm__process_is_retired(r, owner, vm__inc(w)))
         held[owner] += vm__len(w);
     else if (s == VM_CACHED && !vm__owner_is_retired(r, w))
         held[vm__slot_process(VM_RELAXED(&r->map.slots[owner].state))] += vm__len(w);
 }
 
-void vm__count_held(const vm_region *r, uint64_t held[VM_PROCESSES])
+void vm__count_held(const vm_region *r, bool once, uint64_t held[VM_PROCESSES])
 {
     uint64_t page = 0;
     memset(held, 0, VM_PROCESSES * sizeof *held);
     for (vm_word w; (w = vm__word_at(r, page)); page += vm__len(w))
-        vm__add_held(r, page, w, held);
+        vm__add_held(r, page, w, once, held);
 }
 
 int vm__quota_fits(vm_thread *t, uint64_t nr_pages)
@@ -50,7 +54,7 @@ int vm__quota_fits(vm_thread *t, uint64_t nr_pages)
     if (nr_pages > quota)
         return -EDQUOT;
     vm__magazine_flush_all(t);
-    vm__count_held(r, held);
+    vm__count_held(r, false, held);
     VM_STORE(charged, held[r->process]);
     return held[r->process] + nr_pages <= quota ? 0 : -EDQUOT;
 }

@@ -52,6 +52,7 @@ void vm__register_fork(void);
 
 /* Walk the words under space_lock. Without it in a read-only attachment (`t` is NULL): again and again, until
  * `walk` returns 0 and nothing moved meanwhile, or for about 0.1 s; then what the last one gave. */
+void vm__forget_marks(vm_region *r);
 int vm__look(vm_region *r, vm_thread *t, int (*walk)(vm_region *r, void *arg), void *arg);
 /* Around that: the thread, NULL in a read-only attachment; then *rc is 0. */
 vm_thread *vm__look_enter(vm_region *r, int *rc);
@@ -66,7 +67,8 @@ void vm__add_counters(const vm_region *r, vm_stats *s); /* all that needs no wal
 /* ---- limits.c ---- */
 
 /* From what vm__add_held() summed up; the most first, how many. */
-int vm__list_held(const vm_region *r, const uint64_t held[VM_PROCESSES], bool idle_too, size_t room, vm_holding *out);
+int vm__list_held(const vm_region *r, const uint64_t held[VM_PROCESSES], const uint64_t once[VM_PROCESSES],
+                  bool idle_too, size_t room, vm_holding *out);
 
 /* ---- check.c: comparisons that repair.c counts before it puts things right ---- */
 

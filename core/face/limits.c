@@ -42,13 +42,14 @@ static int most_first(const void *a, const void *b)
     return x->nr_pages < y->nr_pages ? 1 : x->nr_pages > y->nr_pages ? -1 : 0;
 }
 
-int vm__list_held(const vm_region *r, const uint64_t held[VM_PROCESSES], bool idle_too, size_t room, vm_holding *out)
+int vm__list_held(const vm_region *r, const uint64_t held[VM_PROCESSES], const uint64_t once[VM_PROCESSES],
+                  bool idle_too, size_t room, vm_holding *out)
 {
     vm_holding all[VM_PROCESSES];
     size_t nr = 0;
     for (uint32_t p = 0; p < VM_PROCESSES; p++)
         if (held[p] || (idle_too && (uint32_t)VM_RELAXED(&r->map.processes[p].state)))
-            all[nr++] = (vm_holding){p, VM_RELAXED(&r->map.processes[p].pid), held[p]};
+            all[nr++] = (vm_holding){p, VM_RELAXED(&r->map.processes[p].pid), held[p], once[p]};
     qsort(all, nr, sizeof *all, most_first);
     nr = nr < room ? nr : room;
     memcpy(out, all, nr * sizeof *all);
@@ -57,9 +58,10 @@ int vm__list_held(const vm_region *r, const uint64_t held[VM_PROCESSES], bool id
 
 static int count_and_list(const vm_region *r, bool idle_too, size_t room, vm_holding *out)
 {
-    uint64_t held[VM_PROCESSES];
-    vm__count_held(r, held);
-    return vm__list_held(r, held, idle_too, room, out);
+    uint64_t held[VM_PROCESSES], once[VM_PROCESSES];
+    vm__count_held(r, false, held);
+    vm__count_held(r, true, once);
+    return vm__list_held(r, held, once, idle_too, room, out);
 }
 
 int vm_holdings(vm_region *r, size_t room, vm_holding *out) { return count_and_list(r, false, room, out); }

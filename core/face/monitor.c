@@ -129,14 +129,16 @@ static void keep_if_large(vm_survey *s, const vm_region *r, uint64_t page, vm_wo
 }
 
 /* Whether the words parsed to the end. */
-static bool survey_words(const vm_region *r, vm_survey *s, uint64_t held[VM_PROCESSES])
+static bool survey_words(const vm_region *r, vm_survey *s, uint64_t held[VM_PROCESSES], uint64_t once[VM_PROCESSES])
 {
     uint64_t page = 0;
     memset(held, 0, VM_PROCESSES * sizeof *held);
+    memset(once, 0, VM_PROCESSES * sizeof *once);
     *s = (vm_survey){.stats.nr_pages = r->map.nr_pages};
     for (vm_word w; (w = vm__word_at(r, page)); page += vm__len(w)) {
         vm__add_range(&s->stats, w);
-        vm__add_held(r, page, w, held);
+        vm__add_held(r, page, w, false, held);
+        vm__add_held(r, page, w, true, once);
         if (vm__state(w) == VM_BUSY)
             keep_if_large(s, r, page, w);
     }
@@ -145,11 +147,11 @@ static bool survey_words(const vm_region *r, vm_survey *s, uint64_t held[VM_PROC
 
 void vm_survey_look(const vm_region *r, vm_survey *out)
 {
-    uint64_t held[VM_PROCESSES];
+    uint64_t held[VM_PROCESSES], once[VM_PROCESSES];
     bool is_whole = false;
     for (int i = 0; i < LOOKS && !is_whole; i++)
-        is_whole = survey_words(r, out, held);
+        is_whole = survey_words(r, out, held, once);
     out->is_whole = is_whole;
     vm__add_counters(r, &out->stats);
-    out->nr_holdings = (uint32_t)vm__list_held(r, held, true, VM_PROCESSES, out->holdings);
+    out->nr_holdings = (uint32_t)vm__list_held(r, held, once, true, VM_PROCESSES, out->holdings);
 }

@@ -113,6 +113,7 @@ static void forget(vm_region *r)
 {
     free(r->inheritance.range);
     vm__watch_free(r);
+    vm__forget_marks(r);
     vm__doubts_free(r);
     if (r->references)
         vm__private_free(r->references, r->map.nr_pages * sizeof *r->references);

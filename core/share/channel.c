@@ -9,7 +9,8 @@
  *     on their way     its sender is at it, or died                        in doubt when nobody can read the channel
  *     in the channel   unread bytes in it                                  in doubt when nobody can read the channel
  *     out of it        the channel was empty once, so they were read       in doubt
- *     received         a process has them                                  over when that process died
+ *     received         a process has them                                  over when that process died, or says that
+ *                                                                          loading them failed
  *     in several       the same bytes were written to more than one        never by itself
  *
  * A message in doubt may be between a reader's read() and its note, or its channel's descriptors may be on their way to another

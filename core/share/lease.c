@@ -296,6 +296,15 @@ int vm__claim(vm_thread *t, uint64_t page, uint64_t id, uint64_t lease, vm_range
 
 /* ---- where the bytes are ---- */
 
+/* Of what this process had read it lost the bytes. A Ref's lease, and a message's that was passed on, stay. */
+static void lose_one(vm_thread *t, vm_lease_entry *e)
+{
+    vm_region *r = t->region;
+    if (VM_RELAXED(&e->channel) == VM_CHANNEL_RECEIVED
+        && VM_RELAXED(&e->owner) == (vm__lease_owner(r->process, r->process_inc) | VM_LEASE_KEPT))
+        end(t, e);
+}
+
 /* The same bytes may be written to several channels; which of them were read is not told. */
 static bool is_elsewhere_too(uint64_t was, vm_move move, uint64_t channel)
 {
@@ -346,8 +355,12 @@ int vm__move_leases(vm_thread *t, const vm_lease_name *leases, size_t nr, vm_mov
     for (size_t i = 0; i < nr; i++) {
         vm_lease_entry *e = entry_of(r, leases[i].lease);
         if (e && VM_RELAXED(&e->page) == leases[i].page && VM_RELAXED(&e->range_id) == leases[i].id
-            && VM_RELAXED(&e->owner) & VM_LEASE_KEPT)
-            move_one(r, e, move, channel);
+            && VM_RELAXED(&e->owner) & VM_LEASE_KEPT) {
+            if (move == VM_MOVE_LOST)
+                lose_one(t, e);
+            else
+                move_one(r, e, move, channel);
+        }
     }
     vm__unlock(t, &r->map.h->lease_lock);
     return 0;

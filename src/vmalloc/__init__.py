@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from vmalloc.message import install, uninstall
     from vmalloc.reference import Ref, copy_in, is_shared, ref
     from vmalloc.region import Region, default_region, region_of
+    from vmalloc.rss import resident
     from vmalloc.stats import Range, Stats
     from vmalloc.ways import Sent, sent, why
 
@@ -65,6 +66,7 @@ __all__ = [
     "is_shared",
     "ref",
     "region_of",
+    "resident",
     "sent",
     "uninstall",
     "why",
@@ -84,6 +86,7 @@ _HOME = {
     "is_shared": "reference",
     "ref": "reference",
     "region_of": "region",
+    "resident": "rss",
     "sent": "ways",
     "uninstall": "message",
     "why": "ways",

@@ -65,7 +65,7 @@ cdef extern from "vmalloc.h" nogil:
 
     ctypedef struct vm_holding:
         uint32_t process, pid
-        uint64_t nr_pages
+        uint64_t nr_pages, nr_pages_once
 
     ctypedef struct vm_shortage:
         uint64_t free_pages, largest_free_pages, busy_pages, lazy_pages, headroom_pages
@@ -93,6 +93,10 @@ cdef extern from "vmalloc.h" nogil:
     int vm_zero(vm_region *r, uint64_t page, uint64_t bytes)
     int vm_alloc_bulk(vm_region *r, uint64_t nr_pages, uint64_t align_pages, size_t count, vm_range *out)
     int vm_lookup(vm_region *r, uint64_t page, vm_range *out)
+    enum:
+        VM_NOTED_PAGES
+    int vm_find(vm_region *r, const void *address, vm_range *out)
+    void vm_note(vm_region *r, const vm_range *range)
     int vm_share(vm_region *r, uint64_t page, uint64_t id)
     int vm_adopt(vm_region *r, uint64_t page, uint64_t id, vm_range *out)
     int vm_lease(vm_region *r, uint64_t page, uint64_t id, uint64_t *lease)
@@ -105,6 +109,7 @@ cdef extern from "vmalloc.h" nogil:
         VM_MOVE_SENDING
         VM_MOVE_SENT
         VM_MOVE_RECEIVED
+        VM_MOVE_LOST
 
     bint vm_has_leases(const vm_region *r)
     bint vm_are_being_sent(vm_region *r, const vm_lease_name *leases, size_t nr, uint64_t channel)
@@ -235,6 +240,7 @@ cdef class RegionHandle:
     cdef readonly object _guard  # a vmalloc.hardened.Guard, or None
     cdef double timeout_s
     cdef bint has_helper
+    cdef void *numpy_ranges  # of arrays that numpy_arrays() made, by page
     cdef public str _limited_by  # why a default region is smaller than the machine's memory
     cdef uint8_t id_[16]
     cdef object __weakref__

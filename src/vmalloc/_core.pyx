@@ -23,6 +23,7 @@ from operator import index
 cimport cython
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_SIMPLE, PyBUF_STRIDES, PyBUF_WRITABLE
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.ref cimport Py_INCREF
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_New
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EAGAIN, EBUSY, EINTR, ENOMEM, ENOSPC, EPROTO
@@ -72,6 +73,13 @@ cdef extern from "Python.h":
     void Py_XDECREF(void *)
     int PyBuffer_IsContiguous(Py_buffer *, char)
     int PyBuffer_FillInfo(Py_buffer *, object, void *, Py_ssize_t, int, int) except -1
+
+cdef extern from "sys/mman.h":
+    void *mmap(void *at, size_t nbytes, int prot, int flags, int fd, int64_t offset) nogil
+    int munmap(void *at, size_t nbytes) nogil
+    int PROT_READ, PROT_WRITE, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE
+    void *MAP_FAILED
+
 
 cdef extern from *:
     """
@@ -146,6 +154,8 @@ include "_upkeep.pxi"
 include "_references.pxi"
 include "_requests.pxi"
 include "_holding.pxi"
+include "_find.pxi"
+include "_numpy_memory.pxi"
 include "_private.pxi"
 include "_message.pxi"
 include "_window.pxi"

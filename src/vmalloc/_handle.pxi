@@ -31,6 +31,8 @@ cdef class RegionHandle:
             with nogil:
                 vm_detach(self.r)
             self.r = NULL
+        if self.numpy_ranges != NULL:
+            munmap(self.numpy_ranges, self.nr_pages_ * sizeof(NumpyRange))
 
     # ---- made, attached, closed ----
 
@@ -80,6 +82,8 @@ cdef class RegionHandle:
         vm_set_lock_timeout(self.r, self.timeout_s)
         vm_mark_reads(self.r, _settings is not None)
         self.id_ = info.id
+        if self.has_pages:
+            note_bounds(self)
         if info.hardened and self.has_pages and not self.readonly:
             from vmalloc.hardened import GUARD_BYTES, Guard
             self.guard_bytes = GUARD_BYTES
@@ -183,6 +187,15 @@ cdef class RegionHandle:
             return [(held[i].process, held[i].pid, held[i].nr_pages * self.granule) for i in range(nr)]
         finally:
             c_free(held)
+
+    def _held_once(self):
+        """(process slot, pid, bytes): what several processes share counts for one of them only."""
+        cdef Call c
+        cdef vm_holding held[256]
+        self.open_check()
+        c.count, c.holdings = 256, held
+        nr = self.result_of(call_holdings, &c)
+        return [(held[i].process, held[i].pid, held[i].nr_pages_once * self.granule) for i in range(nr)]
 
     @property
     def lock_timeout_s(self):

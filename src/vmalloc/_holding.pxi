@@ -14,6 +14,8 @@ cdef class Holding:
         self.nbytes = nbytes
         self.fork_epoch = fork_epoch
         self.held = True
+        if range.nr_pages > VM_NOTED_PAGES:
+            vm_note(region.r, range)
 
     def __init__(self):
         raise TypeError("made by a region, not by hand")

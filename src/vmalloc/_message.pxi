@@ -45,8 +45,10 @@ def holding_of(x):
 cpdef Holding holding_below(x):
     """The block or owner whose pages all of an array, view or memoryview lies in, or None."""
     cdef Holding holding = _holding_below(x)
+    if holding is None:  # what keeps the pages does not say so: the address does
+        return holding_around(x)
     # whatever has a `base` may say that it is a region's
-    if holding is None or holding is x or not hasattr(x, "strides") or _is_within(x, holding):
+    if holding is x or not hasattr(x, "strides") or _is_within(x, holding):
         return holding
     return None
 
@@ -141,7 +143,8 @@ def forget_sent():
 
 def reduce_array(a):
     """For a pickler: private arrays of at most the threshold as before; they must not notice us."""
-    if _settings is not None and a.base is None and <Py_ssize_t>a.nbytes <= _settings.threshold:
+    if (_settings is not None and a.base is None and <Py_ssize_t>a.nbytes <= _settings.threshold
+            and not is_inside(a)):
         _sent[2] += 1  # AS_BEFORE
         return a.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
     return _reduce_larger(a)
@@ -708,8 +711,13 @@ def send_noted(send, connection, message, uint64_t channel):
 
 
 def note_received(message):
-    """The leases of what was read, a BytesIO, are this process's."""
-    _move_leases(message.getbuffer(), VM_MOVE_RECEIVED, 0)
+    """The leases of what was read, a BytesIO, are this process's. Returns whether it seems to have any."""
+    return _move_leases(message.getbuffer(), VM_MOVE_RECEIVED, 0) != 0
+
+
+def note_lost(message):
+    """What was read, a BytesIO, could not be loaded, and nobody else has seen it: its leases end."""
+    _move_leases(message.getbuffer(), VM_MOVE_LOST, 0)
 
 
 # ---- leases of Refs ----

@@ -1,12 +1,6 @@
 # SPDX-License-Identifier: MIT
 # Part of _core.pyx: PrivatePages, what a value lies in whose writes are its receiver's own.
 
-cdef extern from "sys/mman.h":
-    void *mmap(void *at, size_t nbytes, int prot, int flags, int fd, int64_t offset) nogil
-    int munmap(void *at, size_t nbytes) nogil
-    int PROT_READ, PROT_WRITE, MAP_PRIVATE
-    void *MAP_FAILED
-
 cdef Py_ssize_t _nr_private_mappings = 0  # of this process; the interpreter lock guards it
 
 

@@ -4,23 +4,26 @@
 The methods here take the place of multiprocessing's while install() is in force. Those that pickle for a
 connection say so first, and the leases made meanwhile are born with its number; those that write and read
 bytes look for references in them, so whatever pickled a message, and whoever passes its bytes on, the leases
-know. core/share/channel.c says what that is good for. A connection's number is asked for once.
+know. Those that read and load at once tell when that failed: the bytes are lost then, so their leases end.
+core/share/channel.c says what that is good for. A connection's number is asked for once.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from io import BytesIO
 from multiprocessing.connection import Connection
 from multiprocessing.pool import Pool
 from multiprocessing.queues import Queue, SimpleQueue
 from typing import Any
 
-from vmalloc._core import attached, channel_of, holds_id, pickle_for, send_noted
+from vmalloc._core import attached, channel_of, holds_id, note_lost, note_received, pickle_for, send_noted
 from vmalloc.attach import attach_where, kept_ids, kept_where
 from vmalloc.region import Region
 from vmalloc.window import keep_leases_in
 
-__all__ = ["NUMBER", "WRAPPERS", "keep_unattached", "number_of", "wrapped"]
+__all__ = ["NUMBER", "WRAPPERS", "keep_received", "keep_unattached", "number_of", "wrapped"]
 
 #: Attribute of a Connection.
 NUMBER = "_vmalloc_channel"
@@ -29,6 +32,15 @@ _SEND_BYTES = (Connection, "_send_bytes")
 
 #: What the wrapped methods were before, by class and name; None: the class had none of its own.
 wrapped: dict[tuple[Any, str], Any] = {}
+
+
+class Receiving(threading.local):
+    """What this thread has read just now and nobody else has seen."""
+
+    messages: list[BytesIO] | None = None  #: those that may hold references; None: it only hands bytes out
+
+
+receiving = Receiving()
 
 
 def number_of(connection: Connection[Any, Any]) -> int:
@@ -68,6 +80,29 @@ def _send_bytes(self: Connection[Any, Any], buf: Any) -> None:
     send_noted(wrapped[_SEND_BYTES], self, buf, told if told > 0 else number_of(self))
 
 
+def _receiving(owner: Any, name: str) -> Callable[..., Any]:
+    """For a method that reads a message and loads it: if that fails, or is interrupted, it is lost."""
+
+    def received(self: Any, *args: Any, **options: Any) -> Any:
+        outer, receiving.messages = receiving.messages, []
+        try:
+            return wrapped[owner, name](self, *args, **options)
+        except BaseException:
+            for message in receiving.messages:
+                note_lost(message)
+            raise
+        finally:
+            receiving.messages = outer
+
+    return received
+
+
+def keep_received(message: BytesIO) -> None:
+    """It is this process's from now on."""
+    if note_received(message) and receiving.messages is not None:
+        receiving.messages.append(message)
+
+
 def _can_attach(id: bytes) -> bool:
     """Attaches a region that this process was given at its start and did not need before."""
     where = kept_where(id)
@@ -95,8 +130,13 @@ def _terminate_pool(cls: type[Pool], taskqueue: Any, inqueue: Any, outqueue: Any
             queue.close()
 
 
+_Connection: Any = Connection.__mro__[1]  # whose recv() all connections have
+
 WRAPPERS: dict[tuple[Any, str], Any] = {
     (SimpleQueue, "put"): _put_simple,
+    (SimpleQueue, "get"): _receiving(SimpleQueue, "get"),
+    (Queue, "get"): _receiving(Queue, "get"),
+    (_Connection, "recv"): _receiving(_Connection, "recv"),
     (Queue, "_feed"): staticmethod(_feed),
     (Pool, "_terminate_pool"): classmethod(_terminate_pool),
     _SEND_BYTES: _send_bytes,

@@ -56,6 +56,10 @@ NAME_META_BYTES_MAX = 416
 LEASES_MAX = 1 << 16
 """References inside messages at one time."""
 
+# found by an address
+NOTED_PAGES = 16
+"""Whoever gets a range of more pages notes where it begins (core/face/find.c)."""
+
 # defaults
 THREADS_DEFAULT = 1024
 LOCK_TIMEOUT_S = 10

@@ -40,10 +40,10 @@ from vmalloc._core import (
     drop_reference,
     forget_sent,
     get_settings,
+    lies_inside,
     load_beside,
     load_reference,
     note_loads,
-    note_received,
     pack_plain,
     pickle_for,
     pickled_reference,
@@ -53,7 +53,7 @@ from vmalloc._core import (
 )
 from vmalloc.adapters import registry
 from vmalloc.attach import Kept, Where, kept_ids, where_of
-from vmalloc.channel import NUMBER, WRAPPERS, keep_unattached, number_of
+from vmalloc.channel import NUMBER, WRAPPERS, keep_received, keep_unattached, number_of
 from vmalloc.channel import wrapped as _wrapped_before
 from vmalloc.description import encode
 from vmalloc.errors import OutOfPages, VmallocError
@@ -68,7 +68,7 @@ from vmalloc.stand_in import has_stand_in, load_tolerantly
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["install", "uninstall"]
+__all__ = ["Settings", "install", "reduce_as", "uninstall"]
 
 PRIVATE = (False, True, "copy")
 _IN_PROCESS = "_vmalloc_settings"  # attribute of a Process while it is pickled
@@ -127,6 +127,9 @@ def _renew_lock_in_child() -> None:
 
 os.register_at_fork(after_in_child=_renew_lock_in_child)
 os.register_at_fork(after_in_child=forget_sent)
+
+
+_Before = Callable[[Any], Any] | None  # what was registered before us
 
 
 class _NoLease(OutOfPages):
@@ -352,7 +355,8 @@ def _dumps(cls: type[ForkingPickler], obj: Any, protocol: int | None = None) -> 
         packed = None if sending.by_value or settings.private else _pack_plain(obj, settings)
         if packed is not None:
             return _one_reference(packed)
-        if obj.base is None and obj.nbytes <= settings.threshold and obj.dtype.kind in "biufc":
+        is_small = obj.base is None and obj.nbytes <= settings.threshold
+        if is_small and obj.dtype.kind in "biufc" and not lies_inside(obj):
             # numbers: nothing in it that another reducer is for
             count_sent(AS_BEFORE)
             return BytesIO(pickle.dumps(obj)).getbuffer()
@@ -462,7 +466,7 @@ def _recv_bytes(self: Connection[Any, Any], maxsize: int | None = None) -> Bytes
     if buf is not None:
         if kept_ids():
             keep_unattached(buf.getbuffer())
-        note_received(buf)
+        keep_received(buf)
     return buf
 
 
@@ -513,18 +517,21 @@ def _reduce_array(a: np.ndarray[Any, Any]) -> Any:
 
 def _reduce(x: object) -> Any:
     """For a pickler, a value that has an adapter: by reference, copied in first, or as before."""
-    settings = cast("Settings | None", get_settings())
-    adapter = registry.adapter_for(type(x))
+    return reduce_as(x, cast("Settings | None", get_settings()), _before.get(type(x)))
+
+
+def reduce_as(x: Any, settings: Settings | None, before: Callable[[Any], Any] | None = None) -> Any:
+    """The same by these settings, also where install() was not called; `before`: another library's way."""
+    adapter = registry.adapter_for(type(x))  # pyright: ignore[reportUnknownArgumentType]
     holding, nbytes = adapter.holding(x), adapter.nbytes(x)
     if holding is not None and nbytes is not None and holding.region.closed:
         holding = None  # like private memory
     if settings is not None and settings.private and nbytes is not None and holding is not None:
         holding = None if settings.private == "copy" or nbytes <= settings.threshold else holding
     if settings is None or sending.by_value:
-        return _reduce_by_value(x, AS_BEFORE)
-    if holding is None and _goes_as_before(nbytes, settings):
-        is_large = nbytes is not None and nbytes > settings.threshold
-        return _reduce_by_value(x, BY_VALUE if is_large else AS_BEFORE)
+        return _reduce_by_value(adapter, x, before, AS_BEFORE)
+    if holding is None and _goes_as_before(adapter, nbytes, settings):
+        return _reduce_private(adapter, x, before, settings)
 
     def send() -> tuple[Any, ...] | None:
         try:
@@ -541,19 +548,31 @@ def _reduce(x: object) -> Any:
     region = cast("Region", settings.region if holding is None else holding.region)
     sent = settings.room.find(send, region, 0 if holding is not None else nbytes or 0, nbytes is not None)
     if sent is None:
-        return _reduce_by_value(x, BY_VALUE)
+        return _reduce_by_value(adapter, x, before, BY_VALUE)
     count_sent(COPIED_IN if holding is None else BY_REFERENCE)
     return sent
 
 
-def _reduce_by_value(x: object, way: int) -> Any:
+def _reduce_private(adapter: registry.Adapter, x: object, before: _Before, settings: Settings) -> Any:
+    """What is not copied in as a whole: in parts, which are counted each for itself, or as before."""
+    parts = adapter.take_apart(x, settings.threshold)
+    if parts is not None:
+        return parts
+    nbytes = adapter.nbytes(x)
+    is_large = adapter.is_copied_in and nbytes is not None and nbytes > settings.threshold
+    return _reduce_by_value(adapter, x, before, BY_VALUE if is_large else AS_BEFORE)
+
+
+def _reduce_by_value(adapter: registry.Adapter, x: object, before: _Before, way: int) -> Any:
     count_sent(way)
-    return x.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
+    return adapter.as_before(x, before)
 
 
-def _goes_as_before(nbytes: int | None, settings: Settings) -> bool:
+def _goes_as_before(adapter: registry.Adapter, nbytes: int | None, settings: Settings) -> bool:
     """What lies in no region. A copy in it would be of no use to a message that finds no lease."""
-    if nbytes is None or nbytes <= settings.threshold or settings.usable_region() is None:
+    if not adapter.is_copied_in or nbytes is None or nbytes <= settings.threshold:
+        return True
+    if settings.usable_region() is None:
         return True
     return _under_way.message is not None and _under_way.message.has_no_lease
 

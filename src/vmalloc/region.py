@@ -9,7 +9,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from vmalloc import stand_in
 from vmalloc._core import CoreRegion, attached
@@ -19,6 +19,7 @@ from vmalloc.attach import Where, attach, attach_where, serve_at, serve_region, 
 from vmalloc.description import decode, encode
 from vmalloc.errors import OutOfPages, RegionCorrupt, RegionUnavailable, VmallocError
 from vmalloc.facts import (
+    COPY_IN_THRESHOLD_BYTES,
     LEASE_TTL_S,
     LOCK_TIMEOUT_S,
     NODES_MAX,
@@ -35,6 +36,9 @@ from vmalloc.log import INFO, log
 from vmalloc.named import open_or_create
 from vmalloc.prefault import HUGE, huge_text, prefault
 from vmalloc.stats import PER_CPU, PRESSURE_SOURCES, PRESSURES, Holder, ProcessSlot, Range, Stats
+
+if TYPE_CHECKING:
+    from vmalloc.adapters.numpy_memory import NumpyArrays
 
 stand_in.has_stand_in([])  # imported here: when a load fails there may be no descriptor left to import it by
 
@@ -403,6 +407,18 @@ class Region(RegionBase, ArrayFunctions):
         )
         for which, nbytes_at_most in bounds.items():
             self._set_limit(which, nbytes_at_most)
+
+    def numpy_arrays(self, min_size: int | str = COPY_IN_THRESHOLD_BYTES) -> NumpyArrays:
+        """`with region.numpy_arrays():` numpy makes arrays of at least `min_size` bytes in this region.
+
+        For code that calls numpy and knows nothing of us. Smaller arrays stay where they were, and all do
+        where the region has no room. Holds for this thread, or task, and what it starts inherits as
+        contextvars say; the arrays may outlive it, and the region's close(). numpy 1.22 or newer.
+        RegionClosed.
+        """
+        from vmalloc.adapters.numpy_memory import NumpyArrays
+
+        return NumpyArrays(self, parse_size(min_size))
 
     @classmethod
     def open_or_create(

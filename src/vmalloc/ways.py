@@ -29,7 +29,9 @@ def sent() -> Sent:
 
 
 def why(x: object) -> str:
-    """How `x` would be sent now, and why: "by reference: ...", "copied in: ..." or "as before: ...".
+    """How `x` would be sent now, and why: "by reference: ...", "copied in: ...", "as before: ...".
+
+    "in parts: ..." says that it consists of several, each of which goes its own way.
 
     It sends nothing. Of a list or another container it tells nothing of what is in it: ask for that.
     """
@@ -45,6 +47,10 @@ def why(x: object) -> str:
     holding, nbytes = adapter.holding(x), adapter.nbytes(x)
     if holding is not None and not holding.region.closed:
         return _why_what_lies_in_a_region(nbytes, settings)
+    if holding is None and adapter.take_apart(x, settings.threshold) is not None:
+        return f"in parts: each buffer of a {type(x).__name__} goes its own way"
+    if holding is None and not adapter.is_copied_in:
+        return f"as before: it lies in no region, and a {type(x).__name__} is not copied into one"
     if nbytes is None:
         return f"as before: what a {type(x).__name__} like this has cannot lie in a region (Python objects?)"
     return _why_private_memory(nbytes, settings, was_in_one=holding is not None)

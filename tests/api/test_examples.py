@@ -23,6 +23,9 @@ ENDS_WITH = {
     "11_video_pipeline.py": "every frame arrived: True\n",
     "12_service.py": "500000.0\n500000.0\n['model']\n",
     "10_fork_keeps_arrays.py": "1100 pages in use\n7 7\n1000 pages in use\n",
+    "14_numpy_arrays.py": "True\n1000000.0\n0 pages in use\n",
+    "15_tables_and_joblib.py": "done\n",
+    "16_dataloader.py": "done\n",
 }
 
 

@@ -84,6 +84,7 @@ const operation operations[] = {
     {"send into a channel", .setup = hold_two, .run = lease_into_a_channel, .later = claim_what_was_sent},
     {"say that reads are marked", .run = mark_reads},
     {"receive from a channel", .before = leave_a_message, .run = receive_message},
+    {"lose a received message", .before = leave_a_message, .setup = receive_message, .run = lose_message},
     {"pass a message on", .before = leave_a_message, .setup = receive_message, .run = pass_on},
     {"receive without a slot", .before = leave_a_message, .run = receive_through_a_window, .after = lengthen_leases},
     {"end what was lost", .before = leave_a_lost_message, .run = tick_thrice, .flags = ALONE},

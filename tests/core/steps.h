@@ -81,6 +81,7 @@ void lease_into_a_channel(stage *s);
 void mark_reads(stage *s);
 void leave_a_message(stage *s);
 void receive_message(stage *s);
+void lose_message(stage *s);
 void pass_on(stage *s);
 void receive_through_a_window(stage *s);
 void leave_a_lost_message(stage *s);

@@ -148,6 +148,7 @@ void leave_a_message(stage *s)
     move(s, &a, VM_MOVE_SENT);
 }
 void receive_message(stage *s) { move(s, &s->gift[0], VM_MOVE_RECEIVED); }
+void lose_message(stage *s) { move(s, &s->gift[0], VM_MOVE_LOST); }
 void pass_on(stage *s)
 {
     move(s, &s->gift[0], VM_MOVE_SENDING);

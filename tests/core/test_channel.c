@@ -297,6 +297,27 @@ static void what_a_process_without_notes_or_a_stopped_one_may_have_read_stays(vo
     FINISH(r);
 }
 
+static void what_a_process_had_read_and_lost_ends_and_nothing_else_does(void)
+{
+    vm_region *r = make();
+    int p[2];
+    CHECK_EQ(pipe(p), 0);
+    sent mine = written_to(r, p[1], 4), unread = written_to(r, p[1], 4), passed_on = written_to(r, p[1], 4);
+    vm_range a = take(r, 1);
+    uint64_t ref;
+    CHECK_EQ(vm_lease(r, a.page, a.id, &ref), 0);
+    CHECK_EQ(vm_move_leases(r, &mine.name, 1, VM_MOVE_RECEIVED, 0), 0);
+    IN_CHILD({ CHECK_EQ(vm_move_leases(r, &passed_on.name, 1, VM_MOVE_RECEIVED, 0), 0); });
+    vm_lease_name names[] = {mine.name, unread.name, passed_on.name, {a.page, a.id, ref}};
+    CHECK_EQ(vm_move_leases(r, names, 4, VM_MOVE_LOST, 0), 0);
+    CHECK(!is_there(r, mine) && is_there(r, unread) && is_there(r, passed_on));
+    CHECK_EQ(vm_drop_lease(r, ref), 0);
+    CHECK_EQ(vm_drop_lease(r, unread.name.lease), 0);
+    CHECK_EQ(vm_drop_lease(r, passed_on.name.lease), 0);
+    GIVE_BACK(r, a);
+    FINISH(r);
+}
+
 static void a_move_of_what_is_gone_or_no_message_moves_nothing(void)
 {
     vm_region *r = make();
@@ -319,6 +340,7 @@ int main(void)
     a_move_of_what_is_gone_or_no_message_moves_nothing();
     who_can_still_be_loaded_stays_and_the_others_end();
     what_a_process_had_read_ends_with_it();
+    what_a_process_had_read_and_lost_ends_and_nothing_else_does();
     of_many_that_one_process_has_the_system_is_asked_once();
     what_was_passed_on_is_where_it_was_passed_to();
     what_was_written_to_several_stays_though_one_of_them_is_closed();

@@ -183,7 +183,55 @@ def _state(pid):
         return f.read().rpartition(")")[2].split()[0]
 
 
+class Explodes:
+    def __reduce__(self):
+        return divmod, (1, 0)
+
+
+def queue_like(kind):
+    """What puts there, what gets there; the channel lives as long as they do."""
+    if kind == "pipe":
+        reader, writer = multiprocessing.Pipe(duplex=False)
+        return writer.send, reader.recv
+    queue = getattr(multiprocessing, kind)()
+    return queue.put, queue.get
+
+
+@pytest.mark.parametrize("kind", ["Queue", "SimpleQueue", "pipe"])
+def test_of_a_message_that_could_not_be_loaded_nothing_is_kept(region, kind):
+    put, get = queue_like(kind)
+    for message in ([array(), Explodes(), array(2)], [Explodes(), array()]):
+        put(message)
+        with pytest.raises(ZeroDivisionError):
+            get()
+    assert region.stats().nr_leases == 0
+    put(array(3))
+    assert (get() == 3).all()
+
+
 # ---- somebody can ----
+
+
+class FailsOnce:
+    left = 1
+
+    def __reduce__(self):
+        return fail_once, ()
+
+
+def fail_once():
+    FailsOnce.left -= 1
+    return 1 // (FailsOnce.left < 0)
+
+
+def test_bytes_that_could_not_be_loaded_may_be_loaded_again(region):
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    writer.send([FailsOnce(), array(7)])
+    message = reader.recv_bytes()
+    with pytest.raises(ZeroDivisionError):
+        pickle.loads(message)
+    assert region.stats().nr_leases == 1
+    assert (pickle.loads(message)[1] == 7).all()
 
 
 def produce(queue):

@@ -12,9 +12,11 @@ A type may be registered by its name, "torch.Tensor", before its module is impor
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from vmalloc._core import ArrayOwner, Holding, holding_of
@@ -41,6 +43,12 @@ class Adapter:
 
     owner_type: type[Holding] = ArrayOwner
     """What holds the pages where a message is loaded: an ArrayOwner, or a Block that its user may release."""
+
+    is_copied_in: bool = True
+    """Whether `install()` copies in what lies in no region. If not, that goes as before."""
+
+    by_parts: bool = False
+    """`install()` leaves such values to whatever pickles them, for their parts have adapters."""
 
     def holding(self, x: Any) -> Holding | None:
         """The holding whose pages all of `x` lies in, or None. It must be quick, and raise nothing.
@@ -73,10 +81,26 @@ class Adapter:
         """
         return None
 
+    def take_apart(self, x: Any, threshold: int) -> tuple[Any, ...] | None:
+        """For a type whose values consist of several parts, each of which may go by reference, or not.
+
+        What `__reduce__` would return, for `install()`: a function and its arguments, which are pickled in
+        turn. Called for what has no holding. None: it goes as before.
+        """
+        return None
+
+    def as_before(self, x: Any, before: Callable[[Any], Any] | None) -> Any:
+        """What `install()` makes of a value that does not go by reference, as `__reduce__` would.
+
+        `before`: what was registered for its type before us, or None.
+        """
+        return x.__reduce_ex__(pickle.DEFAULT_PROTOCOL) if before is None else before(x)
+
 
 _lock = threading.RLock()
 _classes: dict[type, Adapter] = {}
 _names: dict[str, Adapter] = {}  # of types whose module is not imported yet
+_awaited: tuple[str, ...] = ()  # those modules
 _kinds: dict[str, tuple[Adapter, int]] = {}  # and how many types have it
 _found: dict[type, Adapter] = {}  # what adapter_for() told before
 _built_in: frozenset[str | type] = frozenset()
@@ -167,8 +191,9 @@ def _drop_kind(adapter: Adapter) -> None:
 
 
 def _changed() -> None:
-    global _version
+    global _version, _awaited
     _found.clear()
+    _awaited = tuple({name.rpartition(".")[0] for name in _names})
     _version += 1
 
 
@@ -203,6 +228,11 @@ def _class_named(name: str) -> type | None:
     return found
 
 
+def _is_being_imported(package: str) -> bool:
+    """Then it may yet tell picklers of its types, over what we tell them."""
+    return bool(getattr(getattr(sys.modules.get(package), "__spec__", None), "_initializing", False))
+
+
 def _registered(key: type | str) -> Adapter | None:
     return _names.get(key) if isinstance(key, str) else _classes.get(key)
 
@@ -215,13 +245,14 @@ def _resolve_names() -> bool:
     """Names whose modules were imported meanwhile become classes; whether one did."""
     did = False
     for name in list(_names):
-        if name.rpartition(".")[0] not in sys.modules:
+        if name.rpartition(".")[0] not in sys.modules or _is_being_imported(name.partition(".")[0]):
             continue
         try:
             found = _class_named(name)
         except (AttributeError, TypeError) as e:
             warnings.warn(f"vmalloc.adapters: {name} is registered, but {e}", RuntimeWarning, stacklevel=3)
             _drop_kind(_names.pop(name))
+            did = True
             continue
         if found is not None:
             adapter = _names.pop(name)
@@ -239,12 +270,12 @@ def exact_types() -> tuple[int, dict[type, Adapter]]:
     """For install(): a number that changes with them, and the types that are known by now."""
     with _lock:
         _resolve_names()
-        return _version, dict(_classes)
+        return _version, {kind: adapter for kind, adapter in _classes.items() if not adapter.by_parts}
 
 
 def version() -> int:
     """What exact_types() would tell first."""
-    if _names:
+    if any(module in sys.modules for module in _awaited):
         with _lock:
             _resolve_names()
     return _version

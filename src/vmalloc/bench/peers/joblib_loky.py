@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from joblib import Parallel, delayed  # pyright: ignore[reportMissingImports]
+from joblib import Parallel, delayed  # pyright: ignore
 
 from vmalloc.bench.peers.peer import Array, Peer, TaskPeer, read
 from vmalloc.bench.peers.stock import produce

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: MIT
+# pyright: reportAttributeAccessIssue=false
 """torch.multiprocessing: a tensor moves into a block of shared memory when it is pickled."""
 
 from __future__ import annotations

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: MIT
+# pyright: basic, reportMissingImports=false, reportOptionalMemberAccess=false
+"""joblib: arguments and results by reference.
+
+    import vmalloc.joblib
+
+    with joblib.parallel_config(backend="vmalloc"):
+        results = joblib.Parallel(n_jobs=4)(joblib.delayed(work)(big, i) for i in range(100))
+
+The workers are loky's. An argument is copied into the region once a call, and is held for the whole call:
+many tasks name it, and none of them needs a lease. Results have leases, as messages have. joblib's own
+ways are kept: `max_nbytes` is the size from which arguments are copied in, `mmap_mode` says whether
+workers may write to them: "r" no, "r+" yes, "c" each to its own, None sends them by value. Nothing is
+written to /dev/shm or to a folder.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import joblib.executor
+from joblib._parallel_backends import FallbackToBackend, LokyBackend, SequentialBackend
+from joblib.executor import MemmappingExecutor
+from joblib.externals.loky.reusable_executor import _ReusablePoolExecutor
+from joblib.parallel import register_parallel_backend
+
+from vmalloc.adapters import registry
+from vmalloc.attach import where_of
+from vmalloc.errors import OutOfPages, VmallocError
+from vmalloc.facts import COPY_IN_THRESHOLD_BYTES, FULL_TIMEOUT_S
+from vmalloc.full import warn_once
+from vmalloc.message import Settings, reduce_as
+from vmalloc.reference import Ref, pack
+from vmalloc.region import Region, default_region, region_at
+from vmalloc.rss import resident
+
+if TYPE_CHECKING:
+    from collections.abc import ItemsView
+
+    from vmalloc._core import Holding
+
+__all__ = ["VmallocBackend"]
+
+_EXECUTORS = ("joblib.externals.loky.process_executor", "loky.process_executor")
+
+
+class Call:
+    """What the tasks of one Parallel call name, held until it ends; in the process that calls."""
+
+    def __init__(self, region: Region, threshold: int | None, mode: str | None) -> None:
+        self.region, self.threshold, self.mode = region, threshold, mode
+        self._lock = threading.Lock()
+        self._held: dict[int, tuple[Any, Ref]] = {}  # id of a value -> it, and what is sent for it
+
+    def reduced(self, x: Any) -> Any:
+        adapter = registry.adapter_for(type(x))
+        holding = adapter.holding(x)
+        if holding is not None and holding.region.closed:
+            holding = None
+        nbytes = adapter.nbytes(x)
+        is_small = self.threshold is None or nbytes is None or nbytes <= self.threshold
+        if self.mode is None or (holding is None and is_small):
+            parts = adapter.take_apart(x, self.threshold or 0) if self.mode is not None else None
+            return parts if parts is not None else x.__reduce_ex__(4)
+        try:
+            value, held_by = self._placed(x, holding)
+        except (OutOfPages, TypeError) as e:
+            warn_once("joblib", f"arguments go by value: {e}")
+            return x.__reduce_ex__(4)
+        packed = pack(value, held_by, 0, readonly=self.mode == "r", private=self.mode == "c")
+        from vmalloc._core import load_reference
+
+        return load_reference, (packed,)
+
+    def _placed(self, x: Any, holding: Holding | None) -> tuple[Any, Holding]:
+        """`x`, or its one copy in the region; held from now on. OutOfPages."""
+        with self._lock:
+            known = self._held.get(id(x))
+            if known is None:
+                value, held_by = (x, holding) if holding is not None else registry.place(x, self.region)
+                assert held_by is not None
+                known = self._held[id(x)] = x, Ref(value, held_by, held_by.region)  # type: ignore[arg-type]
+            value = known[1].get()
+        found = registry.holding_of(value)
+        assert found is not None
+        return value, found
+
+
+_call: Call | None = None  # of this process; joblib makes one at a time with loky's one executor
+_results: Settings | None = None  # in a worker
+
+
+class _Reducers(dict[type, Any]):
+    """What a pickler of loky's is told when it is made: all types that have an adapter by then."""
+
+    def __init__(self, reduce: Any) -> None:
+        super().__init__()
+        self._reduce = reduce
+
+    def items(self) -> ItemsView[type, Any]:  # type: ignore[override]
+        return dict.fromkeys(registry.exact_types()[1], self._reduce).items()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Reducers, (self._reduce,)
+
+
+def reduce_argument(x: Any) -> Any:
+    return x.__reduce_ex__(4) if _call is None else _call.reduced(x)
+
+
+def reduce_result(x: Any) -> Any:
+    return reduce_as(x, _results)
+
+
+_JOBS, _RESULTS = _Reducers(reduce_argument), _Reducers(reduce_result)
+
+
+def start_worker(where: Any, initializer: Any, arguments: tuple[Any, ...]) -> None:
+    """In a worker, before its first task. Importing this module has registered the backend there."""
+    global _results
+    try:
+        region = region_at(where)
+    except VmallocError as e:
+        warn_once("joblib", f"results go by value: {e}")
+    else:
+        _results = Settings(lambda: region, False, COPY_IN_THRESHOLD_BYTES, False, "wait", FULL_TIMEOUT_S)
+    for name in _EXECUTORS:
+        module = sys.modules.get(name)
+        if module is not None and hasattr(module, "_get_memory_usage"):
+            module._get_memory_usage = memory_usage  # type: ignore[attr-defined]
+    if initializer is not None:
+        initializer(*arguments)
+
+
+def memory_usage(pid: int, force_gc: bool = False) -> int:
+    """For loky, which ends workers that grew: a region's pages count once, and freed ones not."""
+    if force_gc:
+        import gc
+
+        gc.collect()
+    return resident(pid)
+
+
+class _NoFolder:
+    """joblib asks its workers for the manager of their folder of temporary files. There is none."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
+
+
+class _Executor(MemmappingExecutor):  # type: ignore[misc]
+    """joblib's, without its folder of temporary files."""
+
+    _temp_folder_manager = _NoFolder()
+
+    def terminate(self, kill_workers: bool = False) -> None:
+        self.shutdown(kill_workers=kill_workers)
+
+
+class VmallocBackend(LokyBackend):  # type: ignore[misc]
+    """loky's workers; arguments and results go by reference."""
+
+    def configure(
+        self,
+        n_jobs: int = 1,
+        parallel: Any = None,
+        prefer: Any = None,
+        require: Any = None,
+        idle_worker_timeout: float | None = None,
+        **options: Any,
+    ) -> int:
+        """As LokyBackend's; `region` (the default one), `max_nbytes`, `mmap_mode`."""
+        global _call
+        n_jobs = self.effective_n_jobs(n_jobs)
+        if n_jobs == 1:
+            raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
+        options = {**self.backend_kwargs, **options}
+        if "timeout" in options:
+            raise ValueError("'timeout' is not supported by this backend; use 'idle_worker_timeout'")
+        region = options.get("region") or default_region()
+        threshold = options.get("max_nbytes", 1 << 20)
+        timeout = idle_worker_timeout or options.get("idle_worker_timeout") or 300
+        joblib.executor._executor_args = "vmalloc"  # its own backend makes workers of its own then
+        initializer, arguments = options.get("initializer"), options.get("initargs", ())
+        self._workers, _ = _ReusablePoolExecutor.get_reusable_executor.__func__(
+            _Executor,
+            n_jobs,
+            job_reducers=_JOBS,
+            result_reducers=_RESULTS,
+            timeout=timeout,
+            env=self._prepare_worker_env(n_jobs=n_jobs),
+            initializer=start_worker,
+            initargs=(_Where(region), initializer, arguments),
+        )
+        _call = Call(region, threshold, options.get("mmap_mode", "r"))
+        self._call, self.parallel = _call, parallel
+        return n_jobs
+
+    def terminate(self) -> None:
+        """The call is over: nothing is held for it any more. The workers stay for the next one."""
+        self._let_go()
+        self._workers = None
+        self.reset_batch_stats()
+
+    def abort_everything(self, ensure_ready: bool = True) -> None:
+        if self._workers is not None:
+            self._workers.terminate(kill_workers=True)
+        self._let_go()
+        self._workers = None
+        if ensure_ready:
+            self.configure(n_jobs=self.parallel.n_jobs, parallel=self.parallel)
+
+    def _let_go(self) -> None:
+        global _call
+        if _call is self.__dict__.pop("_call", None):
+            _call = None
+
+
+class _Where:
+    """Equal for the same region, so that workers are used again; pickles as where that is."""
+
+    def __init__(self, region: Region) -> None:
+        self._region = region
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Where) and other._region is self._region
+
+    def __hash__(self) -> int:
+        return hash(id(self._region))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _as_it_is, (where_of(self._region),)
+
+
+def _as_it_is(x: Any) -> Any:
+    return x
+
+
+register_parallel_backend("vmalloc", VmallocBackend)
