@@ -21,7 +21,8 @@
     COST(level_cached, "ns")         /* one level of a tree, cached                                       */ \
     COST(level_missed, "ns")         /* one level that comes from memory                                  */ \
     COST(cached_areas, "number")     /* so many areas of a tree stay in the cache                         */ \
-    COST(tree_change, "ns")          /* insert or erase: neighbours, rebalancing                          */ \
+    COST(tree_change, "ns")          /* insert or erase: neighbours, rebalancing, all of it cached        */ \
+    COST(change_lines, "number")     /* lines beside the way down that may have to come from memory       */ \
     COST(alloc_work, "ns")           /* the rest of vmalloc(), by nobody disturbed                        */ \
     COST(free_work, "ns")            /* the rest of vfree()                                               */ \
     COST(pool_hold, "ns")            /* pool_lock: one list operation                                     */ \

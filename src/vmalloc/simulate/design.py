@@ -51,21 +51,20 @@ def twin_design(
     design: Design | CachingDesign,
     cpus: int,
     *,
-    shrunk: int = 1,
     window_pages: int = WINDOW_PAGES,
     memory_bytes: int = MEMORY_BYTES,
     lazy_pages_fixed: int = 0,
 ) -> dict[str, Any]:
-    """The design as the compiled twin takes it; thresholds are `shrunk` times lower."""
+    """The design as the compiled twin takes it."""
     common = {"cpus": cpus, "nr_nodes": design.nodes(cpus), "window_pages": window_pages}
     if isinstance(design, Design):
         return {
             **common,
             "is_caching": 0,
             "discipline": design.pool_discipline,
-            "lazy_pages_max": max(design.lazy_pages_max(cpus) // shrunk, 1),
+            "lazy_pages_max": design.lazy_pages_max(cpus),
             "pool_pages_max": design.pool_pages_max,
-            "pool_ranges_max": design.pool_ranges_max and max(design.pool_ranges_max // shrunk, 1),
+            "pool_ranges_max": design.pool_ranges_max,
             "decay_shift": design.decay_shift,
             "decay_empties_small": design.decay_rounding != "down",
             "lazy_merges": design.lazy_merges,
@@ -79,7 +78,7 @@ def twin_design(
         **common,
         "is_caching": 1,
         "discipline": "llist" if design.row.pools == "llist" else "in place",
-        "lazy_pages_max": max((lazy_pages_fixed or fixed) // shrunk, 1),
+        "lazy_pages_max": lazy_pages_fixed or fixed,
         "pool_pages_max": POOL_PAGES_MAX,
         "pool_ranges_max": 0,
         "decay_shift": 2,

@@ -256,27 +256,48 @@ static void visit(sim_sim *s, thread *th, lock *l, int64_t hold)
     }
 }
 
-/* A way down a tree of so many areas. */
-static int64_t descent(const sim_sim *s, uint64_t areas)
+/* log2 in 1/256, straight between two powers. */
+static int64_t log2_256(uint64_t n)
 {
-    areas *= s->plan.shrunk;
+    uint32_t log = 63 - (uint32_t)__builtin_clzll(n);
+    return (int64_t)log * 256 + (int64_t)(((n << 8) >> log) - 256);
+}
+
+/* Of a tree of so many areas, what this cache keeps: so many `trees` share it. */
+static uint64_t cached_of(const sim_sim *s, uint32_t trees)
+{
+    uint64_t cached = (uint64_t)cost(s, SIM_cached_areas) / trees;
+    return cached > 1 ? cached : 1;
+}
+
+/* A way down a tree. */
+static int64_t descent(const sim_sim *s, uint64_t areas, uint32_t trees)
+{
     if (areas < 2)
         return cost(s, SIM_level_cached);
-    uint64_t cached = (uint64_t)cost(s, SIM_cached_areas), near = areas < cached ? areas : cached;
-    int64_t levels = 0, far = 0; /* in 1/256 */
-    for (int part = 0; part < 2; part++) {
-        uint64_t n = part ? areas : near;
-        uint32_t log = 63 - (uint32_t)__builtin_clzll(n);
-        int64_t exact = (int64_t)log * 256 + (int64_t)(((n << 8) >> log) - 256);
-        if (part)
-            far = exact - levels;
-        else
-            levels = exact;
-    }
+    uint64_t cached = cached_of(s, trees), near = areas < cached ? areas : cached;
+    int64_t levels = log2_256(near), far = log2_256(areas) - levels;
     return (levels * cost(s, SIM_level_cached) + far * cost(s, SIM_level_missed)) / 256;
 }
 
-static int64_t change(const sim_sim *s, uint64_t areas) { return descent(s, areas) + cost(s, SIM_tree_change); }
+/* And a change at its end: the lines beside the way are in the cache as often as any area is. */
+static int64_t change(const sim_sim *s, uint64_t areas, uint32_t trees)
+{
+    uint64_t cached = cached_of(s, trees);
+    int64_t lines = cost(s, SIM_change_lines) * cost(s, SIM_level_missed);
+    int64_t missed = areas > cached ? (int64_t)((double)lines * (double)(areas - cached) / (double)areas) : 0;
+    return descent(s, areas, trees) + cost(s, SIM_tree_change) + missed;
+}
+
+/* The same in a tree whose areas stand for so many more in the workload meant. */
+static int64_t change_busy(const sim_sim *s, uint32_t areas)
+{
+    return change(s, (uint64_t)areas * s->plan.shrunk, s->nodes);
+}
+static int64_t change_space(const sim_sim *s)
+{
+    return change(s, (uint64_t)s->twin->space.nr_ranges * s->plan.shrunk, 1);
+}
 
 /* Work that nobody else takes part in. */
 static void work(sim_sim *s, thread *th, int64_t alone) { th->at += alone * s->cpu[th->cpu].percent / 100; }
@@ -457,7 +478,7 @@ static void pool_phase(sim_sim *s, thread *th)
 static void space_phase(sim_sim *s, thread *th)
 {
     uint32_t start = sim_kernel_space(s->twin, th->cpu, th->pages + s->plan.guard_pages, th->align);
-    visit(s, th, &s->space, change(s, s->twin->space.nr_ranges));
+    visit(s, th, &s->space, change_space(s));
     if (start == SIM_NONE)
         s->result.error = 1;
     else
@@ -467,7 +488,7 @@ static void space_phase(sim_sim *s, thread *th)
 static void busy_phase(sim_sim *s, thread *th)
 {
     uint32_t node = sim_busy_node(s->twin, th->start);
-    visit(s, th, &s->busy[node], change(s, ++s->nr_busy[node]));
+    visit(s, th, &s->busy[node], change_busy(s, ++s->nr_busy[node]));
     th->phase = s->plan.setup_twice ? SETUP : PAGES;
 }
 
@@ -494,7 +515,7 @@ static void pages_phase(sim_sim *s, thread *th)
 static void free_busy_phase(sim_sim *s, thread *th)
 {
     uint32_t node = sim_busy_node(s->twin, th->start);
-    visit(s, th, &s->busy[node], change(s, s->nr_busy[node]--));
+    visit(s, th, &s->busy[node], change_busy(s, s->nr_busy[node]--));
     work(s, th, th->pages * cost(s, SIM_page_free));
     th->phase = COUNTER;
 }
@@ -504,7 +525,7 @@ static void wake_purge(sim_sim *s, const thread *by)
     thread *w = &s->thread[s->worker];
     s->is_purging = true;
     w->cpu = by->cpu;
-    w->at = by->at + cost(s, SIM_purge_wake) / s->plan.shrunk;
+    w->at = by->at + cost(s, SIM_purge_wake);
     w->phase = DECAY;
     w->node = 0;
     s->nr_work = 0;
@@ -516,7 +537,7 @@ static void lazy_phase(sim_sim *s, thread *th)
 {
     note(s, SIM_CALL_FREE, th->cpu, 0, 0, th->start);
     int node = sim_kernel_free(s->twin, th->start);
-    visit(s, th, &s->lazy[node], change(s, s->twin->lazy[node].nr));
+    visit(s, th, &s->lazy[node], change(s, s->twin->lazy[node].nr, s->nodes));
     th->slot[th->in_slot] = SIM_NONE;
     if (s->twin->lazy_pages > s->plan.design.lazy_pages_max && !s->is_purging)
         wake_purge(s, th);
@@ -560,7 +581,7 @@ static void reclaim_phase(sim_sim *s, thread *w)
     note(s, SIM_CALL_RECLAIM, w->node, 0, 0, 0);
     uint32_t nr = sim_purge_reclaim(s->twin);
     if (nr)
-        visit(s, w, &s->space, nr * change(s, s->twin->space.nr_ranges));
+        visit(s, w, &s->space, nr * change_space(s));
     w->phase = DETACH;
 }
 
@@ -573,20 +594,20 @@ static void detach_phase(sim_sim *s, thread *w)
         visit(s, w, &s->lazy[w->node], cost(s, SIM_setup_hold));
         s->work[s->nr_work++] = w->node;
     }
-    worker_work(s, w, cost(s, SIM_purge_node) / s->plan.shrunk);
+    worker_work(s, w, cost(s, SIM_purge_node));
     w->phase = ++w->node < s->nodes ? DECAY : FLUSH;
 }
 
 /* One flush for all of them; then helpers take the first nodes, one each, and the worker the rest. */
 static void flush_phase(sim_sim *s, thread *w)
 {
-    worker_work(s, w, (cost(s, SIM_flush) + s->cpus * cost(s, SIM_flush_cpu)) / s->plan.shrunk);
+    worker_work(s, w, cost(s, SIM_flush) + s->cpus * cost(s, SIM_flush_cpu));
     uint32_t helpers = sim_purge_helpers(s->twin, s->nr_work);
     s->nr_filling = 1;
     for (uint32_t h = 0; h < helpers; h++) {
         thread *helper = &s->thread[s->worker + 1 + h];
         helper->cpu = s->work[h] % s->cpus; /* node i's work is queued on CPU i */
-        helper->at = helper->node_began = w->at + cost(s, SIM_purge_wake) / s->plan.shrunk;
+        helper->at = helper->node_began = w->at + cost(s, SIM_purge_wake);
         helper->phase = FILL;
         helper->node = h;
         helper->last_node = h;
@@ -637,7 +658,7 @@ static void give_phase(sim_sim *s, thread *w)
     note(s, SIM_CALL_GIVE, node, 0, 0, 0);
     uint32_t nr = sim_purge_give_back(s->twin, node);
     if (nr)
-        visit(s, w, &s->space, nr * change(s, s->twin->space.nr_ranges));
+        visit(s, w, &s->space, nr * change_space(s));
     int64_t took = w->at - w->node_began;
     s->result.node_purge_ps += took;
     s->result.node_purge_max_ps = took > s->result.node_purge_max_ps ? took : s->result.node_purge_max_ps;
@@ -655,9 +676,9 @@ static bool pressure_phase(sim_sim *s, thread *w)
         note(s, SIM_CALL_SHRINK, 0, 0, 0, 0);
         uint64_t moved = sim_shrink(s->twin);
         if (moved)
-            visit(s, w, &s->space, (int64_t)moved * change(s, s->twin->space.nr_ranges));
+            visit(s, w, &s->space, (int64_t)moved * change_space(s));
     }
-    w->at += s->plan.shrink_every_us * PS_PER_US / s->plan.shrunk;
+    w->at += s->plan.shrink_every_us * PS_PER_US;
     return true;
 }
 

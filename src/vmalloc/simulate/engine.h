@@ -33,8 +33,8 @@ typedef struct sim_plan {
     uint32_t nr_pages;      /* of fix_size                                                               */
     uint32_t full_fit;      /* L                                                                         */
     uint32_t long_busy;     /* areas held                                                                */
-    uint32_t shrunk;        /* the workload is so many times smaller than the one meant: trees are        */
-                            /* priced as so many times larger, a purge's fixed costs so many times lower  */
+    uint32_t shrunk;        /* loops and held areas are so many times fewer than meant: the busy tree     */
+                            /* and the free tree are priced as so many times larger                       */
     uint32_t in_order;      /* tests in the order of their bits                                          */
     uint32_t guard_pages;   /* of each area                                                              */
     uint32_t setup_twice;   /* the busy lock is visited twice by an allocation                            */

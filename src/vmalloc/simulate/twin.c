@@ -212,9 +212,14 @@ uint32_t sim_purge_decay(sim_twin *t, uint32_t node)
 
 uint32_t sim_purge_reclaim(sim_twin *t)
 {
-    uint32_t nr = t->decayed.nr;
+    uint32_t runs = 0; /* neighbours were joined in a tree of the worker's own */
+    sim_sort(&t->decayed);
+    for (uint32_t i = 0; i < t->decayed.nr; i++) {
+        uint32_t before = i ? t->decayed.at[i - 1] : 0;
+        runs += !i || before + t->pages[before] != t->decayed.at[i];
+    }
     to_space(t, &t->decayed);
-    return nr;
+    return runs;
 }
 
 /* One global lazy tree keeps no neighbours apart. */

@@ -110,7 +110,7 @@ uint32_t sim_busy_node(const sim_twin *t, uint32_t start);
 
 void sim_purge_begin(sim_twin *t, bool is_full);
 uint32_t sim_purge_decay(sim_twin *t, uint32_t node);  /* ranges cut                     */
-uint32_t sim_purge_reclaim(sim_twin *t);               /* ranges given to the space      */
+uint32_t sim_purge_reclaim(sim_twin *t);               /* runs given to the space        */
 uint32_t sim_purge_detach(sim_twin *t, uint32_t node); /* ranges taken                   */
 uint32_t sim_purge_helpers(const sim_twin *t, uint32_t nodes_with_work);
 uint32_t sim_purge_fill(sim_twin *t, uint32_t node, uint32_t most); /* ranges handed out  */
