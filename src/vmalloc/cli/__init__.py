@@ -10,7 +10,7 @@ import importlib
 
 import click
 
-COMMANDS = ("suite", "bench", "ps", "check", "record", "replay")
+COMMANDS = ("suite", "bench", "ps", "check", "record", "replay", "simulate", "compare", "calibrate")
 #: Which extra brings a module that a command needs.
 EXTRAS = {
     "matplotlib": "bench",

@@ -72,8 +72,9 @@ cdef extern from "engine.h":
         sim_design design
         sim_topology topology
         int64_t cost[1]
-        uint32_t threads, mask, loops, nr_pages, full_fit, long_busy, shrunk, in_order, guard_pages
+        uint32_t threads, mask, loops, nr_pages, lookups, looked_at, full_fit, long_busy, shrunk, in_order, guard_pages
         uint32_t setup_twice, atomic_per_area, shrink_every_us, purge_is_full, log_calls, warm_purges
+        int64_t request_ps
         uint64_t seed
     ctypedef struct sim_lock_stats:
         uint64_t visits, contended
@@ -278,6 +279,9 @@ cdef class Simulation:
         p.loops = plan["loops"]
         p.nr_pages = plan["nr_pages"]
         p.full_fit = plan["full_fit"]
+        p.lookups = plan["lookups"]
+        p.looked_at = plan["looked_at"]
+        p.request_ps = <int64_t>(plan["request_us"] * 1e6 + 0.5)
         p.long_busy = plan["long_busy"]
         p.shrunk = plan["shrunk"]
         p.in_order = plan["in_order"]

@@ -18,6 +18,7 @@ enum phase {
     OURS_ALLOC,
     OURS_FREE,
     TODO,
+    LOOK,
     DECAY, /* the purge worker's */
     RECLAIM,
     DETACH,
@@ -28,7 +29,7 @@ enum phase {
     PRESSURE,
 };
 enum { FILL_CHUNK = 64, TODO_MAX = 6, WARM_SHARE = 10, TRACE_WORDS = 5, THREAD_ALIGN_PAGES = 8, FEW_PAGES = 12 };
-enum { FIX_SIZE, FULL_FIT, LONG_BUSY, RANDOM_SIZE, FIX_ALIGN, RANDOM_SIZE_ALIGN, ALIGN_SHIFT };
+enum { FIX_SIZE, FULL_FIT, LONG_BUSY, RANDOM_SIZE, FIX_ALIGN, RANDOM_SIZE_ALIGN, ALIGN_SHIFT, LOOKUP };
 #define PS_PER_US 1000000ll
 
 typedef struct lock {
@@ -55,7 +56,7 @@ typedef struct thread {
     uint32_t *slot;
     /* the operation under way */
     bool is_alloc;
-    uint32_t pages, align, in_slot, start;
+    uint32_t pages, align, in_slot, start, looks;
     visit_due todo[TODO_MAX];
     uint32_t nr_todo, at_todo;
     /* of a purge worker */
@@ -370,6 +371,9 @@ static bool stage_op(const sim_sim *s, thread *th, uint32_t test)
         if (i < 2 * loops)
             random_op(s, th, test);
         return i < 2 * loops;
+    case LOOKUP * 4: /* no test of the suite: requests that only ask which area an address lies in */
+        th->is_alloc = false;
+        return i < loops;
     default:
         return false;
     }
@@ -551,6 +555,13 @@ static void zone_phase(sim_sim *s, thread *th)
     visit(s, th, &s->zone, cost(s, SIM_zone_page) * cost(s, SIM_zone_batch));
     c->listed_pages -= (uint32_t)cost(s, SIM_zone_batch);
     if (c->listed_pages <= (uint64_t)cost(s, SIM_zone_high))
+        th->phase = NEXT;
+}
+
+static void look_phase(sim_sim *s, thread *th)
+{
+    visit(s, th, &s->busy[below(th, s->nodes)], descent(s, s->plan.looked_at / s->nodes, s->nodes));
+    if (--th->looks == 0)
         th->phase = NEXT;
 }
 
@@ -756,7 +767,11 @@ static bool begin_op(sim_sim *s, thread *th)
         s->nr_done++;
         return false;
     }
-    if (th->is_alloc) {
+    if (th->order[th->test] == LOOKUP) {
+        th->looks = s->plan.lookups;
+        work(s, th, s->plan.request_ps);
+        th->phase = th->looks ? LOOK : NEXT;
+    } else if (th->is_alloc) {
         work(s, th, cost(s, SIM_alloc_work));
         bool is_pooled = sim_kernel_pooled(s->twin, th->cpu, th->pages + s->plan.guard_pages) > 0;
         th->phase = s->plan.design.is_caching ? OURS_ALLOC : is_pooled ? POOL : SPACE;
@@ -814,6 +829,7 @@ static thread *step(sim_sim *s, thread *th)
     case OURS_ALLOC: ours_alloc_phase(s, th); break;
     case OURS_FREE: ours_free_phase(s, th); break;
     case TODO: todo_phase(s, th); break;
+    case LOOK: look_phase(s, th); break;
     case DECAY: decay_phase(s, th); break;
     case RECLAIM: reclaim_phase(s, th); break;
     case DETACH: detach_phase(s, th); break;

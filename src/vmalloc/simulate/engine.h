@@ -15,7 +15,7 @@
 #include "costs.h"
 #include "twin.h"
 
-enum { SIM_TESTS = 7, SIM_HISTOGRAM = 64 * 16, SIM_LOCKS = 7 };
+enum { SIM_TESTS = 8, SIM_HISTOGRAM = 64 * 16, SIM_LOCKS = 7 };
 /* Kinds of shared things, for the statistics. */
 enum sim_kind { SIM_SPACE_LOCK, SIM_BUSY_LOCK, SIM_LAZY_LOCK, SIM_POOL_LOCK, SIM_ZONE_LOCK, SIM_COUNTER, SIM_UPKEEP };
 
@@ -31,6 +31,9 @@ typedef struct sim_plan {
     uint32_t mask;          /* tests, by their bit in run_test_mask                                      */
     uint32_t loops;         /* of a test                                                                 */
     uint32_t nr_pages;      /* of fix_size                                                               */
+    uint32_t lookups;       /* of a request of the eighth test: areas looked up, each at a node by chance   */
+    uint32_t looked_at;     /* areas that there are                                                         */
+    int64_t request_ps;     /* own work of such a request                                                   */
     uint32_t full_fit;      /* L                                                                         */
     uint32_t long_busy;     /* areas held                                                                */
     uint32_t shrunk;        /* loops and held areas are so many times fewer than meant: the busy tree     */

@@ -29,6 +29,7 @@ LONG_BUSY_AREAS = 15000
 """What long_busy_list_alloc holds in the kernel's suite."""
 MASK_MAX = 127
 """The tests that are simulated: the first seven; align_shift_alloc's 64 calls are left out."""
+LOOKUP_MASK = 1 << 7
 WARM_PURGES = 3
 SETUP_TWICE_BEFORE = ("linux-6.8", "patch-v3", "linux-6.9")
 """Until 6.10 an allocation went to the busy lock twice."""
@@ -56,7 +57,11 @@ class Plan:
     atomic_per_area: int = 0
     shrink_every_us: int = 0
     purge_is_full: int = 0
-    costs: dict[str, float] = field(default_factory=dict)
+    lookups: int = 0
+    """Not the suite: requests of `request_us` own work that look up so many of `looked_at` areas."""
+    looked_at: int = 1 << 14
+    request_us: float = 0.0
+    costs: dict[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.run_test_mask <= MASK_MAX or self.run_test_mask == 1 << 6:
@@ -103,8 +108,8 @@ def calls_of(mask: int, loops: int, cpus: int) -> dict[str, int]:
 
 def shrunk_of(plan: Plan, cpus: int, threads: int) -> int:
     """By how much a plan is shrunk: as said, or so that it has about PAIRS_AT_ONCE pairs; a power of two."""
-    if plan.shrunk:
-        return plan.shrunk
+    if plan.shrunk or plan.lookups:
+        return plan.shrunk or 1
     pairs = threads * sum(calls_of(plan.run_test_mask, plan.test_loop_count, cpus).values())
     return 1 << max((pairs // PAIRS_AT_ONCE).bit_length() - 1, 0)
 
@@ -121,9 +126,12 @@ def engine_plan(plan: Plan, *, log_calls: bool = False) -> dict[str, Any]:
         "topology": (topology.sockets, topology.clusters, topology.cores, topology.smt),
         "costs": machine.values,
         "threads": threads,
-        "mask": plan.run_test_mask,
+        "mask": LOOKUP_MASK if plan.lookups else plan.run_test_mask,
         "loops": max(plan.test_loop_count // shrunk, 1),
         "nr_pages": plan.nr_pages,
+        "lookups": plan.lookups,
+        "looked_at": plan.looked_at,
+        "request_us": plan.request_us,
         "full_fit": max(full_fit_areas(cpus) // shrunk, 1),
         "long_busy": max(LONG_BUSY_AREAS // shrunk, 1),
         "shrunk": shrunk,
