@@ -19,3 +19,26 @@ V1_DEFAULT = {jobs: float(us) for jobs, us in enumerate(_V1_DEFAULT.split(), 1)}
 V1_PATCHED = {jobs: float(us) for jobs, us in enumerate(_V1_PATCHED.split(), 1)}
 """The same with v1, a design that the model does not have."""
 V1_CALIBRATES = (1, 8, 32)
+
+HEADLINE_S = {"linux-6.8": 651.271, "patch-v3": 51.301}
+"""Wall time of the patch's own run, before and after: 3970X, mask 7, 64 threads; commit 8f33a2ff3072."""
+HEADLINE_SPIN = {"linux-6.8": 0.9307, "patch-v3": 0.1651}
+"""native_queued_spin_lock_slowpath, self, of the same run's profile."""
+V2_SPIN = {"linux-6.8": 0.9305}
+"""The same of v2's cover letter, mask 127, default kernel 6.5-rc6; patched 6.11 %, of a design the model has not."""
+V2_PATCHED_SPIN = 0.0611
+LENOVO_US = {
+    "xeon-72": (2194.0, 14.0),
+    "xeon-192": (143799.0, 1139.0),
+    "epyc-448": (1992122.0, 6883.0),
+}
+"""Mean time in purge_vmap_node, one atomic for each area and one for each node: Lenovo, 29 August 2024; mask 7, one
+thread for each CPU. The 72 CPUs calibrate the cost of an area."""
+BAOQUAN_S = {64: 268.018, 128: 379.328, 256: 1150.657}
+"""Wall time by threads on 128 CPUs, mask 127, linux-next of February 2024."""
+ALIBABA_PER_S = {"before": 113536.56, "after": 583729.93, "ceiling": 831950.39}
+"""Requests a second, 48 CPUs of a guest, nginx over SMC: Wen Gu, January 2024; the ceiling has no lookup."""
+PIGGIN_NS = {1: (14700, 2900), 2: (33600, 3000), 4: (49500, 2800), 8: (70631, 2900)}
+"""ns a pair of 4 pages by threads, before and after Piggin's rewrite of 2008: designs the model does not have."""
+HIKEY_SHARE = 0.16
+"""v2: "approximately" so much contention on an 8-CPU HiKey960, default kernel; which figure is meant is not said."""
