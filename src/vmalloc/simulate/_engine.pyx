@@ -5,6 +5,8 @@
 It needs nothing of the core but its numbers, so it is a module of its own (docs/decisions/0014).
 """
 
+import os
+
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 
@@ -101,6 +103,14 @@ cdef extern from "engine.h":
     const sim_result *sim_results(sim_sim *s)
     const uint32_t *sim_log(const sim_sim *s, uint32_t *nr)
     void sim_delete(sim_sim *s)
+
+
+cdef extern from "measure.h":
+    int sim_measure_locked(double *add_ns, double *cas_ns) nogil
+    int sim_measure_line(int cpu_a, int cpu_b, double *ns) nogil
+    int sim_measure_wake(int cpu_a, int cpu_b, double *ns) nogil
+    int sim_measure_pages(double *touch_ns, double *hot_ns, double *cold_ns) nogil
+    int sim_measure_unmap(int threads, double *ns) nogil
 
 
 COSTS = {sim_cost_names[i].decode(): sim_cost_units[i].decode() for i in range(SIM_NR_COSTS)}
@@ -363,3 +373,56 @@ cdef class Simulation:
             (CALLS[log[5 * i]], log[5 * i + 1], log[5 * i + 2], log[5 * i + 3], page_or_none(log[5 * i + 4]))
             for i in range(nr)
         ]
+
+
+cdef checked(int rc):
+    if rc:
+        raise OSError(-rc, os.strerror(-rc))
+
+
+def measure_locked():
+    """(ns of a locked add, ns of a compare-exchange)."""
+    cdef double add, cas
+    with nogil:
+        sim_measure_locked(&add, &cas)
+    return add, cas
+
+
+def measure_line(int cpu_a, int cpu_b):
+    """ns that a line takes from one CPU to the other."""
+    cdef double ns = 0
+    cdef int rc
+    with nogil:
+        rc = sim_measure_line(cpu_a, cpu_b, &ns)
+    checked(rc)
+    return ns
+
+
+def measure_wake(int cpu_a, int cpu_b):
+    """ns from waking a thread to its running, on another CPU."""
+    cdef double ns = 0
+    cdef int rc
+    with nogil:
+        rc = sim_measure_wake(cpu_a, cpu_b, &ns)
+    checked(rc)
+    return ns
+
+
+def measure_pages():
+    """(ns of a first touch, of 4 KiB cleared in the cache, of 4 KiB cleared out of it)."""
+    cdef double touch, hot, cold
+    cdef int rc
+    with nogil:
+        rc = sim_measure_pages(&touch, &hot, &cold)
+    checked(rc)
+    return touch, hot, cold
+
+
+def measure_unmap(int threads):
+    """ns to give one page back while so many other threads run."""
+    cdef double ns = 0
+    cdef int rc
+    with nogil:
+        rc = sim_measure_unmap(threads, &ns)
+    checked(rc)
+    return ns

@@ -217,12 +217,13 @@ static int64_t handover(const sim_sim *s, const lock *l, const thread *th)
     return cost(s, SIM_handover_floor) + cost(s, SIM_handover_queue) / waiters + (far > 0 ? far : 0);
 }
 
-/* A user-space holder whose slice ends within the lock keeps it until its next one. */
+/* A user-space holder whose slice ends within the lock keeps it until its next one. The others of its CPU come to
+ * the same lock soon, spin for a while and sleep. */
 static int64_t preempted(const sim_sim *s, const thread *th, int64_t begin, int64_t end)
 {
     const cpu_state *c = &s->cpu[th->cpu];
     bool is_hit = s->plan.design.is_caching && c->nr && begin < c->slice_end && end >= c->slice_end;
-    return is_hit ? c->nr * cost(s, SIM_slice) : 0;
+    return is_hit ? c->nr * (cost(s, SIM_spin_limit) + cost(s, SIM_switch_thread)) : 0;
 }
 
 /* Arrive at a lock, wait, hold it, leave: the thread's time is that of the leaving afterwards. */
@@ -240,14 +241,13 @@ static void visit(sim_sim *s, thread *th, lock *l, int64_t hold)
         begin = l->free_at + handover(s, l, th);
     else if (l->cpu != th->cpu || !s->plan.design.is_caching)
         begin = now + distance(s, l->cpu, th->cpu);
-    if (s->plan.design.is_caching && begin - now > cost(s, SIM_spin_limit))
-        begin += cost(s, SIM_wake);
     int64_t end = begin + hold;
     end += preempted(s, th, begin, end);
     arrive(l, end);
     l->free_at = end;
     l->cpu = th->cpu;
-    th->at = end;
+    bool slept = s->plan.design.is_caching && begin - now > cost(s, SIM_spin_limit);
+    th->at = end + (slept ? cost(s, SIM_wake) : 0); /* meanwhile the lock is somebody else's */
     sim_lock_stats *stats = &s->result.lock[l->kind];
     stats->visits++;
     stats->hold_ps += hold;
@@ -771,15 +771,17 @@ static bool begin_op(sim_sim *s, thread *th)
         th->looks = s->plan.lookups;
         work(s, th, s->plan.request_ps);
         th->phase = th->looks ? LOOK : NEXT;
+    } else if (s->plan.design.is_caching) {
+        th->phase = th->is_alloc ? OURS_ALLOC : OURS_FREE;
     } else if (th->is_alloc) {
         work(s, th, cost(s, SIM_alloc_work));
         bool is_pooled = sim_kernel_pooled(s->twin, th->cpu, th->pages + s->plan.guard_pages) > 0;
-        th->phase = s->plan.design.is_caching ? OURS_ALLOC : is_pooled ? POOL : SPACE;
+        th->phase = is_pooled ? POOL : SPACE;
     } else {
         th->start = th->slot[th->in_slot];
         th->pages = s->twin->pages[th->start] - s->plan.guard_pages;
         work(s, th, cost(s, SIM_free_work));
-        th->phase = s->plan.design.is_caching ? OURS_FREE : FREE_BUSY;
+        th->phase = FREE_BUSY;
     }
     return true;
 }

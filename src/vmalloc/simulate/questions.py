@@ -18,7 +18,6 @@ __all__ = ["QUESTIONS", "Question", "page", "plans_of"]
 
 DIFFERS = 0.02
 CPUS = (64, 448, 1024)
-SEEDS = 5
 MACHINE = "threadripper-3970x"
 COLUMNS = ("pairs_per_s", "lock_wait_share", "alloc_p99_us", "pool_hit_share", "pooled_mean_mib", "lazy_mean_mib")
 
@@ -88,7 +87,7 @@ QUESTIONS = {
         {
             "a quarter": {"design": "linux-6.16"},
             "a purge takes all": {"design": "linux-6.16", "purge_is_full": 1},
-            "a shrink every 10 ms beside": {"design": "linux-6.16", "shrink_every_us": 10_000},
+            "a shrink every millisecond beside": {"design": "linux-6.16", "shrink_every_us": 1_000},
         },
         "A purge that takes all also fills no pool, as the kernel's full purge.",
     ),
@@ -108,7 +107,7 @@ def plans_of(question: Question, base: Plan, seeds: int) -> tuple[list[Plan], di
 
 def base_plan(**changes: Any) -> Plan:
     """The load of the questions: the suite's first four tests, loops so that several purges come."""
-    return replace(Plan(machine=MACHINE, run_test_mask=13, test_loop_count=20_000, shrunk=8), **changes)
+    return replace(Plan(machine=MACHINE, run_test_mask=13, test_loop_count=40_000, shrunk=128), **changes)
 
 
 def _verdict(base: Group, other: Group, name: str = "pairs_per_s") -> str:
