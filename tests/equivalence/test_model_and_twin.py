@@ -19,7 +19,12 @@ from vmalloc.simulate.design import OURS, design_named, twin_design
 BASE = 1 << 40  # of the model's window: aligned to whatever is asked for, as the twin's page 0 is
 PAGES = 1 << 22
 WINDOW = (BASE, BASE + PAGES * PAGE)
-KERNELS = [*KERNEL_PRESETS, "linux-6.9,pool_ranges_max=3", "linux-6.16,decay_shift=1", "linux-6.9,nodes_max=2"]
+KERNELS = [
+    *KERNEL_PRESETS,
+    "linux-6.9,pool_ranges_max=3",
+    "linux-6.16,decay_shift=1",
+    "linux-6.9,nodes_max=2",
+]
 
 
 def free_ranges(model: Allocator) -> list[tuple[int, int]]:

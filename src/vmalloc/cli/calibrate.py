@@ -11,7 +11,9 @@ import click
 
 @click.command()
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the costs to NAME.toml.")
-@click.option("--beside", "is_beside", is_flag=True, help="Also run the suite, 1 to 64 workers, beside its simulation.")
+@click.option(
+    "--beside", "is_beside", is_flag=True, help="Also run the suite, 1 to 64 workers, beside its simulation."
+)
 def command(out: Path | None, is_beside: bool) -> None:
     """Measure the costs of this machine.
 
@@ -54,4 +56,6 @@ def command(out: Path | None, is_beside: bool) -> None:
     click.echo("")
     for workers in (2, 8, 64):
         clear, same = ranking(found, workers)
-        click.echo(f"{workers} workers: {same} of {clear} pairs of designs that differ clearly are in the same order")
+        click.echo(
+            f"{workers} workers: {same} of {clear} pairs of designs that differ clearly are in the same order"
+        )

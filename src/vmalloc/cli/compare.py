@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""vmalloc compare: designs x CPUs, simulated with several seeds, as a table and a figure; questions as pages."""
+"""vmalloc compare: designs x CPUs, simulated with several seeds, as a table and a figure; questions as
+pages."""
 
 from __future__ import annotations
 
@@ -19,15 +20,25 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--designs", default="linux-6.8,linux-6.9,linux-6.16,llist", show_default=True,
               help="By commas; a design with changed choices is written NAME:choice=N.")  # fmt: skip
-@click.option("--cpus", default="", help="By commas, as 64,448,1024. Default: the machine's, or the question's.")
+@click.option(
+    "--cpus", default="", help="By commas, as 64,448,1024. Default: the machine's, or the question's."
+)
 @click.option("--machine", default="", help="Costs: a name or a file, as for vmalloc simulate.")
-@click.option("--seeds", type=click.IntRange(1, 1000), default=5, show_default=True, help="Runs of each cell.")
-@click.option("--shrunk", type=int, default=0, help="Make the workload so many times smaller. Default: by its size.")
+@click.option(
+    "--seeds", type=click.IntRange(1, 1000), default=5, show_default=True, help="Runs of each cell."
+)
+@click.option(
+    "--shrunk", type=int, default=0, help="Make the workload so many times smaller. Default: by its size."
+)
 @click.option("--cost", "costs", multiple=True, metavar="NAME=N", help="Change a cost, in ns or as a number.")
 @click.option("--question", help="Answer one: llist, nodes, decay, pool-size, purge-vs-shrink.")
 @click.option("--jobs", type=click.IntRange(1), default=os.cpu_count() or 1, show_default=True,
               help="Processes that run cells.")  # fmt: skip
-@click.option("--store", type=click.Path(dir_okay=False), help="Keep finished cells in this Parquet file; go on from it.")
+@click.option(
+    "--store",
+    type=click.Path(dir_okay=False),
+    help="Keep finished cells in this Parquet file; go on from it.",
+)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path(),
               help="Folder of a question's page.")  # fmt: skip
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw the table.")
@@ -70,11 +81,13 @@ def command(
         changes |= ({"machine": machine} if machine else {}) | ({"shrunk": shrunk} if shrunk else {})
         counts = _counts(cpus)
         if question is not None:
-            plans, labels = [], {}
+            plans: list[Plan] = []
             for count in counts or (0,):
                 some, names = plans_of(QUESTIONS[question], base_plan(**changes, cpus=count), seeds)
                 plans, labels = plans + some, labels | names
-            plans.sort(key=lambda plan: list(QUESTIONS[question].variants).index(labels[replace(plan, seed=0)]))
+            plans.sort(
+                key=lambda plan: list(QUESTIONS[question].variants).index(labels[replace(plan, seed=0)])
+            )
         else:
             plans = _grid(Plan(**changes), designs, counts, seeds)
         for plan in plans:

@@ -91,13 +91,23 @@ def progress_bar(what: str) -> Iterator[Callable[[float, float], None] | None]:
 @click.option("--machine", default="threadripper-3970x", show_default=True,
               help="Costs: a name, or the path of such a file (vmalloc calibrate writes one).")  # fmt: skip
 @click.option("--cpus", type=int, default=0, help="So many CPUs of that kind. Default: the machine's.")
-@click.option("--topology", default="", help="SOCKETSxCLUSTERSxCORESxSMT, as 1x8x4x2; a cluster shares a cache.")
+@click.option(
+    "--topology", default="", help="SOCKETSxCLUSTERSxCORESxSMT, as 1x8x4x2; a cluster shares a cache."
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of test orders, sizes and starts.")
-@click.option("--shrunk", type=int, default=0, help="Make the workload so many times smaller. Default: by its size.")
-@click.option("--atomic-per-area", is_flag=True, help="A purge settles the lazy counter for each area, as to 6.10.")
-@click.option("--shrink-every-us", type=int, default=0, help="Memory pressure: all pools are emptied so often.")
+@click.option(
+    "--shrunk", type=int, default=0, help="Make the workload so many times smaller. Default: by its size."
+)
+@click.option(
+    "--atomic-per-area", is_flag=True, help="A purge settles the lazy counter for each area, as to 6.10."
+)
+@click.option(
+    "--shrink-every-us", type=int, default=0, help="Memory pressure: all pools are emptied so often."
+)
 @click.option("--cost", "costs", multiple=True, metavar="NAME=N", help="Change a cost, in ns or as a number.")
-@click.option("--list", "list_all", is_flag=True, help="Print the designs, the machines and the costs, and stop.")
+@click.option(
+    "--list", "list_all", is_flag=True, help="Print the designs, the machines and the costs, and stop."
+)
 @click.option("--json", "json_path", metavar="FILE|-", help="Write the result; - is standard output.")
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
 def command(
@@ -121,9 +131,9 @@ def command(
     vmalloc simulate --design linux-6.8 --cpus 1024 run_test_mask=1 test_loop_count=5000
     vmalloc simulate --design vmalloc/llist --machine ./here.toml nr_threads=8
 
-    Decisions are the model's, times come from the costs of a machine, each of which has its source in its file.
-    Statistics are of the warm part: after a tenth of the pairs and three purges, or after half of the pairs.
-    The same seed gives the same result, to the last digit.
+    Decisions are the model's, times come from the costs of a machine, each of which has its source in
+    its file. Statistics are of the warm part: after a tenth of the pairs and three purges, or after half
+    of the pairs. The same seed gives the same result, to the last digit.
     """
     from vmalloc.simulate.plan import Plan, run_plan
 

@@ -566,8 +566,7 @@ static uint32_t from_space(sim_twin *t, uint32_t pages, uint32_t align, uint32_t
 
 /* ---- the face --------------------------------------------------------------------------------- */
 
-uint32_t sim_caching_alloc(sim_twin *t, uint32_t cpu, uint32_t thread, uint32_t pages, uint32_t align,
-                           sim_work *did)
+uint32_t sim_caching_alloc(sim_twin *t, uint32_t cpu, uint32_t thread, uint32_t pages, uint32_t align, sim_work *did)
 {
     sim_caching *c = t->caching;
     memset(did, 0, sizeof *did);

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Calibrate: the costs of the machine at hand, as a file like those in costs/; and the suite beside it.
 
-Medians of several rounds. What this machine cannot show (another socket, a sibling) keeps the value of the base
-file and says so. Our own pool designs are measured with the suite, one worker, one page: a pair of design `off`
-is shared among its steps by OFF_SHARES, which nothing measures one by one.
+Medians of several rounds. What this machine cannot show (another socket, a sibling) keeps the value of
+the base file and says so. Our own pool designs are measured with the suite, one worker, one page: a pair of
+design `off` is shared among its steps by OFF_SHARES, which nothing measures one by one.
 """
 
 from __future__ import annotations
@@ -119,10 +119,14 @@ def suite_ns_per_pair(pools: Iterable[str], workers: int, loops: int = SUITE_LOO
     from vmalloc.suite.parameters import Parameters
 
     each = max(loops // workers, 1)
-    parameters = Parameters(nr_threads=workers, run_test_mask=1, test_loop_count=each, test_repeat_count=ROUNDS)
+    parameters = Parameters(
+        nr_threads=workers, run_test_mask=1, test_loop_count=each, test_repeat_count=ROUNDS
+    )
     result = run(SuitePlan(parameters, tuple(pools), single=False))
     return {
-        line.pools: line.usec * 1e3 / (each * workers * ROUNDS) for line in result.results if line.test == "all"
+        line.pools: line.usec * 1e3 / (each * workers * ROUNDS)
+        for line in result.results
+        if line.test == "all"
     }
 
 
@@ -153,7 +157,8 @@ def calibrated(say: Say = lambda text: None) -> tuple[Machine, list[str]]:
     }
     notes = [
         f"compare-exchange {cas:.1f} ns",
-        f"first touch of a page {touch:.0f} ns; 4 KiB cleared {hot:.0f} ns in the cache, {cold:.0f} ns out of it",
+        f"first touch of a page {touch:.0f} ns; 4 KiB cleared {hot:.0f} ns in the cache, {cold:.0f} ns"
+        f" out of it",
         "a page given back beside "
         + ", ".join(f"{n} running threads {ns:.0f} ns" for n, ns in unmap.items()),
     ]

@@ -16,7 +16,7 @@ from typing import Any
 
 from vmalloc.simulate.plan import Plan
 
-__all__ = ["COLUMNS", "Group", "draw", "group", "grid", "markdown"]
+__all__ = ["COLUMNS", "Group", "draw", "grid", "group", "markdown"]
 
 COLUMNS = {
     "pairs_per_s": ("pairs a second", 1.0),
@@ -43,7 +43,7 @@ class Group:
     rows: tuple[dict[str, Any], ...]
 
     def mean(self, name: str) -> float:
-        return mean(row[name] for row in self.rows)
+        return float(mean(row[name] for row in self.rows))
 
     def half_width(self, name: str) -> float:
         """Of the 95 % interval of the mean; 0 for a single run, which says nothing."""
@@ -51,7 +51,7 @@ class Group:
         if n < 2:
             return 0.0
         t = _T_95[n - 2] if n - 2 < len(_T_95) else 2.0
-        return t * stdev(row[name] for row in self.rows) / sqrt(n)
+        return float(t * stdev(row[name] for row in self.rows) / sqrt(n))
 
 
 def grid(base: Plan, designs: Sequence[str], cpus: Sequence[int], seeds: int) -> list[Plan]:
@@ -64,7 +64,9 @@ def grid(base: Plan, designs: Sequence[str], cpus: Sequence[int], seeds: int) ->
     ]
 
 
-def group(plans: Sequence[Plan], rows: Sequence[dict[str, Any]], labels: dict[Plan, str] | None = None) -> list[Group]:
+def group(
+    plans: Sequence[Plan], rows: Sequence[dict[str, Any]], labels: dict[Plan, str] | None = None
+) -> list[Group]:
     """Rows of the same plan but for the seed, together, in order."""
     found: dict[str, tuple[Plan, list[dict[str, Any]]]] = {}
     for plan, row in zip(plans, rows, strict=True):
@@ -102,7 +104,11 @@ def markdown(groups: Iterable[Group], columns: Sequence[str] = tuple(COLUMNS)) -
     return "\n".join(lines)
 
 
-def draw(groups: Sequence[Group], path: Path, columns: Sequence[str] = ("pairs_per_s", "lock_wait_share", "alloc_p99_us")) -> None:
+def draw(
+    groups: Sequence[Group],
+    path: Path,
+    columns: Sequence[str] = ("pairs_per_s", "lock_wait_share", "alloc_p99_us"),
+) -> None:
     """A picture: one panel for each column, over the CPUs; bars if there is one number of CPUs."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -119,7 +125,9 @@ def draw(groups: Sequence[Group], path: Path, columns: Sequence[str] = ("pairs_p
             means = [one.mean(name) * scale for one in mine]
             widths = [one.half_width(name) * scale for one in mine]
             if is_line:
-                panel.errorbar([one.cpus for one in mine], means, yerr=widths, label=label, marker=".", capsize=3)
+                panel.errorbar(
+                    [one.cpus for one in mine], means, yerr=widths, label=label, marker=".", capsize=3
+                )
             else:
                 panel.bar([at], means[:1], yerr=widths[:1], capsize=3)
         if is_line:

@@ -9,7 +9,7 @@
 
 #include <stdint.h>
 
-#define SIM_COSTS(COST) \
+#define SIM_COSTS(COST)                                                                                      \
     COST(locked_instruction, "ns")   /* an atomic on a line that this CPU has                             */ \
     COST(line_core, "ns")            /* a line comes from the sibling on this core                        */ \
     COST(line_cluster, "ns")         /* from another core on the same last-level cache                    */ \

@@ -33,7 +33,7 @@ def design_named(name: str) -> Design | CachingDesign:
     if base not in DESIGNS:
         raise ValueError(f"there is no design {base!r}; there are {', '.join(DESIGNS)}")
     design = DESIGNS[base]
-    values = dict(_change(design, name, change) for change in changes)
+    values: dict[str, Any] = dict(_change(design, name, change) for change in changes)
     return dataclasses.replace(design, name=name, **values) if values else design
 
 

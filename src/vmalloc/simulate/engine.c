@@ -730,7 +730,8 @@ static void ours_alloc_phase(sim_sim *s, thread *th)
 {
     sim_work did;
     uint32_t start = sim_caching_alloc(s->twin, th->cpu, th->id, th->pages, th->align, &did);
-    note(s, SIM_CALL_ALLOC, th->cpu << 3 | did.level, th->pages, th->id, start);
+    note(s, SIM_CALL_ALLOC, th->cpu << 3 | did.level, th->pages | (uint32_t)__builtin_ctz(th->align) << 24, th->id,
+         start);
     if (start == SIM_NONE)
         s->result.error = 1;
     th->slot[th->in_slot] = start;
@@ -816,31 +817,70 @@ static thread *next_thread(sim_sim *s, thread *th)
 static thread *step(sim_sim *s, thread *th)
 {
     switch (th->phase) {
-    case POOL: pool_phase(s, th); break;
-    case SPACE: space_phase(s, th); break;
-    case BUSY: busy_phase(s, th); break;
-    case SETUP: setup_phase(s, th); break;
-    case PAGES: pages_phase(s, th); break;
-    case FREE_BUSY: free_busy_phase(s, th); break;
+    case POOL:
+        pool_phase(s, th);
+        break;
+    case SPACE:
+        space_phase(s, th);
+        break;
+    case BUSY:
+        busy_phase(s, th);
+        break;
+    case SETUP:
+        setup_phase(s, th);
+        break;
+    case PAGES:
+        pages_phase(s, th);
+        break;
+    case FREE_BUSY:
+        free_busy_phase(s, th);
+        break;
     case COUNTER:
         visit(s, th, &s->counter, cost(s, SIM_locked_instruction));
         th->phase = LAZY;
         break;
-    case LAZY: lazy_phase(s, th); break;
-    case ZONE: zone_phase(s, th); break;
-    case OURS_ALLOC: ours_alloc_phase(s, th); break;
-    case OURS_FREE: ours_free_phase(s, th); break;
-    case TODO: todo_phase(s, th); break;
-    case LOOK: look_phase(s, th); break;
-    case DECAY: decay_phase(s, th); break;
-    case RECLAIM: reclaim_phase(s, th); break;
-    case DETACH: detach_phase(s, th); break;
-    case FLUSH: flush_phase(s, th); break;
-    case FILL: return fill_phase(s, th) ? th : NULL;
-    case SETTLE: settle_phase(s, th); break;
-    case GIVE: give_phase(s, th); break;
-    case PRESSURE: return pressure_phase(s, th) ? th : NULL;
-    case NEXT: break;
+    case LAZY:
+        lazy_phase(s, th);
+        break;
+    case ZONE:
+        zone_phase(s, th);
+        break;
+    case OURS_ALLOC:
+        ours_alloc_phase(s, th);
+        break;
+    case OURS_FREE:
+        ours_free_phase(s, th);
+        break;
+    case TODO:
+        todo_phase(s, th);
+        break;
+    case LOOK:
+        look_phase(s, th);
+        break;
+    case DECAY:
+        decay_phase(s, th);
+        break;
+    case RECLAIM:
+        reclaim_phase(s, th);
+        break;
+    case DETACH:
+        detach_phase(s, th);
+        break;
+    case FLUSH:
+        flush_phase(s, th);
+        break;
+    case FILL:
+        return fill_phase(s, th) ? th : NULL;
+    case SETTLE:
+        settle_phase(s, th);
+        break;
+    case GIVE:
+        give_phase(s, th);
+        break;
+    case PRESSURE:
+        return pressure_phase(s, th) ? th : NULL;
+    case NEXT:
+        break;
     }
     return th->phase == NEXT ? next_thread(s, th) : th;
 }

@@ -74,9 +74,21 @@ typedef struct sim_result {
     int error;                   /* 1: the window was used up                                     */
 } sim_result;
 
-/* A call of the twin, as a log has them. */
-enum sim_call { SIM_CALL_ALLOC, SIM_CALL_FREE, SIM_CALL_BEGIN, SIM_CALL_DECAY, SIM_CALL_RECLAIM, SIM_CALL_DETACH,
-                SIM_CALL_FILL, SIM_CALL_SETTLE, SIM_CALL_GIVE, SIM_CALL_SHRINK, SIM_CALL_POOL };
+/* A call of the twin, as a log has them. An allocation's cpu is shifted by 3 for the level; of ours, `align` is
+ * the thread, and the alignment's logarithm stands above bit 24 of `pages`. */
+enum sim_call {
+    SIM_CALL_ALLOC,
+    SIM_CALL_FREE,
+    SIM_CALL_BEGIN,
+    SIM_CALL_DECAY,
+    SIM_CALL_RECLAIM,
+    SIM_CALL_DETACH,
+    SIM_CALL_FILL,
+    SIM_CALL_SETTLE,
+    SIM_CALL_GIVE,
+    SIM_CALL_SHRINK,
+    SIM_CALL_POOL
+};
 
 typedef struct sim_sim sim_sim;
 

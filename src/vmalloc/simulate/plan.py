@@ -2,9 +2,9 @@
 """Plan: one cell of a simulation, as plain values that can be sent to any worker; and its result as a row.
 
 The workload is the kernel's test suite, with the suite's own parameter names. A large one is simulated
-`shrunk` times smaller: loops and held areas are, the trees that they stand in are priced as large as they would
-be, and times are multiplied. Thresholds, pools and purges are not shrunk, so a purge comes after as many pairs as
-it would; only the beginning, until the pools are filled, weighs more.
+`shrunk` times smaller: loops and held areas are, the trees that they stand in are priced as large as
+they would be, and times are multiplied. Thresholds, pools and purges are not shrunk, so a purge comes
+after as many pairs as it would; only the beginning, until the pools are filled, weighs more.
 """
 
 from __future__ import annotations
@@ -66,9 +66,7 @@ class Plan:
     def __post_init__(self) -> None:
         if not 0 < self.run_test_mask <= MASK_MAX or self.run_test_mask == 1 << 6:
             names = ", ".join(f"{test.bit} {test.name}" for test in TESTS[:6])
-            raise ValueError(
-                f"run_test_mask={self.run_test_mask}: wanted 1 to {MASK_MAX}, made of {names}"
-            )
+            raise ValueError(f"run_test_mask={self.run_test_mask}: wanted 1 to {MASK_MAX}, made of {names}")
         if not 1 <= self.test_loop_count <= 1 << 28:
             raise ValueError(f"test_loop_count={self.test_loop_count}: wanted 1 to {1 << 28}")
         if not 1 <= self.nr_pages <= 1 << 16:

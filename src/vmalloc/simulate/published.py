@@ -9,8 +9,10 @@ _V1_DEFAULT = (
     " 18.5591 19.761 20.06 20.4353 20.9082 21.0865"
 )
 _V1_PATCHED = (
-    "0.555889 1.07895 1.01739 1.28924 1.57616 1.78142 2.00172 2.15964 2.484 2.40443 2.71635 2.6162 2.843 2.85714"
-    " 2.90691 3.0285 3.05717 2.98018 3.0951 3.19521 3.24915 3.2521 3.25698 3.36586 3.39384 3.40907 3.5254 3.55468"
+    "0.555889 1.07895 1.01739 1.28924 1.57616 1.78142 2.00172 2.15964 2.484 2.40443 2.71635 2.6162 2.843"
+    " 2.85714"
+    " 2.90691 3.0285 3.05717 2.98018 3.0951 3.19521 3.24915 3.2521 3.25698 3.36586 3.39384 3.40907 3.5254"
+    " 3.55468"
     " 3.59869 3.6991 3.73028 3.82904"
 )
 
@@ -25,20 +27,23 @@ HEADLINE_S = {"linux-6.8": 651.271, "patch-v3": 51.301}
 HEADLINE_SPIN = {"linux-6.8": 0.9307, "patch-v3": 0.1651}
 """native_queued_spin_lock_slowpath, self, of the same run's profile."""
 V2_SPIN = {"linux-6.8": 0.9305}
-"""The same of v2's cover letter, mask 127, default kernel 6.5-rc6; patched 6.11 %, of a design the model has not."""
+"""The same of v2's cover letter, mask 127, default kernel 6.5-rc6; patched 6.11 %, of a design the model
+has not."""
 V2_PATCHED_SPIN = 0.0611
 LENOVO_US = {
     "xeon-72": (2194.0, 14.0),
     "xeon-192": (143799.0, 1139.0),
     "epyc-448": (1992122.0, 6883.0),
 }
-"""Mean time in purge_vmap_node, one atomic for each area and one for each node: Lenovo, 29 August 2024; mask 7, one
-thread for each CPU. The 72 CPUs calibrate the cost of an area."""
+"""Mean time in purge_vmap_node, one atomic for each area and one for each node: Lenovo, 29 August 2024;
+mask 7, one thread for each CPU. The 72 CPUs calibrate the cost of an area."""
 BAOQUAN_S = {64: 268.018, 128: 379.328, 256: 1150.657}
 """Wall time by threads on 128 CPUs, mask 127, linux-next of February 2024."""
 ALIBABA_PER_S = {"before": 113536.56, "after": 583729.93, "ceiling": 831950.39}
 """Requests a second, 48 CPUs of a guest, nginx over SMC: Wen Gu, January 2024; the ceiling has no lookup."""
 PIGGIN_NS = {1: (14700, 2900), 2: (33600, 3000), 4: (49500, 2800), 8: (70631, 2900)}
-"""ns a pair of 4 pages by threads, before and after Piggin's rewrite of 2008: designs the model does not have."""
+"""ns a pair of 4 pages by threads, before and after Piggin's rewrite of 2008: designs the model does not
+have."""
 HIKEY_SHARE = 0.16
-"""v2: "approximately" so much contention on an 8-CPU HiKey960, default kernel; which figure is meant is not said."""
+"""v2: "approximately" so much contention on an 8-CPU HiKey960, default kernel; which figure is meant is
+not said."""

@@ -19,12 +19,20 @@ __all__ = ["QUESTIONS", "Question", "page", "plans_of"]
 DIFFERS = 0.02
 CPUS = (64, 448, 1024)
 MACHINE = "threadripper-3970x"
-COLUMNS = ("pairs_per_s", "lock_wait_share", "alloc_p99_us", "pool_hit_share", "pooled_mean_mib", "lazy_mean_mib")
+COLUMNS = (
+    "pairs_per_s",
+    "lock_wait_share",
+    "alloc_p99_us",
+    "pool_hit_share",
+    "pooled_mean_mib",
+    "lazy_mean_mib",
+)
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked, and the variants that answer it: label -> changes of the base plan. The first is today's."""
+    """What is asked, and the variants that answer it: label -> changes of the base plan. The first is
+    today's."""
 
     title: str
     words: str
@@ -36,24 +44,28 @@ class Question:
 QUESTIONS = {
     "llist": Question(
         "Should the pools be lock-free lists?",
-        "Dave Chinner, 11 to 17 January 2024: use an llist, with an atomic counter, and no pool_lock is needed."
+        "Dave Chinner, 11 to 17 January 2024: use an llist, with an atomic counter, and no pool_lock is"
+        " needed."
         " Uladzislau Rezki: the lock is not contended, and a taker of one entry must be alone anyway.",
         {
             "list and lock (6.16)": {"design": "linux-6.16"},
             "llist": {"design": "llist"},
         },
-        "The llist variant detaches the whole list and puts the rest back, so its hold grows with the pool: one"
+        "The llist variant detaches the whole list and puts the rest back, so its hold grows with the"
+        " pool: one"
         " cached access for each entry. A list that remembers its tail would not; ours does (decision 0004).",
     ),
     "nodes": Question(
         "How many nodes?",
-        "The patch has min(CPUs, 128) nodes because its author could test no more; Chinner asked for nodes by NUMA"
+        "The patch has min(CPUs, 128) nodes because its author could test no more; Chinner asked for"
+        " nodes by NUMA"
         " node or cluster instead.",
         {
             f"{nodes} node{'s' * (nodes > 1)}": {"design": f"linux-6.16,nodes_max={nodes}"}
             for nodes in (128, 1, 8, 32, 512)
         },
-        "Nodes beyond 255 do not fit the kernel's flags word; they are tried here all the same. Where a node's memory"
+        "Nodes beyond 255 do not fit the kernel's flags word; they are tried here all the same. Where a"
+        " node's memory"
         " lies is not simulated.",
     ),
     "decay": Question(
@@ -66,11 +78,13 @@ QUESTIONS = {
             "nothing": {"design": "linux-6.16,decay_shift=31"},
             "a quarter, small ones emptied (6.9)": {"design": "linux-6.9"},
         },
-        "The load is steady, which favours keeping: what decay is for, a load that ends, shows in what the pools hold.",
+        "The load is steady, which favours keeping: what decay is for, a load that ends, shows in what"
+        " the pools hold.",
     ),
     "pool-size": Question(
         "Should a pool have a cap?",
-        "Baoquan He, February 2024: with many workers the purge cannot keep up and the address space grows; Rezki's"
+        "Baoquan He, February 2024: with many workers the purge cannot keep up and the address space"
+        " grows; Rezki's"
         " draft refused to add to a pool longer than a limit, and was never merged.",
         {
             "no cap": {"design": "linux-6.16"},
@@ -136,7 +150,9 @@ def answers(groups: list[Group]) -> list[str]:
     return lines
 
 
-def page(name: str, plans: list[Plan], rows: list[dict[str, Any]], labels: dict[Plan, str], folder: Path) -> Path:
+def page(
+    name: str, plans: list[Plan], rows: list[dict[str, Any]], labels: dict[Plan, str], folder: Path
+) -> Path:
     """Write NAME.md and NAME.png into a folder; returns the page's path."""
     question, base = QUESTIONS[name], plans[0]
     groups = group(plans, rows, labels)
@@ -149,8 +165,10 @@ Made by `vmalloc compare --question {name}`.
 
 **The question.** {question.words}
 
-**What was run.** Tests of mask {base.run_test_mask}, {base.test_loop_count:,} loops, a workload {base.shrunk} times
-smaller with trees priced as large as they would be, one thread for each CPU, costs of `{base.machine}`, {seeds} seeds;
+**What was run.** Tests of mask {base.run_test_mask}, {base.test_loop_count:,} loops, a workload
+{base.shrunk} times smaller with trees priced as large as they would be, one thread for each CPU, costs
+of `{base.machine}`,
+{seeds} seeds;
 {pairs:,} pairs or more and {purges} purges or more in each run.
 
 {markdown(groups, COLUMNS)}
@@ -167,5 +185,3 @@ smaller with trees priced as large as they would be, one thread for each CPU, co
     path = folder / f"{name}.md"
     path.write_text(text)
     return path
-
-

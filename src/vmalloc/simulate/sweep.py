@@ -4,8 +4,8 @@
     rows = run_sweep(plans, executor=ProcessPoolExecutor(4), store="cells.parquet")
 
 A cell is known by all that its result depends on, the costs included; who runs it and in which order changes
-nothing. The file is written anew beside the old one and put in its place, so a sweep that is interrupted, or a
-disk that is full, leaves what was finished before; the same call goes on from there.
+nothing. The file is written anew beside the old one and put in its place, so a sweep that is
+interrupted, or a disk that is full, leaves what was finished before; the same call goes on from there.
 """
 
 from __future__ import annotations
@@ -154,13 +154,17 @@ def run_on_processes(
         before = len(rows)
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             try:
-                for plan, row in zip(left, run_sweep(left, _Noting(pool, rows), store, progress), strict=True):
+                for plan, row in zip(
+                    left, run_sweep(left, _Noting(pool, rows), store, progress), strict=True
+                ):
                     rows[cell_key(plan)] = row
                 return [rows[cell_key(plan)] for plan in plans]
             except BrokenExecutor:
                 lost = 0 if len(rows) > before else lost + 1
                 if lost >= POOLS_LOST_MAX:
-                    raise SweepError(f"{lost} times in a row a process died before any cell was done") from None
+                    raise SweepError(
+                        f"{lost} times in a row a process died before any cell was done"
+                    ) from None
 
 
 class _Noting(Executor):

@@ -156,10 +156,7 @@ static void put(sim_pool *p, uint32_t page, bool at_head)
 
 void sim_pool_push(sim_pool *p, uint32_t page) { put(p, page, true); }
 
-uint32_t sim_pool_pop(sim_pool *p, bool from_head)
-{
-    return from_head != p->is_reversed ? get_right(p) : get_left(p);
-}
+uint32_t sim_pool_pop(sim_pool *p, bool from_head) { return from_head != p->is_reversed ? get_right(p) : get_left(p); }
 
 uint32_t sim_pool_take(sim_pool *p, uint32_t align, uint32_t discipline)
 {

@@ -124,8 +124,7 @@ uint64_t sim_shrink(sim_twin *t);
 
 void sim_caching_init(sim_twin *t, uint32_t threads);
 void sim_caching_free(sim_twin *t);
-uint32_t sim_caching_alloc(sim_twin *t, uint32_t cpu, uint32_t thread, uint32_t pages, uint32_t align,
-                           sim_work *work);
+uint32_t sim_caching_alloc(sim_twin *t, uint32_t cpu, uint32_t thread, uint32_t pages, uint32_t align, sim_work *work);
 bool sim_caching_release(sim_twin *t, uint32_t cpu, uint32_t thread, uint32_t start, sim_work *work);
 void sim_caching_time(sim_twin *t, uint32_t now_s);
 uint64_t sim_caching_lazy_max(const sim_twin *t);

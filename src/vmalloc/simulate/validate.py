@@ -3,8 +3,9 @@
 
     python -m vmalloc.simulate.validate docs/simulator
 
-writes validation.md there. Every source has one vote: the median of its figures' errors. What a cost was fitted
-to is shown and not scored, and so are designs that the model does not have. Nothing is tuned to a scored figure.
+writes validation.md there. Every source has one vote: the median of its figures' errors. What a cost was
+fitted to is shown and not scored, and so are designs that the model does not have. Nothing is tuned to a
+scored figure.
 """
 
 from __future__ import annotations
@@ -154,7 +155,9 @@ def alibaba(run: Run) -> Source:
     low, high = 1, LOOKUPS_MOST
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if rate("linux-6.8", middle) > known.ALIBABA_PER_S["before"] else (low, middle)
+        low, high = (
+            (middle, high) if rate("linux-6.8", middle) > known.ALIBABA_PER_S["before"] else (low, middle)
+        )
     figures = [
         Figure("before", known.ALIBABA_PER_S["before"], rate("linux-6.8", high), "requests/s", scored=False),
         Figure("after", known.ALIBABA_PER_S["after"], rate("linux-6.9", high), "requests/s"),
@@ -162,7 +165,8 @@ def alibaba(run: Run) -> Source:
     return Source(
         "Alibaba: nginx over SMC, 48 CPUs of a guest (January 2024)",
         figures,
-        f"Before and the ceiling calibrate: {own_us:.1f} us of own work and {high} lookups a request. A guest's"
+        f"Before and the ceiling calibrate: {own_us:.1f} us of own work and {high} lookups a request. A"
+        f" guest's"
         " preempted lock holders are not simulated.",
     )
 
@@ -183,7 +187,9 @@ def not_scored(run: Run) -> list[Source]:
     ])  # fmt: skip
     v2 = Figure("spinning, patched (v2; here patch-v3)", known.V2_PATCHED_SPIN * 100,
                 after["lock_wait_share"] * 100, "%", False)  # fmt: skip
-    phone = Figure("8-CPU HiKey960, contention", known.HIKEY_SHARE * 100, hikey["lock_wait_share"] * 100, "%", False)
+    phone = Figure(
+        "8-CPU HiKey960, contention", known.HIKEY_SHARE * 100, hikey["lock_wait_share"] * 100, "%", False
+    )
     plans = [
         Plan("linux-6.8", topology="2x1x4x1", nr_threads=n, run_test_mask=1, nr_pages=4,
              test_loop_count=V1_LOOPS, shrunk=1, seed=SEED)
@@ -201,7 +207,9 @@ def convergence(run: Run) -> str:
     """How much the headline depends on the shrinking."""
     lines = ["| design | shrunk | wall time, s | spinning, % |", "|---|---|---|---|"]
     cells = [(d, n) for d in known.HEADLINE_S for n in (256, 128, SUITE_SHRUNK)]
-    for (design, shrunk), row in zip(cells, run([Plan(d, shrunk=n, seed=SEED) for d, n in cells]), strict=True):
+    for (design, shrunk), row in zip(
+        cells, run([Plan(d, shrunk=n, seed=SEED) for d, n in cells]), strict=True
+    ):
         lines.append(f"| {design} | {shrunk} | {row['wall_s']:.1f} | {row['lock_wait_share'] * 100:.1f} |")
     return "\n".join(lines)
 
@@ -212,7 +220,8 @@ def _table(source: Source) -> str:
         mark = "" if one.scored else "not scored"
         unit = f" {one.unit}" if one.unit else ""
         lines.append(
-            f"| {one.name} | {one.published:,.5g}{unit} | {one.simulated:,.4g}{unit} | {one.error:+.0%} | {mark} |"
+            f"| {one.name} | {one.published:,.5g}{unit} | {one.simulated:,.4g}{unit} | {one.error:+.0%} |"
+            f" {mark} |"
         )
     vote = "" if source.vote is None else f"\nVote: {source.vote:.0%}.\n"
     note = f"\n{source.note}\n" if source.note else ""
@@ -257,7 +266,8 @@ def document(run: Run) -> str:
     tables = "\n".join(_table(source) for source in [*sources, *shown])
     return f"""# How far the simulator can be trusted
 
-Made by `python -m vmalloc.simulate.validate`; do not edit. One vote per source: the median of its figures' errors.
+Made by `python -m vmalloc.simulate.validate`; do not edit. One vote per source: the median of its
+figures' errors.
 
 ## The bars
 
@@ -267,14 +277,15 @@ Made by `python -m vmalloc.simulate.validate`; do not edit. One vote per source:
 
 {calibrated()}
 
-All other costs have a source of their own, in the machine's file. What a cost was fitted to is not scored. The
-lines of `change_lines` and the cost of an area in a purge were thought of while the headline and Lenovo's figures
-were known, so those two are no blind test.
+All other costs have a source of their own, in the machine's file. What a cost was fitted to is not
+scored. The lines of `change_lines` and the cost of an area in a purge were thought of while the headline and
+Lenovo's figures were known, so those two are no blind test.
 
 {tables}
 ## Shrinking
 
-A long run is simulated with fewer loops and fewer held areas (docs/simulator.md). The result should not depend on it:
+A long run is simulated with fewer loops and fewer held areas (docs/simulator.md). The result should not
+depend on it:
 
 {convergence(run)}
 """
