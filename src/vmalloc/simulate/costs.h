@@ -23,8 +23,8 @@
     COST(cached_areas, "number")     /* so many areas of a tree stay in the cache                         */ \
     COST(tree_change, "ns")          /* insert or erase: neighbours, rebalancing, all of it cached        */ \
     COST(change_lines, "number")     /* lines beside the way down that may have to come from memory       */ \
-    COST(alloc_work, "ns")           /* the rest of vmalloc(), by nobody disturbed                        */ \
-    COST(free_work, "ns")            /* the rest of vfree()                                               */ \
+    COST(alloc_work, "ns")           /* the rest of an allocation, by nobody disturbed                    */ \
+    COST(free_work, "ns")            /* the rest of a free                                                */ \
     COST(pool_hold, "ns")            /* pool_lock: one list operation                                     */ \
     COST(setup_hold, "ns")           /* the second, short visit to the busy lock                          */ \
     COST(page_alloc, "ns")           /* per page: taken from this CPU's list, cleared, mapped             */ \

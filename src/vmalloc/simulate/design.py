@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Designs that can be simulated: every preset of the model, and ours with each pool design in front of space.
 
-A design here is the model's, as numbers for the compiled twin. Names: those of KERNEL_PRESETS, `vmalloc`, and
-`vmalloc/off`, `vmalloc/locked` and so on for the pool designs of vmalloc/facts.py.
+A design here is the model's, as numbers for the compiled twin. Names: those of KERNEL_PRESETS, and for ours
+"vmalloc", or "vmalloc/" and the name of a pool design of vmalloc/facts.py.
 """
 
 from __future__ import annotations

@@ -278,13 +278,13 @@ figures' errors.
 {calibrated()}
 
 All other costs have a source of their own, in the machine's file. What a cost was fitted to is not
-scored. The lines of `change_lines` and the cost of an area in a purge were thought of while the headline and
+scored. The lines of change_lines and the cost of an area in a purge were thought of while the headline and
 Lenovo's figures were known, so those two are no blind test.
 
 {tables}
 ## Shrinking
 
-A long run is simulated with fewer loops and fewer held areas (docs/simulator.md). The result should not
+A long run is simulated with fewer loops and fewer held areas ([how](../simulator.md)). The result should not
 depend on it:
 
 {convergence(run)}
