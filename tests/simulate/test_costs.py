@@ -4,10 +4,12 @@ line."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from vmalloc.simulate import _engine
 from vmalloc.simulate._engine import COSTS
 from vmalloc.simulate.calibrate import Place, topology_of, write_machine
 from vmalloc.simulate.costs import Topology, load_machine, machines
@@ -108,3 +110,19 @@ def test_a_topology_is_read_from_where_cpus_stand() -> None:
     assert topology_of(places) == Topology(2, 1, 4, 2)
     assert topology_of(places[:3]) == Topology(1, 1, 3, 1)
     assert topology_of([*places[:4], places[4]]) == Topology(1, 1, 5, 1)  # uneven: taken as one cluster
+
+
+def test_every_measurement_gives_a_time() -> None:
+    assert min(_engine.measure_locked()) > 0
+    assert min(_engine.measure_pages()) > 0
+    assert _engine.measure_unmap(2) > 0
+    here = sorted(os.sched_getaffinity(0))
+    if len(here) > 1:
+        assert _engine.measure_line(here[0], here[1]) > 0
+        assert _engine.measure_wake(here[0], here[1]) > 0
+    assert sorted(os.sched_getaffinity(0)) == here  # nobody stays pinned
+
+
+def test_a_cpu_that_may_not_be_used_is_an_error() -> None:
+    with pytest.raises(OSError):
+        _engine.measure_line(-1, 0)
