@@ -67,6 +67,8 @@ def test_a_comparison_is_a_table_and_a_second_one_reads_the_file(tmp_path: Path)
         (["compare", "--designs", ","], "--designs names none"),
         (["compare", "--designs", "linux-9"], "there is no design"),
         (["compare", "--plot", "no/where.png"], "there is no directory"),
+        (["compare", "--store", "no/where.parquet"], "--store: there is no directory"),
+        (["calibrate", "--out", "here.json"], "wanted NAME.toml"),
     ],
 )
 def test_bad_input_is_one_clear_line(words: list[str], line: str) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from vmalloc.cli.simulate import BadPlan
+
 
 @click.command()
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the costs to NAME.toml.")
@@ -26,7 +28,7 @@ def command(out: Path | None, is_beside: bool) -> None:
     allocator with each pool design, and the table says whether the simulation orders the designs alike.
     """
     if out is not None and (out.suffix != ".toml" or not out.absolute().parent.is_dir()):
-        raise click.UsageError(f"--out {out}: wanted NAME.toml in a directory that exists")
+        raise BadPlan(f"--out {out}: wanted NAME.toml in a directory that exists")
     from vmalloc.simulate.calibrate import beside, calibrated, ranking, write_machine
 
     def say(text: str) -> None:

@@ -4,6 +4,7 @@ pages."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -72,9 +73,7 @@ def command(
 
     if question is not None and question not in QUESTIONS:
         raise BadPlan(f"--question {question}: there are {', '.join(QUESTIONS)}")
-    for option, folder in (("--out", out), ("--plot", plot.absolute().parent if plot else out)):
-        if not folder.is_dir():
-            raise BadPlan(f"{option}: there is no directory {folder}")
+    _check_outputs(out, plot, store, draws=plot is not None or question is not None)
     labels: dict[Plan, str] = {}
     try:
         changes: dict[str, Any] = {"costs": costs_of(costs), **suite_words(words)}
@@ -96,6 +95,22 @@ def command(
         raise BadPlan(str(error)) from None
     rows = _run(plans, jobs, store)
     _tell(question, plans, rows, labels, out, plot)
+
+
+def _check_outputs(out: Path, plot: Path | None, store: str | None, *, draws: bool) -> None:
+    """What cannot be written, or not without an extra, is said now rather than after minutes of work."""
+    folders = {"--out": out}
+    if plot is not None:
+        folders["--plot"] = plot.absolute().parent
+    if store is not None:
+        folders["--store"] = Path(store).absolute().parent
+    for option, folder in folders.items():
+        if not folder.is_dir():
+            raise BadPlan(f"{option}: there is no directory {folder}")
+    needed = {"matplotlib": draws, "pyarrow": store is not None}
+    for module, is_needed in needed.items():
+        if is_needed and importlib.util.find_spec(module) is None:
+            raise BadPlan(f"this needs {module}: pip install 'vmalloc[lab]'")
 
 
 def _counts(cpus: str) -> list[int]:
@@ -122,8 +137,6 @@ def _run(plans: list[Plan], jobs: int, store: str | None) -> list[dict[str, Any]
     try:
         with progress_bar("cells") as bar:
             return run_on_processes(plans, min(jobs, len(plans)), store, bar)
-    except ModuleNotFoundError:
-        raise
     except (SweepError, RuntimeError, MemoryError) as error:
         raise click.ClickException(str(error) or "not enough memory") from None
 
