@@ -23,10 +23,10 @@
 
 static vm_region *region;
 
-static uint64_t now_ns(void)
+static uint64_t clock_ns(clockid_t clock)
 {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(clock, &t);
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
@@ -94,15 +94,22 @@ static void start(int nr, const char *name)
     }
 }
 
-static uint64_t slowest(vm_range *a, long n)
+/* By the clock on the wall, and in CPU time, in which being preempted costs nothing. */
+typedef struct times {
+    uint64_t wall, cpu;
+} times;
+
+static times slowest(vm_range *a, long n)
 {
-    uint64_t worst = 0;
+    times worst = {0, 0};
     for (long i = 0; i < n; i += 2) {
-        uint64_t before = now_ns();
+        uint64_t cpu = clock_ns(CLOCK_THREAD_CPUTIME_ID), before = clock_ns(CLOCK_MONOTONIC);
         if (a && vm_free(region, a[i].page, a[i].id, 0) != 0)
             exit(6);
-        uint64_t took = now_ns() - before;
-        worst = took > worst ? took : worst;
+        uint64_t took = clock_ns(CLOCK_MONOTONIC) - before;
+        cpu = clock_ns(CLOCK_THREAD_CPUTIME_ID) - cpu;
+        worst.wall = took > worst.wall ? took : worst.wall;
+        worst.cpu = cpu > worst.cpu ? cpu : worst.cpu;
     }
     return worst;
 }
@@ -122,7 +129,7 @@ int main(int argc, char **argv)
         *(volatile char *)vm_pointer(region, a[i].page) = 1;
     }
     start(atoi(argv[2]), argv[3]);
-    uint64_t own = slowest(NULL, n);
-    printf("%lu %lu\n", slowest(a, n), own);
+    times own = slowest(NULL, n), worst = slowest(a, n);
+    printf("%lu %lu %lu %lu\n", worst.wall, own.wall, worst.cpu, own.cpu);
     return 0; /* the others die with us */
 }

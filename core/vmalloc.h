@@ -23,6 +23,7 @@ extern "C" {
  * EUCLEAN   the region is corrupt                       ENOLCK no process slot left
  * EXFULL    no lease left (vm_lease)                    EROFS  attached read-only
  * EACCES    the region is another user's (vm_attach; root may)
+ * EEXIST    several regions fit (vm_attach_named)
  * EOWNERDEAD this mapping was inherited by a raw clone  EPROTO another format or page size */
 
 /* ---- regions ---- */
@@ -31,6 +32,9 @@ VM_API int vm_attach(int fd, vm_region **out); /* fd: the region's memfd; it sta
 /* To look only: describe, stats, walk, check, lookup, names; all else is EROFS. The mapping is read-only, no slot
  * is taken and no lock: what is seen may be torn where others work. `fd` may be open for reading only. */
 VM_API int vm_attach_readonly(int fd, vm_region **out);
+/* The region that a process of this user made with the name `which`, or, if there is none, the only one that process
+ * `which` has. As `vmalloc ps` lists them. ENOENT: none; EEXIST: several. */
+VM_API int vm_attach_named(const char *which, vm_region **out);
 VM_API int vm_detach(vm_region *r);            /* busy ranges held only here are freed */
 VM_API int vm_fd(const vm_region *r);
 VM_API const char *vm_pools_name(vm_pools pools); /* of a pool design; NULL: there is none of that number */
@@ -38,8 +42,12 @@ VM_API void *vm_pointer(const vm_region *r, uint64_t page); /* NULL for an addre
 
 VM_API void vm_describe(const vm_region *r, vm_info *out);
 
+/* What a result means, in a line: of the errors above, or else what the system says. Never NULL. */
+VM_API const char *vm_strerror(int result);
+
 /* ---- ranges ---- */
-/* align_pages: a power of two. Lowest address first for what comes from space. */
+/* align_pages: a power of two. Lowest address first for what comes from space. *out may be up to an eighth longer than
+ * nr_pages, of any size: all of it is the caller's. Never under a quota. */
 VM_API int vm_alloc(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out);
 VM_API int vm_free(vm_region *r, uint64_t page, uint64_t id, unsigned flags);
 /* As vm_free(); but who drops the last reference has the range for itself then, under a new id: *out. Others hold it
@@ -62,12 +70,22 @@ VM_API int vm_adopt(vm_region *r, uint64_t page, uint64_t id, vm_range *out); /*
  * its owner's death for lease_ttl_s. The caller of vm_lease() holds the range. */
 VM_API int vm_lease(vm_region *r, uint64_t page, uint64_t id, uint64_t *lease);
 /* The same for a message that may wait in a queue for any time: its maker's death does not end it, vm_expire_leases() does,
- * and this: of makers that have been dead for lease_ttl_s, the oldest first, until they named so many pages. */
-VM_API int vm_lease_message(vm_region *r, uint64_t page, uint64_t id, uint64_t *lease);
+ * and vm_end_oldest(): of makers that have been dead for lease_ttl_s, the oldest first, until they named so many pages.
+ * `channel`: what it is about to be written to, or 0. If that is known, the lease ends by itself, in seconds, when nobody
+ * can load the message any more. */
+VM_API int vm_lease_message(vm_region *r, uint64_t page, uint64_t id, uint64_t channel, uint64_t *lease);
+VM_API uint64_t
+vm_channel_of(int fd); /* a number for the pipe or the socket's other end; 0: neither, or not to be told */
+/* Tell where messages' bytes are: about to be written to a channel, written, or read by this process, which has them. */
+VM_API int vm_move_leases(vm_region *r, const vm_lease_name *leases, size_t nr, vm_move move, uint64_t channel);
+/* Whether they already are what VM_MOVE_SENDING makes them; waits for nobody. */
+VM_API bool vm_are_being_sent(vm_region *r, const vm_lease_name *leases, size_t nr, uint64_t channel);
+/* Whether this process tells so of all that it reads; if not, what may be read there is kept as long as it lives. */
+VM_API void vm_mark_reads(vm_region *r, bool marks);
 VM_API int vm_end_oldest(vm_region *r, uint64_t nr_pages, uint64_t *nr_ended);
 /* Adopt and end the lease. One that is gone is no error as long as the range is there. */
 VM_API int vm_claim(vm_region *r, uint64_t page, uint64_t id, uint64_t lease, vm_range *out);
-VM_API int vm_drop_lease(vm_region *r, uint64_t lease);                  /* ENOENT: gone */
+VM_API int vm_drop_lease(vm_region *r, uint64_t lease); /* ENOENT: gone */
 /* End the leases that are due; if older_than_ns is not 0, also all that were made so long ago, by anybody. */
 VM_API int vm_expire_leases(vm_region *r, uint64_t older_than_ns, uint64_t *nr_ended);
 /* A forked child holds what its parent held. Let go of it: nothing inherited may be used afterwards. */
@@ -78,6 +96,7 @@ VM_API int vm_drop_inherited(vm_region *r, uint64_t *nr_ranges);
 VM_API int vm_window_open(int fd, bool is_given, vm_window **out); /* fd stays the caller's */
 VM_API int vm_window_fd(const vm_window *w);
 VM_API int vm_window_read(const vm_window *w, uint64_t page, uint64_t id, uint64_t at, uint64_t bytes, void *out);
+VM_API void vm_window_keep(const vm_window *w, uint64_t lease); /* its message was read, and has no channel now */
 VM_API void vm_window_done(const vm_window *w, uint64_t lease);
 VM_API void vm_window_close(vm_window *w);
 VM_API uint64_t vm_nr_inherited(const vm_region *r); /* ranges that came with the last fork */
@@ -115,11 +134,13 @@ VM_API int vm_get_limits(vm_region *r, vm_limits *out);
 VM_API int vm_set_limit(vm_region *r, vm_limit which, uint64_t nr_pages); /* 0: none. EINVAL: which? */
 /* What each process holds, the most first; at most `room` of them. Returns how many, or a negative errno. */
 VM_API int vm_holdings(vm_region *r, size_t room, vm_holding *out);
+VM_API int vm_processes(vm_region *r, size_t room, vm_holding *out); /* those that hold nothing too */
 /* Bytes that this process's memory cgroup and those above it allow; UINT64_MAX: no limit. */
 VM_API uint64_t vm_cgroup_limit(void);
 VM_API int vm_explain(vm_region *r, uint64_t nr_pages, int error, vm_shortage *out);
 
 VM_API int vm_get_stats(vm_region *r, vm_stats *out);
+VM_API void vm_get_glance(const vm_region *r, vm_glance *out); /* walks no words: for whoever looks often */
 
 /* Every range in address order, a consistent picture of the boundaries. */
 VM_API int vm_walk(vm_region *r, int (*each)(void *, const vm_range_info *), void *arg);
@@ -141,7 +162,7 @@ VM_API void vm_wait_begin(vm_wait *wait);
 VM_API void vm_wait_end(void);
 VM_API void vm_set_lock_timeout(vm_region *r, double seconds);
 VM_API uint32_t vm_busy_pid(const vm_region *r); /* of the last EBUSY on this thread */
-VM_API uint64_t vm_lock_wait_ns(vm_region *r);   /* spent waiting by this thread so far */
+VM_API uint64_t vm_lock_wait_ns(vm_region *r); /* spent waiting by this thread so far */
 VM_API uint64_t vm_pages_of(const vm_region *r, uint64_t bytes);
 /* Fail every nth request with ENOSPC, 0: never (after vmem's vm_mtbf). Per process. */
 VM_API void vm_fail_every(vm_region *r, uint64_t nth);

@@ -63,6 +63,12 @@ typedef struct vm_wait {
     uint64_t owner, owner_since_ns;
 } vm_wait;
 
+typedef struct vm_lease_name { /* as a message tells it */
+    uint64_t page, id, lease;
+} vm_lease_name;
+
+typedef enum vm_move { VM_MOVE_SENDING, VM_MOVE_SENT, VM_MOVE_RECEIVED } vm_move;
+
 typedef struct vm_stats {
     uint64_t nr_pages, free_pages, busy_pages, cached_pages, pooled_pages, lazy_pages, moving_pages;
     uint64_t nr_ranges, nr_busy, nr_shared, nr_free_ranges, largest_free_pages;
@@ -75,6 +81,11 @@ typedef struct vm_stats {
     uint32_t helper_pid; /* of the elected; 0: none lives */
     uint32_t pressure, pressure_sources; /* 0 none, 1 some, 2 high; bits: stalls (PSI), cgroup v2, v1, meminfo */
 } vm_stats;
+
+/* Counters that are read without a lock: each is right, but not all of one moment. */
+typedef struct vm_glance {
+    uint64_t free_pages, lazy_pages, pooled_pages, nr_leases, nr_processes;
+} vm_glance;
 
 /* What bounds a region; pages, 0: no bound. All may be changed while others work. */
 typedef struct vm_limits {

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Hand an array to another process and see its writes, without a copy."""
+"""Hand an array to another process and see its writes, without a copy.
+
+Arrays need numpy: pip install 'vmalloc[numpy]'.
+"""
 
 import multiprocessing
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Workers make arrays; the parent gets them by reference and frees them by dropping them."""
+"""Workers make arrays; the parent gets them by reference and frees them by dropping them.
+
+Arrays need numpy: pip install 'vmalloc[numpy]'.
+"""
 
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context

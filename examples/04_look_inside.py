@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Where the pages are: busy, ready in a magazine, lazy, free."""
+"""Where the pages are: busy, ready in a magazine, lazy, free.
+
+Arrays need numpy: pip install 'vmalloc[numpy]'.
+"""
 
 import vmalloc
 

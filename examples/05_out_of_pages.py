@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""A limit gives an exception that can be caught, never a signal."""
+"""A limit gives an exception that can be caught, never a signal.
+
+Arrays need numpy: pip install 'vmalloc[numpy]'.
+"""
 
 import vmalloc
 

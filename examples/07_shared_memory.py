@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The standard library's SharedMemory with one import line changed: nothing to track, nothing left behind."""
+"""The standard library's SharedMemory with one import line changed: nothing to track, nothing left behind.
+
+Arrays need numpy: pip install 'vmalloc[numpy]'.
+"""
 
 from multiprocessing import get_context
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""An unrelated program of the same user attaches a region by its name; there is no file."""
+"""An unrelated program of the same user attaches a region by its name; there is no file.
+
+Arrays need numpy: pip install 'vmalloc[numpy]'.
+"""
 
 import os
 import subprocess

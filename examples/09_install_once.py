@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""One line, and stock pools pass arrays by reference, in both directions, under every start method."""
+"""One line, and stock pools pass arrays by reference, in both directions, under every start method.
+
+Arrays need numpy: pip install 'vmalloc[numpy]'.
+"""
 
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context

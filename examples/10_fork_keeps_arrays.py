@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""A forked child keeps what it finds in its memory, whatever its parent frees; or lets go of it."""
+"""A forked child keeps what it finds in its memory, whatever its parent frees; or lets go of it.
+
+Arrays need numpy: pip install 'vmalloc[numpy]'.
+"""
 
 import os
 

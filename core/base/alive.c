@@ -97,6 +97,7 @@ bool vm__take_process(vm_region *r, bool clean, const vm_tie *tie, uint32_t *pro
         uint64_t *common = &r->map.slots[p].state;
         VM_PUT(&r->map.processes[p].pid, vm__pid());
         VM_PUT(&r->map.processes[p].no_barrier, !r->can_drain);
+        VM_PUT(&r->map.processes[p].marks_reads, r->marks_reads);
         VM_STORE(common, ((VM_ACQUIRE(common) >> 32) + 1) << 32 | (uint64_t)p << 1 | 1);
         VM_STORE(&r->map.processes[p].state, inc << 32 | (clean ? VM_PROCESS_LIVE : VM_PROCESS_DYING));
         *process = p;

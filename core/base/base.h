@@ -36,6 +36,7 @@
 typedef struct vm_thread vm_thread;
 typedef struct vm_pool_design vm_pool_design; /* cache.h */
 typedef struct vm_watch vm_watch; /* mend/decay.c */
+typedef struct vm_doubts vm_doubts; /* share/channel.c */
 
 /* ---- what a process and a thread know ---- */
 
@@ -108,17 +109,18 @@ struct vm_region {
     vm_tie tie; /* holds the OFD lock by which others see that we live */
     bool is_leaving; /* vm_detach() is at it [registry] */
     bool can_drain;  /* membarrier across processes works here */
+    bool marks_reads; /* of channels, in this process */
     bool readonly;   /* mapped to look only: no slot, every change is EROFS */
     uint32_t process, process_inc; /* our slot; VM_PROCESSES: none (a fork that found none free) */
     uint64_t lock_timeout_ns;
     int huge_error;        /* 0, or why the system gives no huge pages */
-    uint64_t budget_pages; /* by how many pages one thread's magazine caps may grow */
 
     vm_reference *references; /* per page, of shared ranges [holder_mutex] */
     vm_heir heir, inheritance; /* for the next child; from our parent [holder_mutex] */
     uint64_t looked_for_deaths_ns; /* [holder_mutex] */
     pthread_mutex_t common_mutex, tick_mutex, recover_mutex, holder_mutex;
     vm_watch *watch; /* [tick_mutex] */
+    vm_doubts *doubts; /* the same */
     vm_helper helper;
     struct vm_region *next; /* all regions of the process [registry] */
 };
@@ -188,6 +190,8 @@ int vm__identify(int fd, uint64_t *inode, uint64_t *device);
 int vm__above_standard_streams(int fd); /* the same file, under a number above 2 */
 /* A new description of the region's file. -EBADF: nobody has it any more; -EMFILE, -ENFILE. */
 int vm__open_region(const vm_region *r);
+/* A descriptor of the one region of this user that is called `which`, or else that process `which` has. ENOENT, EEXIST. */
+int vm__open_named(const char *which);
 int vm__fd(vm_region *r); /* a number of the region's file, a new one if need be; -EBADF */
 /* What keeps OFD locks: a description of our own, held by a mapping of one of its pages. */
 int vm__tie(const vm_region *r, vm_tie *tie); /* children inherit it until ... */
@@ -237,6 +241,22 @@ bool vm__take_process(vm_region *r, bool clean, const vm_tie *tie, uint32_t *pro
 int vm__join(vm_region *r); /* a process slot: 0, or 1 if it was a dead one's */
 void vm__free_process(vm_region *r, uint32_t process); /* its slot, under the next incarnation [purge_lock] */
 void vm__retire_threads(vm_region *r, uint32_t process, const vm_thread *but);
+
+/* ---- pipe.c: what /proc and the kernel tell of pipes and sockets of this machine ---- */
+
+typedef struct vm_pipe {
+    uint64_t inode;
+    bool is_socket;
+    bool is_open; /* some process may read from it ... */
+    bool is_unread; /* ... and there is something to read, or that cannot be told */
+    bool is_strange; /* one of them may have read from it without marking that, or is stopped */
+    uint32_t pid; /* seen open for reading or writing in this process */
+    char reader[16], writer[16]; /* its descriptors; empty: none */
+} vm_pipe;
+
+/* Look at all of them, sorted by (is_socket, inode). EAGAIN: not everybody who may have them can be seen, or `go_on` said no. */
+int vm__look_at_pipes(vm_thread *t, vm_pipe *pipes, size_t nr, bool (*go_on)(vm_thread *));
+uint64_t vm__channel_of(int fd); /* as vm_channel_of() */
 
 /* ---- lock.c: locks, shared and private, in one order ---- */
 

@@ -139,6 +139,95 @@ int vm__fd(vm_region *r)
     return fd;
 }
 
+/* ---- by name or pid ---- */
+
+#define LINK_PREFIX "/memfd:vmalloc:"
+
+typedef struct vm_finding {
+    const char *which;
+    bool by_pid;   /* and not by the region's name */
+    int fd;        /* of the one found */
+    bool is_only;  /* another one fits as well if not */
+    struct stat st;
+} vm_finding;
+
+/* Of what a link of /proc/PID/fd says, the region's name; NULL for another file. Cuts off what the kernel adds. */
+static const char *region_name(char *link)
+{
+    const size_t prefix = sizeof LINK_PREFIX - 1;
+    char *deleted = strstr(link, " (deleted)");
+    if (strncmp(link, LINK_PREFIX, prefix) != 0)
+        return NULL;
+    for (char *next = deleted; next; next = strstr(next + 1, " (deleted)"))
+        deleted = next; /* the name may say so, too */
+    if (deleted)
+        *deleted = 0;
+    return link + prefix;
+}
+
+/* Anybody may call a region anything, so a name counts among this user's only. */
+static void look_at(vm_finding *f, int dir, const char *number)
+{
+    char link[sizeof LINK_PREFIX + VM_REGION_NAME_BYTES_MAX + sizeof " (deleted)"];
+    struct stat st;
+    ssize_t n = readlinkat(dir, number, link, sizeof link - 1);
+    if (n < 0)
+        return;
+    link[n] = 0;
+    const char *name = region_name(link);
+    if (!name || (!f->by_pid && strcmp(name, f->which) != 0) || fstatat(dir, number, &st, 0) < 0)
+        return;
+    if (!f->by_pid && st.st_uid != geteuid())
+        return;
+    if (f->fd >= 0) {
+        f->is_only &= st.st_ino == f->st.st_ino && st.st_dev == f->st.st_dev;
+        return;
+    }
+    int fd = vm__above_standard_streams(openat(dir, number, O_RDWR | O_CLOEXEC));
+    if (fd >= 0 && (fstat(fd, &f->st) < 0 || f->st.st_ino != st.st_ino || f->st.st_dev != st.st_dev)) {
+        close(fd); /* the number was given to another file meanwhile */
+        fd = -1;
+    }
+    f->fd = fd;
+}
+
+static void look_at_process(vm_finding *f, int proc, const char *pid)
+{
+    char path[32];
+    if (strspn(pid, "0123456789") != strlen(pid) || strlen(pid) > 20)
+        return;
+    snprintf(path, sizeof path, "%s/fd", pid);
+    int fd = openat(proc, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+    if (!dir && fd >= 0)
+        close(fd);
+    for (const struct dirent *e; dir && (e = readdir(dir));)
+        look_at(f, dirfd(dir), e->d_name);
+    if (dir)
+        closedir(dir);
+}
+
+int vm__open_named(const char *which)
+{
+    vm_finding f = {.which = which, .fd = -1, .is_only = true};
+    DIR *proc = opendir("/proc");
+    if (!proc)
+        return -errno;
+    if (*which)
+        for (const struct dirent *e; (e = readdir(proc));)
+            look_at_process(&f, dirfd(proc), e->d_name);
+    if (f.fd < 0 && *which) {
+        f.by_pid = true;
+        look_at_process(&f, dirfd(proc), which);
+    }
+    closedir(proc);
+    if (f.fd >= 0 && !f.is_only) {
+        close(f.fd);
+        return -EEXIST;
+    }
+    return f.fd < 0 ? -ENOENT : f.fd;
+}
+
 /* ---- OFD locks ---- */
 
 static int ofd(int fd, int command, short type, uint32_t process, struct flock *l)

@@ -139,6 +139,7 @@ typedef struct vm_process {
     uint32_t pid;                /* for messages only; pid namespaces lie */
     uint32_t no_barrier;         /* others' membarriers do not reach it: its magazines are not drained */
     uint64_t charged_pages;      /* what it took; what it gave back is taken off where a quota runs out */
+    uint32_t marks_reads;        /* it marks the leases of what it reads from channels as received */
 } vm_process;
 #define VM_PROCESS_LIVE 1u
 #define VM_PROCESS_DYING 2u /* its threads' slots are retired, its ranges not yet reclaimed */
@@ -264,8 +265,13 @@ typedef struct vm_lease_entry {
     uint32_t owner;       /* process slot, incarnation, VM_LEASE_KEPT: who made it, or is claiming it */
     uint32_t next;        /* of an unused one: index + 1 of the next unused one */
     uint64_t read_id;     /* = id: a process without a slot has its copy (window.c) [no lock] */
+    uint64_t channel;     /* where the message's bytes are (share/channel.c); 0: not known [lease_lock] */
 } vm_lease_entry;
-_Static_assert(sizeof(vm_lease_entry) == 56, "region format");
+_Static_assert(sizeof(vm_lease_entry) == 64, "region format");
+#define VM_CHANNEL_SENDING (1ull << 63) /* `owner` is about to write them, or is at it */
+#define VM_CHANNEL_SOCKET (1ull << 62) /* a socket's receive queue, else a pipe; the rest is its inode */
+#define VM_CHANNEL_RECEIVED (1ull << 61) /* they were read: `owner` has them */
+#define VM_CHANNEL_INODE (VM_CHANNEL_RECEIVED - 1)
 #define VM_LEASE_BITS 16
 _Static_assert(VM_LEASES_MAX == 1 << VM_LEASE_BITS, "a lease's id holds its index");
 static inline uint32_t vm__lease_owner(uint32_t process, uint32_t incarnation)

@@ -46,6 +46,7 @@ static inline bool vm__is_pooled(const vm_region *r, uint64_t nr_pages)
     return nr_pages <= VM_POOL_PAGES_MAX && r->design->kept->give;
 }
 uint32_t vm__pool_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint32_t max, uint64_t *pages);
+uint64_t vm__pool_take_longer(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint64_t *page);
 void vm__pool_give(vm_thread *t, uint64_t nr_pages, uint32_t count, const uint64_t *pages);
 uint64_t vm__pooled_pages(const vm_region *r); /* by counters: a hint */
 
@@ -63,10 +64,12 @@ uint64_t vm__check_lists_of_pools(const vm_region *r, uint32_t node, vm_report *
 
 int vm__magazine_refill(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out);
 bool vm__magazine_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out);
-bool vm__magazine_put_slow(vm_thread *t, uint64_t page, uint64_t nr_pages);
+bool vm__magazine_put_slow(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_foreign);
+bool vm__magazine_has_foreign(const vm_thread *t, uint64_t nr_pages);
 int vm__magazine_put_foreign(vm_thread *t, uint64_t page, vm_word w);
 uint32_t vm__magazine_want(const vm_thread *t, uint64_t nr_pages);
-bool vm__magazine_grow(vm_thread *t, uint64_t nr_pages); /* false: the budget is spent */
+uint64_t vm__magazine_budget(const vm_region *r);
+bool vm__magazine_grow(vm_thread *t, uint64_t nr_pages); /* false: the budget or space is short */
 void vm__magazine_keep(vm_thread *t, uint64_t nr_pages, uint32_t nr, const uint64_t *pages);
 int vm__magazine_stock(vm_thread *t, uint64_t nr_pages, unsigned flags, vm_range *out);
 bool vm__magazine_flush_all(vm_thread *t);

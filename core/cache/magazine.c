@@ -13,7 +13,8 @@
 #include "cache.h"
 
 /* Caps start at one range and double when a magazine overflows, as long as the growth of all caps stays
- * within the thread's budget: what a thread may hoard is bounded, and the hot path need not count it. */
+ * within the thread's budget: what a thread may hoard is bounded, and the hot path need not count it. The first
+ * range is never counted, so that one that was closed and opens again costs nothing. */
 void vm__magazine_init(vm_thread *t)
 {
     memset(t->cap, 1, sizeof t->cap);
@@ -21,12 +22,24 @@ void vm__magazine_init(vm_thread *t)
     t->is_tight = false;
 }
 
-/* Few of a large size: the pools behind are quick beside what such a range is filled with, and hot first. */
+/* Fewer of a large size: the pools behind are quick beside what such a range is filled with, and hot first. */
 static uint32_t cap_most(uint64_t nr_pages)
 {
     uint64_t most = VM_MAGAZINE_CAP_PAGES / nr_pages;
     return most < 2 ? 2 : most < VM_MAGAZINE_CAP ? (uint32_t)most : VM_MAGAZINE_CAP;
 }
+
+/* By how much all caps of a thread may grow: a share of what is free, for what lies in magazines serves one size only. */
+uint64_t vm__magazine_budget(const vm_region *r)
+{
+    uint64_t least = (uint64_t)VM_MAGAZINE_BUDGET_BYTES >> r->map.page_shift;
+    uint64_t most = (uint64_t)VM_MAGAZINE_BUDGET_BYTES_MAX >> r->map.page_shift;
+    uint64_t share = VM_RELAXED(&r->map.h->free_pages) / VM_MAGAZINE_BUDGET_SHARE;
+    least = least > VM_POOL_PAGES_MAX ? least : VM_POOL_PAGES_MAX;
+    return share < least ? least : share < most ? share : most;
+}
+
+static uint64_t growth_pages(uint32_t cap, uint64_t nr_pages) { return cap > 1 ? (cap - 1) * nr_pages : 0; }
 
 bool vm__magazine_grow(vm_thread *t, uint64_t nr_pages)
 {
@@ -34,8 +47,8 @@ bool vm__magazine_grow(vm_thread *t, uint64_t nr_pages)
     uint8_t *cap = &t->cap[nr_pages];
     uint32_t most = cap_most(nr_pages), wanted = *cap ? *cap * 2u : 1;
     wanted = wanted < most ? wanted : most;
-    uint64_t more = (wanted - *cap) * nr_pages;
-    if (t->cap_pages + more > r->budget_pages)
+    uint64_t more = growth_pages(wanted, nr_pages) - growth_pages(*cap, nr_pages);
+    if ((t->is_tight && nr_pages > VM_FLOW_PAGES) || t->cap_pages + more > vm__magazine_budget(r))
         return false;
     t->cap_pages += more;
     *cap = (uint8_t)wanted;
@@ -127,10 +140,14 @@ static uint32_t flush_oldest(vm_thread *t, uint64_t nr_pages, uint32_t nr)
     return count - nr;
 }
 
-/* Between enter and leave: room for one more, where the cap is not 0; returns how many there are. */
-static uint32_t make_room(vm_thread *t, vm_magazine *m, uint64_t nr_pages)
+/* Between enter and leave: room for one more, where the cap is not 0; returns how many there are. What a flow brings goes on
+ * to who allocates it, few at a time. */
+static uint32_t make_room(vm_thread *t, vm_magazine *m, uint64_t nr_pages, bool is_foreign)
 {
     uint32_t count = vm__magazine_count(VM_RELAXED(&m->header));
+    uint32_t batch = is_foreign && nr_pages >= VM_FLOW_PAGES ? VM_FLOW_BATCH_PAGES / (uint32_t)nr_pages : UINT32_MAX;
+    if (count >= batch)
+        return flush_oldest(t, nr_pages, batch);
     if (count < t->cap[nr_pages])
         return count;
     vm__magazine_grow(t, nr_pages);
@@ -140,14 +157,22 @@ static uint32_t make_room(vm_thread *t, vm_magazine *m, uint64_t nr_pages)
     return flush_oldest(t, nr_pages, count - cap / 2);
 }
 
+/* Does a magazine keep a range of that size that another process allocated? One for which a batch is one range goes to a
+ * pool at once. */
+bool vm__magazine_has_foreign(const vm_thread *t, uint64_t nr_pages)
+{
+    return nr_pages <= t->fast_pages && t->cap[nr_pages]
+           && (nr_pages < VM_FLOW_PAGES || 2 * nr_pages <= VM_FLOW_BATCH_PAGES);
+}
+
 /* Keep a range whose word is MOVING(t), making room if needed. False: it has none, or the slot is being drained. */
-bool vm__magazine_put_slow(vm_thread *t, uint64_t page, uint64_t nr_pages)
+bool vm__magazine_put_slow(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_foreign)
 {
     vm_region *r = t->region;
     if (!t->cap[nr_pages] || !vm__magazines_enter(t))
         return false;
     vm_magazine *m = &t->slot->magazine[nr_pages];
-    uint32_t count = make_room(t, m, nr_pages);
+    uint32_t count = make_room(t, m, nr_pages, is_foreign);
     VM_STORE(&r->map.heads[page].word, vm__cached(t, nr_pages));
     VM_PUT(&m->page[count], (uint32_t)page);
     set_count(r, m, count + 1);
@@ -165,7 +190,7 @@ int vm__magazine_put_foreign(vm_thread *t, uint64_t page, vm_word w)
     if (!vm__magazines_enter(t))
         return -EAGAIN;
     vm_magazine *m = &t->slot->magazine[nr_pages];
-    uint32_t count = make_room(t, m, nr_pages);
+    uint32_t count = make_room(t, m, nr_pages, true);
     bool is_ours = VM_CAS(&r->map.heads[page].word, w, vm__cached(t, nr_pages));
     if (is_ours) {
         VM_PUT(&m->page[count], (uint32_t)page);
@@ -250,17 +275,17 @@ int vm__magazine_stock(vm_thread *t, uint64_t nr_pages, unsigned flags, vm_range
     return 0;
 }
 
-/* While space is short, no magazine keeps a large range; after that they grow again. */
+/* While space is short, no magazine keeps a large range; after that each keeps one, as at first, and they grow again. */
 void vm__magazine_tighten(vm_thread *t, bool is_tight)
 {
     if (vm_likely(t->is_tight == is_tight))
         return;
     t->is_tight = is_tight;
-    if (!is_tight || !vm__magazine_flush_all(t))
+    if (is_tight && !vm__magazine_flush_all(t))
         return;
     for (uint64_t n = VM_FLOW_PAGES + 1; n <= VM_POOL_PAGES_MAX; n++) {
-        t->cap_pages -= t->cap[n] > 1 ? (t->cap[n] - 1u) * n : 0;
-        t->cap[n] = 0;
+        t->cap_pages -= is_tight ? growth_pages(t->cap[n], n) : 0;
+        t->cap[n] = is_tight ? 0 : t->cap[n] ? t->cap[n] : 1;
     }
 }
 

@@ -20,10 +20,11 @@ const vm_pool_design *vm__pool_design(uint32_t pools)
     return pools < sizeof designs / sizeof *designs ? &designs[pools] : NULL;
 }
 
-uint32_t vm__pool_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint32_t max, uint64_t *pages)
+static uint32_t take_near(vm_thread *t, uint32_t here, uint64_t nr_pages, uint64_t align_pages, uint32_t max,
+                          uint64_t *pages)
 {
     vm_region *r = t->region;
-    uint32_t here = vm__node_here(r), index = vm__pool_index(nr_pages), got = 0;
+    uint32_t index = vm__pool_index(nr_pages), got = 0;
     for (uint32_t i = 0; i < r->map.nr_nodes && !got; i++) {
         vm_node *n = &r->map.nodes[(here + i) % r->map.nr_nodes];
         if (VM_RELAXED(&n->pool[index].head))
@@ -32,6 +33,23 @@ uint32_t vm__pool_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, ui
             VM_PUT(&n->low[index], VM_RELAXED(&n->pool[index].nr_ranges));
     }
     return got;
+}
+
+uint32_t vm__pool_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint32_t max, uint64_t *pages)
+{
+    return take_near(t, vm__node_here(t->region), nr_pages, align_pages, max, pages);
+}
+
+/* A ready range that is a little longer, the tightest first: while space is short, so that what is ready serves more than
+ * its own size. Its length, or 0. */
+uint64_t vm__pool_take_longer(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint64_t *page)
+{
+    uint64_t most = vm__longest_for(t->region, nr_pages);
+    uint32_t here = vm__node_here(t->region);
+    for (uint64_t len = nr_pages + 1; len <= most && len <= VM_POOL_PAGES_MAX; len++)
+        if (take_near(t, here, len, align_pages, 1, page))
+            return len;
+    return 0;
 }
 
 /* Words are MOVING(t). What this CPU's pool does not keep becomes lazy. */

@@ -3,13 +3,14 @@
  * Release: where a range goes that nobody references any more. magazine -> pool -over its cap-> lazy
  *
  * What one process allocates and another frees must come back to who allocates: in the magazine of who only frees it
- * would lie until that one overflows, and a flow of messages would go round through as many places as a magazine has.
+ * would lie until that one overflows, and a flow of messages would go round through as many places as a magazine has. So large
+ * ones go on to the pool in small batches (magazine.c).
  */
 #include "cache.h"
 
 /* Its word is MOVING(t). The length is from a word that a
  * neighbour may have scribbled over: what is no range is left to the words, which do not parse then. */
-static void release(vm_thread *t, uint64_t page, uint64_t nr_pages, bool may_keep)
+static void release(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_foreign)
 {
     vm_region *r = t->region;
     if (vm_unlikely(!vm__is_within(r, page, nr_pages))) {
@@ -20,19 +21,19 @@ static void release(vm_thread *t, uint64_t page, uint64_t nr_pages, bool may_kee
         vm__lazy_put(t, page, nr_pages);
         return;
     }
-    if (may_keep && t->fast_pages && vm__magazine_put_slow(t, page, nr_pages))
+    bool may_keep = is_foreign ? vm__magazine_has_foreign(t, nr_pages) : t->fast_pages != 0;
+    if (may_keep && vm__magazine_put_slow(t, page, nr_pages, is_foreign))
         return;
     vm__pool_give(t, nr_pages, 1, &page);
 }
 
-void vm__release(vm_thread *t, uint64_t page, uint64_t nr_pages) { release(t, page, nr_pages, true); }
+void vm__release(vm_thread *t, uint64_t page, uint64_t nr_pages) { release(t, page, nr_pages, false); }
 
 void vm__pass_back(vm_thread *t, uint64_t page, uint64_t nr_pages)
 {
-    bool may_keep = nr_pages < VM_FLOW_PAGES;
-    if (may_keep)
+    if (vm__magazine_has_foreign(t, nr_pages))
         vm__charge(t->region, nr_pages); /* others' until now */
-    release(t, page, nr_pages, may_keep);
+    release(t, page, nr_pages, true);
 }
 
 void vm__release_or_keep(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_foreign, vm_range *kept)

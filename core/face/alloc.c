@@ -13,14 +13,26 @@
 
 static void count(uint64_t *counter) { VM_PUT(counter, VM_RELAXED(counter) + 1); }
 
+/* While space is short: a ready range that is a little longer, whole. */
+static int take_longer(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out)
+{
+    uint64_t page, len = vm__pool_take_longer(t, nr_pages, align_pages, &page);
+    if (!len)
+        return -ENOSPC;
+    vm__hand_out(t, page, len, false, out);
+    return 0;
+}
+
 /* A ready range of exactly that size, from the magazine (what the hit leaves to us) or from a pool. */
 static int take_ready(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out)
 {
     uint64_t page;
     if (vm__magazine_take(t, nr_pages, align_pages, out))
         return 0;
-    if (t->fast_pages)
-        return vm__magazine_refill(t, nr_pages, align_pages, out);
+    if (t->fast_pages) {
+        int rc = vm__magazine_refill(t, nr_pages, align_pages, out);
+        return rc && t->is_tight ? take_longer(t, nr_pages, align_pages, out) : rc;
+    }
     if (!vm__pool_take(t, nr_pages, align_pages, 1, &page))
         return -ENOSPC;
     vm__hand_out(t, page, nr_pages, false, out);
@@ -59,7 +71,7 @@ static bool is_much_ready(vm_thread *t, uint64_t nr_pages, uint64_t live, bool *
 }
 
 /* Before more is used than ever: what only requests of exactly its size could have becomes warm, if it is much and lies
- * in memory. */
+ * in memory: where few pages were ever touched there is nothing to save. */
 static bool loosen(vm_thread *t, uint64_t nr_pages)
 {
     vm_region *r = t->region;

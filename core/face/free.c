@@ -60,7 +60,7 @@ static int free_slow(vm_thread *t, uint64_t page, uint64_t id, vm_word w, unsign
     if (flags & VM_INHERITED)
         return -ENOENT; /* it could not be shared for us: it is our parent's */
     bool is_ours = vm__is_like(w, t->busy), is_hardened = r->map.flags & VM_FLAG_HARDENED;
-    if (!is_ours && !is_hardened && !kept && t->fast_pages && len < VM_FLOW_PAGES) {
+    if (!is_ours && !is_hardened && !kept && vm__magazine_has_foreign(t, len)) {
         int rc = vm__magazine_put_foreign(t, page, w);
         if (rc != -EAGAIN)
             return rc;

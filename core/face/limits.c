@@ -42,20 +42,24 @@ static int most_first(const void *a, const void *b)
     return x->nr_pages < y->nr_pages ? 1 : x->nr_pages > y->nr_pages ? -1 : 0;
 }
 
-int vm_holdings(vm_region *r, size_t room, vm_holding *out)
+static int list_held(vm_region *r, bool idle_too, size_t room, vm_holding *out)
 {
     uint64_t held[VM_PROCESSES];
     vm_holding all[VM_PROCESSES];
     size_t nr = 0;
     vm__count_held(r, held);
     for (uint32_t p = 0; p < VM_PROCESSES; p++)
-        if (held[p])
+        if (held[p] || (idle_too && (uint32_t)VM_RELAXED(&r->map.processes[p].state)))
             all[nr++] = (vm_holding){p, VM_RELAXED(&r->map.processes[p].pid), held[p]};
     qsort(all, nr, sizeof *all, most_first);
     nr = nr < room ? nr : room;
     memcpy(out, all, nr * sizeof *all);
     return (int)nr;
 }
+
+int vm_holdings(vm_region *r, size_t room, vm_holding *out) { return list_held(r, false, room, out); }
+
+int vm_processes(vm_region *r, size_t room, vm_holding *out) { return list_held(r, true, room, out); }
 
 uint64_t vm_cgroup_limit(void) { return vm__cgroup_limit(); }
 

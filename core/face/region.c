@@ -77,15 +77,11 @@ int vm__check_header(const vm_header *h, uint64_t file_bytes)
 
 /* ---- create and attach ---- */
 
-/* This process's own view of a region whose header was checked. By how much one thread's magazine caps may grow bounds a
- * hoard that only demand fills and that a neighbour in need may drain. */
+/* This process's own view of a region whose header was checked. */
 static void point(vm_region *r, void *base, const vm_header *h)
 {
     vm__point(&r->map, base, h);
     r->design = vm__pool_design(h->pools);
-    r->budget_pages = (uint64_t)VM_MAGAZINE_BUDGET_BYTES >> r->map.page_shift;
-    if (r->budget_pages < VM_POOL_PAGES_MAX)
-        r->budget_pages = VM_POOL_PAGES_MAX;
 }
 
 static int prepare_private(vm_region *r)
@@ -109,6 +105,7 @@ static void forget(vm_region *r)
 {
     free(r->inheritance.range);
     vm__watch_free(r);
+    vm__doubts_free(r);
     if (r->references)
         vm__private_free(r->references, r->map.nr_pages * sizeof *r->references);
     if (r->wiped)
@@ -245,6 +242,19 @@ static int attach(int fd, bool readonly, vm_region **out)
 
 int vm_attach(int fd, vm_region **out) { return attach(fd, false, out); }
 int vm_attach_readonly(int fd, vm_region **out) { return attach(fd, true, out); }
+
+int vm_attach_named(const char *which, vm_region **out)
+{
+    uint64_t inode = 0, device = 0;
+    int fd = vm__open_named(which);
+    if (fd < 0)
+        return fd;
+    int rc = vm__identify(fd, &inode, &device);
+    if (rc == 0)
+        rc = attach(fd, false, out);
+    vm__close_same(fd, inode, device);
+    return rc;
+}
 
 /* ---- detach ---- */
 

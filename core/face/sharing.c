@@ -40,11 +40,26 @@ int vm_drop_inherited(vm_region *r, uint64_t *nr_ranges) { ENTERED(r, drop_inher
 
 int vm_lease(vm_region *r, uint64_t page, uint64_t id, uint64_t *lease)
 {
-    ENTERED(r, vm__lease(t, page, id, false, lease));
+    ENTERED(r, vm__lease(t, page, id, false, 0, lease));
 }
-int vm_lease_message(vm_region *r, uint64_t page, uint64_t id, uint64_t *lease)
+int vm_lease_message(vm_region *r, uint64_t page, uint64_t id, uint64_t channel, uint64_t *lease)
 {
-    ENTERED(r, vm__lease(t, page, id, true, lease));
+    ENTERED(r, vm__lease(t, page, id, true, channel, lease));
+}
+uint64_t vm_channel_of(int fd) { return vm__channel_of(fd); }
+bool vm_are_being_sent(vm_region *r, const vm_lease_name *leases, size_t nr, uint64_t channel)
+{
+    return vm__are_being_sent(r, leases, nr, channel);
+}
+int vm_move_leases(vm_region *r, const vm_lease_name *leases, size_t nr, vm_move move, uint64_t channel)
+{
+    ENTERED(r, vm__move_leases(t, leases, nr, move, channel));
+}
+void vm_mark_reads(vm_region *r, bool marks)
+{
+    r->marks_reads = marks;
+    if (r->process < VM_PROCESSES && !r->readonly)
+        VM_PUT(&r->map.processes[r->process].marks_reads, marks);
 }
 int vm_end_oldest(vm_region *r, uint64_t nr_pages, uint64_t *nr_ended)
 {

@@ -34,11 +34,18 @@ static void add_range(vm_stats *s, vm_word w)
     }
 }
 
+static uint64_t nr_processes(const vm_region *r)
+{
+    uint64_t nr = 0;
+    for (uint32_t p = 0; p < VM_PROCESS_NAMES; p++)
+        nr += (VM_ACQUIRE(&r->map.processes[p].state) & VM_PROCESS_LIVE) != 0;
+    return nr;
+}
+
 static void add_counters(const vm_region *r, vm_stats *s)
 {
     const vm_header *h = r->map.h;
-    for (uint32_t p = 0; p < VM_PROCESS_NAMES; p++)
-        s->nr_processes += (VM_ACQUIRE(&r->map.processes[p].state) & VM_PROCESS_LIVE) != 0;
+    s->nr_processes = nr_processes(r);
     for (uint32_t i = 0; i < r->map.nr_threads; i++) {
         if (!vm__slot_was_used(r, i))
             continue;
@@ -90,4 +97,14 @@ int vm_get_stats(vm_region *r, vm_stats *out)
     add_counters(r, &s);
     *out = s;
     return 0;
+}
+
+void vm_get_glance(const vm_region *r, vm_glance *out)
+{
+    const vm_header *h = r->map.h;
+    *out = (vm_glance){VM_RELAXED(&h->free_pages), VM_RELAXED(&h->lazy_pages), 0, VM_RELAXED(&h->nr_leases),
+                       nr_processes(r)};
+    for (uint32_t n = 0; n < r->map.nr_nodes; n++)
+        for (uint64_t i = 0; i < VM_POOL_PAGES_MAX; i++)
+            out->pooled_pages += VM_RELAXED(&r->map.nodes[n].pool[i].nr_ranges) * (i + 1);
 }

@@ -78,10 +78,18 @@ void vm__tick_here(vm_thread *t, bool (*go_on)(vm_thread *))
 {
     vm_region *r = t->region;
     vm__enter(t);
-    if (vm__mutex_trylock(r, &r->tick_mutex, VM_RANK_TICK)) {
-        vm__tick(t, go_on);
-        vm__mutex_unlock(r, &r->tick_mutex, VM_RANK_TICK);
+    if (!vm__mutex_trylock(r, &r->tick_mutex, VM_RANK_TICK)) {
+        vm__leave(t);
+        return;
     }
+    bool is_round = vm__tick(t, go_on) > 0;
+    vm__leave(t);
+    vm_lost *lost = is_round && go_on(t) ? vm__look_at_channels(t, go_on) : NULL; /* a fork waits for tick_mutex, too */
+    vm__mutex_unlock(r, &r->tick_mutex, VM_RANK_TICK);
+    if (!lost)
+        return;
+    vm__enter(t);
+    vm__end_lost(t, lost);
     vm__leave(t);
 }
 

@@ -73,6 +73,19 @@ static int read_range(const vm_window *w, uint64_t page, uint64_t id, uint64_t a
     return rc;
 }
 
+/* A plain store, into another lease's entry at the worst: that one is kept for longer. */
+void vm_window_keep(const vm_window *w, uint64_t lease)
+{
+    vm_view view;
+    uint64_t at = w->h.off_leases + lease % VM_LEASES_MAX * sizeof(vm_lease_entry);
+    if (vm__pages_view(w->fd, at, sizeof(vm_lease_entry), false, &view) != 0)
+        return;
+    vm_lease_entry *e = view.at;
+    if (VM_ACQUIRE(&e->id) == lease)
+        VM_STORE(&e->channel, 0);
+    vm__pages_unview(&view);
+}
+
 void vm_window_done(const vm_window *w, uint64_t lease)
 {
     vm_view entry, header;

@@ -241,7 +241,7 @@ static uint64_t decay(vm_thread *t, vm_watch *w, bool (*go_on)(vm_thread *))
     return pages;
 }
 
-/* One round, if the last was a tick ago, else only leases; `go_on` is asked in between. ENOMEM: this process has no memory for a watch. */
+/* One round, if the last was a tick ago, else only leases; `go_on` is asked in between. 1: it was a round. ENOMEM: this process has no memory for a watch. */
 int vm__tick(vm_thread *t, bool (*go_on)(vm_thread *))
 {
     vm_region *r = t->region;
@@ -258,7 +258,7 @@ int vm__tick(vm_thread *t, bool (*go_on)(vm_thread *))
     uint64_t pages = r->map.flags & VM_FLAG_NO_DATA || !go_on(t) ? 0 : decay(t, w, go_on);
     w->nr_ticks++;
     vm__count_tick(t, pages);
-    return 0;
+    return 1;
 }
 
 /* More is lazy than may be, and frees leave it to a helper. */

@@ -8,9 +8,9 @@
  * in between leaves it too high and never too low.
  *
  * When an entry's owner is found dead, it gets a deadline, and what is past it ends at the next purge: but for
- * those of messages (VM_LEASE_KEPT), which may still be in a queue. They end when somebody asks for it: vm_expire_leases(),
- * or vm_end_oldest() when the alternative is to go without pages. A process that lives keeps its leases, however late
- * the message is.
+ * those of messages (VM_LEASE_KEPT), which may still be in a queue. They end when nobody can load them any more
+ * (channel.c) and when somebody asks for it: vm_expire_leases(), or vm_end_oldest() when the alternative is to go without
+ * pages.
  *
  * lease_lock, stolen from a dead owner, is mended before use: the counts and the chain of unused entries are made
  * anew from the entries.
@@ -25,7 +25,7 @@ static vm_lease_entry *entry_of(vm_region *r, uint64_t lease)
     return lease && VM_ACQUIRE(&e->id) == lease ? e : NULL;
 }
 
-static uint32_t entries_used(const vm_region *r)
+uint32_t vm__leases_used(const vm_region *r)
 {
     uint32_t high = VM_RELAXED(&r->map.h->lease_high);
     return high < VM_LEASES_MAX ? high : VM_LEASES_MAX;
@@ -41,7 +41,7 @@ static uint32_t *count_entries(vm_region *r, size_t bytes)
     uint64_t nr = 0;
     if (!count)
         return NULL;
-    for (uint32_t i = 0; i < entries_used(r); i++) {
+    for (uint32_t i = 0; i < vm__leases_used(r); i++) {
         vm_lease_entry *e = &r->map.leases[i];
         uint64_t id = VM_ACQUIRE(&e->id), page = VM_RELAXED(&e->page);
         if (!id)
@@ -78,7 +78,7 @@ static void chain_unused(vm_region *r)
 {
     VM_ASSERT_RANK_HELD(r, VM_RANK_LEASE);
     uint32_t next = 0;
-    for (uint32_t i = entries_used(r); i-- > 0;)
+    for (uint32_t i = vm__leases_used(r); i-- > 0;)
         if (!VM_ACQUIRE(&r->map.leases[i].id)) {
             VM_PUT(&r->map.leases[i].next, next);
             next = i + 1;
@@ -122,14 +122,14 @@ int vm__lease_lock(vm_thread *t, unsigned flags)
 
 static bool has_unused(const vm_region *r)
 {
-    return VM_RELAXED(&r->map.h->lease_unused) || entries_used(r) < VM_LEASES_MAX;
+    return VM_RELAXED(&r->map.h->lease_unused) || vm__leases_used(r) < VM_LEASES_MAX;
 }
 
 /* An unused entry, or NULL. */
 static vm_lease_entry *take_entry(vm_region *r, uint32_t *index)
 {
     VM_ASSERT_RANK_HELD(r, VM_RANK_LEASE);
-    uint32_t first = VM_RELAXED(&r->map.h->lease_unused), high = entries_used(r);
+    uint32_t first = VM_RELAXED(&r->map.h->lease_unused), high = vm__leases_used(r);
     if (first && first <= high && !VM_ACQUIRE(&r->map.leases[first - 1].id)) {
         *index = first - 1;
         VM_PUT(&r->map.h->lease_unused, VM_RELAXED(&r->map.leases[*index].next));
@@ -141,7 +141,7 @@ static vm_lease_entry *take_entry(vm_region *r, uint32_t *index)
     return &r->map.leases[*index];
 }
 
-static int make(vm_thread *t, uint64_t page, uint64_t id, bool kept, uint64_t *lease)
+static int make(vm_thread *t, uint64_t page, uint64_t id, bool kept, uint64_t channel, uint64_t *lease)
 {
     vm_region *r = t->region;
     VM_ASSERT_HELD(t, &r->map.h->lease_lock);
@@ -156,6 +156,7 @@ static int make(vm_thread *t, uint64_t page, uint64_t id, bool kept, uint64_t *l
     VM_PUT(&e->range_id, id);
     VM_PUT(&e->made_ns, vm__now_ns());
     VM_PUT(&e->deadline_ns, 0);
+    VM_PUT(&e->channel, channel ? channel | VM_CHANNEL_SENDING : 0);
     VM_PUT(&e->owner, vm__lease_owner(r->process, r->process_inc) | (kept ? VM_LEASE_KEPT : 0));
     *lease = number << VM_LEASE_BITS | index;
     VM_STORE(&e->id, *lease);
@@ -189,7 +190,7 @@ static uint64_t expire(vm_thread *t, uint64_t older_than_ns, bool kept_too)
     VM_ASSERT_HELD(t, &r->map.h->lease_lock);
     uint64_t nr = 0, now = vm__now_ns(), due = 0;
     VM_STORE(&r->map.h->leases_read, 0); /* before the look: who sets it later is seen next time */
-    for (uint32_t i = 0; i < entries_used(r); i++) {
+    for (uint32_t i = 0; i < vm__leases_used(r); i++) {
         vm_lease_entry *e = &r->map.leases[i];
         uint64_t deadline = VM_RELAXED(&e->deadline_ns);
         if (!VM_ACQUIRE(&e->id))
@@ -209,7 +210,7 @@ static uint64_t expire(vm_thread *t, uint64_t older_than_ns, bool kept_too)
 
 /* ---- make, claim, drop ---- */
 
-int vm__lease(vm_thread *t, uint64_t page, uint64_t id, bool kept, uint64_t *lease)
+int vm__lease(vm_thread *t, uint64_t page, uint64_t id, bool kept, uint64_t channel, uint64_t *lease)
 {
     vm_region *r = t->region;
     int rc = vm__share(t, page, id);
@@ -220,7 +221,7 @@ int vm__lease(vm_thread *t, uint64_t page, uint64_t id, bool kept, uint64_t *lea
     if (vm_unlikely(!has_unused(r)) && VM_ACQUIRE(&r->map.h->leases_read))
         expire(t, 0, false);
     vm__mutex_lock(r, &r->holder_mutex, VM_RANK_HOLDER); /* another thread of ours may have let go of it since */
-    rc = vm__holds(r, page, id) ? make(t, page, id, kept, lease) : -ENOENT;
+    rc = vm__holds(r, page, id) ? make(t, page, id, kept, channel, lease) : -ENOENT;
     vm__mutex_unlock(r, &r->holder_mutex, VM_RANK_HOLDER);
     vm__unlock(t, &r->map.h->lease_lock);
     return rc;
@@ -229,8 +230,8 @@ int vm__lease(vm_thread *t, uint64_t page, uint64_t id, bool kept, uint64_t *lea
 #define NO_OWNER UINT32_MAX
 
 /* From now on the lease ends with us, if we die before we end it. *owner: whose it was, NO_OWNER if it
- * is none of that range. */
-static int own(vm_thread *t, uint64_t page, uint64_t id, uint64_t lease, uint32_t *owner)
+ * is none of that range; *channel: where its bytes were. */
+static int own(vm_thread *t, uint64_t page, uint64_t id, uint64_t lease, uint32_t *owner, uint64_t *channel)
 {
     vm_region *r = t->region;
     int rc = vm__lease_lock(t, 0);
@@ -240,7 +241,9 @@ static int own(vm_thread *t, uint64_t page, uint64_t id, uint64_t lease, uint32_
     *owner = NO_OWNER;
     if (e && VM_RELAXED(&e->page) == page && VM_RELAXED(&e->range_id) == id) {
         *owner = VM_RELAXED(&e->owner);
+        *channel = VM_RELAXED(&e->channel);
         VM_PUT(&e->owner, vm__lease_owner(r->process, r->process_inc));
+        VM_PUT(&e->channel, VM_CHANNEL_RECEIVED);
         VM_PUT(&e->deadline_ns, 0);
     }
     vm__unlock(t, &r->map.h->lease_lock);
@@ -248,14 +251,16 @@ static int own(vm_thread *t, uint64_t page, uint64_t id, uint64_t lease, uint32_
 }
 
 /* The claim failed; the message may be loaded again. If its sender died, the next scan sees that. */
-static void disown(vm_thread *t, uint64_t lease, uint32_t owner)
+static void disown(vm_thread *t, uint64_t lease, uint32_t owner, uint64_t channel)
 {
     vm_region *r = t->region;
     if (vm__lease_lock(t, 0) != 0)
         return;
     vm_lease_entry *e = entry_of(r, lease);
-    if (e && VM_RELAXED(&e->owner) == vm__lease_owner(r->process, r->process_inc))
+    if (e && VM_RELAXED(&e->owner) == vm__lease_owner(r->process, r->process_inc)) {
+        VM_PUT(&e->channel, channel);
         VM_PUT(&e->owner, owner);
+    }
     VM_PUT(&r->map.h->purge_needs_scan, 1);
     vm__unlock(t, &r->map.h->lease_lock);
 }
@@ -276,7 +281,8 @@ int vm__drop_lease(vm_thread *t, uint64_t lease)
 int vm__claim(vm_thread *t, uint64_t page, uint64_t id, uint64_t lease, vm_range *out)
 {
     uint32_t owner;
-    int rc = own(t, page, id, lease, &owner);
+    uint64_t channel = 0;
+    int rc = own(t, page, id, lease, &owner, &channel);
     if (rc)
         return rc;
     rc = vm__adopt(t, page, id, out);
@@ -284,8 +290,62 @@ int vm__claim(vm_thread *t, uint64_t page, uint64_t id, uint64_t lease, vm_range
         while (vm__drop_lease(t, lease) == -EINTR && !vm__time_is_up(t->region))
             ; /* if that fails, it is ours, and ends when we do */
     else if (owner != NO_OWNER)
-        disown(t, lease, owner);
+        disown(t, lease, owner, channel);
     return rc;
+}
+
+/* ---- where the bytes are ---- */
+
+/* Owner before channel: who dies in between leaves a message whose channel is looked at. */
+static void move_one(vm_region *r, vm_lease_entry *e, vm_move move, uint64_t channel)
+{
+    uint32_t us = vm__lease_owner(r->process, r->process_inc) | VM_LEASE_KEPT;
+    uint64_t was = VM_RELAXED(&e->channel);
+    if (move == VM_MOVE_SENT) {
+        if (channel && was == (channel | VM_CHANNEL_SENDING) && VM_RELAXED(&e->owner) == us)
+            VM_PUT(&e->channel, channel);
+        return;
+    }
+    VM_PUT(&e->owner, us);
+    VM_PUT(&e->deadline_ns, 0);
+    VM_PUT(&e->channel, move == VM_MOVE_RECEIVED ? VM_CHANNEL_RECEIVED : channel ? channel | VM_CHANNEL_SENDING : 0);
+}
+
+/* As they were made, which only their sender changes: read without the lock. */
+bool vm__are_being_sent(vm_region *r, const vm_lease_name *leases, size_t nr, uint64_t channel)
+{
+    uint32_t us = vm__lease_owner(r->process, r->process_inc) | VM_LEASE_KEPT;
+    for (size_t i = 0; i < nr; i++) {
+        const vm_lease_entry *e = entry_of(r, leases[i].lease);
+        if (!e || VM_RELAXED(&e->channel) != (channel | VM_CHANNEL_SENDING) || VM_RELAXED(&e->owner) != us)
+            return false;
+    }
+    return channel;
+}
+
+/* Those that are gone, or are no message's, stay as they are. */
+int vm__move_leases(vm_thread *t, const vm_lease_name *leases, size_t nr, vm_move move, uint64_t channel)
+{
+    vm_region *r = t->region;
+    int rc = vm__lease_lock(t, 0);
+    if (rc)
+        return rc;
+    for (size_t i = 0; i < nr; i++) {
+        vm_lease_entry *e = entry_of(r, leases[i].lease);
+        if (e && VM_RELAXED(&e->page) == leases[i].page && VM_RELAXED(&e->range_id) == leases[i].id
+            && VM_RELAXED(&e->owner) & VM_LEASE_KEPT)
+            move_one(r, e, move, channel);
+    }
+    vm__unlock(t, &r->map.h->lease_lock);
+    return 0;
+}
+
+void vm__end_lease_of(vm_thread *t, uint64_t lease, uint64_t channel, uint32_t owner)
+{
+    VM_ASSERT_HELD(t, &t->region->map.h->lease_lock);
+    vm_lease_entry *e = entry_of(t->region, lease);
+    if (e && VM_RELAXED(&e->channel) == channel && VM_RELAXED(&e->owner) == owner)
+        end(t, e);
 }
 
 /* ---- owners that died ---- */
@@ -300,7 +360,7 @@ int vm__lease_deaths(vm_thread *t, unsigned flags)
     if (rc)
         return rc;
     uint64_t deadline = vm__now_ns() + r->map.h->lease_ttl_ns, due = VM_RELAXED(&r->map.h->lease_due_ns);
-    for (uint32_t i = 0; i < entries_used(r); i++) {
+    for (uint32_t i = 0; i < vm__leases_used(r); i++) {
         vm_lease_entry *e = &r->map.leases[i];
         uint32_t owner = VM_RELAXED(&e->owner);
         if (!VM_ACQUIRE(&e->id) || VM_RELAXED(&e->deadline_ns)
@@ -381,7 +441,7 @@ int vm__end_oldest(vm_thread *t, uint64_t nr_pages, uint64_t *nr_ended)
     int rc = vm__lease_lock(t, 0);
     if (rc)
         return rc;
-    uint32_t nr_entries = entries_used(r); /* once: a neighbour may scribble over it meanwhile */
+    uint32_t nr_entries = vm__leases_used(r); /* once: a neighbour may scribble over it meanwhile */
     size_t bytes = (nr_entries + 1) * sizeof(old_lease);
     old_lease *old = vm__private_pages(bytes, false);
     if (old)

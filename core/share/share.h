@@ -28,13 +28,25 @@ int vm__inherit(vm_region *r, const vm_inherited *range);
 
 int vm__lease_lock(vm_thread *t, unsigned flags); /* mended if it was stolen */
 /* kept: a message's, which its sender's death does not end */
-int vm__lease(vm_thread *t, uint64_t page, uint64_t id, bool kept, uint64_t *lease);
+int vm__lease(vm_thread *t, uint64_t page, uint64_t id, bool kept, uint64_t channel, uint64_t *lease);
 int vm__claim(vm_thread *t, uint64_t page, uint64_t id, uint64_t lease, vm_range *out);
 int vm__drop_lease(vm_thread *t, uint64_t lease);
 int vm__lease_deaths(vm_thread *t, unsigned flags);
 enum { VM_EXPIRE_KEPT = 1 << 12 }; /* also the messages of those who have been dead for their time */
 int vm__end_oldest(vm_thread *t, uint64_t nr_pages, uint64_t *nr_ended); /* of these, oldest first */
 int vm__expire_leases(vm_thread *t, unsigned flags, uint64_t older_than_ns, uint64_t *nr);
+uint32_t vm__leases_used(const vm_region *r); /* entries from here up were never used */
+/* End it if it is still that message's, and its bytes are where they were. */
+void vm__end_lease_of(vm_thread *t, uint64_t lease, uint64_t channel, uint32_t owner); /* [lease_lock] */
+bool vm__are_being_sent(vm_region *r, const vm_lease_name *leases, size_t nr, uint64_t channel);
+int vm__move_leases(vm_thread *t, const vm_lease_name *leases, size_t nr, vm_move move, uint64_t channel);
+
+/* ---- channel.c ---- */
+
+typedef struct vm_lost vm_lost; /* leases of messages that nobody can load any more */
+vm_lost *vm__look_at_channels(vm_thread *t, bool (*go_on)(vm_thread *)); /* [tick_mutex], not entered; NULL: none */
+void vm__end_lost(vm_thread *t, vm_lost *lost); /* frees it */
+void vm__doubts_free(vm_region *r);
 
 /* ---- names.c ---- */
 

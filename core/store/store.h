@@ -106,6 +106,13 @@ uint64_t vm__list_check(const vm_region *r, uint64_t link, vm_state state, uint6
                         uint32_t *nr, vm_report *report);
 /* ---- warm.c: lazy ranges by size and age ---- */
 
+/* As long a range as a request may get whole. Under a quota no longer than was asked for, since no more was checked. */
+static inline uint64_t vm__longest_for(const vm_region *r, uint64_t nr_pages)
+{
+    uint64_t slack = VM_RELAXED(&r->map.h->quota_pages) ? 0 : nr_pages >> VM_WARM_SLACK_SHIFT;
+    return nr_pages + slack;
+}
+
 uint32_t vm__warm_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint32_t max, uint64_t *pages,
                        uint64_t *len);
 int vm__warm_lock(vm_thread *t, unsigned flags); /* mended if it was stolen */

@@ -322,7 +322,7 @@ static uint32_t next_used(const vm_warm *w, uint32_t class)
 /* Of its own size, or, for a large one, so little longer that it may have all of it. */
 static vm_word find_close(vm_region *r, uint64_t nr_pages, uint64_t align_pages, uint64_t *page)
 {
-    uint64_t most = nr_pages <= VM_POOL_PAGES_MAX ? nr_pages : nr_pages + (nr_pages >> VM_WARM_SLACK_SHIFT);
+    uint64_t most = nr_pages <= VM_POOL_PAGES_MAX ? nr_pages : vm__longest_for(r, nr_pages);
     most = most < VM_PAGES_MAX ? most : VM_PAGES_MAX;
     vm_word w = 0;
     for (uint32_t class = next_used(warm_of(r), class_of(nr_pages)); !w && class <= class_of(most);
@@ -412,7 +412,7 @@ uint32_t vm__warm_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, ui
         vm_word w = find(t, nr_pages, align_pages, &page);
         if (!w)
             break;
-        uint64_t len = vm__len(w), close = nr_pages + (nr_pages >> VM_WARM_SLACK_SHIFT);
+        uint64_t len = vm__len(w), close = vm__longest_for(r, nr_pages);
         uint64_t want = nr_pages > VM_POOL_PAGES_MAX && len <= close ? len : nr_pages;
         if (!cut(t, page, w, want))
             break;

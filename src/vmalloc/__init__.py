@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from vmalloc.reference import Ref, copy_in, is_shared, ref
     from vmalloc.region import Region, default_region, region_of
     from vmalloc.stats import Range, Stats
+    from vmalloc.ways import Sent, sent, why
 
 __all__ = [
     "AddressSpace",
@@ -53,6 +54,7 @@ __all__ = [
     "RegionClosed",
     "RegionCorrupt",
     "RegionUnavailable",
+    "Sent",
     "StaleReference",
     "Stats",
     "VmallocError",
@@ -63,7 +65,9 @@ __all__ = [
     "is_shared",
     "ref",
     "region_of",
+    "sent",
     "uninstall",
+    "why",
 ]
 
 _HOME = {
@@ -72,6 +76,7 @@ _HOME = {
     "Range": "stats",
     "Ref": "reference",
     "Region": "region",
+    "Sent": "ways",
     "Stats": "stats",
     "copy_in": "reference",
     "default_region": "region",
@@ -79,7 +84,9 @@ _HOME = {
     "is_shared": "reference",
     "ref": "reference",
     "region_of": "region",
+    "sent": "ways",
     "uninstall": "message",
+    "why": "ways",
 }
 
 

@@ -5,9 +5,15 @@
 cdef class Attached:
     """Regions and address spaces by their 128-bit ids, without keeping them."""
     cdef dict refs
+    cdef tuple all  # its values: asked for at each message
 
     def __cinit__(self):
         self.refs = {}
+        self.all = ()
+
+    cdef int changed(self) except -1:
+        self.all = tuple(self.refs.values())
+        return 0
 
     cdef object find(self, bytes id):
         ref = self.refs.get(id)
@@ -18,6 +24,7 @@ cdef class Attached:
         ref = self.refs.get(id)
         if ref is not None and ref() is None:
             del self.refs[id]
+            self.changed()
         return 0
 
     def get(self, id):
@@ -27,6 +34,7 @@ cdef class Attached:
     def pop(self, bytes id):
         """The region, which is not found any more, or None."""
         ref = self.refs.pop(id, None)
+        self.changed()
         return None if ref is None else ref()
 
     def values(self):
@@ -35,9 +43,11 @@ cdef class Attached:
 
     def clear(self):
         self.refs.clear()
+        self.changed()
 
     def __setitem__(self, bytes id not None, CoreRegion region not None):
         self.refs[id] = weakref.ref(region)
+        self.changed()
 
     def __contains__(self, id):
         return self.find(id) is not None

@@ -29,7 +29,7 @@ cdef int call_share(vm_region *r, Call *c) noexcept nogil:
 
 cdef int call_lease(vm_region *r, Call *c) noexcept nogil:
     if c.is_message:
-        return vm_lease_message(r, c.page, c.id, c.new_lease)
+        return vm_lease_message(r, c.page, c.id, c.channel, c.new_lease)
     return vm_lease(r, c.page, c.id, c.new_lease)
 
 
@@ -98,6 +98,10 @@ cdef int call_explain(vm_region *r, Call *c) noexcept nogil:
 
 cdef int call_holdings(vm_region *r, Call *c) noexcept nogil:
     return vm_holdings(r, c.count, c.holdings)
+
+
+cdef int call_processes(vm_region *r, Call *c) noexcept nogil:
+    return vm_processes(r, c.count, c.holdings)
 
 
 cdef int call_walk(vm_region *r, Call *c) noexcept nogil:

@@ -95,7 +95,19 @@ cdef extern from "vmalloc.h" nogil:
     int vm_share(vm_region *r, uint64_t page, uint64_t id)
     int vm_adopt(vm_region *r, uint64_t page, uint64_t id, vm_range *out)
     int vm_lease(vm_region *r, uint64_t page, uint64_t id, uint64_t *lease)
-    int vm_lease_message(vm_region *r, uint64_t page, uint64_t id, uint64_t *lease)
+    int vm_lease_message(vm_region *r, uint64_t page, uint64_t id, uint64_t channel, uint64_t *lease)
+    uint64_t vm_channel_of(int fd)
+    ctypedef struct vm_lease_name:
+        uint64_t page, id, lease
+
+    ctypedef enum vm_move:
+        VM_MOVE_SENDING
+        VM_MOVE_SENT
+        VM_MOVE_RECEIVED
+
+    bint vm_are_being_sent(vm_region *r, const vm_lease_name *leases, size_t nr, uint64_t channel)
+    int vm_move_leases(vm_region *r, const vm_lease_name *leases, size_t nr, vm_move move, uint64_t channel)
+    void vm_mark_reads(vm_region *r, c_bool marks)
     int vm_end_oldest(vm_region *r, uint64_t nr_pages, uint64_t *nr_ended)
     int vm_claim(vm_region *r, uint64_t page, uint64_t id, uint64_t lease, vm_range *out)
     int vm_drop_lease(vm_region *r, uint64_t lease)
@@ -108,6 +120,7 @@ cdef extern from "vmalloc.h" nogil:
     int vm_window_fd(const vm_window *w)
     int vm_window_read(const vm_window *w, uint64_t page, uint64_t id, uint64_t at, uint64_t nbytes, void *out)
     void vm_window_done(const vm_window *w, uint64_t lease)
+    void vm_window_keep(const vm_window *w, uint64_t lease)
     void vm_window_close(vm_window *w)
     int vm_name_set(vm_region *r, const char *name, uint64_t page, uint64_t id, const void *meta, size_t bytes)
     int vm_name_new(vm_region *r, const char *name, uint64_t page, uint64_t id, const void *meta, size_t bytes)
@@ -118,6 +131,10 @@ cdef extern from "vmalloc.h" nogil:
     int vm_shrink(vm_region *r, uint64_t *pages)
     int vm_recover(vm_region *r, uint64_t *pages)
     int vm_get_stats(vm_region *r, vm_stats *out)
+    ctypedef struct vm_glance:
+        uint64_t free_pages, lazy_pages, pooled_pages, nr_leases, nr_processes
+
+    void vm_get_glance(const vm_region *r, vm_glance *out)
     int vm_walk(vm_region *r, int (*each)(void *, const vm_range_info *) noexcept nogil, void *arg)
     int vm_check(vm_region *r, c_bool at_rest, void (*say)(void *, const char *) noexcept nogil, void *arg)
     int vm_repair(vm_region *r, void (*say)(void *, const char *) noexcept nogil, void *arg)
@@ -137,6 +154,7 @@ cdef extern from "vmalloc.h" nogil:
         pass
     int vm_set_limit(vm_region *r, vm_limit which, uint64_t nr_pages)
     int vm_holdings(vm_region *r, size_t room, vm_holding *out)
+    int vm_processes(vm_region *r, size_t room, vm_holding *out)
     uint64_t vm_cgroup_limit()
     int vm_explain(vm_region *r, uint64_t nr_pages, int error, vm_shortage *out)
     void vm_set_lock_timeout(vm_region *r, double seconds)
@@ -157,7 +175,7 @@ cdef struct Found:
 
 # What a call is given, and where its result goes. Each kind of call has its fields; the others are not set.
 cdef struct Call:
-    uint64_t page, id, lease
+    uint64_t page, id, lease, channel
     uint64_t nr_pages, align_pages
     uint64_t older_than_ns
     uint64_t nr  # result: pages or things, as the call counts
@@ -201,6 +219,7 @@ cdef class RegionHandle:
     cdef int result_of(self, Work work, Call *call) except? -1
     cdef int run(self, Work work, Call *call, object what, object nr_pages=*) except -1
     cdef object fail(self, int rc, object what, object nr_pages=*, str call=*, dict told=*)
+    cdef object error(self, int rc, object what, object nr_pages, str call, dict told)
     cdef object out_of_pages(self, int rc, object nr_pages, str call)
 
 
@@ -217,7 +236,7 @@ cdef class RegionReferences(RegionUpkeep):
     cdef public object _where  # what attach.py says of this region in messages; None: nothing yet
     cdef object where_told
     cdef bytes where_packed
-    cdef int lease_of(self, Holding holding, uint64_t *lease, bint is_message) except -1
+    cdef int lease_of(self, Holding holding, uint64_t *lease, bint is_message, uint64_t channel) except -1
     cdef int adopt(self, uint64_t page, uint64_t id, uint64_t lease, vm_range *out, object what) except -1
 
 

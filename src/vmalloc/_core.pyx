@@ -21,7 +21,7 @@ from time import monotonic
 from operator import index
 
 cimport cython
-from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
+from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_SIMPLE, PyBUF_STRIDES, PyBUF_WRITABLE
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_New
 from cpython.ref cimport Py_DECREF, Py_INCREF
@@ -41,8 +41,12 @@ from vmalloc.suite.loops cimport (
 
 from vmalloc import errors
 from vmalloc.facts import FORMAT, PAGES_MAX, POOLS, PROCESSES_MAX
-from vmalloc.results import error_of, shortage_error, size_text
+from vmalloc.log import INFO, log
+from vmalloc.results import error_of, log_refusal, shortage_error, size_text
 
+
+cdef extern from "<string.h>" nogil:
+    void *memmem(const void *, size_t, const void *, size_t)
 
 cdef extern from *:
     const char *VM_VERSION  # meson.build holds it

@@ -78,6 +78,7 @@ cdef class RegionHandle:
         self.nr_pages_ = info.nr_pages
         self.has_pages = vm_pointer(self.r, 0) != NULL
         vm_set_lock_timeout(self.r, self.timeout_s)
+        vm_mark_reads(self.r, _settings is not None)
         self.id_ = info.id
         if info.hardened and self.has_pages and not self.readonly:
             from vmalloc.hardened import GUARD_BYTES, Guard
@@ -147,6 +148,9 @@ cdef class RegionHandle:
 
     cdef object fail(self, int rc, object what, object nr_pages=0, str call="", dict told={}):
         """The error that belongs to a result of the core; `call` and `told` as for error_of()."""
+        return log_refusal(self.error(rc, what, nr_pages, call, told))
+
+    cdef object error(self, int rc, object what, object nr_pages, str call, dict told):
         if rc == -ENOSPC or rc == -EDQUOT:
             return self.out_of_pages(rc, nr_pages, call)
         if rc == -EBUSY:
@@ -166,7 +170,7 @@ cdef class RegionHandle:
             self._limited_by or "",
         )
 
-    def _holdings(self, size_t most):
+    def _holdings(self, size_t most, bint idle_too=False):
         """(process slot, pid, bytes) of the processes that hold most, the most first."""
         cdef Call c
         cdef vm_holding *held = <vm_holding *>c_malloc(max(most, 1) * sizeof(vm_holding))
@@ -175,7 +179,7 @@ cdef class RegionHandle:
         try:
             self.open_check()
             c.count, c.holdings = most, held
-            nr = self.result_of(call_holdings, &c)
+            nr = self.result_of(call_processes if idle_too else call_holdings, &c)
             return [(held[i].process, held[i].pid, held[i].nr_pages * self.granule) for i in range(nr)]
         finally:
             c_free(held)

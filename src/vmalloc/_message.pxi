@@ -104,6 +104,9 @@ def set_settings(MessageSettings settings, reduce_larger):
     """Put them in force; None: uninstalled. `reduce_larger` is for what reduce_array() does not do itself."""
     global _settings, _reduce_larger
     _settings, _reduce_larger = settings, reduce_larger
+    for region in _attached.values():
+        if (<CoreRegion>region).r != NULL:
+            vm_mark_reads((<CoreRegion>region).r, settings is not None)
 
 
 def get_settings():
@@ -111,9 +114,35 @@ def get_settings():
     return _settings
 
 
+# ---- how many went which way ----
+
+cdef enum:
+    NR_WAYS = 4  # in the order of Sent (ways.py)
+
+BY_REFERENCE, COPIED_IN, AS_BEFORE, BY_VALUE = range(NR_WAYS)
+cdef uint64_t _sent[NR_WAYS]
+
+
+def count_sent(unsigned way):
+    """One value more went this way."""
+    if way < NR_WAYS:
+        _sent[way] += 1
+
+
+def sent_counts():
+    """By reference, copied in, as before, by value."""
+    return tuple([_sent[way] for way in range(NR_WAYS)])
+
+
+def forget_sent():
+    """A forked child begins anew."""
+    memset(_sent, 0, sizeof(_sent))
+
+
 def reduce_array(a):
     """For a pickler: private arrays of at most the threshold as before; they must not notice us."""
     if _settings is not None and a.base is None and <Py_ssize_t>a.nbytes <= _settings.threshold:
+        _sent[2] += 1  # AS_BEFORE
         return a.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
     return _reduce_larger(a)
 
@@ -186,10 +215,10 @@ def pack_reference(Holding holding not None, uint64_t lease, bytes description n
     return (<char *>&head)[:sizeof(Reference)] + description + _packed_where(region, where)
 
 
-def pack_plain(array, bint readonly, Message message=None):
+def pack_plain(array, bint readonly, uint64_t channel=0, Message message=None):
     """The same, with a lease, of a C-contiguous array of numbers that owns its pages. None: not of that kind.
 
-    `message` notes it. Whatever fails leaves no lease.
+    `channel`: see channel_of(). `message` notes it. Whatever fails leaves no lease.
     """
     cdef Py_buffer view
     cdef Heads heads
@@ -220,7 +249,7 @@ def pack_plain(array, bint readonly, Message message=None):
         heads.description.offset = 0  # also of what is empty, where numpy lets it lie anywhere
         if view.len:
             heads.description.offset = <char *>view.buf - <char *>vm_pointer(region.r, owner.page)
-        region.lease_of(owner, &lease, True)
+        region.lease_of(owner, &lease, True, channel)
         try:
             _refer(&heads.reference, region, owner, lease)
             packed = <bytes>(<char *>&heads)[:sizeof(Heads)]
@@ -230,6 +259,7 @@ def pack_plain(array, bint readonly, Message message=None):
         except BaseException:
             region._drop_lease(lease)
             raise
+        _sent[0] += 1  # BY_REFERENCE
         return packed
     finally:
         PyBuffer_Release(&view)
@@ -296,7 +326,10 @@ def reduce_beside(Message message not None, array, bint readonly):
         described = _describe_beside(&view, <ArrayOwner>base, readonly)
     finally:
         PyBuffer_Release(&view)
-    return None if described is None else (load_beside, (first, described))
+    if described is None:
+        return None
+    _sent[0] += 1  # BY_REFERENCE
+    return load_beside, (first, described)
 
 
 cdef object _describe_beside(Py_buffer *view, ArrayOwner owner, bint readonly):
@@ -550,6 +583,106 @@ def rebuild_plain(ArrayOwner owner not None, bytes description not None):
     return _rebuild_plain(owner, <char *>description, &head)
 
 
+# ---- where a message's bytes are ----
+
+SENDING, SENT, RECEIVED = VM_MOVE_SENDING, VM_MOVE_SENT, VM_MOVE_RECEIVED
+
+
+def channel_of(int fd):
+    """A number for the pipe, or for the other end of the socket, that `fd` is; 0: neither, or it cannot be told."""
+    cdef uint64_t channel
+    with nogil:
+        channel = vm_channel_of(fd)
+    return channel
+
+
+def holds_id(message, bytes id not None):
+    """Whether a message seems to hold references to that region."""
+    cdef Py_buffer view
+    cdef bint found
+    PyObject_GetBuffer(message, &view, PyBUF_SIMPLE)
+    try:
+        found = view.len >= <Py_ssize_t>sizeof(Reference) and memmem(view.buf, view.len, <char *>id, 16) != NULL
+    finally:
+        PyBuffer_Release(&view)
+    return found
+
+
+def leases_of(message, bytes id not None):
+    """The leases of that region's references in a message; the region need not be attached."""
+    cdef Py_buffer view
+    cdef Reference reference
+    cdef const char *at
+    cdef const char *end
+    found = []
+    PyObject_GetBuffer(message, &view, PyBUF_SIMPLE)
+    try:
+        end = <const char *>view.buf + view.len
+        at = <const char *>memmem(view.buf, view.len, <char *>id, 16)
+        while at != NULL and end - at >= <Py_ssize_t>sizeof(Reference):
+            memcpy(&reference, at, sizeof(Reference))
+            found.append(reference.lease)
+            at += 16
+            at = <const char *>memmem(at, end - at, <char *>id, 16)
+    finally:
+        PyBuffer_Release(&view)
+    return found
+
+
+cdef enum:
+    FEW = 32  # references of a message, without a list of them
+
+
+cdef size_t _next_leases(Py_buffer *view, size_t *at, CoreRegion region, vm_lease_name *names) noexcept:
+    """The next FEW, from *at on: whatever stands behind the region's id; the core compares it with its table."""
+    cdef Reference reference
+    cdef const char *start = <const char *>view.buf
+    cdef const char *found
+    cdef size_t nr = 0, size = <size_t>view.len
+    while nr < FEW and at[0] < size:
+        found = <const char *>memmem(start + at[0], size - at[0], region.id_, 16)
+        if found == NULL or start + size - found < <Py_ssize_t>sizeof(Reference):
+            at[0] = size
+            break
+        memcpy(&reference, found, sizeof(Reference))
+        if reference.lease:
+            names[nr].page, names[nr].id, names[nr].lease = reference.page, reference.id, reference.lease
+            nr += 1
+        at[0] = found - start + 16
+    return nr
+
+
+cdef size_t _move_of(Py_buffer *view, CoreRegion region, int move, uint64_t channel) noexcept:
+    cdef vm_lease_name names[FEW]
+    cdef size_t at = 0, total = 0, nr = FEW
+    while nr == FEW and region.r != NULL:  # another thread may close it meanwhile
+        nr = _next_leases(view, &at, region, names)
+        total += nr
+        if nr and not (move == <int>VM_MOVE_SENDING and vm_are_being_sent(region.r, names, nr, channel)):
+            with nogil:
+                vm_move_leases(region.r, names, nr, <vm_move>move, channel)
+    return total
+
+
+def move_leases(message, int move, uint64_t channel=0):
+    """Note where a message is: SENDING to a channel, SENT there, or RECEIVED here. Quiet: then it is kept for longer.
+
+    Returns whether it seems to hold references with leases, of regions attached here.
+    """
+    cdef Py_buffer view
+    cdef size_t nr = 0
+    PyObject_GetBuffer(message, &view, PyBUF_SIMPLE)
+    try:
+        if view.len >= <Py_ssize_t>sizeof(Reference):
+            for ref in _attached.all:
+                region = ref()
+                if region is not None and not (<CoreRegion>region).readonly:
+                    nr += _move_of(&view, <CoreRegion>region, move, channel)
+    finally:
+        PyBuffer_Release(&view)
+    return nr != 0
+
+
 # ---- leases of Refs ----
 
 @cython.final
@@ -564,7 +697,7 @@ cdef class Lease:
     def __init__(self, CoreRegion region not None, Holding holding not None):
         if self.region is not None:
             raise TypeError("a lease is made once")
-        region.lease_of(holding, &self.lease, False)
+        region.lease_of(holding, &self.lease, False, 0)
         self.page, self.id = holding.page, holding.id
         self.fork_epoch = fork_epoch
         self.region = region

@@ -20,21 +20,21 @@ cdef class RegionReferences(RegionUpkeep):
         self.run(call_share, &c, f"share of page {holding.page}")
         return holding.page, holding.id
 
-    def _lease(self, Holding holding not None, bint is_message=True):
+    def _lease(self, Holding holding not None, bint is_message=True, uint64_t channel=0):
         """A reference for a message to carry: (page, id, lease). It keeps the range until it is claimed.
 
-        Not `is_message`: a Ref's, which ends lease_ttl_s after this process.
+        Not `is_message`: a Ref's, which ends lease_ttl_s after this process. `channel`: see channel_of().
         """
         cdef uint64_t lease
-        self.lease_of(holding, &lease, is_message)
+        self.lease_of(holding, &lease, is_message, channel)
         return holding.page, holding.id, lease
 
-    cdef int lease_of(self, Holding holding, uint64_t *lease, bint is_message) except -1:
+    cdef int lease_of(self, Holding holding, uint64_t *lease, bint is_message, uint64_t channel) except -1:
         cdef Call c
         self.open_check()
         holding.alive_check(self)
         c.page, c.id = holding.page, holding.id
-        c.new_lease, c.is_message = lease, is_message
+        c.new_lease, c.is_message, c.channel = lease, is_message, channel
         cdef int rc = self.result_of(call_lease, &c)
         if rc:
             raise self.fail(rc, f"a reference to page {holding.page}")

@@ -31,7 +31,13 @@ cdef Kind kind_of(object given):
 
 cdef Kind new_kind(object given):
     global _ndarray
-    import numpy
+    try:
+        import numpy
+    except ModuleNotFoundError as e:
+        if e.name != "numpy":
+            raise
+        raise ModuleNotFoundError("arrays need numpy: pip install 'vmalloc[numpy]'; "
+                                  "alloc() and named blocks work without it", name="numpy") from None
     cdef Kind kind = Kind.__new__(Kind)
     _ndarray = numpy.ndarray
     kind.given, kind.dtype = given, numpy.dtype(given)

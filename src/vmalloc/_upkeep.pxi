@@ -15,7 +15,10 @@ cdef class RegionUpkeep(RegionHandle):
 
     def recover(self):
         """Reclaim what dead processes left. Returns the bytes; 0 when nobody died."""
-        return self.upkeep(call_recover, "recover")
+        nbytes = self.upkeep(call_recover, "recover")
+        if nbytes:
+            log(INFO, "recovered %s of processes that died", size_text(nbytes))
+        return nbytes
 
     cdef object upkeep(self, Work work, str what):
         cdef Call c
@@ -127,6 +130,13 @@ cdef class RegionUpkeep(RegionHandle):
         self.open_check()
         self.run(call_stats, &c, "stats")
         return s
+
+    def _glance(self):
+        """A few counters of _stats(), without a lock and without a walk."""
+        cdef vm_glance g
+        self.open_check()
+        vm_get_glance(self.r, &g)
+        return g
 
     def _ranges(self):
         """A Range for every range, in address order."""

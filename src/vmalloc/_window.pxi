@@ -39,6 +39,11 @@ cdef class Window:
         if rc:
             raise error_of(-rc, what=f"reference to page {page}, id {id}")
 
+    def keep(self, uint64_t lease):
+        """The message with this lease is in our hands: it stays until done(), or until somebody ends it on purpose."""
+        if lease:
+            vm_window_keep(self.w, lease)
+
     def done(self, uint64_t lease):
         """The message with this lease was read: nothing of it is needed any more."""
         if lease:

@@ -46,7 +46,10 @@ __all__ = [
     "attach_found",
     "attach_where",
     "is_given",
+    "kept_ids",
+    "kept_where",
     "open_where",
+    "serve_at",
     "serve_region",
     "where_of",
 ]
@@ -65,6 +68,7 @@ _given: weakref.WeakKeyDictionary[Any, dict[int, Any]] = weakref.WeakKeyDictiona
 
 #: Regions that this process was given when it was started, by id.
 _kept: weakref.WeakValueDictionary[bytes, Kept] = weakref.WeakValueDictionary()
+_kept_ids: tuple[bytes, ...] = ()  # of those and of some that are gone: asked for at each message
 _RETRY_S = 1.0
 
 T = TypeVar("T")
@@ -93,6 +97,8 @@ def attach(
     """What Region.attach() does."""
     if isinstance(source, int):
         return _attach_fd(cls, source, expected_id, readonly, helper)
+    if isinstance(source, str) and source.startswith("unix:"):
+        return _attach_served(cls, source.removeprefix("unix:"), expected_id, readonly, helper)
     if isinstance(source, str) and "/" not in source:
         return attach_found(cls, _named(source), expected_id, readonly, helper)
     try:
@@ -119,6 +125,23 @@ def attach_found(
         fd = _open_same(found.path, (found.inode, found.device), readonly)
     except OSError as e:
         raise RegionUnavailable(e.errno, f"cannot open {found.path}: {_reason(e)}") from None
+    try:
+        return _attach_fd(cls, fd, expected_id, readonly, helper)
+    finally:
+        os.close(fd)
+
+
+def _attach_served(
+    cls: type[AnyRegion], path: str, expected_id: str | None, readonly: bool, helper: bool
+) -> AnyRegion:
+    """Attach what a process serves at a socket that is a file. RegionUnavailable."""
+    from vmalloc import serve
+
+    try:
+        fd = serve.fetch_at(path)
+    except OSError as e:
+        hint = "; does its process still serve it?" if e.errno in (errno.ECONNREFUSED, errno.ENOENT) else ""
+        raise RegionUnavailable(e.errno, f"cannot attach by the socket {path}: {_reason(e)}{hint}") from None
     try:
         return _attach_fd(cls, fd, expected_id, readonly, helper)
     finally:
@@ -238,6 +261,17 @@ def serve_region(region: RegionBase) -> None:
     region._where = None
 
 
+def serve_at(region: RegionBase, path: str) -> None:
+    """What Region.serve(path) does."""
+    from vmalloc import serve
+
+    region.fileno()  # RegionClosed
+    try:
+        serve.start_at(path, weakref.ref(region))
+    except OSError as e:
+        raise RegionUnavailable(e.errno, f"cannot serve {region!r} at {path}: {_reason(e)}") from None
+
+
 def _open_socket(region: RegionBase) -> str:
     """Its name; the process has one."""
     from vmalloc import serve  # most processes never need it
@@ -292,7 +326,9 @@ class Kept:
         self.fd = open_where(where, lambda fd: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))
         self._region: Any = None
         self._failed: tuple[Exception, float] | None = None
+        global _kept_ids
         _kept[where[0]] = self
+        _kept_ids = (*_kept,)
 
     def attach(self, where: Where, cls: type[AnyRegion]) -> AnyRegion:
         """After a failure the same error for a while: a look costs a mapping."""
@@ -316,6 +352,17 @@ class Kept:
                 os.close(self.fd)
         except (AttributeError, OSError, TypeError):
             pass  # never opened, closed by the program, or the interpreter ends
+
+
+def kept_ids() -> tuple[bytes, ...]:
+    """Of regions that this process was given when it was started; most have none or one."""
+    return _kept_ids
+
+
+def kept_where(id: bytes) -> Where | None:
+    """Where such a region is."""
+    kept = _kept.get(id)
+    return None if kept is None else kept.where
 
 
 def is_given(id: bytes, fd: int) -> bool:

@@ -30,7 +30,7 @@ POOLS = tuple(design.name for design in POOL_DESIGNS)
 POOLS_DEFAULT = "magazine"
 
 # a region's format
-FORMAT = 4
+FORMAT = 5
 """Raised by every change after which another version could misread a region."""
 PROCESSES_MAX = 255
 """Process slots that processes can have; one more is the region's own, for names."""
@@ -78,19 +78,25 @@ DECAY_PERCENT = 25
 # magazines
 MAGAZINE_CAP = 30
 """Most ranges of one size in a magazine ..."""
-MAGAZINE_CAP_PAGES = 256
+MAGAZINE_CAP_PAGES = 1024
 """... and so many pages, but two ranges in any case."""
 MAGAZINE_REFILL_MAX = 16
 """Most ranges that a miss takes from a pool ..."""
-MAGAZINE_REFILL_PAGES = 32
+MAGAZINE_REFILL_PAGES = 128
 """... and most pages, but one range in any case: the next request should get what was freed last."""
 FLOW_PAGES = 16
-"""A freed range of so many pages that another process allocated goes where that one looks, into a pool;
+"""Freed ranges of so many pages that another process allocated go where that one looks, into a pool, ...
 and while space is short no magazine keeps a larger one."""
+FLOW_BATCH_PAGES = 128
+"""... as many together as have so many pages."""
 MAGAZINE_STOCK_PAGES = 64
 """A miss that comes to space takes twice as many ranges as the last of its size did, up to so many pages."""
 MAGAZINE_BUDGET_BYTES = 16 << 20
-"""By so much all caps of one thread may grow: what lies there serves one size and one thread only."""
+"""By so much all caps of one thread may grow: what lies there serves one size and one thread only. Or ..."""
+MAGAZINE_BUDGET_SHARE = 16
+"""... by one such part of what is free, ..."""
+MAGAZINE_BUDGET_BYTES_MAX = 512 << 20
+"""... up to so much."""
 
 # lazy and purge
 LAZY_BYTES_PER_CPU_BIT = 32 << 20
@@ -161,6 +167,12 @@ PRESSURE_PERCENT = 10
 turn, and with half of that a share of everything that is warm, idle or not."""
 PRESSURE_STALL_PERCENT = 10
 """The same when somebody waited for memory for so much of the last ten seconds (PSI), or four times that."""
+CHANNEL_TICKS = 2
+"""At one tick in so many somebody looks where the bytes of messages are, ..."""
+CHANNEL_AGE_MS = 500
+"""... but for messages younger than this; ..."""
+CHANNEL_GRACE_MS = 2000
+"""... those whose bytes nobody has end after so long, for they may be between reading and loading."""
 # memory in advance, zeros
 PREFAULT_PIECE_PAGES = 8192
 """prefault() makes so many pages resident at a time, at most, in each of its threads."""

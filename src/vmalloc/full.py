@@ -19,13 +19,14 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from vmalloc.errors import OutOfPages, VmallocError
+from vmalloc.log import DEBUG, WARNING, log
 
 __all__ = ["ON_FULL", "Room", "warn_once"]
 
 T = TypeVar("T")
 
 ON_FULL = ("wait", "copy", "raise")
-_LOOK_FIRST_S, _LOOK_MOST_S = 0.001, 0.02  # between looks at what is in use
+_LOOK_FIRST_S, _LOOK_MOST_S = 0.001, 0.02  # between looks at what was given back
 _TRY_ANYWAY_S = 0.25  # room may come from where a look sees nothing
 
 _lock = threading.Lock()
@@ -41,11 +42,13 @@ os.register_at_fork(after_in_child=_start_anew_in_child)
 
 
 def warn_once(what: str, text: str) -> None:
-    """A RuntimeWarning, once for each `what`. It is never raised: a message is under way."""
+    """A RuntimeWarning, once for each `what`, and a line of the log. Never raised: a message is under way."""
     with _lock:
-        if what in _warned:
-            return
+        is_first = what not in _warned
         _warned.add(what)
+    log(WARNING if is_first else DEBUG, "%s", text)
+    if not is_first:
+        return
     try:
         warnings.warn(text, RuntimeWarning, stacklevel=2)
     except RuntimeWarning as e:  # -W error
@@ -88,6 +91,10 @@ class Room:
             None  # of the smallest send that waited in vain; None: none since room was found
         )
 
+    def waited_in_vain(self, nbytes: int) -> bool:
+        """Whether a send of no more bytes did, and there was no room since."""
+        return self._vain_bytes is not None and nbytes >= self._vain_bytes
+
     def find(self, attempt: Callable[[], T], region: Any, nbytes: int, may_copy: bool) -> T | None:
         """What `attempt` gives; None: send a copy, which `may_copy` allows. OutOfPages and others if not."""
         try:
@@ -101,7 +108,7 @@ class Room:
             else:
                 warn_once("unusable", f"arrays go by value, for their region cannot be used here: {e}")
             return None
-        if self._vain_bytes is not None and nbytes >= self._vain_bytes:
+        if self.waited_in_vain(nbytes):
             self._vain_bytes = None
         return result
 
@@ -121,7 +128,7 @@ class Room:
             _sending.now = False
 
     def _is_worth_waiting(self, region: Any, nbytes: int) -> bool:
-        if self.timeout_s <= 0 or (self._vain_bytes is not None and nbytes >= self._vain_bytes):
+        if self.timeout_s <= 0 or self.waited_in_vain(nbytes):
             return False
         info = region._info()
         most = min(info["nr_pages"], info["limit_pages"] or info["nr_pages"])
@@ -130,15 +137,15 @@ class Room:
     def _wait(self, attempt: Callable[[], T], region: Any, nbytes: int) -> T:
         """OutOfPages when the time is up."""
         started = tried = time.monotonic()
-        in_use, pause_s = _in_use(region), _LOOK_FIRST_S
+        seen, pause_s = region._glance(), _LOOK_FIRST_S
         while True:
             time.sleep(pause_s)
             pause_s = min(pause_s * 2, _LOOK_MOST_S)
             now = time.monotonic()
-            is_over, now_in_use = now - started >= self.timeout_s, _in_use(region)
-            if not is_over and now_in_use == in_use and now - tried < _TRY_ANYWAY_S:
+            is_over, now_seen = now - started >= self.timeout_s, region._glance()
+            if not is_over and now_seen == seen and now - tried < _TRY_ANYWAY_S:
                 continue
-            in_use, tried = now_in_use, now
+            seen, tried = now_seen, now
             try:
                 return self._once(attempt)
             except OutOfPages:
@@ -147,16 +154,10 @@ class Room:
                     raise
 
 
-def _in_use(region: Any) -> tuple[int, int]:
-    """Changes when somebody gives pages or a lease back."""
-    stats = region._stats()
-    return stats["busy_pages"], stats["nr_leases"]
-
-
 def _others_may_free(region: Any) -> bool:
     """Whether a process other than this one may give pages or leases back."""
-    if region._stats()["nr_processes"] <= 1:
+    now = region._glance()
+    if now["nr_processes"] <= 1:
         return bool(multiprocessing.process._children)  # type: ignore[attr-defined]  # on its way to attach
     own = region._info()["process_slot"]
-    in_use = (r for r in region.ranges() if r.state == "busy")
-    return region._stats()["nr_leases"] > 0 or any(r.shared or r.owner != own for r in in_use)
+    return now["nr_leases"] > 0 or any(slot != own for slot, _, _ in region._holdings(2))

@@ -28,14 +28,22 @@ from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, cast
 
 from vmalloc._core import (
+    AS_BEFORE,
+    BY_REFERENCE,
+    BY_VALUE,
+    COPIED_IN,
+    RECEIVED,
     Block,
     Holding,
     Message,
     MessageSettings,
+    count_sent,
     drop_reference,
+    forget_sent,
     get_settings,
     load_beside,
     load_reference,
+    move_leases,
     note_loads,
     pack_plain,
     pickled_reference,
@@ -44,7 +52,9 @@ from vmalloc._core import (
     set_settings,
 )
 from vmalloc.adapters import registry
-from vmalloc.attach import Kept, Where, where_of
+from vmalloc.attach import Kept, Where, kept_ids, where_of
+from vmalloc.channel import NUMBER, WRAPPERS, keep_unattached, number_of, pickling
+from vmalloc.channel import wrapped as _wrapped_before
 from vmalloc.description import encode
 from vmalloc.errors import OutOfPages, VmallocError
 from vmalloc.facts import COPY_IN_THRESHOLD_BYTES, FULL_TIMEOUT_S
@@ -107,7 +117,6 @@ _install_lock = threading.RLock()
 _ndarray: Any = None  # numpy's
 _before: dict[type, Any] = {}  # what was registered before us; None: nothing
 _taught = -1  # version of the adapters that ForkingPickler was told of
-_wrapped_before: dict[tuple[Any, str], Any] = {}  # the same for the methods that we wrap
 _left: set[tuple[Any, str]] = set()  # wrappers that uninstall() left, for another library's call them
 
 
@@ -117,6 +126,7 @@ def _renew_lock_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_renew_lock_in_child)
+os.register_at_fork(after_in_child=forget_sent)
 
 
 class _NoLease(OutOfPages):
@@ -344,6 +354,7 @@ def _dumps(cls: type[ForkingPickler], obj: Any, protocol: int | None = None) -> 
             return _one_reference(packed)
         if obj.base is None and obj.nbytes <= settings.threshold and obj.dtype.kind in "biufc":
             # numbers: nothing in it that another reducer is for
+            count_sent(AS_BEFORE)
             return BytesIO(pickle.dumps(obj)).getbuffer()
     return _wrapped_before[ForkingPickler, "dumps"].__get__(None, cls)(obj, protocol)
 
@@ -364,12 +375,17 @@ def _is_plain_pickler(cls: type[ForkingPickler]) -> bool:
 
 
 def _send_through(self: Connection[Any, Any], obj: Any) -> None:
-    """Connection.send; by value to a receiver that cannot attach. If it fails, the message's leases end."""
+    """Connection.send; its leases know the channel, and it goes by value to a receiver that cannot attach.
+
+    If it fails, the message's leases end.
+    """
     before = _wrapped_before[_Connection, "send"]
     by_value, message, sent = sending.by_value, _under_way.message, _under_way.sent
-    references: list[bytes] = []
+    channel, references = pickling.channel, list[bytes]()
     try:
         sending.by_value, _under_way.message, _under_way.sent = not can_attach(self), None, references
+        told: int = self.__dict__.get(NUMBER, 0)
+        pickling.channel = told if told > 0 else number_of(self)
         before(self, obj)
     except BaseException as e:
         if _is_unsent(e):
@@ -377,6 +393,7 @@ def _send_through(self: Connection[Any, Any], obj: Any) -> None:
         raise
     finally:
         sending.by_value, _under_way.message, _under_way.sent = by_value, message, sent
+        pickling.channel = channel
 
 
 def _is_unsent(error: BaseException) -> bool:
@@ -437,12 +454,27 @@ def _loads(data: Any, **options: Any) -> Any:
             outer += loaded
 
 
+def _recv_bytes(self: Connection[Any, Any], maxsize: int | None = None) -> BytesIO | None:
+    """Connection._recv_bytes. What holds references is this process's from now on."""
+    if _is_new:
+        _give_addresses_back()
+    buf: BytesIO | None = _wrapped_before[Connection, "_recv_bytes"](self, maxsize)
+    if buf is not None:
+        message = buf.getbuffer()
+        if kept_ids():
+            keep_unattached(message)
+        move_leases(message, RECEIVED)
+    return buf
+
+
 _Connection: Any = Connection.__mro__[1]  # whose send() all connections have
 _WRAPPERS: dict[tuple[Any, str], Any] = {
     (ForkingPickler, "dump"): _dump,
     (ForkingPickler, "dumps"): classmethod(_dumps),
     (ForkingPickler, "loads"): staticmethod(_loads),
     (_Connection, "send"): _send_through,
+    **WRAPPERS,
+    (Connection, "_recv_bytes"): _recv_bytes,
 }
 
 
@@ -451,7 +483,7 @@ def _pack_plain(
 ) -> bytes | None:
     """`message` notes it as soon as it has a lease."""
     try:
-        return None if a.base is None else pack_plain(a, settings.readonly, message)
+        return None if a.base is None else pack_plain(a, settings.readonly, pickling.channel, message)
     except VmallocError:  # the longer way knows what to do
         return None
 
@@ -488,8 +520,11 @@ def _reduce(x: object) -> Any:
         holding = None  # like private memory
     if settings is not None and settings.private and nbytes is not None and holding is not None:
         holding = None if settings.private == "copy" or nbytes <= settings.threshold else holding
-    if settings is None or sending.by_value or (holding is None and _goes_as_before(nbytes, settings)):
-        return x.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
+    if settings is None or sending.by_value:
+        return _reduce_by_value(x, AS_BEFORE)
+    if holding is None and _goes_as_before(nbytes, settings):
+        is_large = nbytes is not None and nbytes > settings.threshold
+        return _reduce_by_value(x, BY_VALUE if is_large else AS_BEFORE)
 
     def send() -> tuple[Any, ...] | None:
         try:
@@ -505,7 +540,15 @@ def _reduce(x: object) -> Any:
 
     region = cast("Region", settings.region if holding is None else holding.region)
     sent = settings.room.find(send, region, 0 if holding is not None else nbytes or 0, nbytes is not None)
-    return x.__reduce_ex__(pickle.DEFAULT_PROTOCOL) if sent is None else sent
+    if sent is None:
+        return _reduce_by_value(x, BY_VALUE)
+    count_sent(COPIED_IN if holding is None else BY_REFERENCE)
+    return sent
+
+
+def _reduce_by_value(x: object, way: int) -> Any:
+    count_sent(way)
+    return x.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
 
 
 def _goes_as_before(nbytes: int | None, settings: Settings) -> bool:
@@ -526,7 +569,7 @@ def _send(value: Any, holding: Holding, settings: Settings) -> tuple[Any, ...]:
         return load_beside, (first, _describe_beside(value, first, holding, settings))
     region, lease = holding.region, None
     try:
-        lease = region._lease(holding)[2]  # pyright: ignore[reportPrivateUsage]
+        lease = region._lease(holding, True, pickling.channel)[2]  # pyright: ignore[reportPrivateUsage]
         packed = pack(value, holding, lease, readonly=settings.readonly, private=is_private)
         if message is not None:
             message.went(packed, holding, cast("Any", value) if can_go_beside else None)

@@ -15,7 +15,7 @@ from vmalloc import stand_in
 from vmalloc._core import CoreRegion, attached
 from vmalloc.adapters.registry import describe, holding_of, place, rebuild
 from vmalloc.array import ArrayFunctions
-from vmalloc.attach import Where, attach, attach_where, serve_region, where_of
+from vmalloc.attach import Where, attach, attach_where, serve_at, serve_region, where_of
 from vmalloc.description import decode, encode
 from vmalloc.errors import OutOfPages, RegionCorrupt, RegionUnavailable, VmallocError
 from vmalloc.facts import (
@@ -31,8 +31,10 @@ from vmalloc.facts import (
     THREADS_MAX,
 )
 from vmalloc.limits import room_for_a_region
+from vmalloc.log import INFO, log
+from vmalloc.named import open_or_create
 from vmalloc.prefault import HUGE, huge_text, prefault
-from vmalloc.stats import PRESSURE_SOURCES, PRESSURES, Holder, Range, Stats
+from vmalloc.stats import PRESSURE_SOURCES, PRESSURES, Holder, ProcessSlot, Range, Stats
 
 stand_in.has_stand_in([])  # imported here: when a load fails there may be no descriptor left to import it by
 
@@ -70,9 +72,10 @@ def parse_size(size: int | str) -> int:
 class RegionBase(CoreRegion):
     """What memory regions and address spaces share: options, attach, look at, check, context manager."""
 
-    __slots__ = ("_is_served",)
+    __slots__ = ("_is_served", "_nr_recovered_told")
     _has_pages: ClassVar[bool] = True
     _is_served: bool
+    _nr_recovered_told: int
 
     def _open(
         self,
@@ -96,6 +99,8 @@ class RegionBase(CoreRegion):
             raise ValueError(f"huge must be 'try' or 'never', not {huge!r}")
         if "/" in name:
             raise ValueError(f"a region's name has no '/': attach() takes {name!r} for a path")
+        if not name.isprintable() and "\0" not in name:
+            raise ValueError(f"a region's name is printable text, not {name!r}: terminals show it")
         if (nr_bytes := len(name.encode())) > REGION_NAME_BYTES_MAX or "\0" in name:
             raise ValueError(
                 f"a region's name takes at most {REGION_NAME_BYTES_MAX} bytes without zeros,"
@@ -131,6 +136,17 @@ class RegionBase(CoreRegion):
     def id(self) -> str:
         """The region's 128-bit name, in hexadecimal; references carry it."""
         return str(self._info()["id"].hex())
+
+    @property
+    def name(self) -> str:
+        """What it was made with; "" for none."""
+        target = os.readlink(f"/proc/self/fd/{self.fileno()}")
+        return target.removeprefix("/memfd:vmalloc:").removesuffix(" (deleted)")
+
+    @property
+    def owner(self) -> int:
+        """The user id of who made it."""
+        return os.fstat(self.fileno()).st_uid
 
     @property
     def pools(self) -> str:
@@ -204,14 +220,29 @@ class RegionBase(CoreRegion):
         """The processes that hold most, the most first, from one walk over the words without a lock."""
         return [Holder(pid, nbytes, slot) for slot, pid, nbytes in self._holdings(most)]
 
+    def processes(self) -> list[ProcessSlot]:
+        """Every process that has a slot, those that hold most first: from slot to pid.
+
+        One that died is among them until it is recovered. Who attached read-only has no slot.
+        """
+        most = PROCESSES_MAX + 1  # the region itself
+        return [ProcessSlot(pid, nbytes, slot) for slot, pid, nbytes in self._holdings(most, idle_too=True)]
+
     def stats(self) -> Stats:
         """Pages by state and counters, from one walk over the words: O(number of ranges)."""
         told: dict[str, Any] = dict(self._stats())
         told["pressure"] = PRESSURES[min(told["pressure"], len(PRESSURES) - 1)]
         asked = told["pressure_sources"]
         told["pressure_sources"] = tuple(name for i, name in enumerate(PRESSURE_SOURCES) if asked >> i & 1)
+        self._log_recovered(told["nr_recovered"])
         info = self._info()
         return Stats(page_size=info["granule"], huge=huge_text(info), **told)
+
+    def _log_recovered(self, nr_pages: int) -> None:
+        """Helpers and requests of all processes recover, and cannot call Python: noticed at the next look."""
+        if nr_pages > self._nr_recovered_told:
+            new, self._nr_recovered_told = nr_pages - self._nr_recovered_told, nr_pages
+            log(INFO, "%d pages of processes that died were recovered, %d in all", new, nr_pages)
 
     def ranges(self) -> list[Range]:
         """Every range in address order: a consistent picture of the boundaries at one moment."""
@@ -248,13 +279,14 @@ class RegionBase(CoreRegion):
         readonly: bool = False,
         helper: bool = True,
     ) -> Self:
-        """Attach what a descriptor, a path, a name or a pid leads to.
+        """Attach what a descriptor, a path, a socket, a name or a pid leads to.
 
-        An int is a descriptor, which stays the caller's. Text with a "/" is a path: `/proc/<pid>/fd/<n>` of
-        a process that has it. Other text is the name that a region of this user was made with, or the pid
-        of a process that has one region. All but the first need the same user. A process that has it
-        already gets the same object again. Raises RegionUnavailable, also when `expected_id` is given and
-        the region is another one, and when none or several have that name.
+        An int is a descriptor, which stays the caller's. Text that begins with unix: is the path of a socket
+        where a process serves a region (`serve(path)`). Other text with a "/" is a path:
+        `/proc/<pid>/fd/<n>` of a process that has it. Other text is the name that a region of this user was
+        made with, or the pid of a process that has one region. All but the first need the same user. A
+        process that has it already gets the same object again. Raises RegionUnavailable, also when
+        `expected_id` is given and the region is another one, and when none or several have that name.
 
         `readonly` maps it for reading and takes no process slot: stats(), ranges(), names() and check() look
         at it without locks, so that what they see may be torn where others work; all that would hold or
@@ -265,19 +297,27 @@ class RegionBase(CoreRegion):
         """
         return attach(cls, source, expected_id, readonly, helper)
 
-    def serve(self) -> None:
+    def serve(self, path: str | os.PathLike[str] | None = None) -> None:
         """Let references to this region also name a socket of this process, which hands the region out.
+
+        With `path`, open a socket of that name instead: `Region.attach("unix:PATH")` gets the region there,
+        also from another container that shares the folder. It is this user's (mode 0600) and goes with the
+        process; one that a dead process left is replaced. ValueError for a path that is too long.
 
         For receivers of this user that cannot open its /proc/<pid>/fd: in another pid namespace, or where
         /proc is restricted. (A process that hides its descriptors itself, PR_SET_DUMPABLE, serves without
         being asked.) It takes one daemon thread, so os.fork warns from Python 3.12 on; forked children have
         a socket of their own. References made before this call do not name it. Raises RegionUnavailable.
         """
-        serve_region(self)
+        if path is None:
+            serve_region(self)
+        else:
+            serve_at(self, os.fspath(path))
 
     def _opened(self, *, helper: bool = True) -> None:
         """After create and attach: found again by its id; of the right kind."""
         self._is_served = False
+        self._nr_recovered_told = 0
         info = self._info()
         if info["has_pages"] != self._has_pages:
             self.close()
@@ -362,6 +402,25 @@ class Region(RegionBase, ArrayFunctions):
         )
         for which, nbytes_at_most in bounds.items():
             self._set_limit(which, nbytes_at_most)
+
+    @classmethod
+    def open_or_create(
+        cls, name: str, size: int | str = "8G", *, timeout_s: float = LOCK_TIMEOUT_S, **options: Any
+    ) -> Self:
+        """This user's region called `name`: attached if there is one, else made with `size` and `options`.
+
+        However many processes ask at once, one makes it and the others attach it. Nobody else's regions
+        count, and one of that name that exists keeps its size and options. `options` are Region()'s. Raises
+        RegionUnavailable if several have the name, RegionBusy if another process takes longer than
+        `timeout_s`, ValueError for an empty name.
+        """
+        helper = bool(options.get("helper", True))
+        return open_or_create(cls, name, lambda: cls(size, name=name, **options), timeout_s, helper)
+
+    @property
+    def size(self) -> int:
+        """Bytes that can be allocated; metadata comes on top."""
+        return self.nr_pages * int(self._info()["page_size"])
 
     def prefault(self, nbytes: int | str, *, threads: int | None = None) -> int:
         """Make `nbytes` of free memory resident, for requests to find warm. Returns how many bytes it made.

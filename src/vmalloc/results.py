@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from typing import NamedTuple
 
 from vmalloc.errors import (
@@ -20,8 +21,9 @@ from vmalloc.errors import (
     StaleReference,
 )
 from vmalloc.facts import LEASES_MAX, NAME_META_BYTES_MAX, NAMES_MAX, PROCESSES_MAX
+from vmalloc.log import ERROR, INFO, WARNING, log
 
-__all__ = ["RESULTS", "Meaning", "error_of", "meaning_of", "shortage_error", "size_text"]
+__all__ = ["RESULTS", "Meaning", "error_of", "log_refusal", "meaning_of", "shortage_error", "size_text"]
 
 
 class Meaning(NamedTuple):
@@ -127,6 +129,24 @@ def error_of(code: int, call: str = "", **told: object) -> Exception:
     error, text = meaning_of(code, call)
     message = text.format(system=os.strerror(code), **told)
     return error(code, message) if error in (RegionUnavailable, FileExistsError) else error(message)
+
+
+#: What a program cannot have caused by a mistake of its own.
+_REFUSALS: dict[type[Exception], int] = {
+    OutOfPages: INFO,
+    RegionUnavailable: INFO,
+    RegionBusy: WARNING,
+    RegionCorrupt: ERROR,
+}
+
+
+def log_refusal(error: Exception) -> Exception:
+    """`error`, which is about to be raised; a line of the log, unless a send finds another way."""
+    level = _REFUSALS.get(type(error))
+    full = sys.modules.get("vmalloc.full")  # to import it now may fail
+    if level is not None and not (level == INFO and full is not None and full.is_sending()):
+        log(level, "%s: %s", type(error).__name__, error)
+    return error
 
 
 def size_text(nbytes: float) -> str:

@@ -143,7 +143,7 @@ def load_tolerantly(data: Any, loaded: Loaded) -> Any:
 
 def _is_of_exceptions(made_by: Any) -> bool:
     """Whether it makes exceptions: their class, what pools rebuild them with, or one that gets its state."""
-    kind: type[Any] = type(made_by)
+    kind: type[Any] = type(made_by)  # pyright: ignore[reportUnknownVariableType]
     if issubclass(kind, type):
         return issubclass(made_by, BaseException)
     return issubclass(kind, BaseException) or (kind is FunctionType and made_by.__name__ in _REBUILDERS)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-__all__ = ["Holder", "Range", "Stats"]
+__all__ = ["Holder", "ProcessSlot", "Range", "Stats"]
 
 PRESSURES = ("none", "some", "high")
 PRESSURE_SOURCES = ("PSI", "cgroup v2", "cgroup v1", "meminfo")
@@ -18,6 +18,14 @@ class Holder(NamedTuple):
     pid: int  #: as in that process's own pid namespace
     nbytes: int  #: what several processes share counts for each
     process: int  #: its slot
+
+
+class ProcessSlot(NamedTuple):
+    """A process that is attached, or that died and was not recovered yet."""
+
+    pid: int  #: as in that process's own pid namespace; 0 for the region itself, which holds what is named
+    nbytes: int  #: what it holds; what several processes share counts for each
+    slot: int  #: a busy range's `owner`
 
 
 class Range(NamedTuple):

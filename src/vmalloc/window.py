@@ -12,13 +12,13 @@ from __future__ import annotations
 import pickle
 from typing import Any
 
-from vmalloc._core import ArrayOwner, Window, attached, split_reference
+from vmalloc._core import ArrayOwner, Window, attached, leases_of, split_reference
 from vmalloc.adapters.registry import adapter_of_kind, rebuild
-from vmalloc.attach import is_given, open_where
+from vmalloc.attach import is_given, kept_where, open_where
 from vmalloc.description import Description, decode, extent
 from vmalloc.errors import RegionBusy, RegionUnavailable, StaleReference
 
-__all__ = ["copy_of", "may_copy"]
+__all__ = ["copy_of", "keep_leases_in", "may_copy"]
 
 _ALIGN = 64  # the copy's first byte is as far from a multiple of it as the original's
 
@@ -49,6 +49,19 @@ def _window_to(id: bytes, where: bytes) -> Window:
     if region is not None and not region.closed:
         return Window(region.fileno(), True)
     return open_where(pickle.loads(where), lambda fd: Window(fd, is_given(id, fd)))
+
+
+def keep_leases_in(message: Any, id: bytes) -> None:
+    """Of a message that was read where region `id` cannot be attached: they stay until it was loaded."""
+    where = kept_where(id)
+    try:
+        if where is None:
+            return
+        window = open_where(where, lambda fd: Window(fd, is_given(id, fd)))
+    except (OSError, MemoryError):
+        return
+    for lease in leases_of(message, id):
+        window.keep(lease)
 
 
 def _extent(told: Description, nbytes: int) -> tuple[int, int]:

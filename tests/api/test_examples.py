@@ -20,6 +20,8 @@ ENDS_WITH = {
     "07_shared_memory.py": "[0, 2, 4, 6, 8]\n",
     "08_named_regions.py": "[7 7 7]\n42\nTrue\n",
     "09_install_once.py": "True\n2000 1000\n99 1\n0 pages in use\n",
+    "11_video_pipeline.py": "every frame arrived: True\n",
+    "12_service.py": "500000.0\n500000.0\n['model']\n",
     "10_fork_keeps_arrays.py": "1100 pages in use\n7 7\n1000 pages in use\n",
 }
 

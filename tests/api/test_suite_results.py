@@ -6,12 +6,11 @@ from __future__ import annotations
 import io
 import json
 import re
-from pathlib import Path
 
 from rich.console import Console
 
 from vmalloc.suite import TESTS, Parameters, Run
-from vmalloc.suite.report import dmesg, headline, table, write_json
+from vmalloc.suite.report import as_json, dmesg, headline, table
 from vmalloc.suite.results import Tally, WorkerTally, results_of
 
 TWO = TESTS[:2]
@@ -82,9 +81,8 @@ def test_dmesg_has_the_newest_kernels_lines() -> None:
     assert [m[1] for line in lines if (m := re.fullmatch(cycles, line))] == list("01230123")
 
 
-def test_the_file_is_a_list_of_flat_objects(tmp_path: Path) -> None:
-    write_json(a_run(), tmp_path / "suite.json")
-    lines = json.loads((tmp_path / "suite.json").read_text())
+def test_its_json_is_a_list_of_flat_objects() -> None:
+    lines = json.loads(json.dumps(as_json(a_run())))
     assert [(line["pools"], line["test"]) for line in lines] == [
         (pools, test) for pools in ("off", "magazine") for test in ("fix_size_alloc", "full_fit_alloc", "all")
     ]

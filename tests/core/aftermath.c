@@ -45,7 +45,7 @@ void end_stage(stage *s)
 /* The survivor's part; its children are there already. */
 void set_stage(stage *s)
 {
-    static const uint64_t sizes[SURVIVORS] = {1, 3, 20, 256, 300}, gifts[GIFTS] = {2, 2, 400};
+    static const uint64_t sizes[SURVIVORS] = {1, 3, 20, 256, 300}, gifts[GIFTS] = {2, 2, 400, 20};
     vm_range warm[WARM];
     s->r->map.h->used_peak = s->r->map.h->granted_pages =
         0; /* as in a new region: else who raises them depends on the past */

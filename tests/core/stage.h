@@ -17,7 +17,7 @@
 
 #include "kit.h"
 
-enum { PAGES = 12000, GIFTS = 3, SURVIVORS = 5, BUSY_SLOTS = 8, VICTIMS = 2, HELD_MAX = 80 };
+enum { PAGES = 12000, GIFTS = 4, SURVIVORS = 5, BUSY_SLOTS = 8, VICTIMS = 2, HELD_MAX = 80 };
 
 typedef struct victim {
     pid_t pid; /* and of its process group: its children are in it */

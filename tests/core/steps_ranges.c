@@ -158,6 +158,42 @@ void resize_to_fifty(stage *s) { CHECK_EQ(vm_resize(s->r, &s->held[0], 50), 0); 
 
 void free_gift_0(stage *s) { GIVE_BACK(s->r, s->gift[0]); }
 void free_gift_2(stage *s) { GIVE_BACK(s->r, s->gift[2]); }
+
+/* Gift 3 is as long as what of others goes on in batches; one more is too many. */
+void gather_a_batch(stage *s)
+{
+    uint64_t nr_pages = s->gift[3].nr_pages;
+    CHECK(nr_pages >= VM_FLOW_PAGES);
+    hold(s, nr_pages, VM_FLOW_BATCH_PAGES / nr_pages + 2);
+    let_go(s);
+}
+void free_gift_3(stage *s) { GIVE_BACK(s->r, s->gift[3]); }
+void share_gift_3(stage *s) { CHECK_EQ(vm_share(s->r, s->gift[3].page, s->gift[3].id), 0); }
+void gather_a_batch_and_adopt(stage *s)
+{
+    vm_range a;
+    gather_a_batch(s);
+    CHECK_EQ(vm_adopt(s->r, s->gift[3].page, s->gift[3].id, &a), 0);
+}
+void drop_gift_3_here(stage *s)
+{
+    free_gift_3(s);
+    s->gift_is_ours[3] = false;
+}
+
+void seem_short_of_space(stage *s) { s->r->map.h->tight_s = vm__now_s(); }
+void seem_to_have_space(stage *s) { s->r->map.h->tight_s = 0; }
+void free_one_a_little_longer(stage *s)
+{
+    hold(s, 72, 1);
+    let_go(s);
+}
+void take_a_little_less(stage *s)
+{
+    seem_short_of_space(s); /* still */
+    vm_range a = take(s->r, 64);
+    stamp_range(s, &a);
+}
 void hold_thirtyfive_big(stage *s) { hold(s, 250, 35); }
 void lower_the_threshold(stage *s)
 {

@@ -118,9 +118,58 @@ void recover_and_purge(stage *s)
 void lease_message_held(stage *s)
 {
     uint64_t lease;
-    CHECK_EQ(vm_lease_message(s->r, s->held[0].page, s->held[0].id, &lease), 0);
+    CHECK_EQ(vm_lease_message(s->r, s->held[0].page, s->held[0].id, 0, &lease), 0);
     s->sent = s->held[0];
     s->lease = lease;
+}
+enum { CHANNEL = 4711 }; /* nobody's: no tick is old enough to look for it */
+static void move(stage *s, const vm_range *range, vm_move way)
+{
+    vm_lease_name name = {range->page, range->id, s->lease};
+    CHECK_EQ(vm_move_leases(s->r, &name, 1, way, CHANNEL), 0);
+}
+void lease_into_a_channel(stage *s)
+{
+    uint64_t lease;
+    CHECK_EQ(vm_lease_message(s->r, s->held[0].page, s->held[0].id, CHANNEL, &lease), 0);
+    s->sent = s->held[0];
+    s->lease = lease;
+    move(s, &s->sent, VM_MOVE_SENT);
+}
+void mark_reads(stage *s)
+{
+    vm_mark_reads(s->r, true);
+    vm_mark_reads(s->r, false);
+}
+void leave_a_message(stage *s)
+{
+    vm_range a = s->gift[0];
+    CHECK_EQ(vm_lease_message(s->r, a.page, a.id, CHANNEL, &s->lease), 0);
+    move(s, &a, VM_MOVE_SENT);
+}
+void receive_message(stage *s) { move(s, &s->gift[0], VM_MOVE_RECEIVED); }
+void pass_on(stage *s)
+{
+    move(s, &s->gift[0], VM_MOVE_SENDING);
+    move(s, &s->gift[0], VM_MOVE_SENT);
+}
+void receive_through_a_window(stage *s)
+{
+    vm_window *w;
+    CHECK_EQ(vm_window_open(vm_fd(s->r), false, &w), 0);
+    vm_window_keep(w, s->lease);
+    vm_window_done(w, s->lease);
+    vm_window_close(w);
+}
+/* As if its receiver had died just now. */
+void leave_a_lost_message(stage *s)
+{
+    leave_a_message(s);
+    vm_lease_entry *e = &s->r->map.leases[s->lease % VM_LEASES_MAX];
+    e->owner = vm__lease_owner(200, 0x3ff0) | VM_LEASE_KEPT;
+    e->channel = VM_CHANNEL_RECEIVED;
+    e->made_ns -= 1000000000;
+    e->deadline_ns = 1;
 }
 void leave_a_message_of_the_dead(stage *s)
 {

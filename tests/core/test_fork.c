@@ -6,10 +6,11 @@
 
 static vm_region *make(vm_pools d) { return MAKE(.nr_pages = 3000, .pools = d, SMALL); }
 
+/* All of it, also where it is longer than was asked for. */
 static vm_range take_stamped(vm_region *r, uint64_t nr_pages)
 {
     vm_range a = take(r, nr_pages);
-    for (uint64_t p = 0; p < nr_pages; p++)
+    for (uint64_t p = 0; p < a.nr_pages; p++)
         *(uint64_t *)vm_pointer(r, a.page + p) = a.id + p;
     return a;
 }
@@ -61,6 +62,36 @@ static void a_child_keeps_what_its_parent_frees(vm_pools d)
     CHECK_EQ(stats_of(r).busy_pages, 15 + 400);
     CHECK_CLEAN(r);
     CHECK_EQ(vm_detach(r), 0);
+}
+
+/* While space is short a request may get a ready range that is longer than it asked for. */
+static void a_child_keeps_all_of_a_range_that_is_longer_than_was_asked_for(vm_pools d)
+{
+    vm_region *r = make(d);
+    vm_range ready = take(r, 40), none, all[12];
+    pid_t child;
+    CHECK_EQ(vm_alloc(r, 2990, 1, 0, &none), -ENOSPC); /* space is short now */
+    GIVE_BACK(r, ready);
+    vm_range a = take_stamped(r, 38);
+    CHECK(d != VM_POOLS_MAGAZINE || a.nr_pages == 40);
+    *turn = 0;
+    CHILD(child, {
+        wait_for_turn(1);
+        check_stamped(r, &a);
+        GIVE_BACK(r, a);
+    });
+    GIVE_BACK(r, a);
+    for (size_t i = 0; i < LENGTH(all); i++)
+        all[i] = take_stamped(r, 240); /* all the rest but less than one */
+    next_turn(1);
+    ended_well(child);
+    for (size_t i = 0; i < LENGTH(all); i++) {
+        check_stamped(r, &all[i]);
+        GIVE_BACK(r, all[i]);
+    }
+    CHECK_EQ(vm_recover(r, NULL), 0);
+    CHECK_EQ(stats_of(r).busy_pages, 0);
+    FINISH(r);
 }
 
 static void what_a_child_frees_stays_its_parents(vm_pools d)
@@ -320,6 +351,7 @@ int main(int argc, char **argv)
     turn = shared_memory(4096);
     FOR_EACH_DESIGN (d) {
         a_child_keeps_what_its_parent_frees(d);
+        a_child_keeps_all_of_a_range_that_is_longer_than_was_asked_for(d);
         what_a_child_frees_stays_its_parents(d);
         as_often_as_the_parent_had_it_the_child_has_it(d);
         dropping_what_was_inherited_spares_what_a_child_took_itself(d);

@@ -14,21 +14,29 @@ BASE_PARTS = ("fault.h", "layout.h")
 
 #: system header -> the files that may include it; all others are the C language's own
 KERNEL_HEADERS = {
-    "dirent.h": {"base/descriptor.c"},
-    "fcntl.h": {"base/system.c", "base/descriptor.c", "store/pages.c"},
+    "ctype.h": {"base/pipe.c"},
+    "dirent.h": {"base/descriptor.c", "base/pipe.c"},
+    "fcntl.h": {"base/system.c", "base/descriptor.c", "base/pipe.c", "store/pages.c"},
     "linux/futex.h": {"base/system.c"},
     "linux/magic.h": {"base/system.c"},
     "linux/membarrier.h": {"base/system.c"},
+    "linux/netlink.h": {"base/pipe.c"},
+    "linux/rtnetlink.h": {"base/pipe.c"},
+    "linux/sock_diag.h": {"base/pipe.c"},
+    "linux/unix_diag.h": {"base/pipe.c"},
+    "poll.h": {"base/pipe.c"},
     "sched.h": {"base/system.c"},
     "signal.h": {"base/system.c", "base/fault.c"},
+    "sys/ioctl.h": {"base/pipe.c"},
     "sys/mman.h": {"base/descriptor.c", "store/pages.c"},
     "sys/random.h": {"store/pages.c"},
     "sys/resource.h": {"store/pages.c"},
-    "sys/stat.h": {"base/descriptor.c", "store/pages.c"},
+    "sys/socket.h": {"base/pipe.c"},
+    "sys/stat.h": {"base/descriptor.c", "base/pipe.c", "store/pages.c"},
     "sys/syscall.h": {"base/system.c"},
     "sys/vfs.h": {"base/system.c"},
     "time.h": {"base/system.c", "base/clock.c"},
-    "unistd.h": {"base/system.c", "base/descriptor.c", "base/fault.c", "store/pages.c"},
+    "unistd.h": {"base/system.c", "base/descriptor.c", "base/pipe.c", "base/fault.c", "store/pages.c"},
 }
 LANGUAGE_HEADERS = {
     "assert.h", "errno.h", "pthread.h", "stdarg.h", "stdbool.h", "stddef.h", "stdint.h", "stdio.h",

@@ -233,7 +233,7 @@ static void send_message_and_die(vm_region *r, uint64_t nr_pages, message *out)
 {
     IN_CHILD({
         out->range = take(r, nr_pages);
-        CHECK_EQ(vm_lease_message(r, out->range.page, out->range.id, &out->lease), 0);
+        CHECK_EQ(vm_lease_message(r, out->range.page, out->range.id, 0, &out->lease), 0);
         GIVE_BACK(r, out->range);
     });
     CHECK_EQ(vm_recover(r, NULL), 0);
@@ -280,7 +280,7 @@ static void messages_of_the_dead_end_oldest_first_and_no_more_than_needed(vm_poo
     vm_range b, own = take(r, 2);
     for (int i = 0; i < 3; i++)
         send_message_and_die(r, 10, &m[i]);
-    CHECK_EQ(vm_lease_message(r, own.page, own.id, &m[3].lease), 0); /* ours, and we live */
+    CHECK_EQ(vm_lease_message(r, own.page, own.id, 0, &m[3].lease), 0); /* ours, and we live */
     CHECK_EQ(vm_end_oldest(r, 11, &nr), 0);
     CHECK_EQ(nr, 2);
     CHECK_EQ(vm_claim(r, m[0].range.page, m[0].range.id, m[0].lease, &b), -ESTALE);

@@ -50,8 +50,132 @@ static void the_growth_of_all_caps_is_bounded(void)
     for (uint64_t n = 200; n <= VM_POOL_PAGES_MAX; n++)
         take_and_give_back(r, n, 60);
     vm_thread *t = vm__thread(r);
-    CHECK(t->cap_pages <= r->budget_pages);
-    CHECK(stats_of(r).cached_pages <= r->budget_pages + VM_POOL_PAGES_MAX * (VM_POOL_PAGES_MAX + 1) / 2);
+    CHECK(t->cap_pages <= vm__magazine_budget(r));
+    CHECK(stats_of(r).cached_pages <= vm__magazine_budget(r) + VM_POOL_PAGES_MAX * (VM_POOL_PAGES_MAX + 1) / 2);
+    FINISH(r);
+}
+
+/* What another process allocated, freed here one after the other. */
+static void frees_of_others_go_on_in_batches(void)
+{
+    vm_region *r = make(4000), *other;
+    enum { N = 20, BATCH = VM_FLOW_BATCH_PAGES / VM_FLOW_PAGES };
+    vm_range a[N];
+    CHECK_EQ(vm_attach(vm_fd(r), &other), 0);
+    for (int i = 0; i < N; i++)
+        a[i] = take(other, VM_FLOW_PAGES);
+    uint64_t pooled = stats_of(r).pooled_pages;
+    for (int i = 0; i < N; i++) {
+        GIVE_BACK(r, a[i]);
+        CHECK(nr_in_magazine(r, VM_FLOW_PAGES) <= BATCH);
+    }
+    CHECK_EQ(stats_of(r).pooled_pages - pooled, (N - nr_in_magazine(r, VM_FLOW_PAGES)) * VM_FLOW_PAGES);
+    vm_range b = take(other, VM_POOL_PAGES_MAX);
+    GIVE_BACK(r, b);
+    CHECK_EQ(nr_in_magazine(r, VM_POOL_PAGES_MAX), 0); /* a batch of these would be less than one */
+    CHECK_EQ(vm_detach(other), 0);
+    FINISH(r);
+}
+
+static void while_space_is_short_a_little_longer_one_will_do(void)
+{
+    vm_region *r = make(1000);
+    vm_range a[4], b;
+    for (int i = 0; i < 4; i++)
+        a[i] = take(r, 250);
+    CHECK_EQ(vm_alloc(r, 240, 1, 0, &b), -ENOSPC);
+    GIVE_BACK(r, a[1]);
+    CHECK_EQ(stats_of(r).pooled_pages, 250);
+    CHECK_EQ(vm_alloc(r, 240, 1, 0, &b), 0);
+    CHECK_EQ(b.page, a[1].page);
+    CHECK_EQ(b.nr_pages, 250);
+    vm_range c;
+    CHECK_EQ(vm_alloc(r, 1, 1, 0, &c), -ENOSPC); /* what it got beyond that is nobody else's */
+    CHECK_EQ(vm_lookup(r, b.page, &c), 0);
+    CHECK_EQ(c.nr_pages, 250);
+    CHECK_EQ(stats_of(r).busy_pages, 1000);
+    GIVE_BACK(r, b);
+    for (int i = 0; i < 4; i++)
+        if (i != 1)
+            GIVE_BACK(r, a[i]);
+    FINISH(r);
+}
+
+static void under_a_quota_nobody_gets_more_than_was_asked_for(void)
+{
+    vm_region *r = make(2600);
+    CHECK_EQ(vm_set_limit(r, VM_QUOTA, 2000), 0);
+    vm_range a = take(r, 250), b = take(r, 550), c = take(r, 1200), d;
+    CHECK_EQ(vm_alloc(r, 1, 1, 0, &d), -EDQUOT);
+    vm__magazine_tighten(vm__thread(r), true);
+    GIVE_BACK(r, a);
+    GIVE_BACK(r, b);
+    d = take(r, 500);
+    CHECK_EQ(d.nr_pages, 500);
+    a = take(r, 240);
+    CHECK_EQ(a.nr_pages, 240);
+    b = take(r, 60);
+    CHECK_EQ(stats_of(r).busy_pages, 2000);
+    GIVE_BACK(r, a);
+    GIVE_BACK(r, b);
+    GIVE_BACK(r, c);
+    GIVE_BACK(r, d);
+    CHECK_EQ(vm_set_limit(r, VM_QUOTA, 0), 0);
+    FINISH(r);
+}
+
+/* Space is short from now on, or not; the next request sees it. */
+static void be_tight(vm_region *r, bool is_tight)
+{
+    __atomic_store_n(&r->map.h->tight_s, is_tight ? vm__now_s() : 0, __ATOMIC_SEQ_CST);
+    take_and_give_back(r, 300, 1);
+}
+
+static void use_large_sizes(vm_region *r)
+{
+    for (int i = 0; i < 3; i++)
+        for (uint64_t n = VM_FLOW_PAGES + 1; n <= 100; n += 8) /* few enough for the budget */
+            take_and_give_back(r, n, 12);
+}
+
+static uint64_t growth_of_caps(vm_region *r)
+{
+    uint64_t pages = 0;
+    for (uint64_t n = 1; n <= VM_POOL_PAGES_MAX; n++)
+        pages += cap_of(r, n) > 1 ? (cap_of(r, n) - 1) * n : 0;
+    return pages;
+}
+
+static void while_space_is_short_no_magazine_of_a_large_size_opens(void)
+{
+    vm_region *r = make(200000); /* space is not really short */
+    use_large_sizes(r);
+    be_tight(r, true);
+    use_large_sizes(r);
+    for (uint64_t n = VM_FLOW_PAGES + 1; n <= VM_POOL_PAGES_MAX; n++)
+        CHECK_EQ(cap_of(r, n), 0);
+    take_and_give_back(r, 2, 100);
+    CHECK_EQ(cap_of(r, 2), VM_MAGAZINE_CAP); /* a small one does */
+    FINISH(r);
+}
+
+static void after_each_time_that_space_was_short_magazines_grow_as_before(void)
+{
+    vm_region *r = make(200000); /* space is not really short */
+    use_large_sizes(r);
+    use_large_sizes(r);
+    uint64_t grown = growth_of_caps(r);
+    CHECK(grown > 0);
+    for (int i = 0; i < 20; i++) {
+        be_tight(r, true);
+        use_large_sizes(r);
+        be_tight(r, false);
+        CHECK_EQ(vm__thread(r)->cap_pages, growth_of_caps(r));
+        use_large_sizes(r);
+        use_large_sizes(r);
+        CHECK(growth_of_caps(r) >= grown);
+        CHECK_EQ(vm__thread(r)->cap_pages, growth_of_caps(r));
+    }
     FINISH(r);
 }
 
@@ -99,7 +223,7 @@ static void *fill_and_exit(void *arg)
     vm_region *r = arg;
     for (uint64_t n = 1; n <= 20; n++)
         take_and_give_back(r, n, 10);
-    CHECK(nr_in_magazine(r, 5) > 0);
+    CHECK(nr_in_magazine(r, 20) > 0);
     return NULL;
 }
 
@@ -290,6 +414,11 @@ int main(void)
     a_magazines_cap_grows_on_demand_up_to_its_size();
     what_overflows_goes_to_the_pools();
     the_growth_of_all_caps_is_bounded();
+    frees_of_others_go_on_in_batches();
+    while_space_is_short_a_little_longer_one_will_do();
+    under_a_quota_nobody_gets_more_than_was_asked_for();
+    while_space_is_short_no_magazine_of_a_large_size_opens();
+    after_each_time_that_space_was_short_magazines_grow_as_before();
     a_hit_takes_the_range_freed_last();
     a_stale_entry_is_skipped();
     a_thread_that_exits_leaves_nothing_in_its_magazines();

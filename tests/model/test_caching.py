@@ -9,6 +9,7 @@ from vmalloc.facts import (
     DECAY_PERCENT,
     LAZY_BYTES_PER_CPU_BIT,
     MAGAZINE_BUDGET_BYTES,
+    MAGAZINE_BUDGET_BYTES_MAX,
     POOL_CAP_PAGES,
     POOL_CAP_RANGES_MIN,
     POOL_PAGES_MAX,
@@ -50,14 +51,26 @@ def test_a_magazine_doubles_when_it_overflows_and_then_gives_its_older_half_away
 
 
 def test_caps_grow_within_the_threads_budget():
-    k = ours()
-    for pages in range(8, 30):  # each may grow by 256 - pages or a little less, all of them by 4,096
+    k = CachingAllocator(
+        DESIGN, 4, (0, 32_000 * PAGE)
+    )  # a sixteenth of what is free is less than 4,096 pages
+    for pages in range(16, 26):  # each may grow by 29 times itself, all of them by 4,096
         for start in [k.alloc(pages * PAGE).start for _ in range(31)]:
             k.free(start)
     kept = k.magazines[0]
-    assert [kept.cap(pages) for pages in (8, 9, 16, 1)] == [30, 28, 16, 1]
-    assert kept.grown_pages <= kept.budget_pages < kept.grown_pages + 16 * 16
-    assert kept.cap(29) < kept.cap_most(29)
+    assert [kept.cap(pages) for pages in (16, 17, 18, 1)] == [30, 30, 30, 1]
+    assert kept.grown_pages <= kept.budget_pages < kept.grown_pages + 16 * 25
+    assert kept.cap(25) < kept.cap_most(25)
+
+
+def test_a_little_longer_range_will_do_while_space_is_short():
+    k = CachingAllocator(DESIGN, 4, (0, 1000 * PAGE))
+    held = [k.alloc(pages * PAGE).start for pages in (250, 250, 250, 250)]
+    assert k.alloc(240 * PAGE) is None
+    k.free(held[1])
+    assert k.nodes[0].pools[250].areas
+    assert k.alloc(240 * PAGE).pages == 250
+    assert k.alloc(PAGE) is None
 
 
 def test_a_large_range_is_reused_warm_as_a_whole_if_it_is_little_longer():
@@ -216,5 +229,6 @@ def test_a_freed_range_is_ready_where_the_pool_design_keeps_it(pools, level):
     assert k.attempt(4 * PAGE)[1] == level
 
 
-def test_a_budget_is_the_same_for_every_region():
-    assert DESIGN.magazine_budget_pages() * PAGE == MAGAZINE_BUDGET_BYTES
+def test_a_budget_is_a_share_of_what_is_free_between_two_bounds():
+    budgets = [DESIGN.magazine_budget_pages(free) for free in (0, 1 << 20, 1 << 30)]
+    assert budgets == [MAGAZINE_BUDGET_BYTES // PAGE, 1 << 16, MAGAZINE_BUDGET_BYTES_MAX // PAGE]

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import pickle
 import threading
 import time
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from tests.conftest import PAGE, assert_at_rest
 from tests.processes.workers import WAIT_S, child, join
 
 import vmalloc
+from vmalloc import full
 
 NBYTES = 1 << 20
 THRESHOLD = 1000
@@ -130,3 +133,56 @@ def test_a_queue_s_thread_drops_nothing_when_warnings_are_errors(region):
     block.release()
     queue.close()
     queue.join_thread()
+
+
+# ---- what a wait looks at ----
+
+
+def test_a_glance_is_what_the_statistics_count(region):
+    a, blocks = region.zeros(NBYTES, "u1"), [region.alloc(n * PAGE) for n in (1, 3, 20, 70, 300)]
+    message = ForkingPickler.dumps(a)
+    for _ in range(2):
+        seen, stats = region._glance(), region._stats()
+        assert seen == {name: stats[name] for name in seen}
+        assert seen["nr_leases"] == 1
+        while blocks:
+            blocks.pop().release()
+    assert (pickle.loads(message) == 0).all()
+
+
+class OnlyGlances:
+    """A region that cannot be walked."""
+
+    def _glance(self):
+        return {"free_pages": 0}
+
+
+def test_a_wait_walks_nothing(region):
+    def attempt():
+        raise vmalloc.OutOfPages("full")
+
+    with pytest.raises(vmalloc.OutOfPages):
+        full.Room("wait", 0.05)._wait(attempt, OnlyGlances(), NBYTES)
+
+
+def hold_some(region, nbytes, ready, let_go):
+    block = region.alloc(nbytes) if nbytes else None
+    region.tick()
+    ready.set()
+    let_go.wait(WAIT_S)
+    if block is not None:
+        block.release()
+
+
+@pytest.mark.parametrize(("nbytes", "may_free"), [(0, False), (PAGE, True)])
+def test_only_a_process_that_holds_something_may_free(region, nbytes, may_free):
+    context = multiprocessing.get_context("fork")
+    ready, let_go = context.Event(), context.Event()
+    with child("fork", hold_some, region, nbytes, ready, let_go) as process:
+        assert ready.wait(WAIT_S)
+        assert region._glance()["nr_processes"] == 2
+        own = region.alloc(2 * PAGE)
+        assert full._others_may_free(region) is may_free
+        let_go.set()
+        join(process)
+    own.release()

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,14 +11,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vmalloc.cli.manners import INTERRUPTED, Command, Output, Refusal, json_option, what_to_install
+
 if TYPE_CHECKING:
     from vmalloc.bench.handover import Found
-
-INTERRUPTED = 130
-
-
-class _BadPlan(click.ClickException):
-    exit_code = 2
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -28,10 +23,15 @@ def _words(text: str) -> tuple[str, ...]:
 
 @click.group(name="bench")
 def command() -> None:
-    """Measure this allocator beside its peers."""
+    """Measure this allocator beside its peers.
+
+    \b
+    Example:
+      vmalloc bench handover
+    """
 
 
-@command.command()
+@command.command(cls=Command)
 @click.option("--sizes", default="4K,64K,1M,16M,256M", show_default=True, help="Bytes of an array.")
 @click.option(
     "--peers",
@@ -50,7 +50,7 @@ def command() -> None:
 @click.option(
     "--timeout", type=click.FloatRange(1.0), default=60.0, show_default=True, help="Per hand-over, s."
 )
-@click.option("--json", "json_path", metavar="FILE|-", help="Write the results; - is standard output.")
+@json_option
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw them (needs matplotlib).")
 def handover(
     sizes: str,
@@ -66,9 +66,10 @@ def handover(
     """Hand arrays to another process, by us and by the peers.
 
     \b
-    vmalloc bench handover
-    vmalloc bench handover --sizes 1M,64M --peers vmalloc,stock,ray --plot handover.png
-    vmalloc bench handover --json - | jq .results[0]
+    Examples:
+      vmalloc bench handover
+      vmalloc bench handover --sizes 1M,64M --peers vmalloc,stock,ray --plot handover.png
+      vmalloc bench handover --json | jq .results[0]
 
     Process A fills an array, process B reads all of it and replies: through a queue, and as the result
     of an executor's task. Peers that are not installed are named and left out. In every round each peer
@@ -83,20 +84,16 @@ def handover(
 
         chosen = tuple(PEERS) if peers is None else _words(peers)
         plan = bench.Plan(_words(sizes), _words(ways), chosen, rounds, seconds, start_method, timeout)
-        _check_outputs(json_path, plot)
+        output = Output(json_path)
+        _check_plot(plot)
     except ModuleNotFoundError as error:
-        raise _BadPlan(f"this needs {error.name}: pip install 'vmalloc[bench]'") from None
+        raise Refusal(what_to_install(error.name, "bench")) from None
     except ValueError as error:
-        raise _BadPlan(str(error)) from None
+        raise Refusal(str(error)) from None
     with _progress_bar() as progress:
         result = bench.run(plan, progress)
-    if json_path is not None:
-        text = json.dumps(result.as_json(), indent=1)
-        if json_path == "-":
-            click.echo(text)
-        else:
-            Path(json_path).write_text(text + "\n")
-    _show(result, is_stdout_taken=json_path == "-")
+    output.json(result.as_json())
+    _show(result, output)
     if plot is not None and result.measured:
         picture.draw(result, plot)
     if result.is_interrupted:
@@ -104,12 +101,11 @@ def handover(
     sys.exit(0 if result.measured else 1)
 
 
-def _check_outputs(json_path: str | None, plot: Path | None) -> None:
+def _check_plot(plot: Path | None) -> None:
     """ValueError or ModuleNotFoundError now rather than after minutes of measuring."""
-    for name, path in (("--json", json_path), ("--plot", plot)):
-        if path is not None and path != "-" and not Path(path).absolute().parent.is_dir():
-            raise ValueError(f"{name} {path}: there is no directory {Path(path).parent}")
     if plot is not None:
+        if not plot.absolute().parent.is_dir():
+            raise ValueError(f"--plot {plot}: there is no directory {plot.parent}")
         import matplotlib.backends.backend_agg as canvas
 
         kinds = canvas.FigureCanvasAgg.get_supported_filetypes()
@@ -137,15 +133,11 @@ def _progress_bar() -> Iterator[Callable[[str, float], None] | None]:
         yield show
 
 
-def _show(result: Found, *, is_stdout_taken: bool) -> None:
-    from rich.console import Console
-
+def _show(result: Found, output: Output) -> None:
     from vmalloc.bench import report
 
-    stream = sys.stderr if is_stdout_taken else sys.stdout
-    width = None if stream.isatty() else 80
-    console = Console(file=stream, width=width, highlight=False)
+    console = output.console
     for table in (*report.details(result), *report.summary(result)):
         console.print(table)
     for line in report.notes(result):
-        console.print(line, soft_wrap=not stream.isatty(), markup=False)
+        console.print(line, soft_wrap=not console.is_terminal, markup=False)

@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
+from vmalloc.cli.manners import Command, Output, Refusal, json_option, plain_table
 from vmalloc.errors import RegionCorrupt, VmallocError
 from vmalloc.image import attach_any, is_image, load, save
 from vmalloc.region import RegionBase
@@ -36,12 +34,6 @@ AT_REST = (
     "shared ranges that nobody holds",
     "ranges on the move",
 )
-
-
-class Unavailable(click.ClickException):
-    """There is nothing to check."""
-
-    exit_code = 2
 
 
 @dataclass
@@ -88,16 +80,17 @@ def _report(region: RegionBase, source: str, at_rest: bool, repair: bool) -> Rep
     return Report(region.id, source, region.readonly, at_rest, states, stats, mended, findings)
 
 
-def _print(report: Report, console: Console) -> None:
+def _print(report: Report) -> None:
     for text in report.mended:
         click.echo(f"mended: {text}")
     for text in report.findings:
         click.echo(text)
     if report.states is not None:
-        table = Table("state", "ranges", "pages", box=None)
-        for state, count in sorted(report.states.items()):
-            table.add_row(state, str(count["ranges"]), str(count["pages"]))
-        console.print(table)
+        rows = [
+            {"state": state, "ranges": str(count["ranges"]), "pages": str(count["pages"])}
+            for state, count in sorted(report.states.items())
+        ]
+        click.echo("\n".join(plain_table(rows, ("state", "ranges", "pages"), ("ranges", "pages"))))
     click.echo(f"checked: {', '.join(report.checked)}")
     if report.left_out:
         click.echo(
@@ -121,13 +114,13 @@ def _save(region: RegionBase, path: Path, data: bool) -> None:
     try:
         is_still = save(region, path, data=data)
     except OSError as e:
-        raise Unavailable(f"cannot write {path}: {e.strerror}") from None
+        raise Refusal(f"cannot write {path}: {e.strerror}") from None
     click.echo(f"{path}: {path.stat().st_blocks * 512} bytes written", err=True)
     if not is_still:
         click.echo("the region changed while it was copied: the image is of several moments", err=True)
 
 
-@click.command("check")
+@click.command("check", cls=Command)
 @click.argument("which")
 @click.option("--at-rest", is_flag=True, help="Nobody else works: compare lists, magazines and counters too.")
 @click.option(
@@ -145,11 +138,15 @@ def _save(region: RegionBase, path: Path, data: bool) -> None:
     help="Save an image of the region, as it is, instead of checking it.",
 )
 @click.option("--with-data", is_flag=True, help="With --dump: the contents of the pages too.")
-@click.option(
-    "--json", "as_json", is_flag=True, help="One object: states, findings, what was mended, what left out."
-)
+@json_option
 def command(
-    which: str, at_rest: bool, repair: bool, readonly: bool, dump: Path | None, with_data: bool, as_json: bool
+    which: str,
+    at_rest: bool,
+    repair: bool,
+    readonly: bool,
+    dump: Path | None,
+    with_data: bool,
+    json_path: str | None,
 ) -> None:
     """Check the region of process WHICH, the one called WHICH, or the image in file WHICH.
 
@@ -167,8 +164,9 @@ def command(
         raise click.UsageError("--repair changes the region, --read-only does not")
     if with_data and dump is None:
         raise click.UsageError("--with-data belongs to --dump")
-    if dump is not None and (repair or at_rest or as_json):
+    if dump is not None and (repair or at_rest or json_path):
         raise click.UsageError("--dump saves and does not check: check the image afterwards")
+    output = Output(json_path)
     try:
         if dump is not None:
             _save(attach_any(which, readonly=True), dump, with_data)
@@ -179,9 +177,8 @@ def command(
         )
         report = _report(region, source, at_rest, repair)
     except VmallocError as e:
-        raise Unavailable(str(e)) from None
-    if as_json:
-        click.echo(json.dumps(report.as_dict(), indent=2))
-    else:
-        _print(report, Console())
+        raise Refusal(str(e)) from None
+    if not output.json_is_alone:
+        _print(report)
+    output.json(report.as_dict())
     raise SystemExit(1 if report.findings else 0)

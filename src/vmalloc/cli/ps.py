@@ -3,38 +3,93 @@
 
 from __future__ import annotations
 
-import json
+import shutil
+import sys
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.filesize import decimal
-from rich.table import Table
 
-from vmalloc.find import Found, find_regions
+from vmalloc.cli.manners import (
+    Command,
+    Output,
+    Refusal,
+    human_age,
+    human_bytes,
+    json_option,
+    plain_table,
+    safe,
+)
+
+if TYPE_CHECKING:
+    from vmalloc.overview import Seen
+
+COLUMNS = ("name", "user", "size", "limit", "used", "resident", "age", "health")
+RIGHT = ("size", "limit", "used", "resident", "age")
+NAME_SHOWN = 24
 
 
-def _table(regions: list[Found]) -> Table:
-    table = Table("name", "resident", "virtual", "processes", box=None)
-    for region in regions:
-        pids = " ".join(map(str, region.pids))
-        table.add_row(region.name or "-", decimal(region.resident_bytes), decimal(region.nbytes), pids)
-    return table
+def _user(uid: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
-@click.command("ps")
-@click.option("--json", "as_json", is_flag=True, help="A list of objects instead of a table.")
-def command(as_json: bool) -> None:
-    """List the regions that processes have open (yours; all of them for root).
+def _row(region: Seen, name_most: int) -> dict[str, str]:
+    return {
+        "name": safe(region.name, name_most) or "-",
+        "user": safe(_user(region.uid), name_most),
+        "size": human_bytes(region.nbytes),
+        "limit": human_bytes(region.limit),
+        "used": human_bytes(region.used_bytes),
+        "resident": human_bytes(region.resident_bytes),
+        "age": human_age(region.age_s),
+        "health": safe(region.health),
+    }
+
+
+def lines(regions: list[Seen], width: int = 0) -> list[str]:
+    """A line for each region, below it one for each process; `width` of a terminal, 0 for no bound."""
+    table = plain_table([_row(r, NAME_SHOWN if width else 0) for r in regions], COLUMNS, RIGHT)
+    shown = table[:1]
+    for line, region in zip(table[1:], regions, strict=True):
+        shown.append(line)
+        for process in sorted(region.processes, key=lambda p: -p.nbytes):
+            state = "" if process.state == "running" else f"({process.state}) "
+            shown.append(
+                f"  {process.pid:>8}  holds {human_bytes(process.nbytes):>6}  {state}{safe(process.command)}"
+            )
+    return [safe(line, width) for line in shown] if width else shown
+
+
+@click.command("ps", cls=Command)
+@json_option
+def command(json_path: str | None) -> None:
+    """List the regions that processes have open (yours; all of them for root), and who holds how much.
+
+    Nobody is disturbed: regions are looked at read-only, without a lock. `used` is what somebody holds,
+    `resident` also what is kept warm and the region's own metadata. Health is ok, full, or says what is
+    wrong; `dead` processes are recovered by the next who needs the room.
 
     \b
-    Example:
+    Examples:
       vmalloc ps
+      vmalloc ps --json | jq '.[].processes'
     """
-    regions = find_regions()
-    if as_json:
-        click.echo(json.dumps([asdict(r) for r in regions], indent=2))
-    elif regions:
-        Console().print(_table(regions))
-    else:
-        click.echo("no regions")
+    from vmalloc.overview import look_at_all
+
+    output = Output(json_path)
+    try:
+        regions = look_at_all()
+    except OSError as error:
+        raise Refusal(
+            f"regions are found by /proc, which cannot be read: {error.strerror}; mount it"
+        ) from None
+    output.json([asdict(r) for r in regions])
+    if output.json_is_alone:
+        return
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    click.echo("\n".join(lines(regions, width)) if regions else "no regions")

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
@@ -11,11 +10,13 @@ from pathlib import Path
 
 import click
 
+from vmalloc.cli.manners import Command, Output, json_option
+
 OUTPUT_HELP = """Default: kernel-DATE.trace.gz. The name says the format: ftrace text (.gz, .xz, .zst or
 plain) or columns (.parquet)."""
 
 
-@click.command(context_settings={"allow_interspersed_args": False})
+@click.command("record", cls=Command, context_settings={"allow_interspersed_args": False})
 @click.option("--kernel", is_flag=True, help="Record the running kernel's vmalloc events. Needs root.")
 @click.option("--seconds", type=click.FloatRange(min=0), help="Stop after this time.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help=OUTPUT_HELP)
@@ -28,7 +29,7 @@ plain) or columns (.parquet)."""
 @click.option(
     "--real-addresses", is_flag=True, help="Set kernel.kptr_restrict to 1 while a snapshot is read."
 )
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write what was recorded as JSON.")
+@json_option
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def command(
     kernel: bool,
@@ -37,15 +38,16 @@ def command(
     buffer_kb: int,
     snapshots: bool,
     real_addresses: bool,
-    json_path: Path | None,
+    json_path: str | None,
     command: tuple[str, ...],
 ) -> None:
     """Record what an allocator does, for `vmalloc replay`.
 
     \b
-    vmalloc record --kernel --seconds 10
-    vmalloc record --kernel -o build.trace.gz -- make -j8
-    vmalloc record --kernel                       until Ctrl-C
+    Examples:
+      vmalloc record --kernel --seconds 10
+      vmalloc record --kernel -o build.trace.gz -- make -j8
+      vmalloc record --kernel                       until Ctrl-C
 
     Tracing is used through a private instance, so other users of it are not disturbed, and it is left as it
     was found, however the recorder ends.
@@ -54,6 +56,7 @@ def command(
 
     if not kernel:
         raise click.UsageError("say what to record: --kernel")
+    results = Output(json_path)
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     trace = output or Path(time.strftime("kernel-%Y%m%d-%H%M%S.trace.gz"))
     try:
@@ -65,7 +68,7 @@ def command(
             snapshots=snapshots,
             real_addresses=real_addresses,
         )
-    except (RecordError, OSError, ImportError) as error:
+    except (RecordError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(
         f"{done.nr_lines:,} lines in {done.seconds:.1f} s, {done.nr_lost:,} lost: {done.trace}", err=True
@@ -75,8 +78,7 @@ def command(
             click.echo(f"snapshot: {snapshot}", err=True)
     for note in done.notes:
         click.echo(f"note: {note}", err=True)
-    if json_path is not None:
-        json_path.write_text(json.dumps(done.as_json(), indent=1) + "\n")
+    results.json(done.as_json())
     if done.interrupted and (seconds is not None or command):
         sys.exit(128 + done.interrupted)
     sys.exit(done.status if done.status >= 0 else 128 - done.status)

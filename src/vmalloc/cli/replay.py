@@ -3,35 +3,41 @@
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from vmalloc.errors import VmallocError
+from vmalloc.cli.manners import Command, Output, ParamType, Refusal, json_option
 from vmalloc.facts import POOLS
-from vmalloc.lab import replay
-from vmalloc.lab.events import TraceError
-from vmalloc.lab.null import EVENTS_MAX, predict_null
-from vmalloc.lab.state import StateError
-from vmalloc.model import KERNEL_PRESETS, PRESETS
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from vmalloc.lab import replay as lab
 
 PATH = click.Path(exists=True, dir_okay=False, path_type=Path)
-DESIGNS = (*PRESETS, "all")
 
 
-class Refusal(click.ClickException):
-    """Wrong usage, in one line without the usage text."""
+class Design(ParamType):
+    """A name of the model's designs, which are imported when one is given."""
 
-    exit_code = 2
+    name = "design"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return "NAME|all"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from vmalloc.model import PRESETS
+
+        if value not in (*PRESETS, "all"):
+            self.fail(f"{value!r} is not one of {', '.join(map(repr, (*PRESETS, 'all')))}.", param, ctx)
+        return str(value)
 
 
-@click.command(name="replay")
+@click.command(name="replay", cls=Command)
 @click.argument("trace", type=PATH)
 @click.option(
     "--predict", "predicting", is_flag=True, help="Forecast every address and compare it with the kernel's."
@@ -51,7 +57,7 @@ class Refusal(click.ClickException):
 )
 @click.option(
     "--design",
-    type=click.Choice(DESIGNS),
+    type=Design(),
     default="linux-6.16",
     show_default=True,
     help="The model's design; `all` ranks the kernel versions.",
@@ -60,9 +66,7 @@ class Refusal(click.ClickException):
 @click.option("--vmallocinfo", type=PATH, help="/proc/vmallocinfo at the start, with real addresses.")
 @click.option("--end-state", type=PATH, help="Complete end state to compare with (NAME.state1).")
 @click.option("--cpus", type=click.IntRange(1, 4096), help="Possible CPUs of the recorded machine.")
-@click.option(
-    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the result here."
-)
+@json_option
 def command(
     trace: Path,
     predicting: bool,
@@ -74,17 +78,27 @@ def command(
     vmallocinfo: Path | None,
     end_state: Path | None,
     cpus: int | None,
-    json_file: Path | None,
+    json_path: str | None,
 ) -> None:
     """Replay a recording: predict its addresses, or serve its requests.
 
     With --predict each request goes to the model and each address is compared with the kernel's. Without a
     start state the model learns it from the events and says how much it assumed.
 
+    \b
+    Examples:
+      vmalloc replay kernel.trace.gz --predict
+      vmalloc replay kernel.trace.gz --on core --pools off,magazine
+
     With --on model the requests for the vmalloc window are served by a design's model from an empty window.
     With --on core they are served by the real allocator, as fast as it can: one thread for each recorded
     CPU, a free of another CPU's range waiting for its allocation. Requests for other windows are left out.
     """
+    from vmalloc.lab import replay
+    from vmalloc.lab.events import TraceError
+    from vmalloc.lab.state import StateError
+    from vmalloc.model import KERNEL_PRESETS
+
     if predicting == (target is not None):
         raise click.UsageError("say either --predict or --on model|core")
     if predicting and design not in (*KERNEL_PRESETS, "all"):
@@ -94,7 +108,8 @@ def command(
         )
     if pools and target != "core":
         raise click.UsageError("--pools goes with --on core")
-    console = Console(stderr=False)
+    output = Output(json_path)
+    console = output.console
     try:
         recording = replay.load(trace, state, vmallocinfo, cpus)
         if target == "core":
@@ -105,16 +120,17 @@ def command(
             result = _rank(console, recording)
         else:
             result = _predict(console, recording, design, end_state)
-    except (TraceError, StateError, VmallocError, ValueError) as error:
+    except (TraceError, StateError, ValueError) as error:
         raise click.ClickException(str(error)) from error
-    if json_file is not None:
-        json_file.write_text(json.dumps(result, indent=1) + "\n")
+    output.json(result)
 
 
 def _on_core(
-    console: Console, recording: replay.Recording, pools: tuple[str, ...], repeats: int
+    console: Console, recording: lab.Recording, pools: tuple[str, ...], repeats: int
 ) -> dict[str, Any]:
     """Serve the requests with the real allocator."""
+    from rich.table import Table
+
     from vmalloc.lab import replay_on_core as on_core  # it needs the compiled core, the rest does not
 
     designs = [name for text in pools for name in text.split(",")] or list(POOLS)
@@ -154,8 +170,12 @@ def _on_core(
 
 
 def _predict(
-    console: Console, recording: replay.Recording, design: str, end_state: Path | None
+    console: Console, recording: lab.Recording, design: str, end_state: Path | None
 ) -> dict[str, Any]:
+    from vmalloc.lab import replay
+    from vmalloc.lab.null import predict_null
+    from vmalloc.model import KERNEL_PRESETS
+
     with _progress(console) as bar:
         task = bar.add_task(design, total=len(recording.events))
         outcome = replay.predict(
@@ -169,7 +189,11 @@ def _predict(
     return result
 
 
-def _rank(console: Console, recording: replay.Recording) -> dict[str, Any]:
+def _rank(console: Console, recording: lab.Recording) -> dict[str, Any]:
+    from rich.table import Table
+
+    from vmalloc.lab import replay
+
     with _progress(console) as bar:
         task = bar.add_task("all designs", total=None)
         ranking = replay.rank(recording, lambda at: bar.update(task, completed=at))
@@ -201,7 +225,12 @@ def _rank(console: Console, recording: replay.Recording) -> dict[str, Any]:
     return result
 
 
-def _on_model(console: Console, recording: replay.Recording, design: str) -> dict[str, Any]:
+def _on_model(console: Console, recording: lab.Recording, design: str) -> dict[str, Any]:
+    from rich.table import Table
+
+    from vmalloc.lab import replay
+    from vmalloc.model import PRESETS
+
     names = list(PRESETS) if design == "all" else [design]
     results = []
     table = Table(
@@ -256,7 +285,11 @@ def _figures(result: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _print_prediction(console: Console, recording: replay.Recording, result: dict[str, Any]) -> None:
+def _print_prediction(console: Console, recording: lab.Recording, result: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from vmalloc.lab.null import EVENTS_MAX
+
     null = result["null"]
     columns = ["what", "value", *(["null allocator"] if null else [])]
     table = Table(*columns, title=f"{result['design']}: {result['events']:,} events")
@@ -290,6 +323,8 @@ def _print_prediction(console: Console, recording: replay.Recording, result: dic
 
 
 def _progress(console: Console) -> Progress:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
     return Progress(
         TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console, transient=True
     )

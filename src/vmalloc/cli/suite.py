@@ -4,16 +4,12 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import click
 
+from vmalloc.cli.manners import INTERRUPTED, Command, Output, Refusal, Size, json_option
 from vmalloc.facts import POOLS
 from vmalloc.suite.parameters import MODES, TESTS, Parameters
-
-
-class _BadPlan(click.ClickException):
-    exit_code = 2
 
 
 def _details() -> str:
@@ -41,7 +37,7 @@ workers fill a quarter of the region; the table says which it was.
 """
 
 
-@click.command(epilog=_details())
+@click.command("suite", cls=Command, epilog=_details())
 @click.option(
     "--pools", default=",".join(POOLS), show_default=True, help="Designs to compare. Also: off-mutex."
 )
@@ -53,31 +49,36 @@ workers fill a quarter of the region; the table says which it was.
     "--start-method", type=click.Choice(["fork", "spawn", "forkserver"]), default="fork", show_default=True,
     help="How worker processes start.",
 )  # fmt: skip
-@click.option("--region", help="Size, like 8G. Default: twice what all workers hold, at least 1G; untouched.")
+@click.option(
+    "--region",
+    type=Size(),
+    help="Size, like 8G. Default: twice what all workers hold, at least 1G; untouched.",
+)
 @click.option("--touch", is_flag=True, help="Write the first byte of every area, as the kernel's tests do.")
 @click.option("--no-single", is_flag=True, help="Skip the run with one worker beside the run with many.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the test orders and random sizes.")
 @click.option("--dmesg", is_flag=True, help="Print the kernel's own Summary lines instead of the table.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the results to a file.")
+@json_option
 @click.argument("words", nargs=-1, metavar="[MODE] [KEY=VALUE]...")
 def command(
     pools: str,
     workers: str,
     start_method: str,
-    region: str | None,
+    region: int | None,
     touch: bool,
     no_single: bool,
     seed: int,
     dmesg: bool,
-    json_path: Path | None,
+    json_path: str | None,
     words: tuple[str, ...],
 ) -> None:
     """Run the kernel's vmalloc test suite on every pool design.
 
     \b
-    vmalloc suite nr_threads=64 run_test_mask=7 test_loop_count=100000
-    vmalloc suite smoke --pools magazine --workers processes
-    vmalloc suite performance --pools off,off-mutex --dmesg
+    Examples:
+      vmalloc suite nr_threads=64 run_test_mask=7 test_loop_count=100000
+      vmalloc suite smoke --pools magazine --workers processes
+      vmalloc suite performance --pools off,off-mutex --dmesg
 
     The loops run in C, in threads or processes, on a region of their own. Every page has an owner stamp in
     a side array, so a page handed out twice fails the test. Designs are run in turn, round by round. The
@@ -91,27 +92,26 @@ def command(
             parse(words),
             tuple(name.strip() for name in pools.split(",") if name.strip()),
             workers,
-            region,
+            None if region is None else str(region),
             touch,
             not no_single,
             start_method,
             seed,
         )
     except (ValueError, ImportError) as error:
-        raise _BadPlan(str(error)) from None
-    if json_path is not None and not json_path.parent.is_dir():
-        raise _BadPlan(f"--json {json_path}: there is no directory {json_path.parent}")
+        raise Refusal(str(error)) from None
+    output = Output(json_path)
     try:
         with progress_bar() as progress:
             result = run(plan, progress)
     except (OSError, RuntimeError, MemoryError) as error:
         raise click.ClickException(str(error)) from error
     if dmesg:
-        click.echo("\n".join(report.dmesg(result)))
+        click.echo("\n".join(report.dmesg(result)), err=output.json_is_alone)
     else:
-        from rich.console import Console
-
-        Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(report.table(result))
-    if json_path is not None:
-        report.write_json(result, json_path)
+        output.console.print(report.table(result))
+    output.json(report.as_json(result))
+    if result.is_interrupted:
+        click.echo("interrupted: these are the rounds that ended", err=True)
+        sys.exit(INTERRUPTED)
     sys.exit(1 if result.failed else 0)

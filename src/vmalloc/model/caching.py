@@ -2,7 +2,8 @@
 """Caching allocator: the way of a request through our own allocator, the one in core/.
 
     alloc   magazine -> pool of this CPU's node, then of the next nodes -> warm, several at once for a pooled
-            size -> above the threshold a step; space, several at once for who keeps missing a size
+            size -> before a new peak: what is ready becomes warm, if it is much; warm again
+            -> above the threshold a step; space, several at once for who keeps missing a size
             -> make room and ask them all again
     free    busy -> magazine -overflow-> pool -over its cap-> lazy; above the threshold a step
     step    the oldest of what is lazy, a bounded part of it, to space
@@ -29,9 +30,13 @@ from dataclasses import dataclass
 
 from vmalloc.facts import (
     DECAY_PERCENT,
+    DRAIN_BYTES,
     LAZY_BYTES_PER_CPU_BIT,
     LAZY_PEAK_PERCENT,
     MAGAZINE_BUDGET_BYTES,
+    MAGAZINE_BUDGET_BYTES_MAX,
+    MAGAZINE_BUDGET_SHARE,
+    MUCH_CLEAN_FACTOR,
     NODES_MAX,
     PEAK_SINK_PERCENT,
     PEAK_SINK_STEPS,
@@ -48,6 +53,7 @@ from vmalloc.facts import (
     TIGHT_S,
     WARM_MEMORY_SHARE,
     WARM_ROOM_SHIFT,
+    WARM_SLACK_SHIFT,
     PoolDesign,
 )
 from vmalloc.model.allocator import WINDOW, Allocator, Level
@@ -93,9 +99,10 @@ class CachingDesign:
         return -(-length * DECAY_PERCENT // 100)
 
     @staticmethod
-    def magazine_budget_pages() -> int:
-        """By so many pages all magazine caps of one thread may grow."""
-        return max(MAGAZINE_BUDGET_BYTES // PAGE, POOL_PAGES_MAX)
+    def magazine_budget_pages(free_pages: int) -> int:
+        """By so many pages all magazine caps of one thread may grow: a share of what is free."""
+        most = min(free_pages // MAGAZINE_BUDGET_SHARE, MAGAZINE_BUDGET_BYTES_MAX // PAGE)
+        return max(most, MAGAZINE_BUDGET_BYTES // PAGE, POOL_PAGES_MAX)
 
     @staticmethod
     def lazy_pages_max(
@@ -125,13 +132,16 @@ class CachingAllocator(Allocator):
         "design",
         "dirty",
         "dirty_pages",
+        "drained_peak_pages",
         "has_magazines",
         "has_pools",
         "is_keeping",
+        "kept_pages",
         "lazy_pages_fixed",
         "magazines",
         "memory_bytes",
         "now_s",
+        "nr_loosened",
         "nr_punched_steps",
         "nr_steps",
         "tight_s",
@@ -163,12 +173,14 @@ class CachingAllocator(Allocator):
         self.clean: set[int] = set()  # busy ranges that came alone from space: never freed before
         self.dirty: set[int] = set()  # free ranges that went to space with their pages
         self.dirty_pages = 0
-        self.is_keeping = False  # what is reclaimed goes to space with its pages
+        self.is_keeping = False  # what is reclaimed goes to space with its pages, ...
+        self.kept_pages: list[Area] = []  # ... all of it at once
         self.now_s = 0
-        self.nr_steps = self.nr_punched_steps = 0
+        self.nr_steps = self.nr_punched_steps = self.nr_loosened = 0
         self.tight_s: int | None = None  # when a request last found no room
         self.used_pages = 0  # outside space
         self.used_peak_pages = 0
+        self.drained_peak_pages = 0  # as it was when all magazines were drained
 
     def copy(self) -> CachingAllocator:
         """An independent copy, to try something on."""
@@ -176,6 +188,7 @@ class CachingAllocator(Allocator):
         other.magazines = {thread: kept.copy() for thread, kept in self.magazines.items()}
         other.warm = self.warm.copy()
         other.clean, other.dirty = self.clean.copy(), self.dirty.copy()
+        other.kept_pages = self.kept_pages.copy()
         return other
 
     # ------------------------------------------------------------------ alloc
@@ -202,6 +215,8 @@ class CachingAllocator(Allocator):
     ) -> tuple[Area | None, Level]:
         """One pass through the stations."""
         area, level = self._from_caches(size, align, cpu, thread)
+        if area is None and self._loosen(size // PAGE, cpu, thread):
+            area, level = self._from_warm(size // PAGE, align, cpu, thread), "lazy"
         if area is None:
             area, level = self._from_space(size, align, cpu, thread), "space"
         if area is None:
@@ -228,6 +243,7 @@ class CachingAllocator(Allocator):
                 self.drain_magazines()
             self.purge(full=attempt > 1)
         self.is_keeping = False
+        self._put_with_pages()
 
     def _tighten(self, kept: Magazines, cpu: int) -> None:
         """A moment after a request found no room a thread's magazines keep no large range."""
@@ -235,6 +251,8 @@ class CachingAllocator(Allocator):
         if is_tight and not kept.is_tight:
             self._to_pool(kept.drain(), cpu)
             kept.close_large()
+        elif kept.is_tight and not is_tight:
+            kept.open_large()
         kept.is_tight = is_tight
 
     def _from_caches(self, size: int, align: int, cpu: int, thread: int | None) -> tuple[Area | None, Level]:
@@ -244,15 +262,17 @@ class CachingAllocator(Allocator):
         """
         pages = size // PAGE
         if pages > POOL_PAGES_MAX:
-            return next(iter(self.warm.take(self, pages, align, 1)), None), "lazy"
+            return self._from_warm(pages, align, cpu, thread), "lazy"
         kept = self._magazines(cpu, thread) if self.has_magazines else None
         area = kept.take(pages, align) if kept is not None else None
         if area is not None:
             return area, "magazine"
         area = self._from_pool(pages, align, cpu, kept)
+        if area is None and kept is not None and kept.is_tight:
+            area = self._from_longer(pages, align, cpu)
         if area is not None or not self.has_pools:
             return area, "pool"
-        return self._from_warm(pages, align, cpu, kept), "lazy"
+        return self._from_warm(pages, align, cpu, thread), "lazy"
 
     def _from_pool(self, pages: int, align: int, cpu: int, kept: Magazines | None) -> Area | None:
         """The head of the first pool that has an aligned one: this CPU's node's, then the next nodes'.
@@ -271,8 +291,19 @@ class CachingAllocator(Allocator):
                 return area
         return None
 
-    def _from_warm(self, pages: int, align: int, cpu: int, kept: Magazines | None) -> Area | None:
-        """A warm range of a pooled size; magazines that missed take a batch along."""
+    def _from_longer(self, pages: int, align: int, cpu: int) -> Area | None:
+        """While space is short: a ready range that is a little longer, whole, the tightest first."""
+        most = min(pages + (pages >> WARM_SLACK_SHIFT), POOL_PAGES_MAX)
+        for longer in range(pages + 1, most + 1):
+            area = self._from_pool(longer, align, cpu, None)
+            if area is not None:
+                return area
+        return None
+
+    def _from_warm(self, pages: int, align: int, cpu: int, thread: int | None) -> Area | None:
+        """A warm range; of a pooled size magazines that missed take a batch along."""
+        has_magazine = self.has_magazines and pages <= POOL_PAGES_MAX
+        kept = self._magazines(cpu, thread) if has_magazine else None
         want = 1 if kept is None else kept.refill(pages)
         areas = self.warm.take(self, pages, align, want)
         if kept is not None:
@@ -280,6 +311,36 @@ class CachingAllocator(Allocator):
                 kept.grow(pages)
             self._to_pool(kept.fill(areas[1:]), cpu)
         return areas[0] if areas else None
+
+    def _loosen(self, pages: int, cpu: int, thread: int | None) -> bool:
+        """Before more is used than ever: what lies ready for one size only becomes warm, if it is much.
+
+        All magazines are asked each time the peak has risen by a part of itself, else this thread's only.
+        """
+        live = self.used_pages - self.lazy_pages + pages
+        if not self.memory_bytes or not self.has_pools or live <= self.used_peak_pages:
+            return False
+        kept, drained = self._magazines(cpu, thread), self.drained_peak_pages
+        of_all = self.has_magazines and live > drained + max(drained >> WARM_ROOM_SHIFT, DRAIN_BYTES // PAGE)
+        ready = kept.pages + sum(len(p) * n for node in self.nodes for n, p in node.pools.items())
+        if not of_all and ready < max(pages, self.used_peak_pages >> WARM_ROOM_SHIFT):
+            return False
+        self._to_pool(kept.drain(), cpu)
+        if of_all:
+            self.drained_peak_pages = live
+            for area in [area for other in self.magazines.values() for area in other.drain()]:
+                self._to_lazy(area, cpu)
+        self._pools_to_warm(cpu)
+        self.nr_loosened += 1
+        return True
+
+    def _pools_to_warm(self, cpu: int) -> None:
+        """What the pools keep becomes lazy: small sizes first, of each the hottest first."""
+        for node in self.nodes:
+            for pages in sorted(node.pools):
+                pool = node.pools[pages]
+                for area in pool.cut(len(pool), hot=True):
+                    self._to_lazy(area, cpu)
 
     def _from_space(self, size: int, align: int, cpu: int, thread: int | None) -> Area | None:
         """The lowest place that fits; for a size that a magazine keeps, several ranges side by side.
@@ -328,6 +389,7 @@ class CachingAllocator(Allocator):
         count = min(want, (free[1] - start) // size)
         self._take_space(start, count * size)
         areas = [Area(start + at * size, size) for at in range(count)]
+        kept.budget_pages = self._magazine_budget()
         kept.grow_for(pages, count)
         self._to_pool(kept.fill(areas[1:]), cpu)
         return areas[0]
@@ -350,8 +412,14 @@ class CachingAllocator(Allocator):
         owner = cpu if thread is None else thread
         kept = self.magazines.get(owner)
         if kept is None:
-            kept = self.magazines[owner] = Magazines(self.design.magazine_budget_pages())
+            kept = self.magazines[owner] = Magazines()
+        kept.budget_pages = self._magazine_budget()
         return kept
+
+    def _magazine_budget(self) -> int:
+        """By so many pages all caps of a thread may grow now."""
+        window_pages = (self.window[1] - self.window[0]) // PAGE
+        return self.design.magazine_budget_pages(window_pages - self.used_pages)
 
     # ------------------------------------------------------------------ free
 
@@ -446,14 +514,33 @@ class CachingAllocator(Allocator):
 
     def reclaim(self, areas: Iterable[Area]) -> None:
         """Put ranges back into the space, merged with what they touch."""
-        has_pages = self.is_keeping and self.memory_bytes > 0
-        for area in areas:
-            around = [self.space.covering(at) for at in (area.start - 1, area.end)]
-            dirty = [free for free in around if free is not None and free[0] in self.dirty]
-            self.space.add(area.start, area.size)
-            self.used_pages -= area.size // PAGE
-            if has_pages or dirty:
-                self._note_dirty(area.start, dirty)
+        if self.is_keeping and self.memory_bytes:
+            self.kept_pages += areas
+        else:
+            for area in areas:
+                self._put(area, has_pages=False)
+
+    def _put_with_pages(self) -> None:
+        """What was kept goes to space with its pages, neighbours as one."""
+        runs: list[Area] = []
+        for area in sorted(self.kept_pages):
+            start = runs.pop().start if runs and runs[-1].end == area.start else area.start
+            runs.append(Area(start, area.end - start))
+        self.kept_pages = []
+        for run in runs:
+            self._put(run, has_pages=True)
+
+    def _put(self, area: Area, has_pages: bool) -> None:
+        """Into the space; a free range may have pages or not as a whole."""
+        around = [self.space.covering(at) for at in (area.start - 1, area.end)]
+        free = [one for one in around if one is not None]
+        dirty = [one for one in free if one[0] in self.dirty]
+        much = MUCH_CLEAN_FACTOR * area.size  # few pages must not make a long clean range dirty
+        is_beside_much_clean = any(end - start > much for start, end in free if start not in self.dirty)
+        self.space.add(area.start, area.size)
+        self.used_pages -= area.size // PAGE
+        if dirty or (has_pages and not is_beside_much_clean):
+            self._note_dirty(area.start, dirty)
 
     def _note_dirty(self, start: int, parts: list[tuple[int, int]]) -> None:
         """The free range around `start` may have pages; it was made of these, which did."""
@@ -464,9 +551,13 @@ class CachingAllocator(Allocator):
             self.dirty_pages += (free[1] - free[0]) // PAGE
 
     def count(self, purge: Purge) -> None:
-        """Add a finished purge to the counters; the recent peak sinks towards present use."""
+        """Add a finished purge to the counters.
+
+        One that gives pages back gives back those of the space too, and the peak sinks towards present use.
+        """
         super().count(purge)
         if not self.is_keeping:
+            self.dirty, self.dirty_pages = set(), 0
             self._sink_peak()
 
     @property

@@ -5,8 +5,9 @@ It keeps the hot path free of anything shared: a free puts the range here, an al
 the one put last (the newest that is aligned, for an alignment above a page).
 
 * A magazine's cap starts at one range. An overflow doubles it, up to MAGAZINE_CAP and MAGAZINE_CAP_PAGES, as
-  long as the growth of all caps of the thread stays within its budget. A cap shrinks only when a request
-  found no room: then those of the sizes above FLOW_PAGES become 0, and 1 again once a pool had the size.
+  long as the growth of all caps of the thread, beyond one range each, stays within its budget. A cap shrinks
+  only when a request found no room: then those of the sizes above FLOW_PAGES become 0. None of them grows
+  while space is short; after that each is 1 again, as at first.
 * An overflow that may not grow the cap gives the older half of it to the pool of the thread's node, oldest
   first, so that the pool's head is the hottest of them.
 * A miss takes a batch from the head of a pool: the first for the request, the others into the magazine as far
@@ -38,13 +39,13 @@ from vmalloc.model.area import Area
 class Magazines:
     """One thread's magazines, by page count; the right end is the hot end.
 
-    By `budget_pages` all caps together may grow.
+    By `budget_pages` all caps together may grow; whoever uses them says how much that is now.
     """
 
     __slots__ = ("budget_pages", "caps", "grown_pages", "is_tight", "sizes", "stocks")
 
-    def __init__(self, budget_pages: int) -> None:
-        self.budget_pages = budget_pages
+    def __init__(self) -> None:
+        self.budget_pages = 0
         self.sizes: dict[int, deque[Area]] = {}
         self.caps: dict[int, int] = {}
         self.grown_pages = 0
@@ -55,8 +56,14 @@ class Magazines:
         """Ranges of all sizes."""
         return sum(map(len, self.sizes.values()))
 
+    @property
+    def pages(self) -> int:
+        """Pages of all ranges."""
+        return sum(pages * len(ranges) for pages, ranges in self.sizes.items())
+
     def copy(self) -> Magazines:
-        other = Magazines(self.budget_pages)
+        other = Magazines()
+        other.budget_pages = self.budget_pages
         other.sizes = {pages: ranges.copy() for pages, ranges in self.sizes.items()}
         other.caps = self.caps.copy()
         other.grown_pages, other.is_tight = self.grown_pages, self.is_tight
@@ -124,17 +131,17 @@ class Magazines:
             self.stocks[pages] = 2 * count
 
     def drain(self) -> list[Area]:
-        """Remove and return everything; the caps stay."""
-        areas = [area for ranges in self.sizes.values() for area in ranges]
+        """Remove and return everything, small sizes first, of each the oldest first; the caps stay."""
+        areas = [area for pages in sorted(self.sizes) for area in self.sizes[pages]]
         self.sizes = {}
         return areas
 
     def grow(self, pages: int) -> bool:
-        """Double a cap; whether the budget allows it."""
+        """Double a cap; whether the budget allows it, and space is not too short for a large size."""
         cap = self.cap(pages)
         wanted = min(2 * cap or 1, self.cap_most(pages))
-        more = (wanted - cap) * pages
-        if self.grown_pages + more > self.budget_pages:
+        more = (max(wanted, 1) - max(cap, 1)) * pages
+        if (self.is_tight and pages > FLOW_PAGES) or self.grown_pages + more > self.budget_pages:
             return False
         self.grown_pages += more
         self.caps[pages] = wanted
@@ -151,7 +158,12 @@ class Magazines:
         return min(max(MAGAZINE_CAP_PAGES // pages, 2), MAGAZINE_CAP)
 
     def close_large(self) -> None:
-        """Keep no range above FLOW_PAGES until its size is asked for again."""
+        """Keep no range above FLOW_PAGES, ..."""
         for pages in range(FLOW_PAGES + 1, POOL_PAGES_MAX + 1):
             self.grown_pages -= max(self.cap(pages) - 1, 0) * pages
             self.caps[pages] = 0
+
+    def open_large(self) -> None:
+        """... and one of each size again, as at first."""
+        for pages in range(FLOW_PAGES + 1, POOL_PAGES_MAX + 1):
+            self.caps[pages] = max(self.cap(pages), 1)

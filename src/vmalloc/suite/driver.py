@@ -103,7 +103,8 @@ Progress = Callable[[int, int], None]
 def run(plan: Plan, progress: Progress | None = None) -> Run:
     """Run the plan. `progress(done, total)` is called now and then, in tests of workers.
 
-    Raises KeyboardInterrupt after the workers stopped, and RuntimeError if one of them died.
+    After Ctrl-C the result has the rounds that ended; KeyboardInterrupt, after the workers stopped, if none
+    did. RuntimeError if a worker died.
     """
     result = Run(
         plan.parameters, plan.designs, plan.workers, plan.nr_pages * _PAGE, plan.nr_fit, plan.nr_fit_kernel
@@ -120,11 +121,18 @@ def run(plan: Plan, progress: Progress | None = None) -> Run:
         alone, together = series(1) if beside else [], series(plan.parameters.nr_threads)
         rounds = (alone * beside + together) * plan.parameters.test_repeat_count
         meter = _Meter(progress, len(plan.parameters.tests) * sum(one.nr_workers for one in rounds))
-        for one in rounds:
-            one.round(meter)
+        try:
+            for one in rounds:
+                one.round(meter)
+        except KeyboardInterrupt:
+            result.is_interrupted = True
+            if not any(one.nr_rounds for one in together):
+                raise
         for one in alone:
-            result.single += one.results()
+            result.single += one.results() if one.nr_rounds else []
         for one in together:
+            if not one.nr_rounds:
+                continue
             result.results += one.results()
             result.workers[one.design] = one.workers
     return result

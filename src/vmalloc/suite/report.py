@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.table import Table
 
 from vmalloc.suite.results import Result, Run, Tally
 
-__all__ = ["dmesg", "headline", "table", "write_json"]
+__all__ = ["as_json", "dmesg", "headline", "table"]
 
 
 def headline(run: Run) -> str:
@@ -81,6 +80,6 @@ def dmesg(run: Run) -> Iterator[str]:
             yield f"All test took worker{number}={worker.cycles} cycles"
 
 
-def write_json(run: Run, path: Path) -> None:
-    """A list: one object per design and test, and one per design with "test": "all"."""
-    path.write_text(json.dumps([result.as_json() for result in run.results], indent=1) + "\n")
+def as_json(run: Run) -> list[dict[str, Any]]:
+    """One object per design and test, and one per design with "test": "all"."""
+    return [result.as_json() for result in run.results]

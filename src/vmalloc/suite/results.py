@@ -91,6 +91,7 @@ class Run:
     results: list[Result] = field(default_factory=list)
     single: list[Result] = field(default_factory=list)
     workers: dict[str, list[WorkerTally]] = field(default_factory=dict)
+    is_interrupted: bool = False  #: by Ctrl-C: results are of the rounds that ended
 
     @property
     def failed(self) -> int:

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: MIT
+"""`vmalloc ps` and `vmalloc info`: who holds what, without disturbing anybody."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from tests.conftest import PAGE
+
+import vmalloc
+from vmalloc.cli import main
+from vmalloc.facts import REGION_NAME_BYTES_MAX
+
+HOLD = """
+import sys, time, vmalloc
+region = vmalloc.Region.attach(sys.argv[1], helper=False)
+block = region.alloc(int(sys.argv[2]))
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def region() -> Iterator[vmalloc.Region]:
+    region = vmalloc.Region("16M", name=f"shown-{os.getpid()}-{next(_numbers)}", limit="8M", helper=False)
+    yield region
+    region.close()
+
+
+@pytest.fixture
+def holder(region: vmalloc.Region) -> Iterator[subprocess.Popen[str]]:
+    words = [sys.executable, "-c", HOLD, region.name, str(3 * PAGE)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def seen(region: vmalloc.Region) -> dict[str, Any]:
+    everything = json.loads(CliRunner().invoke(main, ["ps", "--json"]).output)
+    return next(one for one in everything if one["name"] == region.name)
+
+
+def test_a_region_is_told_with_its_processes(region: vmalloc.Region, holder: subprocess.Popen[str]) -> None:
+    block = region.alloc(5 * PAGE)
+    told = seen(region)
+    by_pid = {process["pid"]: process for process in told["processes"]}
+    assert set(by_pid) == {os.getpid(), holder.pid}
+    assert by_pid[holder.pid]["nbytes"] >= 3 * PAGE  # and what is ready in its magazines
+    assert "block = region.alloc" in by_pid[holder.pid]["command"]
+    assert told["used_bytes"] == 8 * PAGE
+    assert (told["nbytes"], told["limit"], told["uid"]) == (16 << 20, 8 << 20, os.geteuid())
+    assert told["health"] == "ok"
+    assert told["age_s"] is None or told["age_s"] < 600
+    block.release()
+
+
+def test_stopped_and_dead_processes_are_told(region: vmalloc.Region, holder: subprocess.Popen[str]) -> None:
+    holder.send_signal(signal.SIGSTOP)
+    os.waitpid(holder.pid, os.WUNTRACED)
+    assert seen(region)["health"] == "1 stopped"
+    holder.kill()
+    holder.wait()
+    told = seen(region)
+    assert told["health"] == "1 dead not yet recovered"
+    assert {p["pid"]: p["state"] for p in told["processes"]}[holder.pid] == "dead"
+    region.recover()
+    assert seen(region)["health"] == "ok"
+
+
+def test_it_takes_no_slot_and_waits_for_nobody(region: vmalloc.Region, holder: subprocess.Popen[str]) -> None:
+    before = region.processes()
+    holder.send_signal(signal.SIGSTOP)
+    begin = time.monotonic()
+    seen(region)
+    assert time.monotonic() - begin < 5  # a lock would be waited for 10 s
+    assert region.processes() == before
+
+
+def test_a_hostile_name_does_not_reach_the_terminal(region: vmalloc.Region) -> None:
+    fd = os.memfd_create("vmalloc:\x1b[31mred\nrow")
+    output = CliRunner().invoke(main, ["ps"]).output
+    os.close(fd)
+    assert "\x1b" not in output
+    assert "\\x1b[31mred\\nrow" in output
+
+
+def test_in_a_pipe_no_column_is_cut(region: vmalloc.Region) -> None:
+    long = vmalloc.Region("1M", name="n" * REGION_NAME_BYTES_MAX, helper=False)
+    assert "n" * REGION_NAME_BYTES_MAX in CliRunner().invoke(main, ["ps"]).output
+    assert vmalloc.Region.attach(long.name) is long
+    long.close()
+
+
+def test_info_shows_ranges_as_the_kernel_does(region: vmalloc.Region) -> None:
+    block = region.alloc(5 * PAGE)
+    lines = CliRunner().invoke(main, ["info", region.name]).output.splitlines()
+    held = [line for line in lines if f"pages=5 busy pid={os.getpid()}" in line]
+    assert len(held) == 1
+    assert held[0].split()[1] == str(5 * PAGE)
+    assert lines[-1].startswith("[")
+    told = json.loads(CliRunner().invoke(main, ["info", "--json", region.name]).output)
+    assert sum(r["end"] - r["start"] for r in told["ranges"]) == told["nr_pages"]
+    block.release()
+
+
+def test_info_shows_the_kernels_areas_by_caller(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "vmallocinfo"
+    path.write_text(
+        "0xffffc90000000000-0xffffc90000005000   20480 a_caller+0xca/0x100 vmap\n"
+        "0xffffc90000005000-0xffffc90000008000   12288 b_caller+0x94/0x3e0 pages=2 vmalloc N0=2\n"
+        "0xffffc90000008000-0xffffc9000000d000   20480 a_caller+0xca/0x100 vmap\n"
+    )
+    lines = CliRunner().invoke(main, ["info", "--kernel", str(path)]).output.splitlines()
+    assert lines[1].split() == ["40K", "2", "vmap", "a_caller"]
+    assert "3 areas, 52K" in lines[-1]

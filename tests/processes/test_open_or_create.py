@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: MIT
+"""Open or create, attributes, slots to pids, sockets that are files."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vmalloc
+from vmalloc import named
+
+OPEN = """
+import sys, vmalloc
+sys.stdin.readline()
+region = vmalloc.Region.open_or_create(sys.argv[1], "4M", helper=False)
+print(region.id, flush=True)
+sys.stdin.readline()
+"""
+
+
+def python(code: str, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_of_many_that_ask_at_once_one_makes_it(attempt: int) -> None:
+    name = f"raced-{os.getpid()}-{attempt}"
+    processes = [python(OPEN, name) for _ in range(8)]
+    try:
+        for process in processes:
+            process.stdin.write("go\n")  # type: ignore[union-attr]
+            process.stdin.flush()  # type: ignore[union-attr]
+        ids = {process.stdout.readline() for process in processes}  # type: ignore[union-attr]
+        assert len(ids) == 1
+        assert len(next(iter(ids)).strip()) == 32
+    finally:
+        for process in processes:
+            process.communicate("end\n", timeout=60)
+
+
+def test_it_is_attached_and_keeps_its_size() -> None:
+    with vmalloc.Region.open_or_create(f"one-{os.getpid()}", "4M", limit="2M") as region:
+        assert vmalloc.Region.open_or_create(region.name, "1G") is region
+        assert (region.name, region.size, region.limit) == (f"one-{os.getpid()}", 4 << 20, 2 << 20)
+        assert region.owner == os.geteuid()
+    del region
+    with vmalloc.Region.open_or_create(f"one-{os.getpid()}", "8M") as region:  # the first is gone
+        assert region.size == 8 << 20
+
+
+def test_who_attaches_it_has_no_helper_if_it_wants_none() -> None:
+    with vmalloc.Region.open_or_create(f"alone-{os.getpid()}", "4M") as region:
+        code = "import sys, vmalloc; print(vmalloc.Region.open_or_create(sys.argv[1], helper=False).helper)"
+        assert python(code, region.name).communicate(timeout=60)[0] == "False\n"
+
+
+def test_two_of_a_name_are_refused() -> None:
+    name = f"two-{os.getpid()}"
+    regions = [vmalloc.Region("1M", name=name) for _ in range(2)]
+    with pytest.raises(vmalloc.RegionUnavailable, match="2 regions are called"):
+        vmalloc.Region.open_or_create(name)
+    for region in regions:
+        region.close()
+
+
+def test_who_takes_too_long_is_told() -> None:
+    name = f"slow-{os.getpid()}"
+    with named._mutex(name, 1), pytest.raises(vmalloc.RegionBusy, match=r"for 0\.1 s"):
+        vmalloc.Region.open_or_create(name, timeout_s=0.1)
+
+
+@pytest.mark.parametrize("name", ["n" * 242, "a\x1b[31m", "a\nb", "ü" * 121, "a/b"])
+def test_a_name_that_nobody_could_find_or_show_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="name"):
+        vmalloc.Region("1M", name=name)
+
+
+def test_slots_lead_to_pids() -> None:
+    with vmalloc.Region("1M", name=f"slots-{os.getpid()}", helper=False) as region:
+        child = python(OPEN, region.name)
+        child.stdin.write("go\n")  # type: ignore[union-attr]
+        child.stdin.flush()  # type: ignore[union-attr]
+        child.stdout.readline()  # type: ignore[union-attr]
+        assert {process.pid for process in region.processes()} == {os.getpid(), child.pid}
+        block = region.alloc(1)
+        busy = next(r for r in region.ranges() if r.state == "busy")
+        assert {p.slot: p.pid for p in region.processes()}[busy.owner] == os.getpid()
+        block.release()
+        child.communicate("end\n", timeout=60)
+
+
+ATTACH = "import sys, vmalloc; print(vmalloc.Region.attach('unix:' + sys.argv[1]).id)"
+
+
+def attached_by(path: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", ATTACH, str(path)], capture_output=True, text=True, timeout=60
+    )
+    return done.stdout.strip() or done.stderr.splitlines()[-1]
+
+
+def test_a_region_is_handed_out_at_a_path(tmp_path: Path) -> None:
+    path = tmp_path / "region.sock"
+    with vmalloc.Region("1M", helper=False) as region:
+        region.serve(path)
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert attached_by(path) == region.id
+        with pytest.raises(vmalloc.RegionUnavailable, match="serves there already"):
+            region.serve(path)
+    assert "RegionUnavailable" in attached_by(path)  # closed
+
+
+def test_a_socket_of_a_dead_process_is_replaced_and_other_files_are_not(tmp_path: Path) -> None:
+    path = tmp_path / "region.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as left:
+        left.bind(str(path))
+    with vmalloc.Region("1M", helper=False) as region:
+        region.serve(path)
+        assert attached_by(path) == region.id
+        plain = tmp_path / "precious"
+        plain.write_text("data")
+        with pytest.raises(vmalloc.RegionUnavailable, match="no socket"):
+            region.serve(plain)
+        assert plain.read_text() == "data"
+        with pytest.raises(ValueError, match="107 bytes"):
+            region.serve(tmp_path / ("x" * 107))
