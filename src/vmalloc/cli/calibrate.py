@@ -3,20 +3,23 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 
 import click
 
+from vmalloc.cli.manners import Command, json_option
 from vmalloc.cli.simulate import BadPlan
 
 
-@click.command()
+@click.command(cls=Command)
+@json_option
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the costs to NAME.toml.")
 @click.option(
     "--beside", "is_beside", is_flag=True, help="Also run the suite, 1 to 64 workers, beside its simulation."
 )
-def command(out: Path | None, is_beside: bool) -> None:
+def command(json_path: str | None, out: Path | None, is_beside: bool) -> None:
     """Measure the costs of this machine.
 
     \b
@@ -36,6 +39,12 @@ def command(out: Path | None, is_beside: bool) -> None:
 
     try:
         machine, notes = calibrated(say)
+        if json_path is not None:
+            text = json.dumps({"meaning": machine.meaning, "costs": machine.values, "notes": notes}, indent=1)
+            if json_path == "-":
+                click.echo(text)
+                return
+            Path(json_path).write_text(text + "\n")
         for name, cost in machine.costs.items():
             if not cost.source.startswith("not measured"):
                 click.echo(f"{name:20} {cost.value:>10g}")

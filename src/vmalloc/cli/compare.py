@@ -5,6 +5,7 @@ pages."""
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vmalloc.cli.manners import Command, json_option
 from vmalloc.cli.simulate import BadPlan, costs_of, progress_bar, suite_words
 
 if TYPE_CHECKING:
     from vmalloc.simulate.plan import Plan
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--designs", default="linux-6.8,linux-6.9,linux-6.16,llist", show_default=True,
               help="By commas; a design with changed choices is written NAME:choice=N.")  # fmt: skip
 @click.option(
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default=Path(),
               help="Folder of a question's page.")  # fmt: skip
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw the table.")
+@json_option
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
 def command(
     designs: str,
@@ -56,6 +59,7 @@ def command(
     store: str | None,
     out: Path,
     plot: Path | None,
+    json_path: str | None,
     words: tuple[str, ...],
 ) -> None:
     """Compare designs in simulation, with the uncertainty over seeds.
@@ -94,6 +98,12 @@ def command(
     except ValueError as error:
         raise BadPlan(str(error)) from None
     rows = _run(plans, jobs, store)
+    if json_path is not None:
+        text = json.dumps(rows, indent=1)
+        if json_path == "-":
+            click.echo(text)
+            return
+        Path(json_path).write_text(text + "\n")
     _tell(question, plans, rows, labels, out, plot)
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from vmalloc.cli.manners import Command, json_option
+
 SHOWN = {
     "wall_s": "wall time of the whole workload, s",
     "pairs": "pairs simulated",
@@ -85,7 +87,7 @@ def progress_bar(what: str) -> Iterator[Callable[[float, float], None] | None]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--design", default="linux-6.9", show_default=True,
               help="A preset, or vmalloc/POOLS; NAME,choice=N changes a choice of it.")  # fmt: skip
 @click.option("--machine", default="threadripper-3970x", show_default=True,
@@ -108,7 +110,7 @@ def progress_bar(what: str) -> Iterator[Callable[[float, float], None] | None]:
 @click.option(
     "--list", "list_all", is_flag=True, help="Print the designs, the machines and the costs, and stop."
 )
-@click.option("--json", "json_path", metavar="FILE|-", help="Write the result; - is standard output.")
+@json_option
 @click.argument("words", nargs=-1, metavar="[KEY=VALUE]...")
 def command(
     design: str,

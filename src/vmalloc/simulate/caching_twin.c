@@ -15,7 +15,7 @@ enum { NR_LISTS = 512, LIST_WORDS = NR_LISTS / 64 };
 typedef struct magazines {
     sim_pool *size[SIM_POOL_SIZES];
     uint32_t cap[SIM_POOL_SIZES], stock[SIM_POOL_SIZES];
-    uint64_t grown_pages;
+    uint64_t grown_pages, budget_pages;
 } magazines;
 
 typedef struct ends {
@@ -32,7 +32,8 @@ typedef struct sim_caching {
     uint64_t used[LIST_WORDS];
     sim_vector unsorted; /* the youngest last */
     uint64_t nr_sorted, nr_walked;
-    uint64_t used_pages, used_peak_pages;
+    uint64_t used_pages, used_peak_pages, drained_peak_pages;
+    sim_vector order; /* threads in the order in which they came */
     uint64_t nr_busy, nr_kept, nr_listed, nr_punched_steps;
     uint32_t now_s;
     sim_work *work;
@@ -69,6 +70,7 @@ void sim_caching_free(sim_twin *t)
     free(c->prev);
     free(c->is_clean);
     free(c->unsorted.at);
+    free(c->order.at);
     free(c);
     t->caching = NULL;
 }
@@ -359,15 +361,23 @@ static uint64_t excess(const sim_twin *t)
 
 /* ---- magazines -------------------------------------------------------------------------------- */
 
-static magazines *kept_of(sim_caching *c, uint32_t thread)
+/* A thread's magazines; by how much their caps may grow follows from what is free now. */
+static magazines *kept_of(sim_twin *t, uint32_t thread)
 {
+    sim_caching *c = t->caching;
     magazines *kept = c->kept[thread];
-    if (kept)
-        return kept;
-    kept = c->kept[thread] = sim_grow(NULL, sizeof *kept);
-    memset(kept, 0, sizeof *kept);
-    for (uint32_t pages = 0; pages < SIM_POOL_SIZES; pages++)
-        kept->cap[pages] = kept->stock[pages] = 1;
+    if (!kept) {
+        kept = c->kept[thread] = sim_grow(NULL, sizeof *kept);
+        memset(kept, 0, sizeof *kept);
+        for (uint32_t pages = 0; pages < SIM_POOL_SIZES; pages++)
+            kept->cap[pages] = kept->stock[pages] = 1;
+        sim_push(&c->order, thread);
+    }
+    uint64_t share = (t->design.window_pages - c->used_pages) / VM_MAGAZINE_BUDGET_SHARE;
+    uint64_t most = VM_MAGAZINE_BUDGET_BYTES_MAX / 4096, least = VM_MAGAZINE_BUDGET_BYTES / 4096;
+    share = share < most ? share : most;
+    share = share > least ? share : least;
+    kept->budget_pages = share > VM_POOL_PAGES_MAX ? share : VM_POOL_PAGES_MAX;
     return kept;
 }
 
@@ -389,12 +399,10 @@ static uint32_t cap_most(uint32_t pages)
 
 static bool grow(magazines *kept, uint32_t pages)
 {
-    uint64_t budget = VM_MAGAZINE_BUDGET_BYTES / 4096;
-    budget = budget > VM_POOL_PAGES_MAX ? budget : VM_POOL_PAGES_MAX;
     uint32_t cap = kept->cap[pages], wanted = cap ? 2 * cap : 1;
     wanted = wanted < cap_most(pages) ? wanted : cap_most(pages);
     uint64_t more = (uint64_t)(wanted - cap) * pages;
-    if (kept->grown_pages + more > budget)
+    if (kept->grown_pages + more > kept->budget_pages)
         return false;
     kept->grown_pages += more;
     kept->cap[pages] = wanted;
@@ -546,13 +554,13 @@ static uint32_t stock_up(sim_twin *t, uint32_t pages, uint32_t cpu, magazines *k
     return start;
 }
 
-static uint32_t from_space(sim_twin *t, uint32_t pages, uint32_t align, uint32_t cpu, magazines *kept)
+static uint32_t from_space(sim_twin *t, uint32_t pages, uint32_t align, uint32_t cpu, uint32_t thread)
 {
     if (excess(t))
         step(t, 2 * pages > VM_PURGE_STEP_PAGES ? 2 * pages : VM_PURGE_STEP_PAGES);
     uint32_t start = SIM_NONE;
-    if (kept && align <= 1 && pages <= VM_POOL_PAGES_MAX)
-        start = stock_up(t, pages, cpu, kept);
+    if (t->design.has_magazines && align <= 1 && pages <= VM_POOL_PAGES_MAX)
+        start = stock_up(t, pages, cpu, kept_of(t, thread));
     if (start != SIM_NONE)
         return start;
     start = sim_space_find(&t->space, pages, align, pages);
@@ -564,6 +572,64 @@ static uint32_t from_space(sim_twin *t, uint32_t pages, uint32_t align, uint32_t
     return start;
 }
 
+/* ---- before a new peak ------------------------------------------------------------------------ */
+
+static uint64_t pages_of(const magazines *kept)
+{
+    uint64_t sum = 0;
+    for (uint32_t pages = 1; kept && pages < SIM_POOL_SIZES; pages++)
+        sum += kept->size[pages] ? (uint64_t)kept->size[pages]->nr * pages : 0;
+    return sum;
+}
+
+/* Small sizes first, of each the oldest first: to the pool, or lazy. */
+static void drain(sim_twin *t, magazines *kept, uint32_t cpu, bool is_lazy)
+{
+    for (uint32_t pages = 1; kept && pages < SIM_POOL_SIZES; pages++)
+        while (kept->size[pages] && kept->size[pages]->nr) {
+            uint32_t start = sim_pool_pop(kept->size[pages], false);
+            t->caching->nr_kept--;
+            if (is_lazy)
+                to_lazy(t, start, cpu);
+            else
+                to_pool(t, &start, 1, cpu);
+        }
+}
+
+static void pools_to_warm(sim_twin *t, uint32_t cpu)
+{
+    for (uint32_t node = 0; node < t->design.nr_nodes; node++)
+        for (uint32_t pages = 1; pages < SIM_POOL_SIZES; pages++) {
+            sim_pool *p = t->pool[node * SIM_POOL_SIZES + pages];
+            while (p && p->nr) {
+                t->nr_pooled--;
+                t->pooled_pages -= pages;
+                to_lazy(t, sim_pool_pop(p, true), cpu);
+            }
+        }
+}
+
+static bool loosen(sim_twin *t, uint32_t pages, uint32_t cpu, magazines *own)
+{
+    sim_caching *c = t->caching;
+    uint64_t live = c->used_pages - t->lazy_pages + pages, drained = c->drained_peak_pages;
+    if (!t->design.memory_pages || !t->design.has_pools || live <= c->used_peak_pages)
+        return false;
+    uint64_t rise = drained >> VM_WARM_ROOM_SHIFT, least = VM_DRAIN_BYTES / 4096;
+    bool of_all = own && live > drained + (rise > least ? rise : least);
+    uint64_t much = c->used_peak_pages >> VM_WARM_ROOM_SHIFT;
+    if (!of_all && pages_of(own) + t->pooled_pages < (much > pages ? much : pages))
+        return false;
+    drain(t, own, cpu, false);
+    if (of_all) {
+        c->drained_peak_pages = live;
+        for (uint32_t i = 0; i < c->order.nr; i++)
+            drain(t, c->kept[c->order.at[i]], cpu, true);
+    }
+    pools_to_warm(t, cpu);
+    return true;
+}
+
 /* ---- the face --------------------------------------------------------------------------------- */
 
 uint32_t sim_caching_alloc(sim_twin *t, uint32_t cpu, uint32_t thread, uint32_t pages, uint32_t align, sim_work *did)
@@ -572,7 +638,7 @@ uint32_t sim_caching_alloc(sim_twin *t, uint32_t cpu, uint32_t thread, uint32_t 
     memset(did, 0, sizeof *did);
     c->work = did;
     bool is_small = pages <= VM_POOL_PAGES_MAX;
-    magazines *kept = t->design.has_magazines && is_small ? kept_of(c, thread) : NULL;
+    magazines *own = t->design.has_magazines ? kept_of(t, thread) : NULL, *kept = is_small ? own : NULL;
     uint32_t start = SIM_NONE;
     if (!is_small) {
         uint32_t taken[1];
@@ -590,8 +656,17 @@ uint32_t sim_caching_alloc(sim_twin *t, uint32_t cpu, uint32_t thread, uint32_t 
             did->level = SIM_LAZY;
         }
     }
+    if (start == SIM_NONE && loosen(t, pages, cpu, own)) {
+        if (is_small) {
+            start = from_warm(t, pages, align, cpu, kept);
+        } else {
+            uint32_t taken[1];
+            start = take_warm(t, pages, align, 1, taken) ? taken[0] : SIM_NONE;
+        }
+        did->level = SIM_LAZY;
+    }
     if (start == SIM_NONE) {
-        start = from_space(t, pages, align, cpu, kept);
+        start = from_space(t, pages, align, cpu, thread);
         did->level = SIM_SPACE;
     }
     if (start == SIM_NONE) {
@@ -613,7 +688,7 @@ bool sim_caching_release(sim_twin *t, uint32_t cpu, uint32_t thread, uint32_t st
         return false;
     uint32_t pages = t->pages[start];
     bool is_small = pages <= VM_POOL_PAGES_MAX;
-    magazines *kept = t->design.has_magazines && is_small ? kept_of(c, thread) : NULL;
+    magazines *own = t->design.has_magazines ? kept_of(t, thread) : NULL, *kept = is_small ? own : NULL;
     sim_pool *ranges = kept ? ranges_of(kept, pages) : NULL;
     bool is_quick = kept && ranges->nr < kept->cap[pages] && !c->is_clean[start];
     t->is_busy[start] = 0;
