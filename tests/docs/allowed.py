@@ -17,7 +17,7 @@ _NAMES = {
     "C and its library": "__ATOMIC_SEQ_CST _Static_assert memcpy clone libvmalloc.so",
     "environment of every program": "PYTHONPATH",
     "the name np.ndarray has for what it lies in": "buffer",
-    "of multiprocessing and executors": "Process submit",
+    "of multiprocessing and executors": "Process",
     "of pyarrow, polars, joblib": "pa.array pl.Series.to_numpy joblib.parallel_config backend",
     "of torch": "share_memory_ pin_memory default_collate_fn_map torch.from_dlpack",
     "of prctl()": "PR_SET_DUMPABLE",
@@ -34,7 +34,7 @@ _NAMES = {
     "made of two parts in record_kernel.py": "SNAP_BEFORE SNAP_BEFORE_END SNAP_AFTER SNAP_AFTER_END",
     "kinds of events that are reserved": "magazine_hit pool_hit space_alloc",
     "other programs that read Parquet": "polars.read_parquet duckdb",
-    "in lines that describe arguments and output": "NR_PAGES MAX_PAGES NS_PER_PAIR RESIDENT_BYTES wake",
+    "in lines that describe arguments and output": "NR_PAGES MAX_PAGES NS_PER_PAIR RESIDENT_BYTES",
     "the operation modulo": "mod",
     "a method by name and a stand-in for another": "Block.__dlpack__ VM_POOLS_NAME",
     "read by the benchmarks with a name of their own": "VMALLOC_CFLAGS",
@@ -45,6 +45,7 @@ _FILES = {
     "another project's": "dlpack.h",
     "made while building": "vmalloc_facts.h ../lib .venv/bin/python",
     "made by spin": "pan.c",
+    "example of a machine's costs": "here.toml",
     "example of a recording": "run.trace.gz run.before.vmallocinfo.gz run.after.vmallocinfo.gz"
     " NAME.state0 trace.dat perf.data",
 }

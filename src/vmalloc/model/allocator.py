@@ -23,6 +23,7 @@ from typing import ClassVar, Literal, Self
 from vmalloc.model.area import PAGE, Area
 from vmalloc.model.busy import Busy
 from vmalloc.model.node import Node
+from vmalloc.model.pool import Pool
 from vmalloc.model.purge import Purge
 from vmalloc.model.space import Space
 
@@ -46,6 +47,7 @@ class Allocator(ABC):
         "nr_nodes",
         "nr_purged",
         "nr_purges",
+        "pool_ranges_max",
         "pooled_pages_max",
         "served",
         "space",
@@ -69,6 +71,7 @@ class Allocator(ABC):
         self.space = Space([(window[0], window[1] & -PAGE)] if free is None else free)
         self.lazy_pages = 0
         self.pooled_pages_max = 0  # the largest size that a purge puts into pools; 0: none
+        self.pool_ranges_max = 0  # so many areas a purge leaves in one pool; 0: no limit
         self.live_pages = 0
         self.served: dict[Level, int] = {"magazine": 0, "pool": 0, "lazy": 0, "space": 0, "none": 0}
         self.nr_purges = 0
@@ -139,6 +142,10 @@ class Allocator(ABC):
         purge.run(self)
         self.count(purge)
         return purge
+
+    def pool_takes(self, pool: Pool) -> bool:
+        """Whether a purge may add an area to this pool."""
+        return not self.pool_ranges_max or len(pool.areas) < self.pool_ranges_max
 
     def count(self, purge: Purge) -> None:
         """Add a finished purge to the counters."""

@@ -36,6 +36,9 @@ class Design:
     """The largest size that a purge puts into pools."""
     pool_discipline: Discipline = "list"
     """What a taker does to the entries that it does not get: pool.py."""
+    pool_ranges_max: int = 0
+    """A purge puts no more areas into one pool; 0: no limit. No kernel has one; a draft of February 2024
+    had."""
     decay_shift: int = 2
     """An ordinary purge gives back pool length >> decay_shift ..."""
     decay_rounding: Rounding = "down"

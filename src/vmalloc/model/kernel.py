@@ -47,6 +47,7 @@ class Kernel(Allocator):
         super().__init__(cpus, nodes, busy, window, free)
         self.design = design
         self.pooled_pages_max = design.pool_pages_max
+        self.pool_ranges_max = design.pool_ranges_max
 
     @property
     def lazy_pages_max(self) -> int:

@@ -74,8 +74,10 @@ class NodePurge:
         self.at += 1
         n, pages = self.node, area.size // PAGE
         if area.node != NO_NODE and pages <= largest:
-            allocator.nodes[n].pool(pages).push(area)
-            return Step("fill", n, pages)
+            pool = allocator.nodes[n].pool(pages)
+            if allocator.pool_takes(pool):
+                pool.push(area)
+                return Step("fill", n, pages)
         self.aside.append(area)
         return Step("fill", n)
 
@@ -86,9 +88,10 @@ class NodePurge:
             size = area.size
             if size <= largest_bytes and area.node != NO_NODE:
                 pool = pools.get(size // PAGE) or allocator.nodes[self.node].pool(size // PAGE)
-                pool.areas.append(area)
-            else:
-                self.aside.append(area)
+                if allocator.pool_takes(pool):
+                    pool.areas.append(area)
+                    continue
+            self.aside.append(area)
         self.at = len(self.areas)
 
     def settle(self, allocator: Allocator) -> Step:

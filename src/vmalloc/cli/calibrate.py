@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: MIT
+"""vmalloc calibrate: what a line, a lock, a page cost on this machine, as a file for the simulator."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import click
+
+from vmalloc.cli.manners import Command, json_option
+from vmalloc.cli.simulate import BadPlan
+
+
+@click.command(cls=Command)
+@json_option
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write the costs to NAME.toml.")
+@click.option(
+    "--beside", "is_beside", is_flag=True, help="Also run the suite, 1 to 64 workers, beside its simulation."
+)
+def command(json_path: str | None, out: Path | None, is_beside: bool) -> None:
+    """Measure the costs of this machine.
+
+    \b
+    vmalloc calibrate --out here.toml
+    vmalloc simulate --machine here.toml --design vmalloc/locked nr_threads=8
+    vmalloc calibrate --beside
+
+    Takes some seconds; other work on the machine makes it wrong. With --beside the suite runs on the real
+    allocator with each pool design, and the table says whether the simulation orders the designs alike.
+    """
+    if out is not None and (out.suffix != ".toml" or not out.absolute().parent.is_dir()):
+        raise BadPlan(f"--out {out}: wanted NAME.toml in a directory that exists")
+    from vmalloc.simulate.calibrate import beside, calibrated, ranking, write_machine
+
+    def say(text: str) -> None:
+        click.echo(text, err=True)
+
+    try:
+        machine, notes = calibrated(say)
+        if json_path is not None:
+            text = json.dumps({"meaning": machine.meaning, "costs": machine.values, "notes": notes}, indent=1)
+            if json_path == "-":
+                click.echo(text)
+                return
+            Path(json_path).write_text(text + "\n")
+        for name, cost in machine.costs.items():
+            if not cost.source.startswith("not measured"):
+                click.echo(f"{name:20} {cost.value:>10g}")
+        for note in notes:
+            click.echo(note)
+        if out is not None:
+            write_machine(machine, out)
+        if not is_beside:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "here.toml"
+            write_machine(machine, path)
+            found = beside(str(path), say=say)
+    except OSError as error:
+        raise click.ClickException(f"{error.filename or 'measuring'}: {error.strerror or error}") from None
+    click.echo(f"{machine.meaning}: ns a pair, fix_size, all workers together\n")
+    click.echo("| workers | design | measured | simulated |\n|---|---|---|---|")
+    for one in found:
+        click.echo(f"| {one.workers} | {one.pools} | {one.measured:.1f} | {one.simulated:.1f} |")
+    click.echo("")
+    for workers in (2, 8, 64):
+        clear, same = ranking(found, workers)
+        click.echo(
+            f"{workers} workers: {same} of {clear} pairs of designs that differ clearly are in the same order"
+        )

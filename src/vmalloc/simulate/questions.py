@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: MIT
+"""Questions that the mail left open, each as a sweep and a short page.
+
+A page says the question, what was run, the table and the figure, the answer and how sure it is. The answer is
+made from the numbers: a difference counts if the intervals over the seeds lie apart and it is 2 % or more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vmalloc.simulate.compare import Group, draw, group, markdown
+from vmalloc.simulate.plan import Plan
+
+__all__ = ["QUESTIONS", "Question", "page", "plans_of"]
+
+DIFFERS = 0.02
+CPUS = (64, 448, 1024)
+MACHINE = "threadripper-3970x"
+COLUMNS = (
+    "pairs_per_s",
+    "lock_wait_share",
+    "alloc_p99_us",
+    "pool_hit_share",
+    "pooled_mean_mib",
+    "lazy_mean_mib",
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked, and the variants that answer it: label -> changes of the base plan. The first is
+    today's."""
+
+    title: str
+    words: str
+    variants: dict[str, dict[str, Any]]
+    caveat: str
+    cpus: tuple[int, ...] = CPUS
+
+
+QUESTIONS = {
+    "llist": Question(
+        "Should the pools be lock-free lists?",
+        "Dave Chinner, 11 to 17 January 2024: use an llist, with an atomic counter, and no pool_lock is"
+        " needed."
+        " Uladzislau Rezki: the lock is not contended, and a taker of one entry must be alone anyway.",
+        {
+            "list and lock (6.16)": {"design": "linux-6.16"},
+            "llist": {"design": "llist"},
+        },
+        "The llist variant detaches the whole list and puts the rest back, so its hold grows with the"
+        " pool: one"
+        " cached access for each entry. A list that remembers its tail would not; ours does (decision 0004).",
+    ),
+    "nodes": Question(
+        "How many nodes?",
+        "The patch has min(CPUs, 128) nodes because its author could test no more; Chinner asked for"
+        " nodes by NUMA"
+        " node or cluster instead.",
+        {
+            f"{nodes} node{'s' * (nodes > 1)}": {"design": f"linux-6.16,nodes_max={nodes}"}
+            for nodes in (128, 1, 8, 32, 512)
+        },
+        "Nodes beyond 255 do not fit the kernel's flags word; they are tried here all the same. Where a"
+        " node's memory"
+        " lies is not simulated.",
+    ),
+    "decay": Question(
+        "How much should a purge take from the pools?",
+        "The patch gives back a quarter of each pool at every purge, by feeling.",
+        {
+            "a quarter": {"design": "linux-6.16"},
+            "a half": {"design": "linux-6.16,decay_shift=1"},
+            "an eighth": {"design": "linux-6.16,decay_shift=3"},
+            "nothing": {"design": "linux-6.16,decay_shift=31"},
+            "a quarter, small ones emptied (6.9)": {"design": "linux-6.9"},
+        },
+        "The load is steady, which favours keeping: what decay is for, a load that ends, shows in what"
+        " the pools hold.",
+    ),
+    "pool-size": Question(
+        "Should a pool have a cap?",
+        "Baoquan He, February 2024: with many workers the purge cannot keep up and the address space"
+        " grows; Rezki's"
+        " draft refused to add to a pool longer than a limit, and was never merged.",
+        {
+            "no cap": {"design": "linux-6.16"},
+            **{
+                f"at most {cap}": {"design": f"linux-6.16,pool_ranges_max={cap}"}
+                for cap in (1024, 256, 64, 16)
+            },
+        },
+        "The draft's second half, helpers on a queue of high priority, is not simulated.",
+    ),
+    "purge-vs-shrink": Question(
+        "Why should a purge differ from a shrink?",
+        "Chinner, 17 January 2024: the purge takes a quarter, the shrinker all; why not the same?",
+        {
+            "a quarter": {"design": "linux-6.16"},
+            "a purge takes all": {"design": "linux-6.16", "purge_is_full": 1},
+            "a shrink every millisecond beside": {"design": "linux-6.16", "shrink_every_us": 1_000},
+        },
+        "A purge that takes all also fills no pool, as the kernel's full purge.",
+    ),
+}
+
+
+def plans_of(question: Question, base: Plan, seeds: int) -> tuple[list[Plan], dict[Plan, str]]:
+    """All runs of a question, and the label of each plan without its seed."""
+    plans, labels = [], {}
+    for label, changes in question.variants.items():
+        for cpus in (base.cpus,) if base.cpus else question.cpus:
+            plan = replace(base, cpus=cpus, **changes)
+            labels[replace(plan, seed=0)] = label
+            plans += [replace(plan, seed=seed) for seed in range(seeds)]
+    return plans, labels
+
+
+def base_plan(**changes: Any) -> Plan:
+    """The load of the questions: the suite's first four tests, loops so that several purges come."""
+    return replace(Plan(machine=MACHINE, run_test_mask=13, test_loop_count=40_000, shrunk=128), **changes)
+
+
+def _verdict(base: Group, other: Group, name: str = "pairs_per_s") -> str:
+    here, there = base.mean(name), other.mean(name)
+    apart = abs(there - here) > base.half_width(name) + other.half_width(name)
+    share = there / here - 1 if here else 0.0
+    if not apart or abs(share) < DIFFERS:
+        return "no difference seen"
+    return f"{abs(share):.0%} {'more' if share > 0 else 'fewer'}"
+
+
+def answers(groups: list[Group]) -> list[str]:
+    """One line for each variant and number of CPUs, against today's."""
+    first = groups[0].label
+    lines = []
+    for one in groups:
+        if one.label == first:
+            continue
+        base = next(g for g in groups if g.label == first and g.cpus == one.cpus)
+        held = one.mean("pooled_mean_mib") + one.mean("lazy_mean_mib")
+        base_held = base.mean("pooled_mean_mib") + base.mean("lazy_mean_mib")
+        lines.append(
+            f"* {one.cpus} CPUs, {one.label}: pairs a second: {_verdict(base, one)};"
+            f" held in pools and lazy: {held:,.0f} MiB instead of {base_held:,.0f}."
+        )
+    return lines
+
+
+def page(
+    name: str, plans: list[Plan], rows: list[dict[str, Any]], labels: dict[Plan, str], folder: Path
+) -> Path:
+    """Write NAME.md and NAME.png into a folder; returns the page's path."""
+    question, base = QUESTIONS[name], plans[0]
+    groups = group(plans, rows, labels)
+    draw(groups, folder / f"{name}.png", ("pairs_per_s", "lock_wait_share", "alloc_p99_us"))
+    seeds, purges = len(groups[0].rows), min(row["purges"] for row in rows)
+    pairs = min(row["pairs"] for row in rows)
+    text = f"""# {question.title}
+
+Made by `vmalloc compare --question {name}`.
+
+**The question.** {question.words}
+
+**What was run.** Tests of mask {base.run_test_mask}, {base.test_loop_count:,} loops, a workload
+{base.shrunk} times smaller with trees priced as large as they would be, one thread for each CPU, costs
+of `{base.machine}`,
+{seeds} seeds;
+{pairs:,} pairs or more and {purges} purges or more in each run.
+
+{markdown(groups, COLUMNS)}
+
+![{question.title}]({name}.png)
+
+**The answer**, against "{groups[0].label}":
+
+{chr(10).join(answers(groups))}
+
+**How sure.** The intervals are those over seeds. The decisions are the model's; the costs are uncertain as
+[validation.md](validation.md) shows, and beyond 64 CPUs they are extrapolated. {question.caveat}
+"""
+    path = folder / f"{name}.md"
+    path.write_text(text)
+    return path

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: MIT
+"""Sweep: many plans, in this process or on any executor, each finished one kept in a Parquet file.
+
+    rows = run_sweep(plans, executor=ProcessPoolExecutor(4), store="cells.parquet")
+
+A cell is known by all that its result depends on, the costs included; who runs it and in which order changes
+nothing. The file is written anew beside the old one and put in its place, so a sweep that is
+interrupted, or a disk that is full, leaves what was finished before; the same call goes on from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from vmalloc.simulate.plan import Plan, engine_plan, run_plan
+
+__all__ = ["SweepError", "cell_key", "run_on_processes", "run_sweep"]
+
+FORMAT = 1
+"""Raised when the engine's results change: cells of another format are not reused."""
+SAVE_S = 5.0
+"""A sweep writes its file after so many seconds, and at its end."""
+POOLS_LOST_MAX = 5
+"""So often a pool of processes that lost one is started anew, in a row without a finished cell."""
+
+Row = dict[str, Any]
+Progress = Callable[[int, int], None]
+
+
+class SweepError(RuntimeError):
+    """A sweep that cannot go on; what was finished is kept."""
+
+
+def cell_key(plan: Plan) -> str:
+    """All that a plan's result depends on, in one word."""
+    text = json.dumps([FORMAT, engine_plan(plan)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+class Store:
+    """Finished cells by their key, in a file if there is a path."""
+
+    def __init__(self, path: str | os.PathLike[str] | None) -> None:
+        self.path = None if path is None else Path(path)
+        self.rows: dict[str, Row] = {}
+        self._saved_at = monotonic()
+        if self.path is not None and self.path.exists():
+            self.rows = _read(self.path)
+
+    def add(self, key: str, row: Row) -> None:
+        self.rows[key] = row
+        if monotonic() - self._saved_at > SAVE_S:
+            self.save()
+
+    def save(self) -> None:
+        """Write all of it. Raises SweepError; the old file stays then."""
+        self._saved_at = monotonic()
+        if self.path is None or not self.rows:
+            return
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        beside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        table = pa.Table.from_pylist([{"cell": key, **row} for key, row in sorted(self.rows.items())])
+        try:
+            pq.write_table(table, beside)
+            os.replace(beside, self.path)
+        except OSError as error:
+            beside.unlink(missing_ok=True)
+            raise SweepError(f"{self.path}: {error.strerror or error}") from None
+
+
+def _read(path: Path) -> dict[str, Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows = pq.read_table(path).to_pylist()
+        return {row.pop("cell"): row for row in rows}
+    except (OSError, KeyError, pa.ArrowInvalid) as error:
+        reason = str(error).splitlines()[0]
+        raise SweepError(f"{path} holds no cells of a sweep: {reason}") from None
+
+
+def run_sweep(
+    plans: Iterable[Plan],
+    executor: Executor | None = None,
+    store: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> list[Row]:
+    """The rows of the plans, in their order; those that the file has already are not run again."""
+    chosen = list(plans)
+    kept = Store(store)
+    keys = [cell_key(plan) for plan in chosen]
+    missing = {key: plan for key, plan in zip(keys, chosen, strict=True) if key not in kept.rows}
+    done = len(set(keys)) - len(missing)
+    total = len(set(keys))
+
+    def finished(key: str, row: Row) -> None:
+        nonlocal done
+        kept.add(key, row)
+        done += 1
+        if progress is not None:
+            progress(done, total)
+
+    if progress is not None:
+        progress(done, total)
+    try:
+        if executor is None:
+            for key, plan in missing.items():
+                finished(key, run_plan(plan))
+        else:
+            _run_on(executor, missing, finished)
+    finally:
+        kept.save()
+    return [kept.rows[key] for key in keys]
+
+
+def _run_on(executor: Executor, missing: dict[str, Plan], finished: Callable[[str, Row], None]) -> None:
+    waiting: dict[Future[Row], str] = {}
+    try:
+        waiting.update({executor.submit(run_plan, plan): key for key, plan in missing.items()})
+        left = set(waiting)
+        while left:
+            ended, left = wait(left, return_when=FIRST_COMPLETED)
+            for future in ended:
+                finished(waiting[future], future.result())
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def run_on_processes(
+    plans: Sequence[Plan],
+    workers: int,
+    store: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> list[Row]:
+    """The same on processes of this machine; a process that dies costs its cell a second try."""
+    if workers <= 1:
+        return run_sweep(plans, None, store, progress)
+    rows: dict[str, Row] = {}
+    lost = 0
+    while True:
+        left = [plan for plan in plans if cell_key(plan) not in rows]
+        before = len(rows)
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            try:
+                for plan, row in zip(
+                    left, run_sweep(left, _Noting(pool, rows), store, progress), strict=True
+                ):
+                    rows[cell_key(plan)] = row
+                return [rows[cell_key(plan)] for plan in plans]
+            except BrokenExecutor:
+                lost = 0 if len(rows) > before else lost + 1
+                if lost >= POOLS_LOST_MAX:
+                    raise SweepError(
+                        f"{lost} times in a row a process died before any cell was done"
+                    ) from None
+
+
+class _Noting(Executor):
+    """Passes on to a pool, and keeps what was finished before the pool broke."""
+
+    def __init__(self, pool: Executor, rows: dict[str, Row]) -> None:
+        self.pool, self.rows = pool, rows
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future = self.pool.submit(fn, *args, **kwargs)
+        key = cell_key(args[0])
+
+        def note(ended: Future[Any]) -> None:
+            if not ended.cancelled() and ended.exception() is None:
+                self.rows[key] = ended.result()
+
+        future.add_done_callback(note)
+        return future
