@@ -278,8 +278,9 @@ figures' errors.
 {calibrated()}
 
 All other costs have a source of their own, in the machine's file. What a cost was fitted to is not
-scored. The lines of change_lines, the cost of a page, the way in which a long run is shrunk and the cost of an
-area in a purge were chosen while the headline and Lenovo's figures were known. So those two are no blind test.
+scored. The lines of change_lines, the cost of a page, the way in which a long run is shrunk and the cost of
+an area in a purge were chosen while the headline and Lenovo's figures were known. So those two are no blind
+test.
 
 {tables}
 ## Shrinking
