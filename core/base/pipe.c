@@ -9,7 +9,8 @@
  * Of a Unix socket sock_diag(7) tells it all, by inode.
  *
  * Who can be seen is not everybody. If a process that has the region attached cannot be (another pid namespace, another user,
- * hidepid), nothing is told at all.
+ * hidepid), nothing is told at all. If one that cannot be looked into may have been given a channel by a fork, no channel
+ * is over.
  */
 #include "base.h"
 
@@ -34,6 +35,9 @@ typedef struct vm_looking { /* one look */
     uint32_t own_pid, pid[VM_PROCESSES]; /* of the attached processes; 0: none */
     bool is_seen[VM_PROCESSES];
     bool has_sockets;
+    bool is_asked;        /* since when there are users of the region */
+    uint64_t first_began;
+    bool is_one_hidden;   /* who may have read from any channel */
 } vm_looking;
 
 static int compare(const void *a, const void *b)
@@ -236,6 +240,29 @@ static bool note(vm_pipe *p, uint32_t pid, int dir, const char *name)
     return reads;
 }
 
+/* When the first of the attached processes began, or its parent, which may have made the channels. */
+static uint64_t first_began(vm_looking *v)
+{
+    for (uint32_t p = 0; p < VM_PROCESS_NAMES && !v->is_asked; p++) {
+        uint32_t parent = 0;
+        uint64_t began = v->pid[p] ? vm__process_began(v->pid[p], &parent) : 0;
+        uint64_t before = parent > 1 ? vm__process_began(parent, NULL) : 0;
+        began = before && before < began ? before : began;
+        if (began && (!v->first_began || began < v->first_began))
+            v->first_began = began;
+    }
+    v->is_asked = true;
+    return v->first_began;
+}
+
+/* Whether one that may not be looked into can have our channels: of this user, and not older than who uses the region.
+ * A program that is root may have children of any user. */
+static bool may_have_channels(vm_looking *v, uint32_t pid)
+{
+    uint64_t began = vm__process_began(pid, NULL);
+    return began && began >= first_began(v) && (geteuid() == 0 || vm__process_user(pid) == getuid());
+}
+
 enum { HITS_MAX = 64 };
 
 /* false: for want of descriptors or memory, not because it ended or is another's. */
@@ -247,8 +274,12 @@ static bool look_at_process(vm_looking *v, uint32_t pid)
     bool has_region = false;
     snprintf(path, sizeof path, "/proc/%u/fd", pid);
     DIR *dir = opendir(path);
-    if (!dir)
-        return errno != EMFILE && errno != ENFILE && errno != ENOMEM;
+    if (!dir) {
+        int error = errno;
+        if (error == EACCES || error == EPERM)
+            v->is_one_hidden = v->is_one_hidden || may_have_channels(v, pid);
+        return error != EMFILE && error != ENFILE && error != ENOMEM;
+    }
     for (struct dirent *e; (e = readdir(dir));) {
         ssize_t size = readlinkat(dirfd(dir), e->d_name, link, sizeof link - 1);
         link[size < 0 ? 0 : size] = 0;
@@ -327,6 +358,7 @@ int vm__look_at_pipes(vm_thread *t, vm_pipe *pipes, size_t nr, bool (*go_on)(vm_
         v.has_sockets = v.has_sockets || pipes[i].is_socket;
         if (!pipes[i].is_socket)
             look_into(&v, &pipes[i]);
+        pipes[i].is_strange = pipes[i].is_strange || v.is_one_hidden;
     }
     if (v.has_sockets)
         look_into_sockets(&v, are_in_one_net(&v));

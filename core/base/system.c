@@ -99,6 +99,29 @@ bool vm__is_stopped(uint32_t pid)
     return !name_end || name_end[1] != ' ' || strchr("TtDZX", name_end[2]);
 }
 
+uint64_t vm__process_began(uint32_t pid, uint32_t *parent)
+{
+    char path[32], text[512] = "";
+    snprintf(path, sizeof path, "/proc/%u/stat", pid);
+    vm__read_text(path, text, sizeof text);
+    const char *at = strrchr(text, ')');
+    for (int field = 2; at && field < 22; field++) {
+        at = strchr(at + 1, ' ');
+        if (at && field == 3 && parent)
+            *parent = (uint32_t)strtoul(at, NULL, 10);
+    }
+    return at ? strtoull(at, NULL, 10) : 0;
+}
+
+uint32_t vm__process_user(uint32_t pid)
+{
+    char path[32], text[512] = "";
+    snprintf(path, sizeof path, "/proc/%u/status", pid);
+    vm__read_text(path, text, sizeof text);
+    const char *line = strstr(text, "\nUid:");
+    return line ? (uint32_t)strtoul(line + 5, NULL, 10) : UINT32_MAX;
+}
+
 void vm__yield(void) { sched_yield(); }
 
 /* ---- threads ---- */

@@ -4,6 +4,7 @@
 
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 
 enum { LONG_NS = 1000000000 }; /* older than what a look passes over */
@@ -158,6 +159,49 @@ static void what_a_process_had_read_ends_with_it(void)
     tick_for(r, 4 * VM_CHANNEL_TICKS * VM_TICK_MS);
     CHECK(!is_there(r, s));
     FINISH(r);
+}
+
+/* root sees everybody. */
+static void become_a_user(void)
+{
+    if (geteuid() == 0)
+        CHECK(!setresgid(65534, 65534, 65534) && !setresuid(65534, 65534, 65534));
+    CHECK_EQ(prctl(PR_SET_DUMPABLE, 1), 0);
+}
+
+static void what_a_process_may_read_that_cannot_be_looked_into_stays(void)
+{
+    uint32_t *is_ready = shared_memory(sizeof *is_ready);
+    int p[2];
+    pid_t reader;
+    CHECK_EQ(pipe(p), 0);
+    CHILD(reader, { /* before there is a region: it has not attached it yet */
+                    CHECK_EQ(prctl(PR_SET_DUMPABLE, 0), 0);
+                    __atomic_store_n(is_ready, 1, __ATOMIC_RELEASE);
+                    pause();
+    });
+    while (!__atomic_load_n(is_ready, __ATOMIC_ACQUIRE))
+        usleep(1000);
+    vm_region *r = make();
+    sent s = written_to(r, p[1], 4);
+    close(p[0]);
+    close(p[1]);
+    tick_for(r, GRACE);
+    CHECK(is_there(r, s));
+    kill(reader, SIGKILL);
+    CHECK_EQ(waitpid(reader, NULL, 0), reader);
+    CHECK_EQ(vm_recover(r, NULL), 0);
+    tick_for(r, GRACE);
+    CHECK(!is_there(r, s));
+    FINISH(r);
+}
+
+static void a_user_s_message_to_one_that_cannot_be_looked_into_stays(void)
+{
+    IN_CHILD({
+        become_a_user();
+        what_a_process_may_read_that_cannot_be_looked_into_stays();
+    });
 }
 
 static uint64_t quickest_of(vm_region *r, int nr, int (*call)(vm_region *))
@@ -340,6 +384,7 @@ int main(void)
     a_move_of_what_is_gone_or_no_message_moves_nothing();
     who_can_still_be_loaded_stays_and_the_others_end();
     what_a_process_had_read_ends_with_it();
+    a_user_s_message_to_one_that_cannot_be_looked_into_stays();
     what_a_process_had_read_and_lost_ends_and_nothing_else_does();
     of_many_that_one_process_has_the_system_is_asked_once();
     what_was_passed_on_is_where_it_was_passed_to();
