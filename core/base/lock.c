@@ -21,37 +21,71 @@
 
 #ifdef VM_HOOKS
 /* Which ranks this thread holds of each region; a fork holds those of all regions. */
-#define RANKED_REGIONS 64
-static _Thread_local struct {
+typedef struct vm_ranked {
     const vm_region *region; /* NULL: the registry's */
     uint32_t ranks;
-} held[RANKED_REGIONS];
+} vm_ranked;
+static _Thread_local vm_ranked *held; /* grows: a library has little room for variables of threads */
+static _Thread_local int nr_held, room_held;
+static pthread_key_t key_of_held;
 
-static uint32_t *ranks_held(const vm_region *r)
+static void drop_held(void *p)
 {
-    int unused = -1;
-    for (int i = 0; i < RANKED_REGIONS; i++) {
-        if (held[i].ranks && held[i].region == r)
-            return &held[i].ranks;
-        if (!held[i].ranks && unused < 0)
-            unused = i;
-    }
-    VM_ASSERT(unused >= 0);
-    held[unused].region = r;
-    return &held[unused].ranks;
+    free(p);
+    held = NULL;
+    nr_held = room_held = 0;
+}
+__attribute__((constructor)) static void make_key(void) { VM_ASSERT(pthread_key_create(&key_of_held, drop_held) == 0); }
+
+static void grow_held(void)
+{
+    room_held = room_held ? 2 * room_held : 8;
+    held = realloc(held, (size_t)room_held * sizeof *held);
+    VM_ASSERT(held && pthread_setspecific(key_of_held, held) == 0);
+}
+
+/* Where it stands, or nr_held. */
+static int place_of(const vm_region *r)
+{
+    int i = 0;
+    while (i < nr_held && held[i].region != r)
+        i++;
+    return i;
+}
+static uint32_t ranks_held(const vm_region *r)
+{
+    int i = place_of(r);
+    return i < nr_held ? held[i].ranks : 0;
 }
 
 /* Before it is waited for: none of the same or a higher rank of that region may be held, and none at all for the
  * registry's. */
 static void assert_order(const vm_region *r, vm_rank rank)
 {
-    VM_ASSERT(*ranks_held(r) >> rank == 0);
-    for (int i = 0; rank == VM_RANK_REGISTRY && i < RANKED_REGIONS; i++)
-        VM_ASSERT(held[i].ranks == 0);
+    VM_ASSERT(ranks_held(r) >> rank == 0);
+    VM_ASSERT(rank != VM_RANK_REGISTRY || nr_held == 0);
 }
-static void note_taken(const vm_region *r, vm_rank rank) { *ranks_held(r) |= 1u << rank; }
-static void note_left(const vm_region *r, vm_rank rank) { *ranks_held(r) &= ~(1u << rank); }
-bool vm__rank_is_held(const vm_region *r, vm_rank rank) { return *ranks_held(r) >> rank & 1; }
+static void note_taken(const vm_region *r, vm_rank rank)
+{
+    int i = place_of(r);
+    if (i == nr_held) {
+        if (nr_held == room_held)
+            grow_held();
+        held[nr_held].region = r;
+        held[nr_held++].ranks = 0;
+    }
+    held[i].ranks |= 1u << rank;
+}
+static void note_left(const vm_region *r, vm_rank rank)
+{
+    int i = place_of(r);
+    if (i == nr_held)
+        return;
+    held[i].ranks &= ~(1u << rank);
+    if (!held[i].ranks)
+        held[i] = held[--nr_held];
+}
+bool vm__rank_is_held(const vm_region *r, vm_rank rank) { return ranks_held(r) >> rank & 1; }
 
 #else
 #define assert_order(r, rank) ((void)(r), (void)(rank))

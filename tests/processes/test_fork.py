@@ -441,3 +441,13 @@ def test_stats_are_told_while_children_come_and_go(plain):
         os.kill(child.pid, signal.SIGKILL)
         child.end()
     wait_until(lambda: nr_slots(plain) == 1)
+
+
+def test_a_process_with_hundreds_of_regions_forks():
+    regions = [vmalloc.Region("1M", helper=False) for _ in range(300)]
+    arrays = [region.full(10, i) for i, region in enumerate(regions)]
+
+    def work():
+        assert [float(a.sum()) for a in arrays] == [10.0 * i for i in range(300)]
+
+    assert forked(work) == 0
