@@ -63,6 +63,7 @@ def test_a_question_becomes_a_page(tmp_path: Path, name: str) -> None:
         "**What was run.**",
         "**The answer**",
         "**How sure.**",
+        " purges in a run this is a first look",
         f"({name}.png)",
     ):
         assert part in written

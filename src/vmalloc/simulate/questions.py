@@ -120,7 +120,7 @@ def plans_of(question: Question, base: Plan, seeds: int) -> tuple[list[Plan], di
 
 
 def base_plan(**changes: Any) -> Plan:
-    """The load of the questions: the suite's first four tests, loops so that several purges come."""
+    """The load of the questions: tests 1, 3 and 4 of the suite, loops so that several purges come."""
     return replace(Plan(machine=MACHINE, run_test_mask=13, test_loop_count=40_000, shrunk=128), **changes)
 
 
@@ -180,7 +180,9 @@ of `{base.machine}`,
 {chr(10).join(answers(groups))}
 
 **How sure.** The intervals are those over seeds. The decisions are the model's; the costs are uncertain as
-[validation.md](validation.md) shows, and beyond 64 CPUs they are extrapolated. {question.caveat}
+[validation.md](validation.md) shows, and beyond 64 CPUs they are extrapolated. With {seeds} seeds
+and as few as {purges} purges in a run this is a first look: small differences may be chance.
+{question.caveat}
 """
     path = folder / f"{name}.md"
     path.write_text(text)
