@@ -147,7 +147,7 @@ VM_API uint64_t vm_cgroup_limit(void);
 VM_API int vm_explain(vm_region *r, uint64_t nr_pages, int error, vm_shortage *out);
 
 VM_API int vm_get_stats(vm_region *r, vm_stats *out);
-VM_API void vm_get_glance(const vm_region *r, vm_glance *out); /* walks no words: for whoever looks often */
+VM_API void vm_get_glance(const vm_region *r, vm_glance *out); /* no words but of slabs: for whoever looks often */
 
 /* For whoever looks at a region again and again, best in a read-only attachment: no lock, no slot, nothing written. What it
  * tells is right within what happens during the look. A monitor is one thread's; its region stays attached. */

@@ -40,7 +40,7 @@ typedef struct vm_looking { /* one look */
     bool is_one_hidden;   /* who may have read from any channel */
 } vm_looking;
 
-static int compare(const void *a, const void *b)
+int vm__compare_pipes(const void *a, const void *b)
 {
     const vm_pipe *x = a, *y = b;
     if (x->is_socket != y->is_socket)
@@ -200,7 +200,7 @@ static vm_pipe *find(const vm_looking *v, const char *link)
     if (!is_socket && strncmp(link, "pipe:[", 6) != 0)
         return NULL;
     vm_pipe key = {.is_socket = is_socket, .inode = strtoull(strchr(link, '[') + 1, NULL, 10)};
-    return bsearch(&key, v->pipes, v->nr, sizeof key, compare);
+    return bsearch(&key, v->pipes, v->nr, sizeof key, vm__compare_pipes);
 }
 
 static bool is_the_region(const vm_region *r, int dir, const char *name)

@@ -103,9 +103,6 @@ int vm_get_stats(vm_region *r, vm_stats *out)
 void vm_get_glance(const vm_region *r, vm_glance *out)
 {
     const vm_header *h = r->map.h;
-    *out = (vm_glance){VM_RELAXED(&h->free_pages), VM_RELAXED(&h->lazy_pages), 0, VM_RELAXED(&h->nr_leases),
-                       nr_processes(r)};
-    for (uint32_t n = 0; n < r->map.nr_nodes; n++)
-        for (uint64_t i = 0; i < VM_POOL_PAGES_MAX; i++)
-            out->pooled_pages += VM_RELAXED(&r->map.nodes[n].pool[i].nr_ranges) * (i + 1);
+    *out = (vm_glance){VM_RELAXED(&h->free_pages), VM_RELAXED(&h->lazy_pages), vm__pooled_pages(r),
+                       VM_RELAXED(&h->nr_leases), nr_processes(r)};
 }

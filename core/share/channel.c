@@ -81,14 +81,6 @@ static size_t collect(vm_region *r, vm_suspect *suspect, size_t room)
     return nr;
 }
 
-static int by_place(const void *a, const void *b)
-{
-    const vm_pipe *x = a, *y = b;
-    if (x->is_socket != y->is_socket)
-        return x->is_socket - y->is_socket;
-    return (x->inode > y->inode) - (x->inode < y->inode);
-}
-
 static vm_pipe pipe_of(uint64_t channel)
 {
     return (vm_pipe){.inode = channel & VM_CHANNEL_INODE, .is_socket = channel & VM_CHANNEL_SOCKET};
@@ -101,9 +93,9 @@ static size_t list_pipes(const vm_suspect *suspect, size_t nr, vm_pipe *pipes)
     for (size_t i = 0; i < nr; i++)
         if (!suspect[i].is_over)
             pipes[nr_pipes++] = pipe_of(suspect[i].channel);
-    qsort(pipes, nr_pipes, sizeof *pipes, by_place);
+    qsort(pipes, nr_pipes, sizeof *pipes, vm__compare_pipes);
     for (size_t i = 0; i < nr_pipes; i++)
-        if (!nr_kept || by_place(&pipes[nr_kept - 1], &pipes[i]) != 0)
+        if (!nr_kept || vm__compare_pipes(&pipes[nr_kept - 1], &pipes[i]) != 0)
             pipes[nr_kept++] = pipes[i];
     return nr_kept;
 }
@@ -147,7 +139,7 @@ static size_t judge_all(vm_region *r, vm_suspect *suspect, size_t nr, const vm_p
     for (size_t i = 0; i < nr; i++) {
         vm_suspect *s = &suspect[i];
         vm_pipe key = pipe_of(s->channel);
-        const vm_pipe *p = s->is_over || !doubt ? NULL : bsearch(&key, pipes, nr_pipes, sizeof key, by_place);
+        const vm_pipe *p = s->is_over || !doubt ? NULL : bsearch(&key, pipes, nr_pipes, sizeof key, vm__compare_pipes);
         if (p && judge(r, s, p, &doubt[nr_doubts]))
             nr_doubts++;
         if (s->is_over)

@@ -33,6 +33,9 @@ static void what_a_cpu_frees_it_takes_again_the_newest_first(void)
     GIVE_BACK(r, a);
     GIVE_BACK(r, b);
     CHECK_EQ(slab(r, 3)->count, 2);
+    vm_glance glance;
+    vm_get_glance(r, &glance);
+    CHECK_EQ(glance.pooled_pages, 6);
     CHECK_EQ(vm__owner(r->map.heads[a.page].word), VM_NODES_MAX + (uint32_t)sched_getcpu());
     CHECK_EQ(stats_of(r).per_cpu, 1);
     vm_range c = take(r, 3), d = take(r, 3);
