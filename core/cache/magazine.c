@@ -281,8 +281,8 @@ void vm__magazine_tighten(vm_thread *t, bool is_tight)
     if (vm_likely(t->is_tight == is_tight))
         return;
     t->is_tight = is_tight;
-    if (is_tight && !vm__magazine_flush_all(t))
-        return;
+    if (is_tight)
+        vm__magazine_flush_all(t); /* or somebody drains it, who empties them as well */
     for (uint64_t n = VM_FLOW_PAGES + 1; n <= VM_POOL_PAGES_MAX; n++) {
         t->cap_pages -= is_tight ? growth_pages(t->cap[n], n) : 0;
         t->cap[n] = is_tight ? 0 : t->cap[n] ? t->cap[n] : 1;

@@ -146,6 +146,23 @@ static uint64_t growth_of_caps(vm_region *r)
     return pages;
 }
 
+static void a_slot_that_is_being_drained_is_closed_too(void)
+{
+    vm_region *r = make(3000);
+    vm_thread *t = vm__thread(r);
+    take_and_give_back(r, 17, 1);
+    CHECK_EQ(cap_of(r, 17), 1);
+    t->slot->drain = t->token; /* one that lives */
+    be_tight(r, true);
+    CHECK(t->is_tight);
+    CHECK_EQ(cap_of(r, 17), 0);
+    t->slot->drain = 0;
+    be_tight(r, false);
+    CHECK_EQ(cap_of(r, 17), 1);
+    CHECK_CLEAN(r);
+    FINISH(r);
+}
+
 static void while_space_is_short_no_magazine_of_a_large_size_opens(void)
 {
     vm_region *r = make(200000); /* space is not really short */
@@ -417,6 +434,7 @@ int main(void)
     frees_of_others_go_on_in_batches();
     while_space_is_short_a_little_longer_one_will_do();
     under_a_quota_nobody_gets_more_than_was_asked_for();
+    a_slot_that_is_being_drained_is_closed_too();
     while_space_is_short_no_magazine_of_a_large_size_opens();
     after_each_time_that_space_was_short_magazines_grow_as_before();
     a_hit_takes_the_range_freed_last();
