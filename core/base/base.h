@@ -272,7 +272,7 @@ typedef struct vm_pipe {
     char reader[16], writer[16]; /* its descriptors; empty: none */
 } vm_pipe;
 
-int vm__compare_pipes(const void *a, const void *b); /* by (is_socket, inode), for qsort() and bsearch() */
+int vm__compare_pipes(const void *a, const void *b); /* by (is_socket, inode): the order of what is below */
 /* Look at all of them, sorted so. EAGAIN: not everybody who may have them can be seen, or `go_on` said no. */
 int vm__look_at_pipes(vm_thread *t, vm_pipe *pipes, size_t nr, bool (*go_on)(vm_thread *));
 uint64_t vm__channel_of(int fd); /* as vm_channel_of() */

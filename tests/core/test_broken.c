@@ -44,13 +44,20 @@ static void work_and_die(vm_region *r, int64_t k)
     kill(getpid(), SIGKILL);
 }
 
-/* A region in which somebody died so. Leases of the dead are over as soon as somebody looks. */
+/* A region in which somebody died so. Leases of the dead are over as soon as somebody looks. Who forks recovers a child
+ * that is dead when fork() returns; this one waits until it has returned, so that nobody recovers it here. */
 static vm_region *make_and_die(vm_pools d, int64_t k)
 {
     vm_region *r = MAKE(.nr_pages = 1000, .pools = d, .lease_ttl_s = 1e-9, SMALL);
+    int gate[2];
+    char c = 0;
     pid_t pid;
+    CHECK_EQ(pipe(gate), 0);
     vm__thread(r);
-    CHILD(pid, work_and_die(r, k));
+    CHILD(pid, CHECK_EQ(read(gate[0], &c, 1), 1); work_and_die(r, k));
+    CHECK_EQ(write(gate[1], &c, 1), 1);
+    close(gate[0]);
+    close(gate[1]);
     CHECK(WIFSIGNALED(end_of(pid)));
     while (wait(NULL) > 0) /* its child, ours since it died */
         ;
