@@ -147,6 +147,7 @@ def _hold_clock(uint64_t seconds):
 
 
 include "_shapes.pxi"
+include "_arrays.pxi"
 include "_calls.pxi"
 include "_attached.pxi"
 include "_handle.pxi"

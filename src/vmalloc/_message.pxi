@@ -301,10 +301,9 @@ cdef class Message:
 
 
 cdef object _class_of_arrays():
-    global _ndarray
     if _ndarray is None:
         import numpy
-        _ndarray = numpy.ndarray
+        learn_numpy(numpy)
     return _ndarray
 
 
@@ -429,7 +428,7 @@ cdef object _rebuild_beside(object first, ArrayOwner owner, const char *at, Desc
         if head.flags & STRIDED:
             array = _ndarray(dims, dtype, owner, head.offset, tuple([strides[i] for i in range(head.ndim)]))
         else:
-            array = _ndarray(dims, dtype, owner, head.offset)
+            array = array_on(owner, dims, dtype, head.offset)
     except (ArithmeticError, MemoryError, TypeError, ValueError) as e:  # one that is empty and too large
         raise errors.StaleReference(f"the reference tells of no array within its {owner.nbytes} bytes: {e}") from None
     if head.flags & READONLY:
@@ -568,7 +567,7 @@ cdef object _rebuild_plain(ArrayOwner owner, const char *at, Description *head):
         nbytes = 0 if 0 in dims else bytes_of(dims, kind)
         if not 0 <= offset <= owner.nbytes - nbytes:  # numpy's own check can overflow
             raise ValueError(f"offset {offset}, shape {dims}")
-        array = _ndarray(dims, kind.dtype, owner, offset)
+        array = array_on(owner, dims, kind.dtype, offset)
     except (ArithmeticError, LookupError, MemoryError, SyntaxError, TypeError, ValueError) as e:
         raise errors.StaleReference(
             f"the reference tells of no array within its {owner.nbytes} bytes: {e}") from None

@@ -5,8 +5,6 @@
 # interpreter. The handler frees by address: what lies in its region there, all else as numpy does by default. Numpy
 # calls it with the interpreter lock held. A range's id is kept beside, a private table by page: in a forked child
 # that let go of what it inherited, the pages may be somebody else's.
-#
-# numpy is not needed to build this: its C interface is a table, whose entries have had these numbers since 1.22.
 
 cdef extern from "malloc.h":
     size_t malloc_usable_size(void *) noexcept nogil
@@ -39,10 +37,6 @@ ctypedef struct NumpyMemory:
     uint64_t granule, nr_pages
 
 ctypedef void *(*SetHandler)(void *)
-
-cdef enum:
-    API_SET_HANDLER = 304
-    API_DEFAULT_HANDLER = 306
 
 cdef unsigned long _nr_numpy_arrays_calls = 0
 cdef size_t UNCACHED = <size_t>1 << 40  # a size of which numpy keeps no freed memory
@@ -156,14 +150,6 @@ cdef void forget_numpy_memory(object capsule) noexcept:
     owner = m.owner
     c_free(m)
     Py_XDECREF(owner)
-
-
-cdef void **numpy_api() except NULL:
-    try:
-        from numpy._core._multiarray_umath import _ARRAY_API
-    except ImportError:
-        from numpy.core._multiarray_umath import _ARRAY_API
-    return <void **>PyCapsule_GetPointer(_ARRAY_API, NULL)
 
 
 def numpy_handler(CoreRegion region not None, size_t least):

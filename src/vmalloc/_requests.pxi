@@ -189,9 +189,7 @@ cdef class CoreRegion(RegionReferences):
         if zero and not got.zeroed:
             with nogil:
                 vm_zero(self.r, got.page, nbytes)
-        if order == "F":
-            return _ndarray(shape, kind.dtype, owner, 0, None, "F")
-        return _ndarray(shape, kind.dtype, owner)
+        return array_on(owner, shape, kind.dtype, 0, F_ORDER if order == "F" else C_ORDER)
 
     # ---- plain ranges, for prefault() and for hardened regions ----
 

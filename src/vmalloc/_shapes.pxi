@@ -30,7 +30,6 @@ cdef Kind kind_of(object given):
 
 
 cdef Kind new_kind(object given):
-    global _ndarray
     try:
         import numpy
     except ModuleNotFoundError as e:
@@ -39,7 +38,7 @@ cdef Kind new_kind(object given):
         raise ModuleNotFoundError("arrays need numpy: pip install 'vmalloc[numpy]'; "
                                   "alloc() and named blocks work without it", name="numpy") from None
     cdef Kind kind = Kind.__new__(Kind)
-    _ndarray = numpy.ndarray
+    learn_numpy(numpy)
     kind.given, kind.dtype = given, numpy.dtype(given)
     kind.itemsize = kind.dtype.itemsize
     if kind.dtype.hasobject:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 import pickle
 
 import numpy as np
@@ -59,6 +60,29 @@ def test_empty_is_what_numpy_makes(region, dtype, shape, order):
     zeros = region.zeros(shape, dtype, order)
     assert (zeros == np.zeros(shape, dtype, order)).all()
     assert zeros.strides == ours.strides
+
+
+def numpy_makes(shape, dtype, order):
+    """By its constructor, of a buffer; the error it raises, for more dimensions than this numpy has."""
+    try:
+        return np.ndarray(shape, dtype, bytearray(1 << 16), order=order)
+    except (TypeError, ValueError) as e:
+        return type(e)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, ("f4", (2, 3)), "V0"], ids=str)
+def test_empty_is_what_numpy_s_constructor_makes_of_a_buffer(region, dtype):
+    shapes = [(3, 4), (2, 0, 5), (), (1, 6), (2,) * 5, (1,) * 33, (1,) * 64, (1,) * 65]
+    for shape, order in itertools.product(shapes, "CF"):
+        theirs = numpy_makes(shape, dtype, order)
+        if isinstance(theirs, type):
+            with pytest.raises(theirs):
+                region.empty(shape, dtype, order)
+            continue
+        ours = region.empty(shape, dtype, order)
+        assert (ours.dtype, ours.shape, ours.strides) == (theirs.dtype, theirs.shape, theirs.strides)
+        assert str(ours.flags) == str(theirs.flags)
+        assert bytes(memoryview(ours.base)[: ours.nbytes]) == ours.tobytes(order)
 
 
 def test_full_array_and_empty_like(region):
