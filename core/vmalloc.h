@@ -49,6 +49,11 @@ VM_API const char *vm_strerror(int result);
 /* align_pages: a power of two. Lowest address first for what comes from space. *out may be up to an eighth longer than
  * nr_pages, of any size: all of it is the caller's. Never under a quota. */
 VM_API int vm_alloc(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out);
+/* As vm_alloc() of plain pages, but returned in registers, which saves a hit the way through memory. id is 0 where there was
+ * none, and page the errno then. vm_lookup() tells how long the range is. From version 12 on gcc copies such a pair by way
+ * of the stack if both halves go to memory side by side, which costs more than is saved: an empty asm on each, or
+ * -fno-tree-slp-vectorize, prevents that. */
+VM_API vm_taken vm_take(vm_region *r, uint64_t nr_pages);
 VM_API int vm_free(vm_region *r, uint64_t page, uint64_t id, unsigned flags);
 /* As vm_free(); but who drops the last reference has the range for itself then, under a new id: *out. Others hold it
  * still: out->nr_pages is 0. */

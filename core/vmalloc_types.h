@@ -23,6 +23,11 @@ typedef struct vm_range {
     bool zeroed; /* the pages read as zeros (never touched, or discarded) */
 } vm_range;
 
+/* What names a busy range: small enough for two registers. */
+typedef struct vm_taken {
+    uint64_t page, id;
+} vm_taken;
+
 typedef struct vm_options {
     uint64_t nr_pages;       /* allocatable; metadata comes on top                          */
     uint64_t granule_bytes;  /* 0: memory; else an address space of nr_pages such granules  */

@@ -218,12 +218,10 @@ static __attribute__((noinline, cold)) int alloc_checked(vm_region *r, uint64_t 
     return vm__alloc_slow(t, nr_pages, align_pages, flags, out);
 }
 
-/* The hit: a ready range from this thread's magazine. Larger alignments go the checked way. */
-int vm_alloc(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out)
+/* The hit: a ready range from this thread's magazine, which its caller has seen to be the region's. */
+static inline __attribute__((always_inline)) bool hit(vm_thread *t, const vm_region *r, uint64_t nr_pages,
+                                                      vm_taken *got)
 {
-    vm_thread *t = vm__current;
-    if (vm_unlikely(t->fast_attachment != r->fast_attachment || nr_pages > VM_POOL_PAGES_MAX || align_pages != 1))
-        return alloc_checked(r, nr_pages, align_pages, flags, out);
     vm_magazine *m = &t->magazine[nr_pages];
     uint64_t header = VM_RELAXED(&m->header), number = header >> 8;
     VM_PUT(&m->header, VM_MAGAZINE_TAKING);
@@ -240,11 +238,41 @@ int vm_alloc(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned fla
     VM_STORE(&head->word, cached ^ t->flip);
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
     VM_STORE(&m->header, header + (1 << 8) - 1); /* the next number, one range less */
-    *out = (vm_range){page, nr_pages, id, false};
-    return 0;
+    *got = (vm_taken){page, id};
+    return true;
 missed:
     VM_STORE(&m->header, header);
-    return alloc_checked(t->region, nr_pages, 1, flags, out);
+    return false;
+}
+
+/* Larger alignments go the checked way. */
+int vm_alloc(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out)
+{
+    vm_thread *t = vm__current;
+    vm_taken got;
+    if (vm_unlikely(t->fast_attachment != r->fast_attachment || nr_pages > VM_POOL_PAGES_MAX || align_pages != 1))
+        return alloc_checked(r, nr_pages, align_pages, flags, out);
+    if (vm_unlikely(!hit(t, r, nr_pages, &got)))
+        return alloc_checked(r, nr_pages, 1, flags, out);
+    *out = (vm_range){got.page, nr_pages, got.id, false};
+    return 0;
+}
+
+static __attribute__((noinline, cold)) vm_taken take_checked(vm_region *r, uint64_t nr_pages)
+{
+    vm_range got;
+    int rc = alloc_checked(r, nr_pages, 1, 0, &got);
+    return rc ? (vm_taken){(uint64_t)-rc, 0} : (vm_taken){got.page, got.id};
+}
+
+vm_taken vm_take(vm_region *r, uint64_t nr_pages)
+{
+    vm_thread *t = vm__current;
+    vm_taken got;
+    if (vm_unlikely(t->fast_attachment != r->fast_attachment || nr_pages > VM_POOL_PAGES_MAX)
+        || vm_unlikely(!hit(t, r, nr_pages, &got)))
+        return take_checked(r, nr_pages);
+    return got;
 }
 
 int vm_lookup(vm_region *r, uint64_t page, vm_range *out) { return vm__lookup(r, page, out); }

@@ -50,6 +50,31 @@ static void a_freed_range_of_the_same_size_is_reused_hot(kind k)
     FINISH(r);
 }
 
+/* From space first, then from where the first one went. */
+static void what_is_taken_in_registers_is_a_range_like_any_other(kind k)
+{
+    vm_region *r = make(k, 64);
+    for (int i = 0; i < 2; i++) {
+        vm_taken got = vm_take(r, 3);
+        vm_range range;
+        CHECK(got.id != 0);
+        CHECK_EQ(vm_lookup(r, got.page, &range), 0);
+        CHECK(range.page == got.page && range.nr_pages == 3 && range.id == got.id);
+        CHECK_EQ(vm_free(r, got.page, got.id, 0), 0);
+        CHECK(vm_free(r, got.page, got.id, 0) < 0); /* twice */
+    }
+    const struct {
+        uint64_t nr_pages;
+        int error;
+    } wrong[] = {{0, EINVAL}, {65, ENOSPC}, {257, ENOSPC}, {UINT64_MAX, ENOSPC}};
+    for (size_t i = 0; i < LENGTH(wrong); i++) {
+        vm_taken got = vm_take(r, wrong[i].nr_pages);
+        CHECK_EQ(got.id, 0);
+        CHECK_EQ(got.page, wrong[i].error);
+    }
+    FINISH(r);
+}
+
 static void wrong_handles_are_told_apart(kind k)
 {
     vm_region *r = make(k, 2000);
@@ -291,6 +316,7 @@ static void a_random_history_never_hands_a_page_out_twice(kind k)
 static void (*const for_every_kind[])(kind) = {
     a_range_is_mine_until_i_free_it,
     a_freed_range_of_the_same_size_is_reused_hot,
+    what_is_taken_in_registers_is_a_range_like_any_other,
     wrong_handles_are_told_apart,
     wrong_sizes_are_refused_and_leave_the_output_alone,
     bulk_is_all_or_nothing,
