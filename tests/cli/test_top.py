@@ -11,6 +11,7 @@ import subprocess
 import sys
 import termios
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 from click.testing import CliRunner
@@ -20,7 +21,9 @@ from tests.conftest import PAGE
 import vmalloc
 from vmalloc.cli import main
 from vmalloc.cli.screen import HELP, SORTS, View, draw, edges
+from vmalloc.cli.top import _watch as watch
 from vmalloc.facts import MONITOR_SHARE, POOL_PAGES_MAX
+from vmalloc.find import Found, find_regions
 from vmalloc.monitor import Watcher
 
 WORK = """
@@ -217,16 +220,40 @@ def test_a_stopped_process_is_told_and_not_waited_for(
         terminal.until_text("stopped")
 
 
-def test_n_goes_to_the_next_region(region: vmalloc.Region) -> None:
-    def name_shown(screen: Screen) -> str:
-        return screen.lines()[0].partition(" ")[0]
+def test_n_goes_to_every_region_once_and_begins_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ExitStack() as stack:
+        same = [stack.enter_context(vmalloc.Region("1M", name=f"top-{os.getpid()}-same")) for _ in range(3)]
+        own = {os.fstat(r.fileno()).st_ino for r in same}
+        found = [f for f in find_regions() if f.inode in own]
+        sizes = itertools.cycle([[3, 1, 2], [1, 2, 3], [2, 3, 1]])  # they change from look to look
 
+        def look() -> list[Found]:
+            for f, nbytes in zip(found, next(sizes), strict=True):
+                f.resident_bytes = nbytes
+            return list(found)
+
+        monkeypatch.setattr("vmalloc.find.find_regions", look)
+        seen, watcher = [], None
+        for _ in range(6):
+            watcher = watch(None, after=watcher)
+            stack.enter_context(watcher.region)
+            seen.append(os.fstat(watcher.region.fileno()).st_ino)
+        assert set(seen[:3]) == own
+        assert seen[3:] == seen[:3]
+
+
+def test_n_is_the_key_for_the_next_region(region: vmalloc.Region) -> None:
     name = f"{region.name}-b"
     with vmalloc.Region("1M", name=name), Terminal([*TOP, region.name], 80, 24) as terminal:
-        terminal.until(lambda screen: name_shown(screen) == region.name)
-        while (before := name_shown(terminal.screen)) != name:  # others' may be there, too
-            terminal.press("n")
-            terminal.until(lambda screen, before=before: name_shown(screen) not in (before, ""))
+
+        def is_there(screen: Screen) -> bool:
+            if screen.lines()[0].startswith(f"{name} "):
+                return True
+            terminal.press("n")  # others' may be there, too, and end meanwhile
+            return False
+
+        terminal.until_text(region.name)
+        terminal.until(is_there)
         terminal.press("q")
         assert terminal.until_end() == 0
 

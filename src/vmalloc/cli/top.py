@@ -33,8 +33,8 @@ KEY_BYTES = 64
 # ---- which region ----
 
 
-def _watch(which: str | None, after: str = "") -> Watcher:
-    """A region by name, pid or path; without one, that with most memory, or the one after `after`."""
+def _watch(which: str | None, after: Watcher | None = None) -> Watcher:
+    """A region by name, pid or path; without one, that with most memory, or the one after `after`'s."""
     from vmalloc.errors import RegionUnavailable
     from vmalloc.image import attach_any
     from vmalloc.monitor import Watcher
@@ -52,18 +52,21 @@ def _watch(which: str | None, after: str = "") -> Watcher:
     raise Refusal("no regions; vmalloc ps says which there are")
 
 
-def _regions(after: str) -> list[tuple[str, str]]:
-    """(name, path), most memory first; from the one behind the name `after` on."""
+def _regions(after: Watcher | None) -> list[tuple[str, str]]:
+    """(name, path), most memory first; or from the one behind `after`'s on, in an order that no name or size changes."""
     from vmalloc.find import find_regions
 
     try:
-        found = sorted(find_regions(), key=lambda f: -f.resident_bytes)
+        found = find_regions()
     except OSError as error:
         raise Refusal(f"regions are found by /proc, which cannot be read: {error.strerror}") from None
-    pairs = [(f.name or f"pid {f.pids[0]}", f.path) for f in found]
-    names = [name for name, _ in pairs]
-    first = names.index(after) + 1 if after in names else 0
-    return pairs[first:] + pairs[:first]
+    if after is None:
+        found.sort(key=lambda f: -f.resident_bytes)
+    else:
+        status = os.fstat(after.region.fileno())
+        here = (status.st_dev, status.st_ino)
+        found.sort(key=lambda f: ((f.device, f.inode) <= here, f.device, f.inode))
+    return [(f.name or f"pid {f.pids[0]}", f.path) for f in found]
 
 
 # ---- the terminal ----
@@ -178,7 +181,7 @@ class _Top:
 
     def _go_to_next(self) -> None:
         try:
-            following = _watch(None, after=self.watcher.name)
+            following = _watch(None, after=self.watcher)
         except Refusal as refusal:
             self.view.note = refusal.message
             return
