@@ -53,7 +53,7 @@ def _watch(which: str | None, after: Watcher | None = None) -> Watcher:
 
 
 def _regions(after: Watcher | None) -> list[tuple[str, str]]:
-    """(name, path), most memory first; or from the one behind `after`'s on, in an order that no name or size changes."""
+    """(name, path): most memory first, or behind `after`'s first, in an order that nothing changes."""
     from vmalloc.find import find_regions
 
     try:
