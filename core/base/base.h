@@ -57,8 +57,11 @@ typedef struct vm_map {
     vm_lease_entry *leases;
     uint64_t *bits;
     vm_summary *summaries;
-    vm_sharing *sharings;
-    uint32_t nr_nodes, nr_cpus, nr_threads, nr_levels, flags;
+    uint8_t *sharings;
+    uint32_t sharing_bytes; /* of one of them */
+    uint32_t nr_processes;  /* slots of processes; the one after them is the region's own (names) */
+    uint32_t nr_threads;    /* thread slots, the processes' own first: vm__first_thread() */
+    uint32_t nr_nodes, nr_cpus, nr_levels, flags;
     uint64_t level_nr[VM_LEVELS_MAX];
     uint64_t level_offset[VM_LEVELS_MAX];
     uint64_t mapped_bytes, data_offset;
@@ -242,12 +245,21 @@ uint32_t vm__busy_pid(void);
 
 /* ---- alive.c: process slots, and who is dead ---- */
 
+/* Thread slots below this one are the processes' own. */
+static inline uint32_t vm__first_thread(const vm_region *r) { return r->map.nr_processes + 1; }
+
 /* False: do not even look at it, a look costs a page. */
 static inline bool vm__slot_was_used(const vm_region *r, uint32_t i)
 {
-    return i < VM_PROCESSES ? VM_ACQUIRE(&r->map.processes[i].state) != 0 : i < VM_ACQUIRE(&r->map.h->high_slot);
+    return i < vm__first_thread(r) ? VM_ACQUIRE(&r->map.processes[i].state) != 0
+                                   : i < VM_ACQUIRE(&r->map.h->high_slot);
 }
-static inline uint32_t vm__slot_process(uint64_t state) { return (uint32_t)(state >> 1) & (VM_PROCESSES - 1); }
+/* Whose a thread slot is. Scribbled over, it may be the region's own: that one never dies. */
+static inline uint32_t vm__slot_process(const vm_region *r, uint64_t state)
+{
+    uint32_t process = (uint32_t)(state >> 1) & (VM_PROCESSES - 1);
+    return process < r->map.nr_processes ? process : r->map.nr_processes;
+}
 bool vm__process_is_dead(vm_region *r, uint32_t process);
 bool vm__incarnation_is_dead(vm_region *r, uint32_t process, uint32_t incarnation);
 bool vm__owner_is_dead(vm_region *r, vm_token token);
@@ -325,6 +337,16 @@ int vm__register(vm_region *r); /* as vm__join() */
 void vm__start_leaving(vm_region *r, const vm_thread *t);
 void vm__unregister(vm_region *r);
 uint64_t vm__new_attachment(void);
+
+/* ---- who references a shared range: share/holder.c, and whoever looks at it ---- */
+
+static inline vm_sharing *vm__sharing(const vm_region *r, uint64_t page)
+{
+    return (vm_sharing *)(r->map.sharings + page * r->map.sharing_bytes);
+}
+/* Words of holders in each. */
+static inline uint32_t vm__nr_holders(const vm_region *r) { return vm__first_thread(r) / 64; }
+static inline uint64_t vm__holder_bit(uint32_t process) { return 1ull << process % 64; }
 
 /* ---- range.c: ids, hand-out, lookup ---- */
 

@@ -4,12 +4,15 @@
 
 static uint64_t align_up(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 
+/* Of one record: leases, and one bit a process slot. */
+static uint32_t sharing_bytes(const vm_header *h) { return (uint32_t)sizeof(vm_sharing) + (h->nr_processes + 1) / 8; }
+
 /* Where everything lies, from the sizes alone: creator and attacher compute the same. */
 void vm__lay_out(vm_header *h)
 {
     uint64_t at = align_up(sizeof *h, 4096), nr = align_up(h->nr_pages, VM_LEAF_PAGES) / VM_LEAF_PAGES, index = 0;
     h->off_processes = at;
-    at = align_up(at + VM_PROCESSES * sizeof(vm_process), 4096);
+    at = align_up(at + (h->nr_processes + 1) * sizeof(vm_process), 4096);
     h->off_nodes = at;
     at = align_up(at + h->nr_nodes * sizeof(vm_node), 4096);
     h->off_slabs = at;
@@ -33,7 +36,7 @@ void vm__lay_out(vm_header *h)
     h->off_heads = at += 64; /* no multiple of a page: see vm_slot.unaliased */
     at = align_up(at + h->nr_pages * sizeof(vm_head), 4096);
     h->off_sharings = at;
-    at = align_up(at + h->nr_pages * sizeof(vm_sharing), 4096);
+    at = align_up(at + h->nr_pages * sharing_bytes(h), 4096);
     bool has_data = !(h->flags & VM_FLAG_NO_DATA);
     h->off_data = has_data ? align_up(at, VM_MAP_ALIGN) : at;
     h->total_bytes = h->off_data + (has_data ? h->nr_pages * h->granule_bytes : 0);
@@ -62,12 +65,14 @@ void vm__point(vm_map *m, void *at, const vm_header *h)
     m->bits = (uint64_t *)(base + h->off_bits);
     m->summaries = (vm_summary *)(base + h->off_summaries);
     m->heads = (vm_head *)(base + h->off_heads);
-    m->sharings = (vm_sharing *)(base + h->off_sharings);
+    m->sharings = base + h->off_sharings;
+    m->sharing_bytes = sharing_bytes(h);
     m->flags = h->flags;
     m->data = h->flags & VM_FLAG_NO_DATA ? NULL : base + h->off_data;
     m->nr_pages = h->nr_pages;
     m->nr_nodes = h->nr_nodes;
     m->nr_cpus = h->nr_cpus;
+    m->nr_processes = h->nr_processes;
     m->nr_threads = h->nr_threads;
     m->nr_levels = h->nr_levels;
     m->pools = h->pools;

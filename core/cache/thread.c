@@ -4,7 +4,7 @@
  *
  * A thread finds its slot through one thread-local pointer, whose attachment must be the region's. It points to memory
  * the kernel wipes in a child, so that not even a raw clone writes through its parent's slot. Slots
- * 0..VM_PROCESSES-1 belong to the process of that number and serve its threads that got no slot of their own.
+ * below vm__first_thread() belong to the process of that number and serve its threads that got no slot of their own.
  */
 #include "cache.h"
 
@@ -28,7 +28,7 @@ static void fill_thread(vm_thread *t, uint32_t index, uint64_t state)
     t->flip = t->busy ^ t->cached;
     t->moving = vm__word(VM_MOVING, VM_WORD_DIRTY, 0, index, incarnation);
     t->purging = vm__word(VM_PURGING, VM_WORD_DIRTY, 0, index, incarnation);
-    t->common = index < VM_PROCESSES;
+    t->common = index < vm__first_thread(r);
     t->fast_pages = !t->common && r->design->has_magazines ? VM_POOL_PAGES_MAX : 0;
     vm__magazine_init(t);
 }
@@ -69,7 +69,7 @@ static bool claim_slot(vm_thread *t, uint32_t i)
 
 static bool claim_thread(vm_thread *t)
 {
-    for (uint32_t i = VM_PROCESSES; i < t->region->map.nr_threads; i++) {
+    for (uint32_t i = vm__first_thread(t->region); i < t->region->map.nr_threads; i++) {
         raise_high_slot(t->region, i);
         if (claim_slot(t, i))
             return true;
@@ -83,11 +83,11 @@ static void open_fast_paths(vm_thread *t) { t->fast_attachment = t->fast_pages ?
 /* A thread that found every slot taken has looked at all of them. One may be free by now: now and then look at a few. */
 static void ask_again(vm_thread *t)
 {
-    uint32_t nr = t->region->map.nr_threads - VM_PROCESSES;
+    uint32_t first = vm__first_thread(t->region), nr = t->region->map.nr_threads - first;
     if (t->may_not_ask || ++t->nr_without_slot % VM_THREAD_ASK_OPERATIONS)
         return;
     for (uint32_t i = 0; i < VM_THREAD_ASK_SLOTS && i < nr; i++)
-        if (claim_slot(t, VM_PROCESSES + t->ask_at++ % nr)) {
+        if (claim_slot(t, first + t->ask_at++ % nr)) {
             open_fast_paths(t);
             return;
         }

@@ -59,7 +59,7 @@ uint64_t vm__stray_bits(const vm_region *r, uint64_t bits, uint32_t i)
     uint64_t stray = 0;
     for (uint64_t left = bits; left; left &= left - 1) {
         uint32_t p = i * 64 + (uint32_t)__builtin_ctzll(left);
-        if (p != VM_PROCESS_NAMES && !is_used(r, p))
+        if (p != r->map.nr_processes && !is_used(r, p))
             stray |= left & -left;
     }
     return stray;
@@ -124,9 +124,9 @@ static void check_names(vm_check_state *c)
 static void check_shared(vm_check_state *c, uint64_t page, vm_word w, uint64_t nr_entries)
 {
     vm_region *r = c->r;
-    uint64_t held = 0, leases = VM_ACQUIRE(&r->map.sharings[page].nr_leases);
-    for (uint32_t i = 0; i < VM_PROCESSES / 64; i++) {
-        uint64_t bits = VM_ACQUIRE(&r->map.sharings[page].holders[i]), stray = vm__stray_bits(r, bits, i);
+    uint64_t held = 0, leases = VM_ACQUIRE(&vm__sharing(r, page)->nr_leases);
+    for (uint32_t i = 0; i < vm__nr_holders(r); i++) {
+        uint64_t bits = VM_ACQUIRE(&vm__sharing(r, page)->holders[i]), stray = vm__stray_bits(r, bits, i);
         held |= bits;
         if (stray)
             vm__report(&c->report, "page %llu: held by process slot %u, which nobody uses", P(page),
@@ -147,7 +147,7 @@ static void check_busy(vm_check_state *c, uint64_t page, vm_word w)
     if (id >> VM_ID_SIZE_BITS >= next)
         vm__report(&c->report, "page %llu: its id %llx is not given out yet", P(page), P(id));
     uint32_t p = vm__owner(w);
-    uint64_t state = p < VM_PROCESSES ? VM_ACQUIRE(&r->map.processes[p].state) : 0;
+    uint64_t state = p < r->map.nr_processes ? VM_ACQUIRE(&r->map.processes[p].state) : 0;
     bool is_its = (uint32_t)state == VM_PROCESS_DYING /* what its last owner left is reclaimed next */
                   || ((uint32_t)state && (state >> 32 & VM_INC_MASK) == vm__inc(w));
     if (!(w & VM_WORD_SHARED) && !(r->map.flags & VM_FLAG_KEEP) && !is_its)
@@ -295,16 +295,16 @@ static void check_locks(vm_check_state *c)
     check_lock(c, &r->map.h->space_lock, "space_lock");
 }
 
-/* Slots that threads of nobody have. Those below VM_PROCESSES are taken before their process is. */
+/* Slots that threads of nobody have. The processes' own are taken before their process is. */
 bool vm__is_stray_thread(const vm_region *r, uint32_t i)
 {
     uint64_t state = VM_ACQUIRE(&r->map.slots[i].state);
-    return state & 1 && !is_used(r, vm__slot_process(state));
+    return state & 1 && !is_used(r, vm__slot_process(r, state));
 }
 
 static void check_threads(vm_check_state *c)
 {
-    for (uint32_t i = VM_PROCESSES; i < c->r->map.nr_threads && vm__slot_was_used(c->r, i); i++)
+    for (uint32_t i = vm__first_thread(c->r); i < c->r->map.nr_threads && vm__slot_was_used(c->r, i); i++)
         if (vm__is_stray_thread(c->r, i))
             vm__report(&c->report, "thread slot %u: its process slot is nobody's", i);
 }

@@ -47,7 +47,7 @@ int vm__list_held(const vm_region *r, const uint64_t held[VM_PROCESSES], const u
 {
     vm_holding all[VM_PROCESSES];
     size_t nr = 0;
-    for (uint32_t p = 0; p < VM_PROCESSES; p++)
+    for (uint32_t p = 0; p <= r->map.nr_processes; p++)
         if (held[p] || (idle_too && (uint32_t)VM_RELAXED(&r->map.processes[p].state)))
             all[nr++] = (vm_holding){p, VM_RELAXED(&r->map.processes[p].pid), held[p], once[p]};
     qsort(all, nr, sizeof *all, most_first);

@@ -21,15 +21,14 @@
 
 static uint64_t *holder_word(vm_region *r, uint64_t page, uint32_t process)
 {
-    return &r->map.sharings[page].holders[process / 64];
+    return &vm__sharing(r, page)->holders[process / 64];
 }
-static uint64_t holder_bit(uint32_t process) { return 1ull << process % 64; }
 
 /* Leases last: one that was given for a bit cannot be missed then. */
 static bool is_held(vm_region *r, uint64_t page)
 {
-    vm_sharing *s = &r->map.sharings[page];
-    for (uint32_t i = 0; i < VM_PROCESSES / 64; i++)
+    vm_sharing *s = vm__sharing(r, page);
+    for (uint32_t i = 0; i < vm__nr_holders(r); i++)
         if (__atomic_load_n(&s->holders[i], __ATOMIC_SEQ_CST))
             return true;
     return __atomic_load_n(&s->nr_leases, __ATOMIC_SEQ_CST) != 0;
@@ -91,13 +90,13 @@ static void count_one(vm_region *r, uint64_t page, uint64_t id)
 /* This process, and its child-to-be, are the range's only holders. */
 static void write_holders(vm_region *r, uint64_t page, uint32_t heir)
 {
-    for (uint32_t i = 0; i < VM_PROCESSES / 64; i++) {
-        uint64_t bits = i == r->process / 64 ? holder_bit(r->process) : 0;
+    for (uint32_t i = 0; i < vm__nr_holders(r); i++) {
+        uint64_t bits = i == r->process / 64 ? vm__holder_bit(r->process) : 0;
         if (heir / 64 == i)
-            bits |= holder_bit(heir);
-        VM_PUT(&r->map.sharings[page].holders[i], bits);
+            bits |= vm__holder_bit(heir);
+        VM_PUT(&vm__sharing(r, page)->holders[i], bits);
     }
-    VM_PUT(&r->map.sharings[page].nr_leases, 0);
+    VM_PUT(&vm__sharing(r, page)->nr_leases, 0);
 }
 
 /* Share what only this process has; `heir`: with whom at once, VM_PROCESSES for nobody. */
@@ -153,7 +152,7 @@ int vm__share(vm_thread *t, uint64_t page, uint64_t id)
 /* Of the process that frees or shares it. */
 static uint32_t pid_of_owner(const vm_region *r, vm_word w)
 {
-    return vm__owner(w) < VM_PROCESSES ? VM_RELAXED(&r->map.processes[vm__owner(w)].pid) : 0;
+    return vm__owner(w) < r->map.nr_processes ? VM_RELAXED(&r->map.processes[vm__owner(w)].pid) : 0;
 }
 
 /* The word once nobody is in the middle of freeing it; a dead freer is recovered. One that died before
@@ -182,7 +181,7 @@ int vm__wait_while_freeing(vm_thread *t, uint64_t page, vm_word *out)
 static bool clear_bit(vm_thread *t, uint64_t page)
 {
     vm_region *r = t->region;
-    VM_AND(holder_word(r, page, r->process), ~holder_bit(r->process));
+    VM_AND(holder_word(r, page, r->process), ~vm__holder_bit(r->process));
     return vm__take_if_unheld(t, page, t->moving);
 }
 
@@ -193,7 +192,7 @@ static int adopt(vm_thread *t, uint64_t page, uint64_t id, vm_range *out, bool *
     int rc = need_references(r);
     if (rc)
         return rc;
-    VM_OR(holder_word(r, page, r->process), holder_bit(r->process));
+    VM_OR(holder_word(r, page, r->process), vm__holder_bit(r->process));
     rc = vm__wait_while_freeing(t, page, &w);
     uint64_t len = vm__len(w), there = VM_ACQUIRE(&r->map.heads[page].aux);
     bool is_it = rc == 0 && vm__state(w) == VM_BUSY && w & VM_WORD_SHARED && len && len <= r->map.nr_pages - page
@@ -246,8 +245,8 @@ static bool is_left_to_the_dead(vm_region *r, uint64_t page)
     if (now - r->looked_for_deaths_ns < LOOK_FOR_DEATHS_NS)
         return false;
     r->looked_for_deaths_ns = now;
-    for (uint32_t p = 0; p < VM_PROCESS_NAMES; p++)
-        if (VM_ACQUIRE(holder_word(r, page, p)) & holder_bit(p) && vm__process_is_dead(r, p))
+    for (uint32_t p = 0; p < r->map.nr_processes; p++)
+        if (VM_ACQUIRE(holder_word(r, page, p)) & vm__holder_bit(p) && vm__process_is_dead(r, p))
             return true;
     return false;
 }
@@ -282,7 +281,7 @@ int vm__hold_for(vm_thread *t, uint64_t page, uint64_t id, uint32_t heir, bool m
         return -ENOENT;
     if (heir >= VM_PROCESSES)
         return 0;
-    VM_OR(holder_word(r, page, heir), holder_bit(heir));
+    VM_OR(holder_word(r, page, heir), vm__holder_bit(heir));
     if (!may_wait)
         return vm__state(__atomic_load_n(&r->map.heads[page].word, __ATOMIC_SEQ_CST)) == VM_FREEING ? -EBUSY : 0;
     return vm__wait_while_freeing(t, page, &w);

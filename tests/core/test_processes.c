@@ -118,7 +118,7 @@ static void *take_then_end(void *arg)
 static uint32_t slots_in_use(const vm_region *r)
 {
     uint32_t nr = 0;
-    for (uint32_t i = VM_PROCESSES; i < r->map.nr_threads; i++)
+    for (uint32_t i = vm__first_thread(r); i < r->map.nr_threads; i++)
         nr += VM_ACQUIRE(&r->map.slots[i].state) & 1;
     return nr;
 }
@@ -176,7 +176,7 @@ static void a_file_that_is_no_region_is_refused(void)
     CHECK_EQ(vm_attach(made, &other), -EUCLEAN); /* not sealed, and truncated */
     close(fd);
     close(made);
-    for (int i = 0; i < 7; i++) {
+    for (int i = 0; i < 8; i++) {
         vm_header *broken = r->map.h;
         *(i == 0   ? &broken->format
           : i == 1 ? &broken->page_bytes
@@ -184,6 +184,7 @@ static void a_file_that_is_no_region_is_refused(void)
           : i == 3 ? &broken->nr_nodes
           : i == 4 ? &broken->nr_threads
           : i == 5 ? &broken->pools
+          : i == 6 ? &broken->nr_processes
                    : &broken->nr_levels) ^= i == 2 ? 1 : 0x40000001;
         int rc = vm_attach(vm_fd(r), &other);
         CHECK_EQ(rc, i < 2 ? -EPROTO : -EUCLEAN);
@@ -204,7 +205,7 @@ static void out_of_process_slots_is_said(void)
     while ((rc = vm_attach(vm_fd(r), &all[nr])) == 0)
         nr++;
     CHECK_EQ(rc, -ENOLCK);
-    CHECK_EQ(nr, VM_PROCESS_NAMES - 1);
+    CHECK_EQ(nr, VM_PROCESSES_FEW - 1);
     vm_range a = take(all[17], 3);
     GIVE_BACK(r, a);
     while (nr-- > 0)
