@@ -57,10 +57,11 @@ typedef struct vm_map {
     vm_lease_entry *leases;
     uint64_t *bits;
     vm_summary *summaries;
-    uint8_t *sharings;
-    uint32_t sharing_bytes; /* of one of them */
-    uint32_t nr_processes;  /* slots of processes; the one after them is the region's own (names) */
-    uint32_t nr_threads;    /* thread slots, the processes' own first: vm__first_thread() */
+    vm_sharing *sharings;
+    uint64_t *holders;
+    uint32_t further_holders; /* words of holders a page there */
+    uint32_t nr_processes;    /* slots of processes; the one after them is the region's own (names) */
+    uint32_t nr_threads;      /* thread slots, the processes' own first: vm__first_thread() */
     uint32_t nr_nodes, nr_cpus, nr_levels, flags;
     uint64_t level_nr[VM_LEVELS_MAX];
     uint64_t level_offset[VM_LEVELS_MAX];
@@ -245,13 +246,19 @@ uint32_t vm__busy_pid(void);
 
 /* ---- alive.c: process slots, and who is dead ---- */
 
+/* Process slots from this one up were never used. */
+static inline uint32_t vm__high_process(const vm_region *r)
+{
+    uint64_t high = __atomic_load_n(&r->map.h->high_process, __ATOMIC_SEQ_CST);
+    return high < r->map.nr_processes ? (uint32_t)high : r->map.nr_processes;
+}
 /* Thread slots below this one are the processes' own. */
 static inline uint32_t vm__first_thread(const vm_region *r) { return r->map.nr_processes + 1; }
 
 /* False: do not even look at it, a look costs a page. */
 static inline bool vm__slot_was_used(const vm_region *r, uint32_t i)
 {
-    return i < vm__first_thread(r) ? VM_ACQUIRE(&r->map.processes[i].state) != 0
+    return i < vm__first_thread(r) ? i < vm__high_process(r) && VM_ACQUIRE(&r->map.processes[i].state) != 0
                                    : i < VM_ACQUIRE(&r->map.h->high_slot);
 }
 /* Whose a thread slot is. Scribbled over, it may be the region's own: that one never dies. */
@@ -340,13 +347,21 @@ uint64_t vm__new_attachment(void);
 
 /* ---- who references a shared range: share/holder.c, and whoever looks at it ---- */
 
-static inline vm_sharing *vm__sharing(const vm_region *r, uint64_t page)
+static inline uint64_t *vm__holders(const vm_region *r, uint64_t page, uint32_t i)
 {
-    return (vm_sharing *)(r->map.sharings + page * r->map.sharing_bytes);
+    return i ? &r->map.holders[page * r->map.further_holders + i - 1] : &r->map.sharings[page].holders;
 }
-/* Words of holders in each. */
-static inline uint32_t vm__nr_holders(const vm_region *r) { return vm__first_thread(r) / 64; }
-static inline uint64_t vm__holder_bit(uint32_t process) { return 1ull << process % 64; }
+/* So many words of them may have a bit: the others, of slots that no process had yet, are not even looked at. Whoever
+ * has a slot raised this first, so the handshake of share/holder.c covers it. */
+static inline uint32_t vm__nr_holders(const vm_region *r) { return vm__high_process(r) / 64 + 1; }
+static inline uint64_t *vm__holder_word(const vm_region *r, uint64_t page, uint32_t process)
+{
+    return vm__holders(r, page, vm__holder_of(process, r->map.nr_processes) / 64);
+}
+static inline uint64_t vm__holder_bit(const vm_region *r, uint32_t process)
+{
+    return 1ull << vm__holder_of(process, r->map.nr_processes) % 64;
+}
 
 /* ---- range.c: ids, hand-out, lookup ---- */
 

@@ -3,7 +3,7 @@
  * The region, byte by byte: what every attached process agrees on.
  *
  * One memfd, one mapping: header | process slots | nodes | slabs | names | leases | thread slots | leaf bits |
- * summaries | heads | sharings | data. Only offsets and page numbers are stored, never pointers.
+ * summaries | heads | sharings | holders | data. Only offsets and page numbers are stored, never pointers.
  * All of it starts as zeros and zero always means "nothing yet", so a region of 1 TiB costs the few
  * pages that were written. docs/region-format.md tells the same in prose and states which changes
  * need a new VM_FORMAT.
@@ -105,12 +105,22 @@ typedef struct vm_head {
 } vm_head;
 _Static_assert(sizeof(vm_head) == 16, "region format");
 
-/* Who references a range; written from its first sharing on. By the range's first page: vm__sharing(). */
+/* Who references a range; written from its first sharing on. Indexed by the range's first page. */
 typedef struct vm_sharing {
-    uint64_t nr_leases; /* never fewer than `leases` name it                 [lease_lock] */
-    uint64_t holders[]; /* one bit a process slot, the region's own last; set and clear are idempotent */
+    uint64_t nr_leases; /* never fewer than `leases` name it                             [lease_lock] */
+    uint64_t holders;   /* the first word of them; the others lie in a table of their own: vm__holders() */
 } vm_sharing;
-_Static_assert(sizeof(vm_sharing) == 8, "region format");
+_Static_assert(sizeof(vm_sharing) == 16, "region format");
+
+/* Bits of holders: set and clear are idempotent. The first is the region's own, for names; then one a process slot. */
+static inline uint32_t vm__holder_of(uint32_t process, uint32_t nr_processes)
+{
+    return process == nr_processes ? 0 : process + 1;
+}
+static inline uint32_t vm__process_of(uint32_t holder, uint32_t nr_processes)
+{
+    return holder ? holder - 1 : nr_processes;
+}
 
 /* So many processes, at least, as the slots of whole words of holders are, less the region's own slot. */
 static inline uint32_t vm__whole_processes(uint32_t nr_processes) { return nr_processes | 63; }
@@ -343,6 +353,7 @@ typedef struct vm_header {
     uint64_t off_slabs;
     uint32_t nr_cpus;        /* that have slabs: all possible ones of the creator's machine; 0: the design has none */
     uint32_t nr_processes;   /* slots for processes, 64 n - 1; the one after them is the region's own (names)     */
+    uint64_t off_holders;    /* the sharings' further words of holders                                            */
 
     _Alignas(64) uint64_t corrupt;     /* 0, or the line that found it: no more changes  */
     uint64_t purge_needs_scan;         /* a death may have hidden ranges from the lists */
@@ -350,6 +361,7 @@ typedef struct vm_header {
     uint64_t lazy_pages_fixed;         /* threshold set by the user; 0: automatic       */
     uint64_t high_slot;                /* thread slots from here up were never used     */
     uint64_t lease_ttl_ns;             /* how long an unclaimed lease outlives its owner */
+    uint64_t high_process;             /* process slots from here up, and their bits of holders, were never used */
 
     _Alignas(64) uint64_t lazy_pages;  /* atomic; at rest the sum of all LAZY lengths   */
     /* Hints, by whoever takes pages: since the last turn of a watch (mend/decay.c) */

@@ -4,8 +4,8 @@
 
 static uint64_t align_up(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 
-/* Of one record: leases, and one bit a process slot. */
-static uint32_t sharing_bytes(const vm_header *h) { return (uint32_t)sizeof(vm_sharing) + (h->nr_processes + 1) / 8; }
+/* Words of holders a range has beyond the first: together one bit a process slot. */
+static uint32_t further_holders(const vm_header *h) { return (h->nr_processes + 1) / 64 - 1; }
 
 /* Where everything lies, from the sizes alone: creator and attacher compute the same. */
 void vm__lay_out(vm_header *h)
@@ -36,7 +36,9 @@ void vm__lay_out(vm_header *h)
     h->off_heads = at += 64; /* no multiple of a page: see vm_slot.unaliased */
     at = align_up(at + h->nr_pages * sizeof(vm_head), 4096);
     h->off_sharings = at;
-    at = align_up(at + h->nr_pages * sharing_bytes(h), 4096);
+    at = align_up(at + h->nr_pages * sizeof(vm_sharing), 4096);
+    h->off_holders = at;
+    at = align_up(at + h->nr_pages * further_holders(h) * sizeof(uint64_t), 4096);
     bool has_data = !(h->flags & VM_FLAG_NO_DATA);
     h->off_data = has_data ? align_up(at, VM_MAP_ALIGN) : at;
     h->total_bytes = h->off_data + (has_data ? h->nr_pages * h->granule_bytes : 0);
@@ -47,7 +49,7 @@ bool vm__same_layout(const vm_header *a, const vm_header *b)
     return a->off_processes == b->off_processes && a->off_nodes == b->off_nodes && a->off_names == b->off_names
            && a->off_leases == b->off_leases && a->off_threads == b->off_threads && a->off_bits == b->off_bits
            && a->off_summaries == b->off_summaries && a->off_heads == b->off_heads && a->off_sharings == b->off_sharings
-           && a->off_slabs == b->off_slabs && a->off_data == b->off_data && a->nr_levels == b->nr_levels
+           && a->off_slabs == b->off_slabs && a->off_holders == b->off_holders && a->off_data == b->off_data && a->nr_levels == b->nr_levels
            && a->total_bytes == b->total_bytes;
 }
 
@@ -65,8 +67,9 @@ void vm__point(vm_map *m, void *at, const vm_header *h)
     m->bits = (uint64_t *)(base + h->off_bits);
     m->summaries = (vm_summary *)(base + h->off_summaries);
     m->heads = (vm_head *)(base + h->off_heads);
-    m->sharings = base + h->off_sharings;
-    m->sharing_bytes = sharing_bytes(h);
+    m->sharings = (vm_sharing *)(base + h->off_sharings);
+    m->holders = (uint64_t *)(base + h->off_holders);
+    m->further_holders = further_holders(h);
     m->flags = h->flags;
     m->data = h->flags & VM_FLAG_NO_DATA ? NULL : base + h->off_data;
     m->nr_pages = h->nr_pages;

@@ -17,8 +17,8 @@ void vm__charge_slow(vm_region *r, uint64_t nr_pages)
 static void count_holders(const vm_region *r, uint64_t page, uint64_t nr_pages, bool once, uint64_t held[VM_PROCESSES])
 {
     for (uint32_t i = 0; i < vm__nr_holders(r); i++)
-        for (uint64_t bits = VM_ACQUIRE(&vm__sharing(r, page)->holders[i]); bits; bits &= bits - 1) {
-            held[i * 64 + (uint32_t)__builtin_ctzll(bits)] += nr_pages;
+        for (uint64_t bits = VM_ACQUIRE(vm__holders(r, page, i)); bits; bits &= bits - 1) {
+            held[vm__process_of(i * 64 + (uint32_t)__builtin_ctzll(bits), r->map.nr_processes)] += nr_pages;
             if (once)
                 return;
         }

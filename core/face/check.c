@@ -58,7 +58,7 @@ uint64_t vm__stray_bits(const vm_region *r, uint64_t bits, uint32_t i)
 {
     uint64_t stray = 0;
     for (uint64_t left = bits; left; left &= left - 1) {
-        uint32_t p = i * 64 + (uint32_t)__builtin_ctzll(left);
+        uint32_t p = vm__process_of(i * 64 + (uint32_t)__builtin_ctzll(left), r->map.nr_processes);
         if (p != r->map.nr_processes && !is_used(r, p))
             stray |= left & -left;
     }
@@ -124,13 +124,13 @@ static void check_names(vm_check_state *c)
 static void check_shared(vm_check_state *c, uint64_t page, vm_word w, uint64_t nr_entries)
 {
     vm_region *r = c->r;
-    uint64_t held = 0, leases = VM_ACQUIRE(&vm__sharing(r, page)->nr_leases);
+    uint64_t held = 0, leases = VM_ACQUIRE(&r->map.sharings[page].nr_leases);
     for (uint32_t i = 0; i < vm__nr_holders(r); i++) {
-        uint64_t bits = VM_ACQUIRE(&vm__sharing(r, page)->holders[i]), stray = vm__stray_bits(r, bits, i);
+        uint64_t bits = VM_ACQUIRE(vm__holders(r, page, i)), stray = vm__stray_bits(r, bits, i);
         held |= bits;
         if (stray)
             vm__report(&c->report, "page %llu: held by process slot %u, which nobody uses", P(page),
-                       i * 64 + (uint32_t)__builtin_ctzll(stray));
+                       vm__process_of(i * 64 + (uint32_t)__builtin_ctzll(stray), r->map.nr_processes));
     }
     if (vm__names_hold(r, page) && !vm__is_named(r, page, VM_ACQUIRE(&r->map.heads[page].aux)))
         vm__report(&c->report, "page %llu: held for a name, but no name stands for it", P(page));

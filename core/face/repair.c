@@ -83,7 +83,7 @@ static void drop_stray_holders(vm_region *r, vm_report *report)
         if (!vm__is_shared(w))
             continue;
         for (uint32_t i = 0; i < vm__nr_holders(r); i++) {
-            uint64_t *bits = &vm__sharing(r, page)->holders[i], stray = vm__stray_bits(r, VM_ACQUIRE(bits), i);
+            uint64_t *bits = vm__holders(r, page, i), stray = vm__stray_bits(r, VM_ACQUIRE(bits), i);
             if (stray) {
                 VM_AND(bits, ~stray);
                 nr += (uint64_t)__builtin_popcountll(stray);
@@ -108,7 +108,7 @@ static void report_leases(vm_region *r, vm_report *report)
     vm__collect_leases(&quiet);
     for (vm_word w; (w = vm__word_at(r, page)); page += vm__len(w))
         if (vm__is_shared(w))
-            nr += VM_ACQUIRE(&vm__sharing(r, page)->nr_leases) != vm__leases_of(&quiet, page, &at);
+            nr += VM_ACQUIRE(&r->map.sharings[page].nr_leases) != vm__leases_of(&quiet, page, &at);
     if (nr || quiet.report.nr)
         vm__report(report, "leases: counted again; %llu ranges had another count, %d entries or counters were wrong",
                    P(nr), quiet.report.nr);

@@ -37,7 +37,7 @@ void vm__add_range(vm_stats *s, vm_word w)
 static uint64_t nr_processes(const vm_region *r)
 {
     uint64_t nr = 0;
-    for (uint32_t p = 0; p < r->map.nr_processes; p++)
+    for (uint32_t p = 0; p < vm__high_process(r); p++)
         nr += (VM_ACQUIRE(&r->map.processes[p].state) & VM_PROCESS_LIVE) != 0;
     return nr;
 }

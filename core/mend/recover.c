@@ -39,7 +39,7 @@ static void mend_tables(vm_thread *t, unsigned flags)
 static uint32_t claim_dead(vm_region *r, const vm_tie *tie, bool claimed[VM_PROCESSES])
 {
     uint32_t nr = 0;
-    for (uint32_t p = 0; p < r->map.nr_processes; p++) {
+    for (uint32_t p = 0; p < vm__high_process(r); p++) {
         claimed[p] = false;
         if (p == r->process || (uint32_t)VM_ACQUIRE(&r->map.processes[p].state) == 0
             || vm__claim_process(r, tie, p) != 0)
@@ -62,7 +62,7 @@ static uint32_t claim_dead(vm_region *r, const vm_tie *tie, bool claimed[VM_PROC
 static void release_slots(vm_region *r, const void *arg)
 {
     const bool *claimed = arg;
-    for (uint32_t p = 0; p < r->map.nr_processes; p++)
+    for (uint32_t p = 0; p < vm__high_process(r); p++)
         if (claimed[p])
             vm__free_process(r, p);
 }
@@ -70,7 +70,7 @@ static void release_slots(vm_region *r, const void *arg)
 /* Is there anybody to claim? Looked at before a claim is made, which takes a description of its own. */
 static bool may_be_dead(vm_region *r)
 {
-    for (uint32_t p = 0; p < r->map.nr_processes; p++)
+    for (uint32_t p = 0; p < vm__high_process(r); p++)
         if (p != r->process && (uint32_t)VM_ACQUIRE(&r->map.processes[p].state) && vm__process_is_dead(r, p))
             return true;
     return false;

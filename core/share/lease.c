@@ -68,8 +68,8 @@ static int write_counts(vm_thread *t, const uint32_t *count, unsigned flags)
     if (rc)
         return rc;
     for (vm_word w; (w = vm__word_at(r, page)); page += vm__len(w))
-        if (vm__is_shared(w) && VM_ACQUIRE(&vm__sharing(r, page)->nr_leases) != count[page])
-            VM_STORE(&vm__sharing(r, page)->nr_leases, count[page]);
+        if (vm__is_shared(w) && VM_ACQUIRE(&r->map.sharings[page].nr_leases) != count[page])
+            VM_STORE(&r->map.sharings[page].nr_leases, count[page]);
     vm__space_unlock(t);
     return page == r->map.nr_pages ? 0 : VM_CORRUPT(r);
 }
@@ -151,7 +151,7 @@ static int make(vm_thread *t, uint64_t page, uint64_t id, bool kept, uint64_t ch
         return -EXFULL;
     uint64_t number = r->map.h->lease_number + 1;
     VM_PUT(&r->map.h->lease_number, number);
-    VM_ADD(&vm__sharing(r, page)->nr_leases, 1);
+    VM_ADD(&r->map.sharings[page].nr_leases, 1);
     VM_PUT(&e->page, page);
     VM_PUT(&e->range_id, id);
     VM_PUT(&e->made_ns, vm__now_ns());
@@ -175,9 +175,9 @@ static void end(vm_thread *t, vm_lease_entry *e)
     VM_PUT(&r->map.h->lease_unused, (uint32_t)(e - r->map.leases) + 1);
     VM_PUT(&r->map.h->nr_leases, r->map.h->nr_leases - 1);
     if (page >= r->map.nr_pages || VM_ACQUIRE(&r->map.heads[page].aux) != VM_RELAXED(&e->range_id)
-        || !VM_ACQUIRE(&vm__sharing(r, page)->nr_leases))
+        || !VM_ACQUIRE(&r->map.sharings[page].nr_leases))
         return; /* scribbled over */
-    VM_ADD(&vm__sharing(r, page)->nr_leases, (uint64_t)0 - 1);
+    VM_ADD(&r->map.sharings[page].nr_leases, (uint64_t)0 - 1);
     vm__release_if_unheld(t, page);
 }
 

@@ -12,9 +12,9 @@
 
 static uint64_t *names_holder(const vm_region *r, uint64_t page)
 {
-    return &vm__sharing(r, page)->holders[r->map.nr_processes / 64];
+    return vm__holder_word(r, page, r->map.nr_processes);
 }
-#define NAMES_BIT (1ull << 63) /* the last of them all */
+#define NAMES_BIT 1ull /* vm__holder_of() */
 
 static vm_name *find(vm_region *r, const char *name)
 {

@@ -29,7 +29,7 @@ static bool is_dead(const auditor *a, uint32_t process) { return !living(a, proc
 
 static bool has_bit(const auditor *a, uint64_t page, uint32_t process)
 {
-    return VM_ACQUIRE(&vm__sharing(a->r, page)->holders[process / 64]) >> process % 64 & 1;
+    return VM_ACQUIRE(vm__holder_word(a->r, page, process)) & vm__holder_bit(a->r, process);
 }
 
 static void check_claim(auditor *a, uint32_t i, const claim *c)

@@ -19,7 +19,7 @@ void leave_a_mess(stage *s)
     r->map.h->lease_high = 3;
     r->map.h->lease_unused = 2;
     r->map.h->nr_leases = 5;
-    vm__sharing(r, s->gift[2].page)->nr_leases = 2; /* counted, and not yet made */
+    r->map.sharings[s->gift[2].page].nr_leases = 2; /* counted, and not yet made */
     r->map.leases[1] = /* of what is gone */
         (vm_lease_entry){.id = 1 << VM_LEASE_BITS | 1, .page = s->gift[2].page, .range_id = 1};
     r->map.h->purge_lock.needs_mending = 1;
@@ -194,9 +194,9 @@ void between_writes(stage *s)
     if (!s->adopts_in_between)
         return;
     for (uint32_t i = 0; i < vm__nr_holders(r); i++)
-        any |= vm__sharing(r, page)->holders[i];
+        any |= *vm__holders(r, page, i);
     if (any == 0 && vm__state(VM_ACQUIRE(&r->map.heads[page].word)) == VM_BUSY) {
-        vm__sharing(r, page)->holders[s->survivor / 64] |= 1ull << s->survivor % 64;
+        *vm__holder_word(r, page, s->survivor) |= vm__holder_bit(r, s->survivor);
         s->adopts_in_between = false;
     }
 }
@@ -234,10 +234,10 @@ void damage(stage *s)
     vm_range *named = &s->gift[2];
     share_gifts(s);
     CHECK_EQ(vm_name_set(r, "unheld", named->page, named->id, NULL, 0), 0);
-    vm__sharing(r, named->page)->holders[r->map.nr_processes / 64] &= ~vm__holder_bit(r->map.nr_processes);
+    *vm__holder_word(r, named->page, r->map.nr_processes) &= ~vm__holder_bit(r, r->map.nr_processes);
     for (int i = VM_NAMES_MAX - 1; i > VM_NAMES_MAX - 3; i--)
         r->map.names[i].state = 1 << 20; /* of what is gone, at page 0 */
-    vm__sharing(r, s->gift[0].page)->holders[stranger / 64] |= vm__holder_bit(stranger);
+    *vm__holder_word(r, s->gift[0].page, stranger) |= vm__holder_bit(r, stranger);
     vm__hold_for_name(r, s->gift[0].page);
     r->map.slots[unused_slot].state |= stranger << 1 | 1;
     r->map.h->high_slot = r->map.nr_threads;

@@ -89,7 +89,7 @@ static uint64_t half_shared(vm_region *r)
 /* As a process leaves it for a moment that tries to adopt what was here before. */
 static void leave_a_stale_bit(vm_region *r, uint64_t page)
 {
-    vm__sharing(r, page)->holders[r->process / 64] |= vm__holder_bit(r->process);
+    *vm__holder_word(r, page, r->process) |= vm__holder_bit(r, r->process);
 }
 
 /* ---- what each leaves out ---- */

@@ -73,7 +73,7 @@ static area area_of(const vm_region *r, uint64_t *seed)
     case 13:
         return AREA(&r->map.h->space_lock, sizeof *r->map.h - offsetof(vm_header, space_lock));
     default:
-        return AREA(r->map.sharings, near * r->map.sharing_bytes);
+        return AREA(r->map.sharings, near * sizeof *r->map.sharings);
     }
 }
 

@@ -345,7 +345,7 @@ static void the_table_of_one_who_died_over_it_is_mended(vm_pools d)
     uint64_t lease = lease_of(r, a);
     GIVE_BACK(r, a);
     die_with_the_lease_lock(r);
-    vm__sharing(r, a.page)->nr_leases++; /* it had counted one and not made it, */
+    r->map.sharings[a.page].nr_leases++; /* it had counted one and not made it, */
     r->map.h->nr_leases += 2;
     r->map.h->lease_unused = 1; /* and torn the chain: entry 0 is in use */
     b = take(r, 2);
