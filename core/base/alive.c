@@ -78,7 +78,7 @@ void vm__retire_threads(vm_region *r, uint32_t process, const vm_thread *but)
 }
 
 /* Before a slot's first use, and so before a bit of its is set: who looks at all slots, or bits, stops there. */
-static void raise_high_process(vm_region *r, uint32_t p)
+void vm__raise_high_process(vm_region *r, uint32_t p)
 {
     uint64_t seen;
     while ((seen = VM_ACQUIRE(&r->map.h->high_process)) <= p && !VM_CAS(&r->map.h->high_process, seen, (uint64_t)p + 1))
@@ -102,7 +102,7 @@ bool vm__take_process(vm_region *r, bool clean, const vm_tie *tie, uint32_t *pro
             VM_PUT(&r->map.h->purge_needs_scan, 1);
             vm__retire_threads(r, p, NULL);
         }
-        raise_high_process(r, p);
+        vm__raise_high_process(r, p);
         uint64_t *common = &r->map.slots[p].state;
         VM_PUT(&r->map.processes[p].pid, vm__pid());
         VM_PUT(&r->map.processes[p].no_barrier, !r->can_drain);

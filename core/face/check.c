@@ -154,6 +154,16 @@ static void check_busy(vm_check_state *c, uint64_t page, vm_word w)
         vm__report(&c->report, "page %llu: busy for process slot %u, which is another's or nobody's", P(page), p);
 }
 
+/* Its bits of holders would not be looked at. */
+bool vm__is_beyond_high(const vm_region *r, uint32_t process) { return is_used(r, process) && process >= vm__high_process(r); }
+
+static void check_processes(vm_check_state *c)
+{
+    for (uint32_t p = 0; p < c->r->map.nr_processes; p++)
+        if (vm__is_beyond_high(c->r, p))
+            vm__report(&c->report, "process slot %u: it is used, and said never to have been", p);
+}
+
 /* ---- the walk ---- */
 
 static int check_words(vm_region *r, void *arg)
@@ -330,6 +340,7 @@ int vm_check(vm_region *r, bool at_rest, void (*say)(void *, const char *), void
         return rc;
     rc = walk(&c, t);
     vm__look_leave(t);
+    check_processes(&c);
     if (rc == 0 && at_rest)
         check_rest(&c);
     uint64_t line = VM_ACQUIRE(&r->map.h->corrupt);

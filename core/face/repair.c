@@ -217,6 +217,15 @@ static int repair_counters(vm_thread *t, vm_report *report)
     return 0;
 }
 
+static void repair_processes(vm_region *r, vm_report *report)
+{
+    for (uint32_t p = 0; p < r->map.nr_processes; p++)
+        if (vm__is_beyond_high(r, p)) {
+            vm__raise_high_process(r, p);
+            vm__report(report, "process slot %u: it is used, and was said never to have been", p);
+        }
+}
+
 static int repair(vm_thread *t, vm_report *report)
 {
     vm_region *r = t->region;
@@ -226,6 +235,7 @@ static int repair(vm_thread *t, vm_report *report)
         vm__report(report, "the mark that line %llu set, by which the region took no more changes, is taken away",
                    P(line));
     }
+    repair_processes(r, report);
     int rc = repair_space(t, report);
     if (rc == 0)
         rc = repair_counters(t, report);

@@ -241,6 +241,7 @@ void damage(stage *s)
     vm__hold_for_name(r, s->gift[0].page);
     r->map.slots[unused_slot].state |= stranger << 1 | 1;
     r->map.h->high_slot = r->map.nr_threads;
+    r->map.h->high_process = 0;
     r->map.h->next_id = VM_ID_BLOCK;
     for (uint32_t n = 1; n <= 3; n++) /* what this one keeps is in no magazine now */
         vm__thread(r)->magazine[n].header &= ~0xffull;
