@@ -73,8 +73,16 @@ void vm__retire_threads(vm_region *r, uint32_t process, const vm_thread *but)
         uint64_t state = VM_ACQUIRE(&r->map.slots[i].state);
         bool is_its = state & 1 && vm__slot_process(r, state) == process;
         if (is_its && !(but && but->index == i))
-            VM_STORE(&r->map.slots[i].state, ((state >> 32) + 1) << 32);
+            vm__free_slot(r, i, state);
     }
+}
+
+/* A thread's slot is nobody's, under the next incarnation, and among the first that the next thread looks at. */
+void vm__free_slot(vm_region *r, uint32_t i, uint64_t state)
+{
+    VM_STORE(&r->map.slots[i].state, ((state >> 32) + 1) << 32);
+    if (i >= vm__first_thread(r) && i < VM_RELAXED(&r->map.h->free_slot))
+        VM_PUT(&r->map.h->free_slot, i);
 }
 
 /* Before a slot's first use, and so before a bit of its is set: who looks at all slots, or bits, stops there. */

@@ -278,6 +278,7 @@ bool vm__take_process(vm_region *r, bool clean, const vm_tie *tie, uint32_t *pro
 int vm__join(vm_region *r); /* a process slot: 0, or 1 if it was a dead one's */
 void vm__free_process(vm_region *r, uint32_t process); /* its slot, under the next incarnation [purge_lock] */
 void vm__retire_threads(vm_region *r, uint32_t process, const vm_thread *but);
+void vm__free_slot(vm_region *r, uint32_t i, uint64_t state); /* a thread's, which has that state */
 void vm__raise_high_process(vm_region *r, uint32_t process); /* it is used */
 
 /* ---- pipe.c: what /proc and the kernel tell of pipes and sockets of this machine ---- */

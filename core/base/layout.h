@@ -362,6 +362,7 @@ typedef struct vm_header {
     uint64_t high_slot;                /* thread slots from here up were never used     */
     uint64_t lease_ttl_ns;             /* how long an unclaimed lease outlives its owner */
     uint64_t high_process;             /* process slots from here up, and their bits of holders, were never used */
+    uint64_t free_slot;                /* hint: threads' own slots below it are taken   */
 
     _Alignas(64) uint64_t lazy_pages;  /* atomic; at rest the sum of all LAZY lengths   */
     /* Hints, by whoever takes pages: since the last turn of a watch (mend/decay.c) */

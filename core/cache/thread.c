@@ -67,12 +67,20 @@ static bool claim_slot(vm_thread *t, uint32_t i)
     return true;
 }
 
+/* From where the first free one should be, round to it again: each that is looked at costs this process a page. */
 static bool claim_thread(vm_thread *t)
 {
-    for (uint32_t i = vm__first_thread(t->region); i < t->region->map.nr_threads; i++) {
-        raise_high_slot(t->region, i);
-        if (claim_slot(t, i))
+    vm_region *r = t->region;
+    uint64_t first = vm__first_thread(r), nr = r->map.nr_threads - first, high = VM_ACQUIRE(&r->map.h->high_slot);
+    uint64_t hint = VM_RELAXED(&r->map.h->free_slot), at = hint < high ? hint : high;
+    at = at > first ? at - first : 0;
+    for (uint64_t k = 0; k < nr; k++) {
+        uint32_t i = (uint32_t)(first + (at + k) % nr);
+        raise_high_slot(r, i);
+        if (claim_slot(t, i)) {
+            VM_PUT(&r->map.h->free_slot, (uint64_t)i + 1);
             return true;
+        }
     }
     return false;
 }
@@ -100,7 +108,7 @@ static void leave_region(vm_thread *t)
     if (t->common || !(state & 1) || (state >> 32 & VM_INC_MASK) != vm__token_inc(t->token))
         return; /* none of its own, or retired: another thread of ours is detaching the region */
     bool is_empty = vm__magazine_flush_all(t);
-    VM_STORE(&t->slot->state, ((state >> 32) + 1) << 32);
+    vm__free_slot(r, t->index, state);
     if (!is_empty) /* a drainer was at it; what it leaves is found by the words */
         VM_PUT(&r->map.h->purge_needs_scan, 1);
 }
