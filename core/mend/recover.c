@@ -39,8 +39,8 @@ static void mend_tables(vm_thread *t, unsigned flags)
 static uint32_t claim_dead(vm_region *r, const vm_tie *tie, bool claimed[VM_PROCESSES])
 {
     uint32_t nr = 0;
+    memset(claimed, 0, VM_PROCESSES * sizeof *claimed); /* more slots may be used by the time they are released */
     for (uint32_t p = 0; p < vm__high_process(r); p++) {
-        claimed[p] = false;
         if (p == r->process || (uint32_t)VM_ACQUIRE(&r->map.processes[p].state) == 0
             || vm__claim_process(r, tie, p) != 0)
             continue;
