@@ -155,7 +155,10 @@ static void check_busy(vm_check_state *c, uint64_t page, vm_word w)
 }
 
 /* Its bits of holders would not be looked at. */
-bool vm__is_beyond_high(const vm_region *r, uint32_t process) { return is_used(r, process) && process >= vm__high_process(r); }
+bool vm__is_beyond_high(const vm_region *r, uint32_t process)
+{
+    return is_used(r, process) && process >= vm__high_process(r);
+}
 
 static void check_processes(vm_check_state *c)
 {

@@ -42,10 +42,7 @@ bool vm__is_named(const vm_region *r, uint64_t page, uint64_t id)
     return false;
 }
 
-bool vm__names_hold(const vm_region *r, uint64_t page)
-{
-    return VM_ACQUIRE(names_holder(r, page)) & NAMES_BIT;
-}
+bool vm__names_hold(const vm_region *r, uint64_t page) { return VM_ACQUIRE(names_holder(r, page)) & NAMES_BIT; }
 void vm__hold_for_name(vm_region *r, uint64_t page) { VM_OR(names_holder(r, page), NAMES_BIT); }
 
 /* Drop the names' holder bit of a shared range that has none. */

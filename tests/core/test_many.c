@@ -145,7 +145,10 @@ static void kill_some(void)
     for (int i = 0; i < NR_KILLED; i++)
         end_of(c.pid[i * (NR_CHILDREN / NR_KILLED)]);
 }
-static bool was_killed(int i) { return i % (NR_CHILDREN / NR_KILLED) == 0 && i / (NR_CHILDREN / NR_KILLED) < NR_KILLED; }
+static bool was_killed(int i)
+{
+    return i % (NR_CHILDREN / NR_KILLED) == 0 && i / (NR_CHILDREN / NR_KILLED) < NR_KILLED;
+}
 
 /* What those who live hold: their own two ranges, and what they adopted of the next one. */
 static uint64_t pages_held(void)
