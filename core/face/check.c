@@ -154,17 +154,21 @@ static void check_busy(vm_check_state *c, uint64_t page, vm_word w)
         vm__report(&c->report, "page %llu: busy for process slot %u, which is another's or nobody's", P(page), p);
 }
 
-/* Its bits of holders would not be looked at. */
-bool vm__is_beyond_high(const vm_region *r, uint32_t process)
+/* Of process slots that are used and said never to have been, the last one; nr_processes: there is none. Their bits of
+ * holders would not be looked at. */
+uint32_t vm__beyond_high(const vm_region *r)
 {
-    return is_used(r, process) && process >= vm__high_process(r);
+    for (uint32_t p = r->map.nr_processes; p-- > 0;)
+        if (is_used(r, p) && p >= vm__high_process(r))
+            return p;
+    return r->map.nr_processes;
 }
 
 static void check_processes(vm_check_state *c)
 {
-    for (uint32_t p = 0; p < c->r->map.nr_processes; p++)
-        if (vm__is_beyond_high(c->r, p))
-            vm__report(&c->report, "process slot %u: it is used, and said never to have been", p);
+    uint32_t last = vm__beyond_high(c->r);
+    if (last < c->r->map.nr_processes)
+        vm__report(&c->report, "process slot %u: it is used, and said never to have been", last);
 }
 
 /* ---- the walk ---- */

@@ -219,11 +219,11 @@ static int repair_counters(vm_thread *t, vm_report *report)
 
 static void repair_processes(vm_region *r, vm_report *report)
 {
-    for (uint32_t p = 0; p < r->map.nr_processes; p++)
-        if (vm__is_beyond_high(r, p)) {
-            vm__raise_high_process(r, p);
-            vm__report(report, "process slot %u: it is used, and was said never to have been", p);
-        }
+    uint32_t last = vm__beyond_high(r);
+    if (last == r->map.nr_processes)
+        return;
+    vm__raise_high_process(r, last);
+    vm__report(report, "process slot %u: it is used, and was said never to have been", last);
 }
 
 static int repair(vm_thread *t, vm_report *report)
