@@ -230,7 +230,7 @@ void check_and_repair(stage *s) { vm_repair(s->r, NULL, NULL); }
 void damage(stage *s)
 {
     vm_region *r = s->r;
-    uint32_t stranger = 200, unused_slot = r->map.nr_threads - 1;
+    uint32_t stranger = 60, unused_slot = r->map.nr_threads - 1;
     vm_range *named = &s->gift[2];
     share_gifts(s);
     CHECK_EQ(vm_name_set(r, "unheld", named->page, named->id, NULL, 0), 0);
