@@ -75,7 +75,7 @@ static int be_a_victim(uint64_t mib, const char *lock)
     if (strcmp(lock, "space") == 0)
         MUST(vm__space_lock(t, 0) == 0);
     if (strcmp(lock, "names") == 0)
-        MUST(vm__names_lock(t) == 0);
+        MUST(vm__names_lock(t, 0) == 0);
     MUST(write(CUE_FD, &ready, 1) == 1);
     if (strcmp(lock, "none") == 0)
         work_for_ever();
@@ -105,8 +105,8 @@ static pid_t start_victim(const char *lock)
 
 static uint32_t slot_of(pid_t pid)
 {
-    for (uint32_t p = 0; p < VM_PROCESS_NAMES; p++)
-        if ((uint32_t)region->processes[p].state && region->processes[p].pid == (uint32_t)pid)
+    for (uint32_t p = 0; p < region->map.nr_processes; p++)
+        if ((uint32_t)region->map.processes[p].state && region->map.processes[p].pid == (uint32_t)pid)
             return p;
     MUST(!"the victim has a process slot");
     return 0;
@@ -171,7 +171,7 @@ static void *make_a_request(void *arg)
 
 static bool is_waited_for(void)
 {
-    const vm_lock *lock = strcmp(lock_name, "names") == 0 ? &region->h->names_lock : &region->h->space_lock;
+    const vm_lock *lock = strcmp(lock_name, "names") == 0 ? &region->map.h->names_lock : &region->map.h->space_lock;
     return strcmp(lock_name, "none") == 0 || VM_ACQUIRE(&lock->owner) & VM_TOKEN_WAITERS;
 }
 

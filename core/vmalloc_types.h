@@ -36,6 +36,7 @@ typedef struct vm_options {
     uint64_t lazy_pages_max; /* 0: chosen by machine and recent peak, see docs/design.md    */
     uint32_t nr_nodes;       /* 0: one per CPU, at most VM_NODES_MAX                        */
     uint32_t nr_threads;     /* 0: 1024 thread slots                                        */
+    uint32_t nr_processes;   /* rounded up to 64 n - 1, at most VM_PROCESSES_MAX; 0: by nr_pages */
     vm_pools pools;
     bool keep_on_death;      /* ranges of dead processes stay allocated                     */
     bool huge;               /* huge pages where the system allows; long ranges lie for them */
@@ -49,7 +50,7 @@ typedef struct vm_info {
     uint64_t nr_pages, page_bytes, granule_bytes, base, total_bytes, limit_pages, lazy_pages_max, floor_pages;
     int huge_error; /* 0, or the errno with which the system refused huge pages */
     bool huge, hardened;
-    uint32_t nr_nodes, nr_threads, process_slot, format, flags;
+    uint32_t nr_nodes, nr_processes, nr_threads, process_slot, format, flags;
     vm_pools pools;
 } vm_info;
 

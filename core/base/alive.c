@@ -13,12 +13,12 @@
 /* Undecidable means alive. */
 bool vm__process_is_dead(vm_region *r, uint32_t process)
 {
-    return process != r->process && process < VM_PROCESS_NAMES && !vm__process_is_claimed(r, process);
+    return process != r->process && process < r->map.nr_processes && !vm__process_is_claimed(r, process);
 }
 
 bool vm__incarnation_is_dead(vm_region *r, uint32_t process, uint32_t incarnation)
 {
-    if (process >= VM_PROCESS_NAMES)
+    if (process >= r->map.nr_processes)
         return false;
     uint64_t state = VM_ACQUIRE(&r->map.processes[process].state);
     return (state >> 32 & VM_INC_MASK) != incarnation || !(state & VM_PROCESS_LIVE) || vm__process_is_dead(r, process);
@@ -31,12 +31,12 @@ bool vm__owner_is_dead(vm_region *r, vm_token token)
         return true; /* no such slot: scribbled over */
     uint64_t state = VM_ACQUIRE(&r->map.slots[slot].state);
     return !(state & 1) || (state >> 32 & VM_INC_MASK) != vm__token_inc(token)
-           || vm__process_is_dead(r, vm__slot_process(state));
+           || vm__process_is_dead(r, vm__slot_process(r, state));
 }
 
 bool vm__process_is_retired(const vm_region *r, uint32_t process, uint32_t incarnation)
 {
-    if (process >= VM_PROCESSES)
+    if (process >= r->map.nr_processes)
         return true;
     uint64_t state = VM_ACQUIRE(&r->map.processes[process].state);
     return !(state & VM_PROCESS_LIVE) || (state >> 32 & VM_INC_MASK) != incarnation;
@@ -58,7 +58,7 @@ uint32_t vm__pid_of(const vm_region *r, vm_token owner)
     uint32_t slot = vm__token_slot(owner);
     if (slot >= r->map.nr_threads)
         return 0;
-    uint32_t process = vm__slot_process(VM_RELAXED(&r->map.slots[slot].state));
+    uint32_t process = vm__slot_process(r, VM_RELAXED(&r->map.slots[slot].state));
     return VM_RELAXED(&r->map.processes[process].pid);
 }
 
@@ -71,10 +71,26 @@ void vm__retire_threads(vm_region *r, uint32_t process, const vm_thread *but)
         if (!vm__slot_was_used(r, i))
             continue;
         uint64_t state = VM_ACQUIRE(&r->map.slots[i].state);
-        bool is_its = state & 1 && vm__slot_process(state) == process;
+        bool is_its = state & 1 && vm__slot_process(r, state) == process;
         if (is_its && !(but && but->index == i))
-            VM_STORE(&r->map.slots[i].state, ((state >> 32) + 1) << 32);
+            vm__free_slot(r, i, state);
     }
+}
+
+/* A thread's slot is nobody's, under the next incarnation, and among the first that the next thread looks at. */
+void vm__free_slot(vm_region *r, uint32_t i, uint64_t state)
+{
+    VM_STORE(&r->map.slots[i].state, ((state >> 32) + 1) << 32);
+    if (i >= vm__first_thread(r) && i < VM_RELAXED(&r->map.h->free_slot))
+        VM_PUT(&r->map.h->free_slot, i);
+}
+
+/* Before a slot's first use, and so before a bit of its is set: who looks at all slots, or bits, stops there. */
+void vm__raise_high_process(vm_region *r, uint32_t p)
+{
+    uint64_t seen;
+    while ((seen = VM_ACQUIRE(&r->map.h->high_process)) <= p && !VM_CAS(&r->map.h->high_process, seen, (uint64_t)p + 1))
+        ;
 }
 
 /* Take a slot of that kind for whoever has the tie: a clean one becomes LIVE; a dead process's stays
@@ -82,7 +98,7 @@ void vm__retire_threads(vm_region *r, uint32_t process, const vm_thread *but)
  * have no incarnation. */
 bool vm__take_process(vm_region *r, bool clean, const vm_tie *tie, uint32_t *process, uint32_t *incarnation)
 {
-    for (uint32_t p = 0; p < VM_PROCESS_NAMES; p++) {
+    for (uint32_t p = 0; p < r->map.nr_processes; p++) {
         if (((uint32_t)VM_ACQUIRE(&r->map.processes[p].state) == 0) != clean || vm__claim_process(r, tie, p) != 0)
             continue;
         uint64_t state = VM_ACQUIRE(&r->map.processes[p].state), inc = (state >> 32) + 1;
@@ -94,6 +110,7 @@ bool vm__take_process(vm_region *r, bool clean, const vm_tie *tie, uint32_t *pro
             VM_PUT(&r->map.h->purge_needs_scan, 1);
             vm__retire_threads(r, p, NULL);
         }
+        vm__raise_high_process(r, p);
         uint64_t *common = &r->map.slots[p].state;
         VM_PUT(&r->map.processes[p].pid, vm__pid());
         VM_PUT(&r->map.processes[p].no_barrier, !r->can_drain);

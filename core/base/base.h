@@ -58,7 +58,11 @@ typedef struct vm_map {
     uint64_t *bits;
     vm_summary *summaries;
     vm_sharing *sharings;
-    uint32_t nr_nodes, nr_cpus, nr_threads, nr_levels, flags;
+    uint64_t *holders;
+    uint32_t further_holders; /* words of holders a page there */
+    uint32_t nr_processes;    /* slots of processes; the one after them is the region's own (names) */
+    uint32_t nr_threads;      /* thread slots, the processes' own first: vm__first_thread() */
+    uint32_t nr_nodes, nr_cpus, nr_levels, flags;
     uint64_t level_nr[VM_LEVELS_MAX];
     uint64_t level_offset[VM_LEVELS_MAX];
     uint64_t mapped_bytes, data_offset;
@@ -242,12 +246,27 @@ uint32_t vm__busy_pid(void);
 
 /* ---- alive.c: process slots, and who is dead ---- */
 
+/* Process slots from this one up were never used. */
+static inline uint32_t vm__high_process(const vm_region *r)
+{
+    uint64_t high = __atomic_load_n(&r->map.h->high_process, __ATOMIC_SEQ_CST);
+    return high < r->map.nr_processes ? (uint32_t)high : r->map.nr_processes;
+}
+/* Thread slots below this one are the processes' own. */
+static inline uint32_t vm__first_thread(const vm_region *r) { return r->map.nr_processes + 1; }
+
 /* False: do not even look at it, a look costs a page. */
 static inline bool vm__slot_was_used(const vm_region *r, uint32_t i)
 {
-    return i < VM_PROCESSES ? VM_ACQUIRE(&r->map.processes[i].state) != 0 : i < VM_ACQUIRE(&r->map.h->high_slot);
+    return i < vm__first_thread(r) ? i < vm__high_process(r) && VM_ACQUIRE(&r->map.processes[i].state) != 0
+                                   : i < VM_ACQUIRE(&r->map.h->high_slot);
 }
-static inline uint32_t vm__slot_process(uint64_t state) { return (uint32_t)(state >> 1) & (VM_PROCESSES - 1); }
+/* Whose a thread slot is. Scribbled over, it may be the region's own: that one never dies. */
+static inline uint32_t vm__slot_process(const vm_region *r, uint64_t state)
+{
+    uint32_t process = (uint32_t)(state >> 1) & (VM_PROCESSES - 1);
+    return process < r->map.nr_processes ? process : r->map.nr_processes;
+}
 bool vm__process_is_dead(vm_region *r, uint32_t process);
 bool vm__incarnation_is_dead(vm_region *r, uint32_t process, uint32_t incarnation);
 bool vm__owner_is_dead(vm_region *r, vm_token token);
@@ -259,6 +278,8 @@ bool vm__take_process(vm_region *r, bool clean, const vm_tie *tie, uint32_t *pro
 int vm__join(vm_region *r); /* a process slot: 0, or 1 if it was a dead one's */
 void vm__free_process(vm_region *r, uint32_t process); /* its slot, under the next incarnation [purge_lock] */
 void vm__retire_threads(vm_region *r, uint32_t process, const vm_thread *but);
+void vm__free_slot(vm_region *r, uint32_t i, uint64_t state); /* a thread's, which has that state */
+void vm__raise_high_process(vm_region *r, uint32_t process); /* it is used */
 
 /* ---- pipe.c: what /proc and the kernel tell of pipes and sockets of this machine ---- */
 
@@ -325,6 +346,24 @@ int vm__register(vm_region *r); /* as vm__join() */
 void vm__start_leaving(vm_region *r, const vm_thread *t);
 void vm__unregister(vm_region *r);
 uint64_t vm__new_attachment(void);
+
+/* ---- who references a shared range: share/holder.c, and whoever looks at it ---- */
+
+static inline uint64_t *vm__holders(const vm_region *r, uint64_t page, uint32_t i)
+{
+    return i ? &r->map.holders[page * r->map.further_holders + i - 1] : &r->map.sharings[page].holders;
+}
+/* So many words of them may have a bit: the others, of slots that no process had yet, are not even looked at. Whoever
+ * has a slot raised this first, so the handshake of share/holder.c covers it. */
+static inline uint32_t vm__nr_holders(const vm_region *r) { return vm__high_process(r) / 64 + 1; }
+static inline uint64_t *vm__holder_word(const vm_region *r, uint64_t page, uint32_t process)
+{
+    return vm__holders(r, page, vm__holder_of(process, r->map.nr_processes) / 64);
+}
+static inline uint64_t vm__holder_bit(const vm_region *r, uint32_t process)
+{
+    return 1ull << vm__holder_of(process, r->map.nr_processes) % 64;
+}
 
 /* ---- range.c: ids, hand-out, lookup ---- */
 

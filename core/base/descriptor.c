@@ -120,7 +120,7 @@ int vm__open_region(const vm_region *r)
         fd = open_own(r, r->probe_fd);
     if (fd == -EBADF)
         fd = open_mapped(r);
-    for (uint32_t p = 0; fd == -EBADF && p < VM_PROCESS_NAMES; p++)
+    for (uint32_t p = 0; fd == -EBADF && p < vm__high_process(r); p++)
         if ((uint32_t)VM_ACQUIRE(&r->map.processes[p].state))
             fd = open_anothers(r, VM_RELAXED(&r->map.processes[p].pid));
     return fd;

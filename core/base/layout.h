@@ -3,7 +3,7 @@
  * The region, byte by byte: what every attached process agrees on.
  *
  * One memfd, one mapping: header | process slots | nodes | slabs | names | leases | thread slots | leaf bits |
- * summaries | heads | sharings | data. Only offsets and page numbers are stored, never pointers.
+ * summaries | heads | sharings | holders | data. Only offsets and page numbers are stored, never pointers.
  * All of it starts as zeros and zero always means "nothing yet", so a region of 1 TiB costs the few
  * pages that were written. docs/region-format.md tells the same in prose and states which changes
  * need a new VM_FORMAT.
@@ -25,9 +25,9 @@
 
 /* The limits of the format, from those of vmalloc_facts.h. */
 enum {
-    VM_PROCESSES = VM_PROCESSES_MAX + 1, /* process slots; the last one is the region's own (names)   */
-    VM_PROCESS_NAMES = VM_PROCESSES_MAX, /* holder bit of named references                            */
-    VM_THREAD_SLOTS_MAX = VM_PROCESSES + VM_THREADS_MAX, /* the word's owner field                    */
+    VM_PROCESSES = VM_PROCESSES_MAX + 1, /* most process slots of a region, its own (names) included; */
+                                         /* as the number of a slot: none                             */
+    VM_THREAD_SLOTS_MAX = VM_PROCESSES + VM_THREADS_MAX,
     VM_LEAF_PAGES = 512, /* pages one leaf of the free index covers                                   */
     VM_FANOUT = 8,       /* children of one summary                                                   */
     VM_LEVELS_MAX = 9,   /* summary levels above the leaves, 2^30 pages                               */
@@ -51,17 +51,18 @@ typedef enum {
                      * owner = process slot                                                        */
 } vm_state;
 
-/*   63        50 49      38 37                     8 7  6 5 4 3   0
- *  +------------+----------+------------------------+----+-+-+-----+
- *  | incarnation|  owner   |  length in pages       | 0|L|S|D|state|   L listed, S shared, D dirty
- *  +------------+----------+------------------------+----+-+-+-----+ */
+/*   63        50 49        37 36                      7 6 5 4 3   0
+ *  +------------+------------+------------------------+-+-+-+-----+
+ *  | incarnation|   owner    |  length in pages       |L|S|D|state|   L listed, S shared, D dirty
+ *  +------------+------------+------------------------+-+-+-+-----+ */
 #define VM_WORD_STATE_MASK 0xfull
 #define VM_WORD_DIRTY (1ull << 4)  /* pages may be resident and not zero */
 #define VM_WORD_SHARED (1ull << 5) /* exported once: every change is a CAS from now on */
 #define VM_WORD_LISTED (1ull << 6) /* LAZY only: in a list by size (store/warm.c) */
-#define VM_WORD_LEN_SHIFT 8
-#define VM_WORD_OWNER_SHIFT 38
+#define VM_WORD_LEN_SHIFT 7
+#define VM_WORD_OWNER_SHIFT 37
 #define VM_WORD_INC_SHIFT 50
+#define VM_OWNER_MASK 0x1fffu
 #define VM_INC_MASK 0x3fffu
 
 static inline vm_word vm__word(vm_state state, uint64_t flags, uint64_t nr_pages, uint32_t owner, uint32_t incarnation)
@@ -71,7 +72,7 @@ static inline vm_word vm__word(vm_state state, uint64_t flags, uint64_t nr_pages
 }
 static inline vm_state vm__state(vm_word w) { return (vm_state)(w & VM_WORD_STATE_MASK); }
 static inline uint64_t vm__len(vm_word w) { return w >> VM_WORD_LEN_SHIFT & (uint64_t)VM_PAGES_MAX; }
-static inline uint32_t vm__owner(vm_word w) { return (uint32_t)(w >> VM_WORD_OWNER_SHIFT) & (VM_THREAD_SLOTS_MAX - 1); }
+static inline uint32_t vm__owner(vm_word w) { return (uint32_t)(w >> VM_WORD_OWNER_SHIFT) & VM_OWNER_MASK; }
 static inline uint32_t vm__inc(vm_word w) { return (uint32_t)(w >> VM_WORD_INC_SHIFT); }
 #define VM_WORD_LEN_MASK ((uint64_t)VM_PAGES_MAX << VM_WORD_LEN_SHIFT)
 static inline vm_word vm__len_bits(uint64_t nr_pages) { return nr_pages << VM_WORD_LEN_SHIFT; }
@@ -92,10 +93,9 @@ static inline bool vm__is_shared(vm_word w)
 }
 
 _Static_assert(VM_WORD_LEN_SHIFT + 30 == VM_WORD_OWNER_SHIFT, "length has 30 bits");
-_Static_assert(VM_WORD_OWNER_SHIFT + 12 == VM_WORD_INC_SHIFT, "owner has 12 bits");
-_Static_assert(VM_THREAD_SLOTS_MAX == 1 << 12, "owner field");
-_Static_assert(VM_PROCESSES <= VM_THREAD_SLOTS_MAX, "owner field");
-_Static_assert((int)VM_NODES_MAX + (int)VM_SLAB_CPUS_MAX <= (int)VM_THREAD_SLOTS_MAX, "owner field");
+_Static_assert(VM_OWNER_MASK == (1u << (VM_WORD_INC_SHIFT - VM_WORD_OWNER_SHIFT)) - 1, "owner has 13 bits");
+_Static_assert(VM_THREAD_SLOTS_MAX <= VM_OWNER_MASK, "owner field; and a token's, which holds one more");
+_Static_assert((int)VM_NODES_MAX + (int)VM_SLAB_CPUS_MAX <= (int)VM_OWNER_MASK, "owner field");
 
 /* One per page; only a range's first counts. `aux` is the allocation's id while BUSY, and the link
  * (page + 1 of the next, 0 at the end) while POOLED, LAZY or MOVING through a list. */
@@ -107,10 +107,24 @@ _Static_assert(sizeof(vm_head) == 16, "region format");
 
 /* Who references a range; written from its first sharing on. Indexed by the range's first page. */
 typedef struct vm_sharing {
-    uint64_t holders[VM_PROCESSES / 64]; /* one bit a process slot; set and clear are idempotent */
-    uint64_t nr_leases;                  /* never fewer than `leases` name it                 [lease_lock] */
+    uint64_t nr_leases; /* never fewer than `leases` name it                             [lease_lock] */
+    uint64_t holders;   /* the first word of them; the others lie in a table of their own: vm__holders() */
 } vm_sharing;
-_Static_assert(sizeof(vm_sharing) == 40, "region format");
+_Static_assert(sizeof(vm_sharing) == 16, "region format");
+
+/* Bits of holders: set and clear are idempotent. The first is the region's own, for names; then one a process slot. */
+static inline uint32_t vm__holder_of(uint32_t process, uint32_t nr_processes)
+{
+    return process == nr_processes ? 0 : process + 1;
+}
+static inline uint32_t vm__process_of(uint32_t holder, uint32_t nr_processes)
+{
+    return holder ? holder - 1 : nr_processes;
+}
+
+/* So many processes, at least, as the slots of whole words of holders are, less the region's own slot. */
+static inline uint32_t vm__whole_processes(uint32_t nr_processes) { return nr_processes | 63; }
+_Static_assert(VM_PROCESSES % 64 == 0, "holders are whole words");
 
 /* ---- locks ----------------------------------------------------------------------------------- */
 
@@ -171,7 +185,7 @@ _Static_assert(sizeof(vm_magazine) == 128, "two cache lines");
 
 #define VM_SLOT_HELPER (1ull << 31) /* a helper's: no thread of the program */
 
-/* Slots 0..VM_PROCESSES-1 belong to the process of that number and serve its threads that got no
+/* The first slots, one a process slot, belong to the process of that number and serve its threads that got no
  * slot of their own, one at a time; the rest are handed out to threads. */
 typedef struct vm_slot {
     _Alignas(4096) uint64_t state; /* incarnation << 32 | VM_SLOT_HELPER | process << 1 | used */
@@ -329,7 +343,7 @@ typedef struct vm_header {
     uint32_t pools;          /* vm_pools */
     uint32_t flags;
     uint32_t nr_nodes;
-    uint32_t nr_threads;     /* thread slots, VM_PROCESSES of them the processes' own */
+    uint32_t nr_threads;     /* thread slots, of them nr_processes + 1 the processes' own */
     uint32_t nr_levels;      /* summary levels, the leaves' included */
     uint32_t ready;          /* 1 once the creator is done: attach waits for nothing, it refuses */
     uint64_t off_processes, off_threads, off_nodes, off_names, off_leases, off_bits, off_summaries, off_heads,
@@ -338,6 +352,8 @@ typedef struct vm_header {
     uint64_t base;           /* AddressSpace: value of page 0 */
     uint64_t off_slabs;
     uint32_t nr_cpus;        /* that have slabs: all possible ones of the creator's machine; 0: the design has none */
+    uint32_t nr_processes;   /* slots for processes, 64 n - 1; the one after them is the region's own (names)     */
+    uint64_t off_holders;    /* the sharings' further words of holders                                            */
 
     _Alignas(64) uint64_t corrupt;     /* 0, or the line that found it: no more changes  */
     uint64_t purge_needs_scan;         /* a death may have hidden ranges from the lists */
@@ -345,6 +361,8 @@ typedef struct vm_header {
     uint64_t lazy_pages_fixed;         /* threshold set by the user; 0: automatic       */
     uint64_t high_slot;                /* thread slots from here up were never used     */
     uint64_t lease_ttl_ns;             /* how long an unclaimed lease outlives its owner */
+    uint64_t high_process;             /* process slots from here up, and their bits of holders, were never used */
+    uint64_t free_slot;                /* hint: threads' own slots below it are taken   */
 
     _Alignas(64) uint64_t lazy_pages;  /* atomic; at rest the sum of all LAZY lengths   */
     /* Hints, by whoever takes pages: since the last turn of a watch (mend/decay.c) */

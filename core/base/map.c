@@ -4,12 +4,15 @@
 
 static uint64_t align_up(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
 
+/* Words of holders a range has beyond the first: together one bit a process slot. */
+static uint32_t further_holders(const vm_header *h) { return (h->nr_processes + 1) / 64 - 1; }
+
 /* Where everything lies, from the sizes alone: creator and attacher compute the same. */
 void vm__lay_out(vm_header *h)
 {
     uint64_t at = align_up(sizeof *h, 4096), nr = align_up(h->nr_pages, VM_LEAF_PAGES) / VM_LEAF_PAGES, index = 0;
     h->off_processes = at;
-    at = align_up(at + VM_PROCESSES * sizeof(vm_process), 4096);
+    at = align_up(at + (h->nr_processes + 1) * sizeof(vm_process), 4096);
     h->off_nodes = at;
     at = align_up(at + h->nr_nodes * sizeof(vm_node), 4096);
     h->off_slabs = at;
@@ -34,6 +37,8 @@ void vm__lay_out(vm_header *h)
     at = align_up(at + h->nr_pages * sizeof(vm_head), 4096);
     h->off_sharings = at;
     at = align_up(at + h->nr_pages * sizeof(vm_sharing), 4096);
+    h->off_holders = at;
+    at = align_up(at + h->nr_pages * further_holders(h) * sizeof(uint64_t), 4096);
     bool has_data = !(h->flags & VM_FLAG_NO_DATA);
     h->off_data = has_data ? align_up(at, VM_MAP_ALIGN) : at;
     h->total_bytes = h->off_data + (has_data ? h->nr_pages * h->granule_bytes : 0);
@@ -44,8 +49,8 @@ bool vm__same_layout(const vm_header *a, const vm_header *b)
     return a->off_processes == b->off_processes && a->off_nodes == b->off_nodes && a->off_names == b->off_names
            && a->off_leases == b->off_leases && a->off_threads == b->off_threads && a->off_bits == b->off_bits
            && a->off_summaries == b->off_summaries && a->off_heads == b->off_heads && a->off_sharings == b->off_sharings
-           && a->off_slabs == b->off_slabs && a->off_data == b->off_data && a->nr_levels == b->nr_levels
-           && a->total_bytes == b->total_bytes;
+           && a->off_slabs == b->off_slabs && a->off_holders == b->off_holders && a->off_data == b->off_data
+           && a->nr_levels == b->nr_levels && a->total_bytes == b->total_bytes;
 }
 
 /* Fill the process's own view; the header was checked. */
@@ -63,11 +68,14 @@ void vm__point(vm_map *m, void *at, const vm_header *h)
     m->summaries = (vm_summary *)(base + h->off_summaries);
     m->heads = (vm_head *)(base + h->off_heads);
     m->sharings = (vm_sharing *)(base + h->off_sharings);
+    m->holders = (uint64_t *)(base + h->off_holders);
+    m->further_holders = further_holders(h);
     m->flags = h->flags;
     m->data = h->flags & VM_FLAG_NO_DATA ? NULL : base + h->off_data;
     m->nr_pages = h->nr_pages;
     m->nr_nodes = h->nr_nodes;
     m->nr_cpus = h->nr_cpus;
+    m->nr_processes = h->nr_processes;
     m->nr_threads = h->nr_threads;
     m->nr_levels = h->nr_levels;
     m->pools = h->pools;

@@ -215,7 +215,7 @@ static bool is_strange(vm_looking *v, uint32_t pid, bool has_region)
 {
     const vm_region *r = v->t->region;
     bool is_attached = false, marks = true;
-    for (uint32_t p = 0; p < VM_PROCESS_NAMES; p++)
+    for (uint32_t p = 0; p < vm__high_process(v->t->region); p++)
         if (v->pid[p] == pid) {
             is_attached = true;
             v->is_seen[p] = v->is_seen[p] || has_region;
@@ -243,7 +243,7 @@ static bool note(vm_pipe *p, uint32_t pid, int dir, const char *name)
 /* When the first of the attached processes began, or its parent, which may have made the channels. */
 static uint64_t first_began(vm_looking *v)
 {
-    for (uint32_t p = 0; p < VM_PROCESS_NAMES && !v->is_asked; p++) {
+    for (uint32_t p = 0; p < vm__high_process(v->t->region) && !v->is_asked; p++) {
         uint32_t parent = 0;
         uint64_t began = v->pid[p] ? vm__process_began(v->pid[p], &parent) : 0;
         uint64_t before = parent > 1 ? vm__process_began(parent, NULL) : 0;
@@ -317,7 +317,7 @@ static bool look_at_processes(vm_looking *v, bool (*go_on)(vm_thread *))
 static void list_attached(vm_looking *v)
 {
     const vm_region *r = v->t->region;
-    for (uint32_t p = 0; p < VM_PROCESS_NAMES; p++)
+    for (uint32_t p = 0; p < vm__high_process(v->t->region); p++)
         if (VM_ACQUIRE(&r->map.processes[p].state) & VM_PROCESS_LIVE)
             v->pid[p] = VM_RELAXED(&r->map.processes[p].pid);
     v->is_seen[r->process] = true;
@@ -325,7 +325,7 @@ static void list_attached(vm_looking *v)
 
 static bool saw_everybody(const vm_looking *v)
 {
-    for (uint32_t p = 0; p < VM_PROCESS_NAMES; p++)
+    for (uint32_t p = 0; p < vm__high_process(v->t->region); p++)
         if (v->pid[p] && !v->is_seen[p] && !vm__process_is_dead(v->t->region, p))
             return false;
     return true;
@@ -342,7 +342,7 @@ static bool is_in_our_net(uint32_t pid)
 
 static bool are_in_one_net(const vm_looking *v)
 {
-    for (uint32_t p = 0; p < VM_PROCESS_NAMES; p++)
+    for (uint32_t p = 0; p < vm__high_process(v->t->region); p++)
         if (v->pid[p] && v->pid[p] != v->own_pid && !is_in_our_net(v->pid[p]) && !vm__process_is_dead(v->t->region, p))
             return false;
     return true;

@@ -16,9 +16,9 @@ void vm__charge_slow(vm_region *r, uint64_t nr_pages)
 /* For each holder, or for the first one only. */
 static void count_holders(const vm_region *r, uint64_t page, uint64_t nr_pages, bool once, uint64_t held[VM_PROCESSES])
 {
-    for (uint32_t i = 0; i < VM_PROCESSES / 64; i++)
-        for (uint64_t bits = VM_ACQUIRE(&r->map.sharings[page].holders[i]); bits; bits &= bits - 1) {
-            held[i * 64 + (uint32_t)__builtin_ctzll(bits)] += nr_pages;
+    for (uint32_t i = 0; i < vm__nr_holders(r); i++)
+        for (uint64_t bits = VM_ACQUIRE(vm__holders(r, page, i)); bits; bits &= bits - 1) {
+            held[vm__process_of(i * 64 + (uint32_t)__builtin_ctzll(bits), r->map.nr_processes)] += nr_pages;
             if (once)
                 return;
         }
@@ -33,7 +33,7 @@ void vm__add_held(const vm_region *r, uint64_t page, vm_word w, bool once, uint6
     else if ((s == VM_BUSY || s == VM_FREEING) && !vm__process_is_retired(r, owner, vm__inc(w)))
         held[owner] += vm__len(w);
     else if (s == VM_CACHED && !vm__owner_is_retired(r, w))
-        held[vm__slot_process(VM_RELAXED(&r->map.slots[owner].state))] += vm__len(w);
+        held[vm__slot_process(r, VM_RELAXED(&r->map.slots[owner].state))] += vm__len(w);
 }
 
 void vm__count_held(const vm_region *r, bool once, uint64_t held[VM_PROCESSES])

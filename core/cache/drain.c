@@ -65,7 +65,7 @@ static int drain(vm_thread *t, uint32_t index, uint64_t *lost)
     vm_token drainer = VM_ACQUIRE(&slot->drain);
     if (!(state & 1))
         return 0;
-    if (VM_RELAXED(&r->map.processes[vm__slot_process(state)].no_barrier))
+    if (VM_RELAXED(&r->map.processes[vm__slot_process(r, state)].no_barrier))
         return -EAGAIN; /* our barrier would not reach it */
     if (drainer && (!vm__owner_is_dead(r, drainer) || !VM_CAS(&slot->drain, drainer, 0)))
         return -EAGAIN;
@@ -95,7 +95,7 @@ void vm__drain_all(vm_thread *t)
     vm__magazine_flush_all(t);
     if (!r->design->has_magazines || !r->can_drain)
         return;
-    for (uint32_t i = VM_PROCESSES; i < r->map.nr_threads; i++)
+    for (uint32_t i = vm__first_thread(r); i < r->map.nr_threads; i++)
         if (i != t->index && vm__slot_was_used(r, i))
             vm__magazine_drain(t, i);
 }
@@ -110,7 +110,7 @@ uint64_t vm__magazines_reclaim(vm_thread *t)
         return 0;
     if (t->fast_pages && vm__magazine_flush_all(t))
         lost += take_by_words(t, t->cached);
-    for (uint32_t i = VM_PROCESSES; r->can_drain && i < r->map.nr_threads; i++)
+    for (uint32_t i = vm__first_thread(r); r->can_drain && i < r->map.nr_threads; i++)
         if (i != t->index && vm__slot_was_used(r, i))
             drain(t, i, &lost);
     return lost;

@@ -4,7 +4,7 @@
  *
  * A thread finds its slot through one thread-local pointer, whose attachment must be the region's. It points to memory
  * the kernel wipes in a child, so that not even a raw clone writes through its parent's slot. Slots
- * 0..VM_PROCESSES-1 belong to the process of that number and serve its threads that got no slot of their own.
+ * below vm__first_thread() belong to the process of that number and serve its threads that got no slot of their own.
  */
 #include "cache.h"
 
@@ -28,7 +28,7 @@ static void fill_thread(vm_thread *t, uint32_t index, uint64_t state)
     t->flip = t->busy ^ t->cached;
     t->moving = vm__word(VM_MOVING, VM_WORD_DIRTY, 0, index, incarnation);
     t->purging = vm__word(VM_PURGING, VM_WORD_DIRTY, 0, index, incarnation);
-    t->common = index < VM_PROCESSES;
+    t->common = index < vm__first_thread(r);
     t->fast_pages = !t->common && r->design->has_magazines ? VM_POOL_PAGES_MAX : 0;
     vm__magazine_init(t);
 }
@@ -67,12 +67,20 @@ static bool claim_slot(vm_thread *t, uint32_t i)
     return true;
 }
 
+/* From where the first free one should be, round to it again: each that is looked at costs this process a page. */
 static bool claim_thread(vm_thread *t)
 {
-    for (uint32_t i = VM_PROCESSES; i < t->region->map.nr_threads; i++) {
-        raise_high_slot(t->region, i);
-        if (claim_slot(t, i))
+    vm_region *r = t->region;
+    uint64_t first = vm__first_thread(r), nr = r->map.nr_threads - first, high = VM_ACQUIRE(&r->map.h->high_slot);
+    uint64_t hint = VM_RELAXED(&r->map.h->free_slot), at = hint < high ? hint : high;
+    at = at > first ? at - first : 0;
+    for (uint64_t k = 0; k < nr; k++) {
+        uint32_t i = (uint32_t)(first + (at + k) % nr);
+        raise_high_slot(r, i);
+        if (claim_slot(t, i)) {
+            VM_PUT(&r->map.h->free_slot, (uint64_t)i + 1);
             return true;
+        }
     }
     return false;
 }
@@ -83,11 +91,11 @@ static void open_fast_paths(vm_thread *t) { t->fast_attachment = t->fast_pages ?
 /* A thread that found every slot taken has looked at all of them. One may be free by now: now and then look at a few. */
 static void ask_again(vm_thread *t)
 {
-    uint32_t nr = t->region->map.nr_threads - VM_PROCESSES;
+    uint32_t first = vm__first_thread(t->region), nr = t->region->map.nr_threads - first;
     if (t->may_not_ask || ++t->nr_without_slot % VM_THREAD_ASK_OPERATIONS)
         return;
     for (uint32_t i = 0; i < VM_THREAD_ASK_SLOTS && i < nr; i++)
-        if (claim_slot(t, VM_PROCESSES + t->ask_at++ % nr)) {
+        if (claim_slot(t, first + t->ask_at++ % nr)) {
             open_fast_paths(t);
             return;
         }
@@ -100,7 +108,7 @@ static void leave_region(vm_thread *t)
     if (t->common || !(state & 1) || (state >> 32 & VM_INC_MASK) != vm__token_inc(t->token))
         return; /* none of its own, or retired: another thread of ours is detaching the region */
     bool is_empty = vm__magazine_flush_all(t);
-    VM_STORE(&t->slot->state, ((state >> 32) + 1) << 32);
+    vm__free_slot(r, t->index, state);
     if (!is_empty) /* a drainer was at it; what it leaves is found by the words */
         VM_PUT(&r->map.h->purge_needs_scan, 1);
 }

@@ -58,8 +58,8 @@ uint64_t vm__stray_bits(const vm_region *r, uint64_t bits, uint32_t i)
 {
     uint64_t stray = 0;
     for (uint64_t left = bits; left; left &= left - 1) {
-        uint32_t p = i * 64 + (uint32_t)__builtin_ctzll(left);
-        if (p != VM_PROCESS_NAMES && !is_used(r, p))
+        uint32_t p = vm__process_of(i * 64 + (uint32_t)__builtin_ctzll(left), r->map.nr_processes);
+        if (p != r->map.nr_processes && !is_used(r, p))
             stray |= left & -left;
     }
     return stray;
@@ -125,12 +125,12 @@ static void check_shared(vm_check_state *c, uint64_t page, vm_word w, uint64_t n
 {
     vm_region *r = c->r;
     uint64_t held = 0, leases = VM_ACQUIRE(&r->map.sharings[page].nr_leases);
-    for (uint32_t i = 0; i < VM_PROCESSES / 64; i++) {
-        uint64_t bits = VM_ACQUIRE(&r->map.sharings[page].holders[i]), stray = vm__stray_bits(r, bits, i);
+    for (uint32_t i = 0; i < vm__nr_holders(r); i++) {
+        uint64_t bits = VM_ACQUIRE(vm__holders(r, page, i)), stray = vm__stray_bits(r, bits, i);
         held |= bits;
         if (stray)
             vm__report(&c->report, "page %llu: held by process slot %u, which nobody uses", P(page),
-                       i * 64 + (uint32_t)__builtin_ctzll(stray));
+                       vm__process_of(i * 64 + (uint32_t)__builtin_ctzll(stray), r->map.nr_processes));
     }
     if (vm__names_hold(r, page) && !vm__is_named(r, page, VM_ACQUIRE(&r->map.heads[page].aux)))
         vm__report(&c->report, "page %llu: held for a name, but no name stands for it", P(page));
@@ -147,11 +147,28 @@ static void check_busy(vm_check_state *c, uint64_t page, vm_word w)
     if (id >> VM_ID_SIZE_BITS >= next)
         vm__report(&c->report, "page %llu: its id %llx is not given out yet", P(page), P(id));
     uint32_t p = vm__owner(w);
-    uint64_t state = p < VM_PROCESSES ? VM_ACQUIRE(&r->map.processes[p].state) : 0;
+    uint64_t state = p < r->map.nr_processes ? VM_ACQUIRE(&r->map.processes[p].state) : 0;
     bool is_its = (uint32_t)state == VM_PROCESS_DYING /* what its last owner left is reclaimed next */
                   || ((uint32_t)state && (state >> 32 & VM_INC_MASK) == vm__inc(w));
     if (!(w & VM_WORD_SHARED) && !(r->map.flags & VM_FLAG_KEEP) && !is_its)
         vm__report(&c->report, "page %llu: busy for process slot %u, which is another's or nobody's", P(page), p);
+}
+
+/* Of process slots that are used and said never to have been, the last one; nr_processes: there is none. Their bits of
+ * holders would not be looked at. */
+uint32_t vm__beyond_high(const vm_region *r)
+{
+    for (uint32_t p = r->map.nr_processes; p-- > 0;)
+        if (is_used(r, p) && p >= vm__high_process(r))
+            return p;
+    return r->map.nr_processes;
+}
+
+static void check_processes(vm_check_state *c)
+{
+    uint32_t last = vm__beyond_high(c->r);
+    if (last < c->r->map.nr_processes)
+        vm__report(&c->report, "process slot %u: it is used, and said never to have been", last);
 }
 
 /* ---- the walk ---- */
@@ -295,16 +312,16 @@ static void check_locks(vm_check_state *c)
     check_lock(c, &r->map.h->space_lock, "space_lock");
 }
 
-/* Slots that threads of nobody have. Those below VM_PROCESSES are taken before their process is. */
+/* Slots that threads of nobody have. The processes' own are taken before their process is. */
 bool vm__is_stray_thread(const vm_region *r, uint32_t i)
 {
     uint64_t state = VM_ACQUIRE(&r->map.slots[i].state);
-    return state & 1 && !is_used(r, vm__slot_process(state));
+    return state & 1 && !is_used(r, vm__slot_process(r, state));
 }
 
 static void check_threads(vm_check_state *c)
 {
-    for (uint32_t i = VM_PROCESSES; i < c->r->map.nr_threads && vm__slot_was_used(c->r, i); i++)
+    for (uint32_t i = vm__first_thread(c->r); i < c->r->map.nr_threads && vm__slot_was_used(c->r, i); i++)
         if (vm__is_stray_thread(c->r, i))
             vm__report(&c->report, "thread slot %u: its process slot is nobody's", i);
 }
@@ -330,6 +347,7 @@ int vm_check(vm_region *r, bool at_rest, void (*say)(void *, const char *), void
         return rc;
     rc = walk(&c, t);
     vm__look_leave(t);
+    check_processes(&c);
     if (rc == 0 && at_rest)
         check_rest(&c);
     uint64_t line = VM_ACQUIRE(&r->map.h->corrupt);

@@ -87,5 +87,6 @@ uint64_t vm__stray_bits(const vm_region *r, uint64_t bits, uint32_t i);
 void vm__collect_leases(vm_check_state *c);
 uint64_t vm__leases_of(const vm_check_state *c, uint64_t page, size_t *at);
 bool vm__is_stray_thread(const vm_region *r, uint32_t i);
+uint32_t vm__beyond_high(const vm_region *r);
 
 #endif

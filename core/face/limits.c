@@ -47,8 +47,8 @@ int vm__list_held(const vm_region *r, const uint64_t held[VM_PROCESSES], const u
 {
     vm_holding all[VM_PROCESSES];
     size_t nr = 0;
-    for (uint32_t p = 0; p < VM_PROCESSES; p++)
-        if (held[p] || (idle_too && (uint32_t)VM_RELAXED(&r->map.processes[p].state)))
+    for (uint32_t p = 0, high = vm__high_process(r); p <= r->map.nr_processes; p++)
+        if (held[p] || (idle_too && p < high && (uint32_t)VM_RELAXED(&r->map.processes[p].state)))
             all[nr++] = (vm_holding){p, VM_RELAXED(&r->map.processes[p].pid), held[p], once[p]};
     qsort(all, nr, sizeof *all, most_first);
     nr = nr < room ? nr : room;

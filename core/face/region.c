@@ -22,7 +22,7 @@ static int check_options(const vm_options *o)
         return -EINVAL;
     if (!(o->lease_ttl_s >= 0 && o->lease_ttl_s < 1e9))
         return -EINVAL;
-    if (o->nr_nodes > VM_NODES_MAX || o->nr_threads > VM_THREADS_MAX)
+    if (o->nr_nodes > VM_NODES_MAX || o->nr_threads > VM_THREADS_MAX || o->nr_processes > VM_PROCESSES_MAX)
         return -EINVAL;
     if (o->name && strlen(o->name) > VM_REGION_NAME_BYTES_MAX)
         return -EINVAL;
@@ -39,6 +39,13 @@ static uint32_t most_slabs(void)
 {
     uint32_t cpus = vm__configured_cpus();
     return cpus < VM_SLAB_CPUS_MAX ? cpus : VM_SLAB_CPUS_MAX;
+}
+
+/* Slots for processes: whole words of holders, see docs/decisions/0042. */
+static uint32_t processes_of(const vm_options *o)
+{
+    uint32_t by_size = o->nr_pages < VM_PROCESSES_MANY_PAGES ? VM_PROCESSES_FEW : VM_PROCESSES_MAX;
+    return vm__whole_processes(o->nr_processes ? o->nr_processes : by_size);
 }
 
 static int describe_new(const vm_options *o, vm_header *h)
@@ -58,12 +65,20 @@ static int describe_new(const vm_options *o, vm_header *h)
     h->flags = (o->granule_bytes ? VM_FLAG_NO_DATA : 0) | (o->keep_on_death ? VM_FLAG_KEEP : 0)
                | (o->huge ? VM_FLAG_HUGE : 0) | (o->hardened ? VM_FLAG_HARDENED : 0);
     h->nr_nodes = o->nr_nodes ? o->nr_nodes : most_nodes();
-    h->nr_threads = VM_PROCESSES + (o->nr_threads ? o->nr_threads : VM_THREADS_DEFAULT);
+    h->nr_processes = processes_of(o);
+    h->nr_threads = h->nr_processes + 1 + (o->nr_threads ? o->nr_threads : VM_THREADS_DEFAULT);
     h->nr_cpus = vm__pool_design(h->pools)->kept->take_here ? most_slabs() : 0;
     h->next_id = VM_ID_BLOCK; /* 0 is never an id */
     h->lease_ttl_ns = (uint64_t)((o->lease_ttl_s > 0 ? o->lease_ttl_s : VM_LEASE_TTL_S) * 1e9);
     vm__lay_out(h);
     return vm__random(h->id, sizeof h->id);
+}
+
+static bool is_size_of_slots(const vm_header *h)
+{
+    return h->nr_processes && h->nr_processes <= VM_PROCESSES_MAX
+           && h->nr_processes == vm__whole_processes(h->nr_processes) && h->nr_threads > h->nr_processes
+           && h->nr_threads - h->nr_processes - 1 <= VM_THREADS_MAX;
 }
 
 /* Everything that could lead a reader astray is compared with what the sizes imply. */
@@ -75,8 +90,7 @@ int vm__check_header(const vm_header *h, uint64_t file_bytes)
     if (h->format != VM_FORMAT || h->page_bytes != vm__page_bytes())
         return -EPROTO;
     if (!h->ready || h->nr_pages == 0 || h->nr_pages > VM_PAGES_MAX || h->nr_nodes == 0 || h->nr_nodes > VM_NODES_MAX
-        || h->nr_cpus > VM_SLAB_CPUS_MAX || h->nr_threads < VM_PROCESSES || h->nr_threads > VM_THREAD_SLOTS_MAX
-        || !vm__is_power_of_two(h->granule_bytes)
+        || h->nr_cpus > VM_SLAB_CPUS_MAX || !is_size_of_slots(h) || !vm__is_power_of_two(h->granule_bytes)
         || (!(h->flags & VM_FLAG_NO_DATA) && h->granule_bytes != h->page_bytes) || !vm__pool_design(h->pools))
         return -EUCLEAN;
     vm__lay_out(&expected);
@@ -322,7 +336,8 @@ void vm_describe(const vm_region *r, vm_info *out)
                      .huge_error = r->huge_error,
                      .hardened = r->map.flags & VM_FLAG_HARDENED,
                      .nr_nodes = r->map.nr_nodes,
-                     .nr_threads = r->map.nr_threads - VM_PROCESSES,
+                     .nr_processes = r->map.nr_processes,
+                     .nr_threads = r->map.nr_threads - vm__first_thread(r),
                      .process_slot = r->process,
                      .format = h->format,
                      .flags = r->map.flags,

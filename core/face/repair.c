@@ -82,8 +82,8 @@ static void drop_stray_holders(vm_region *r, vm_report *report)
     for (vm_word w; (w = vm__word_at(r, page)); page += vm__len(w)) {
         if (!vm__is_shared(w))
             continue;
-        for (uint32_t i = 0; i < VM_PROCESSES / 64; i++) {
-            uint64_t *bits = &r->map.sharings[page].holders[i], stray = vm__stray_bits(r, VM_ACQUIRE(bits), i);
+        for (uint32_t i = 0; i < vm__nr_holders(r); i++) {
+            uint64_t *bits = vm__holders(r, page, i), stray = vm__stray_bits(r, VM_ACQUIRE(bits), i);
             if (stray) {
                 VM_AND(bits, ~stray);
                 nr += (uint64_t)__builtin_popcountll(stray);
@@ -209,12 +209,21 @@ static int repair_counters(vm_thread *t, vm_report *report)
         VM_CAS(&r->map.h->next_id, next, beyond);
         vm__report(report, "ids: the next was %llu, is %llu", P(next), P(beyond));
     }
-    for (uint32_t i = VM_PROCESSES; i < r->map.nr_threads && vm__slot_was_used(r, i); i++) {
+    for (uint32_t i = vm__first_thread(r); i < r->map.nr_threads && vm__slot_was_used(r, i); i++) {
         uint64_t state = VM_ACQUIRE(&r->map.slots[i].state);
         if (vm__is_stray_thread(r, i) && VM_CAS(&r->map.slots[i].state, state, ((state >> 32) + 1) << 32))
             vm__report(report, "thread slot %u: given back, its process slot is nobody's", i);
     }
     return 0;
+}
+
+static void repair_processes(vm_region *r, vm_report *report)
+{
+    uint32_t last = vm__beyond_high(r);
+    if (last == r->map.nr_processes)
+        return;
+    vm__raise_high_process(r, last);
+    vm__report(report, "process slot %u: it is used, and was said never to have been", last);
 }
 
 static int repair(vm_thread *t, vm_report *report)
@@ -226,6 +235,7 @@ static int repair(vm_thread *t, vm_report *report)
         vm__report(report, "the mark that line %llu set, by which the region took no more changes, is taken away",
                    P(line));
     }
+    repair_processes(r, report);
     int rc = repair_space(t, report);
     if (rc == 0)
         rc = repair_counters(t, report);

@@ -37,7 +37,7 @@ void vm__add_range(vm_stats *s, vm_word w)
 static uint64_t nr_processes(const vm_region *r)
 {
     uint64_t nr = 0;
-    for (uint32_t p = 0; p < VM_PROCESS_NAMES; p++)
+    for (uint32_t p = 0; p < vm__high_process(r); p++)
         nr += (VM_ACQUIRE(&r->map.processes[p].state) & VM_PROCESS_LIVE) != 0;
     return nr;
 }
@@ -51,7 +51,7 @@ void vm__add_counters(const vm_region *r, vm_stats *s)
             continue;
         const vm_slot *slot = &r->map.slots[i];
         uint64_t state = VM_ACQUIRE(&slot->state);
-        s->nr_thread_slots += i >= VM_PROCESSES && state & 1 && !(state & VM_SLOT_HELPER);
+        s->nr_thread_slots += i >= vm__first_thread(r) && state & 1 && !(state & VM_SLOT_HELPER);
         s->nr_alloc += VM_RELAXED(&slot->nr_alloc);
         s->nr_pool_hit += VM_RELAXED(&slot->nr_pool_hit);
         s->nr_lazy_hit += VM_RELAXED(&slot->nr_lazy_hit);

@@ -155,7 +155,7 @@ static void turn_slots(vm_thread *t, vm_watch *w, bool (*go_on)(vm_thread *))
     if (!r->design->has_magazines || !r->can_drain)
         return;
     uint64_t lazy = lazy_pages(r);
-    for (uint32_t i = VM_PROCESSES; i < r->map.nr_threads && vm__slot_was_used(r, i) && go_on(t); i++)
+    for (uint32_t i = vm__first_thread(r); i < r->map.nr_threads && vm__slot_was_used(r, i) && go_on(t); i++)
         if (i != t->index)
             turn_slot(t, w, i);
     uint64_t after = lazy_pages(r), drained = after > lazy ? after - lazy : 0;

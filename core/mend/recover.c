@@ -39,8 +39,8 @@ static void mend_tables(vm_thread *t, unsigned flags)
 static uint32_t claim_dead(vm_region *r, const vm_tie *tie, bool claimed[VM_PROCESSES])
 {
     uint32_t nr = 0;
-    for (uint32_t p = 0; p < VM_PROCESS_NAMES; p++) {
-        claimed[p] = false;
+    memset(claimed, 0, VM_PROCESSES * sizeof *claimed); /* more slots may be used by the time they are released */
+    for (uint32_t p = 0; p < vm__high_process(r); p++) {
         if (p == r->process || (uint32_t)VM_ACQUIRE(&r->map.processes[p].state) == 0
             || vm__claim_process(r, tie, p) != 0)
             continue;
@@ -62,7 +62,7 @@ static uint32_t claim_dead(vm_region *r, const vm_tie *tie, bool claimed[VM_PROC
 static void release_slots(vm_region *r, const void *arg)
 {
     const bool *claimed = arg;
-    for (uint32_t p = 0; p < VM_PROCESS_NAMES; p++)
+    for (uint32_t p = 0; p < vm__high_process(r); p++)
         if (claimed[p])
             vm__free_process(r, p);
 }
@@ -70,7 +70,7 @@ static void release_slots(vm_region *r, const void *arg)
 /* Is there anybody to claim? Looked at before a claim is made, which takes a description of its own. */
 static bool may_be_dead(vm_region *r)
 {
-    for (uint32_t p = 0; p < VM_PROCESS_NAMES; p++)
+    for (uint32_t p = 0; p < vm__high_process(r); p++)
         if (p != r->process && (uint32_t)VM_ACQUIRE(&r->map.processes[p].state) && vm__process_is_dead(r, p))
             return true;
     return false;

@@ -10,20 +10,21 @@ static bool is_dead_process(const vm_region *r, vm_word w)
     return vm__process_is_retired(r, vm__owner(w), vm__inc(w));
 }
 
+/* As bits of holders. */
 static void mark_dying(const vm_region *r, uint64_t dying[VM_PROCESSES / 64])
 {
     memset(dying, 0, VM_PROCESSES / 8);
-    for (uint32_t p = 0; p < VM_PROCESS_NAMES; p++)
+    for (uint32_t p = 0; p < vm__high_process(r); p++)
         if (VM_ACQUIRE(&r->map.processes[p].state) & VM_PROCESS_DYING)
-            dying[p / 64] |= 1ull << p % 64;
+            dying[vm__holder_of(p, r->map.nr_processes) / 64] |= vm__holder_bit(r, p);
 }
 
 /* A joiner on a dead process's slot is LIVE again, but holds nothing yet: its bits are the old one's. */
 static void drop_holder_bits(vm_region *r, uint64_t page, const uint64_t dying[VM_PROCESSES / 64])
 {
-    for (uint32_t i = 0; i < VM_PROCESSES / 64; i++)
-        if (dying[i] && VM_ACQUIRE(&r->map.sharings[page].holders[i]) & dying[i])
-            VM_AND(&r->map.sharings[page].holders[i], ~dying[i]);
+    for (uint32_t i = 0, nr = vm__nr_holders(r); i < nr; i++)
+        if (dying[i] && VM_ACQUIRE(vm__holders(r, page, i)) & dying[i])
+            VM_AND(vm__holders(r, page, i), ~dying[i]);
 }
 
 /* A shared range whose holders may be dead, or one that a live owner shares just now, with a bit that a dead

@@ -19,20 +19,13 @@
 
 #define LOOK_FOR_DEATHS_NS 10000000ull
 
-static uint64_t *holder_word(vm_region *r, uint64_t page, uint32_t process)
-{
-    return &r->map.sharings[page].holders[process / 64];
-}
-static uint64_t holder_bit(uint32_t process) { return 1ull << process % 64; }
-
 /* Leases last: one that was given for a bit cannot be missed then. */
 static bool is_held(vm_region *r, uint64_t page)
 {
-    vm_sharing *s = &r->map.sharings[page];
-    for (uint32_t i = 0; i < VM_PROCESSES / 64; i++)
-        if (__atomic_load_n(&s->holders[i], __ATOMIC_SEQ_CST))
+    for (uint32_t i = 0, nr = vm__nr_holders(r); i < nr; i++)
+        if (__atomic_load_n(vm__holders(r, page, i), __ATOMIC_SEQ_CST))
             return true;
-    return __atomic_load_n(&s->nr_leases, __ATOMIC_SEQ_CST) != 0;
+    return __atomic_load_n(&r->map.sharings[page].nr_leases, __ATOMIC_SEQ_CST) != 0;
 }
 
 /* If nobody references the shared range any more, make its word `taken`. */
@@ -91,11 +84,13 @@ static void count_one(vm_region *r, uint64_t page, uint64_t id)
 /* This process, and its child-to-be, are the range's only holders. */
 static void write_holders(vm_region *r, uint64_t page, uint32_t heir)
 {
-    for (uint32_t i = 0; i < VM_PROCESSES / 64; i++) {
-        uint64_t bits = i == r->process / 64 ? holder_bit(r->process) : 0;
-        if (heir / 64 == i)
-            bits |= holder_bit(heir);
-        VM_PUT(&r->map.sharings[page].holders[i], bits);
+    uint64_t *own = vm__holder_word(r, page, r->process);
+    uint64_t *its = heir < VM_PROCESSES ? vm__holder_word(r, page, heir) : NULL;
+    for (uint32_t i = 0, nr = vm__nr_holders(r); i < nr; i++) {
+        uint64_t *word = vm__holders(r, page, i), bits = word == own ? vm__holder_bit(r, r->process) : 0;
+        if (word == its)
+            bits |= vm__holder_bit(r, heir);
+        VM_PUT(word, bits);
     }
     VM_PUT(&r->map.sharings[page].nr_leases, 0);
 }
@@ -153,7 +148,7 @@ int vm__share(vm_thread *t, uint64_t page, uint64_t id)
 /* Of the process that frees or shares it. */
 static uint32_t pid_of_owner(const vm_region *r, vm_word w)
 {
-    return vm__owner(w) < VM_PROCESSES ? VM_RELAXED(&r->map.processes[vm__owner(w)].pid) : 0;
+    return vm__owner(w) < r->map.nr_processes ? VM_RELAXED(&r->map.processes[vm__owner(w)].pid) : 0;
 }
 
 /* The word once nobody is in the middle of freeing it; a dead freer is recovered. One that died before
@@ -182,7 +177,7 @@ int vm__wait_while_freeing(vm_thread *t, uint64_t page, vm_word *out)
 static bool clear_bit(vm_thread *t, uint64_t page)
 {
     vm_region *r = t->region;
-    VM_AND(holder_word(r, page, r->process), ~holder_bit(r->process));
+    VM_AND(vm__holder_word(r, page, r->process), ~vm__holder_bit(r, r->process));
     return vm__take_if_unheld(t, page, t->moving);
 }
 
@@ -193,7 +188,7 @@ static int adopt(vm_thread *t, uint64_t page, uint64_t id, vm_range *out, bool *
     int rc = need_references(r);
     if (rc)
         return rc;
-    VM_OR(holder_word(r, page, r->process), holder_bit(r->process));
+    VM_OR(vm__holder_word(r, page, r->process), vm__holder_bit(r, r->process));
     rc = vm__wait_while_freeing(t, page, &w);
     uint64_t len = vm__len(w), there = VM_ACQUIRE(&r->map.heads[page].aux);
     bool is_it = rc == 0 && vm__state(w) == VM_BUSY && w & VM_WORD_SHARED && len && len <= r->map.nr_pages - page
@@ -246,8 +241,8 @@ static bool is_left_to_the_dead(vm_region *r, uint64_t page)
     if (now - r->looked_for_deaths_ns < LOOK_FOR_DEATHS_NS)
         return false;
     r->looked_for_deaths_ns = now;
-    for (uint32_t p = 0; p < VM_PROCESS_NAMES; p++)
-        if (VM_ACQUIRE(holder_word(r, page, p)) & holder_bit(p) && vm__process_is_dead(r, p))
+    for (uint32_t p = 0; p < vm__high_process(r); p++)
+        if (VM_ACQUIRE(vm__holder_word(r, page, p)) & vm__holder_bit(r, p) && vm__process_is_dead(r, p))
             return true;
     return false;
 }
@@ -282,7 +277,7 @@ int vm__hold_for(vm_thread *t, uint64_t page, uint64_t id, uint32_t heir, bool m
         return -ENOENT;
     if (heir >= VM_PROCESSES)
         return 0;
-    VM_OR(holder_word(r, page, heir), holder_bit(heir));
+    VM_OR(vm__holder_word(r, page, heir), vm__holder_bit(r, heir));
     if (!may_wait)
         return vm__state(__atomic_load_n(&r->map.heads[page].word, __ATOMIC_SEQ_CST)) == VM_FREEING ? -EBUSY : 0;
     return vm__wait_while_freeing(t, page, &w);

@@ -2,7 +2,7 @@
 /*
  * Names: references that the region itself holds, until deleted or the region ends.
  *
- * A named range's holder is the process slot VM_PROCESS_NAMES, which never dies. An entry is filled
+ * A named range's holder is the process slot after those of processes, which never dies. An entry is filled
  * in and then committed by its `state`, the range's id; a half-filled one is unused. Two names of
  * one range share the holder bit, so deleting one looks for the other.
  *
@@ -10,11 +10,11 @@
  */
 #include "share.h"
 
-static uint64_t *names_holder(vm_region *r, uint64_t page)
+static uint64_t *names_holder(const vm_region *r, uint64_t page)
 {
-    return &r->map.sharings[page].holders[VM_PROCESS_NAMES / 64];
+    return vm__holder_word(r, page, r->map.nr_processes);
 }
-#define NAMES_BIT (1ull << VM_PROCESS_NAMES % 64)
+#define NAMES_BIT 1ull /* vm__holder_of() */
 
 static vm_name *find(vm_region *r, const char *name)
 {
@@ -42,10 +42,7 @@ bool vm__is_named(const vm_region *r, uint64_t page, uint64_t id)
     return false;
 }
 
-bool vm__names_hold(const vm_region *r, uint64_t page)
-{
-    return VM_ACQUIRE(&r->map.sharings[page].holders[VM_PROCESS_NAMES / 64]) & NAMES_BIT;
-}
+bool vm__names_hold(const vm_region *r, uint64_t page) { return VM_ACQUIRE(names_holder(r, page)) & NAMES_BIT; }
 void vm__hold_for_name(vm_region *r, uint64_t page) { VM_OR(names_holder(r, page), NAMES_BIT); }
 
 /* Drop the names' holder bit of a shared range that has none. */

@@ -33,6 +33,7 @@ cdef extern from "vmalloc.h" nogil:
         uint64_t lazy_pages_max
         uint32_t nr_nodes
         uint32_t nr_threads
+        uint32_t nr_processes
         vm_pools pools
         c_bool keep_on_death
         c_bool huge
@@ -43,7 +44,7 @@ cdef extern from "vmalloc.h" nogil:
     ctypedef struct vm_info:
         uint8_t id[16]
         uint64_t nr_pages, page_bytes, granule_bytes, base, total_bytes, limit_pages, lazy_pages_max, floor_pages
-        uint32_t nr_nodes, nr_threads, process_slot, format, flags
+        uint32_t nr_nodes, nr_processes, nr_threads, process_slot, format, flags
         int huge_error
         c_bool huge, hardened
         vm_pools pools

@@ -32,6 +32,7 @@ class RegionHandle:
         lazy_pages_max: int,
         nr_nodes: int,
         nr_threads: int,
+        nr_processes: int,
         keep_on_death: bool,
         lease_ttl_s: float,
         huge: bool,

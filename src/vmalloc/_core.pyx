@@ -26,7 +26,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.ref cimport Py_INCREF
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_New
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.errno cimport EAGAIN, EBUSY, EINTR, ENOMEM, ENOSPC, EPROTO
+from libc.errno cimport EAGAIN, EBUSY, EINTR, ENOLCK, ENOMEM, ENOSPC, EPROTO
 from posix.time cimport nanosleep, timespec
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free as c_free, malloc as c_malloc, realloc as c_realloc

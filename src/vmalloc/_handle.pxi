@@ -14,6 +14,18 @@ def _versions(int fd):
             "Use the version that made it, or make the region anew")
 
 
+cdef object attach_error(int rc, int fd):
+    """The error for a descriptor that vm_attach() refused."""
+    cdef vm_region *r = NULL
+    cdef vm_info info
+    if rc != -ENOLCK or vm_attach_readonly(fd, &r) != 0:
+        return error_of(-rc, "attach", what=f"descriptor {fd}", versions=_versions(fd) if rc == -EPROTO else "",
+                        processes="")
+    vm_describe(r, &info)
+    vm_detach(r)
+    return error_of(-rc, "attach", what=f"descriptor {fd}", processes=f"{info.nr_processes} ")
+
+
 cdef class RegionHandle:
     """A region's mapping in this process."""
 
@@ -38,6 +50,7 @@ cdef class RegionHandle:
 
     def _create(self, uint64_t nr_pages, *, str name, str pools, uint64_t granule, uint64_t base,
                 uint64_t limit_pages, uint64_t lazy_pages_max, uint32_t nr_nodes, uint32_t nr_threads,
+                uint32_t nr_processes,
                 bint keep_on_death, double lease_ttl_s, bint huge, bint hardened):
         cdef vm_options o
         cdef bytes encoded = name.encode()
@@ -50,6 +63,7 @@ cdef class RegionHandle:
         o.lazy_pages_max = lazy_pages_max
         o.nr_nodes = nr_nodes
         o.nr_threads = nr_threads
+        o.nr_processes = nr_processes
         o.pools = <vm_pools>POOLS.index(pools)
         o.keep_on_death = keep_on_death
         o.lease_ttl_s = lease_ttl_s
@@ -70,7 +84,7 @@ cdef class RegionHandle:
             rc = vm_attach_readonly(fd, &self.r) if readonly else vm_attach(fd, &self.r)
         if rc:
             self.closed = True
-            raise error_of(-rc, "attach", what=f"descriptor {fd}", versions=_versions(fd) if rc == -EPROTO else "")
+            raise attach_error(rc, fd)
         self.remember()
 
     cdef int remember(self) except -1:
@@ -101,7 +115,8 @@ cdef class RegionHandle:
         if self.r == NULL or self.closed or vm_nr_inherited(self.r):
             return False
         vm_describe(self.r, &info)
-        if info.process_slot >= PROCESSES_MAX or any(h[0] == info.process_slot for h in self._holdings(PROCESSES_MAX)):
+        if info.process_slot >= info.nr_processes or any(
+                h[0] == info.process_slot for h in self._holdings(PROCESSES_MAX)):
             return False
         self.close()
         _attached.pop(self.id_[:16])
@@ -155,10 +170,14 @@ cdef class RegionHandle:
         return log_refusal(self.error(rc, what, nr_pages, call, told))
 
     cdef object error(self, int rc, object what, object nr_pages, str call, dict told):
+        cdef vm_info info
         if rc == -ENOSPC or rc == -EDQUOT:
             return self.out_of_pages(rc, nr_pages, call)
         if rc == -EBUSY:
             return error_of(EBUSY, call, what=what, pid=vm_busy_pid(self.r), timeout_s=self.timeout_s)
+        if rc == -ENOLCK:
+            vm_describe(self.r, &info)
+            return error_of(ENOLCK, call, what=what, processes=info.nr_processes)
         return error_of(-rc, call, what=what, **told)
 
     cdef object out_of_pages(self, int rc, object nr_pages, str call):
@@ -174,8 +193,11 @@ cdef class RegionHandle:
             self._limited_by or "",
         )
 
-    def _holdings(self, size_t most, bint idle_too=False):
-        """(process slot, pid, bytes) of the processes that hold most, the most first."""
+    def _holdings(self, size_t most, bint idle_too=False, bint once=False):
+        """(process slot, pid, bytes) of the processes that hold most, the most first.
+
+        `once`: what several processes share counts for one of them only.
+        """
         cdef Call c
         cdef vm_holding *held = <vm_holding *>c_malloc(max(most, 1) * sizeof(vm_holding))
         if held == NULL:
@@ -184,18 +206,14 @@ cdef class RegionHandle:
             self.open_check()
             c.count, c.holdings = most, held
             nr = self.result_of(call_processes if idle_too else call_holdings, &c)
-            return [(held[i].process, held[i].pid, held[i].nr_pages * self.granule) for i in range(nr)]
+            return [(held[i].process, held[i].pid,
+                     (held[i].nr_pages_once if once else held[i].nr_pages) * self.granule) for i in range(nr)]
         finally:
             c_free(held)
 
     def _held_once(self):
         """(process slot, pid, bytes): what several processes share counts for one of them only."""
-        cdef Call c
-        cdef vm_holding held[256]
-        self.open_check()
-        c.count, c.holdings = 256, held
-        nr = self.result_of(call_holdings, &c)
-        return [(held[i].process, held[i].pid, held[i].nr_pages_once * self.granule) for i in range(nr)]
+        return self._holdings(PROCESSES_MAX + 1, once=True)
 
     @property
     def lock_timeout_s(self):
@@ -232,7 +250,8 @@ cdef class RegionHandle:
         return {"id": info.id[:16], "nr_pages": info.nr_pages, "page_size": info.page_bytes,
                 "granule": info.granule_bytes, "base": info.base, "total_bytes": info.total_bytes,
                 "limit_pages": info.limit_pages, "lazy_pages_max": info.lazy_pages_max,
-                "nr_nodes": info.nr_nodes, "nr_threads": info.nr_threads, "process_slot": info.process_slot,
+                "nr_nodes": info.nr_nodes, "nr_processes": info.nr_processes, "nr_threads": info.nr_threads,
+                "process_slot": info.process_slot,
                 "floor_pages": info.floor_pages, "huge": info.huge, "huge_error": info.huge_error,
                 "hardened": info.hardened, "format": info.format, "has_pages": vm_pointer(self.r, 0) != NULL,
                 "pools": POOLS[info.pools]}

@@ -38,6 +38,7 @@ class AddressSpace(RegionBase):
         pools: str = POOLS_DEFAULT,
         nodes: int | None = None,
         max_threads: int | None = None,
+        max_processes: int | None = None,
         lock_timeout_s: float = LOCK_TIMEOUT_S,
     ) -> None:
         if granule <= 0 or granule & (granule - 1):
@@ -55,6 +56,7 @@ class AddressSpace(RegionBase):
             base=start,
             nodes=nodes,
             max_threads=max_threads,
+            max_processes=max_processes,
             keep_on_death=on_death == "keep",
         )
 

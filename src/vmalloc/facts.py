@@ -39,10 +39,14 @@ POOLS = tuple(design.name for design in POOL_DESIGNS)
 POOLS_DEFAULT = "magazine"
 
 # a region's format
-FORMAT = 5
+FORMAT = 6
 """Raised by every change after which another version could misread a region."""
-PROCESSES_MAX = 255
-"""Process slots that processes can have; one more is the region's own, for names."""
+PROCESSES_MAX = 1023
+"""Process slots that processes can have, at most; one more is the region's own, for names."""
+PROCESSES_FEW = 255
+"""So many has a region of less than ..."""
+PROCESSES_MANY_PAGES = 1 << 18
+"""... so many pages if its maker does not say, and else the most."""
 THREADS_MAX = 3840
 """Thread slots beside one for each process slot."""
 PAGES_MAX = (1 << 30) - 1

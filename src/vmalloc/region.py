@@ -93,6 +93,7 @@ class RegionBase(CoreRegion):
         lazy_pages_max: int = 0,
         nodes: int | None,
         max_threads: int | None,
+        max_processes: int | None = None,
         keep_on_death: bool = False,
         lease_ttl_s: float = LEASE_TTL_S,
         helper: bool = True,
@@ -116,7 +117,11 @@ class RegionBase(CoreRegion):
             raise ValueError(f"a region has at most {PAGES_MAX} pages, not {nr_pages}")
         if not 0 < lease_ttl_s < 1e9:
             raise ValueError(f"lease_ttl_s must be positive and below 1e9, not {lease_ttl_s}")
-        for what, value, most in (("nodes", nodes, NODES_MAX), ("max_threads", max_threads, THREADS_MAX)):
+        for what, value, most in (
+            ("nodes", nodes, NODES_MAX),
+            ("max_threads", max_threads, THREADS_MAX),
+            ("max_processes", max_processes, PROCESSES_MAX),
+        ):
             if value is not None and not 1 <= value <= most:
                 raise ValueError(f"{what} must be from 1 to {most}, not {value}")
         self._create(
@@ -129,6 +134,7 @@ class RegionBase(CoreRegion):
             lazy_pages_max=lazy_pages_max,
             nr_nodes=nodes or 0,
             nr_threads=max_threads or 0,
+            nr_processes=max_processes or 0,
             keep_on_death=keep_on_death,
             lease_ttl_s=lease_ttl_s,
             huge=huge == "try",
@@ -380,6 +386,7 @@ class Region(RegionBase, ArrayFunctions):
         lazy_max: int | str | None = None,
         nodes: int | None = None,
         max_threads: int | None = None,
+        max_processes: int | None = None,
         lock_timeout_s: float = LOCK_TIMEOUT_S,
         lease_ttl_s: float = LEASE_TTL_S,
         soft_limit: int | str | None = None,
@@ -400,6 +407,7 @@ class Region(RegionBase, ArrayFunctions):
             lazy_pages_max=0 if lazy_max is None else max(parse_size(lazy_max) // page, 1),
             nodes=nodes,
             max_threads=max_threads,
+            max_processes=max_processes,
             lease_ttl_s=lease_ttl_s,
             helper=helper,
             huge=huge,

@@ -20,7 +20,7 @@ from vmalloc.errors import (
     RegionUnavailable,
     StaleReference,
 )
-from vmalloc.facts import LEASES_MAX, NAME_META_BYTES_MAX, NAMES_MAX, PROCESSES_MAX
+from vmalloc.facts import LEASES_MAX, NAME_META_BYTES_MAX, NAMES_MAX
 from vmalloc.log import ERROR, INFO, WARNING, log
 
 __all__ = ["RESULTS", "Meaning", "error_of", "log_refusal", "meaning_of", "shortage_error", "size_text"]
@@ -56,7 +56,8 @@ RESULTS: dict[tuple[str, int], Meaning] = {
         RegionUnavailable, "{what}: this mapping was inherited by a raw clone(); attach anew"
     ),
     ("", errno.ENOLCK): Meaning(
-        RegionUnavailable, f"{{what}}: all {PROCESSES_MAX} process slots of the region are taken"
+        RegionUnavailable,
+        "{what}: all {processes} process slots of the region are taken; Region(max_processes=) sets how many",
     ),
     ("", errno.EROFS): Meaning(
         RegionUnavailable,
@@ -97,7 +98,8 @@ RESULTS: dict[tuple[str, int], Meaning] = {
         RegionUnavailable, "{what} is a region whose header is damaged or truncated"
     ),
     ("attach", errno.ENOLCK): Meaning(
-        RegionUnavailable, f"{{what}} has all {PROCESSES_MAX} process slots taken"
+        RegionUnavailable,
+        "{what} has all {processes}process slots taken; Region(max_processes=) sets how many",
     ),
     ("attach", errno.EACCES): Meaning(
         RegionUnavailable, "{what} is another user's region; only that user and root may attach it"

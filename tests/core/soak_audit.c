@@ -29,7 +29,7 @@ static bool is_dead(const auditor *a, uint32_t process) { return !living(a, proc
 
 static bool has_bit(const auditor *a, uint64_t page, uint32_t process)
 {
-    return VM_ACQUIRE(&a->r->map.sharings[page].holders[process / 64]) >> process % 64 & 1;
+    return VM_ACQUIRE(vm__holder_word(a->r, page, process)) & vm__holder_bit(a->r, process);
 }
 
 static void check_claim(auditor *a, uint32_t i, const claim *c)
@@ -113,7 +113,7 @@ static bool is_excused(const auditor *a, uint32_t process)
 
 static void check_holders(const auditor *a, uint64_t page, bool *is_held)
 {
-    for (uint32_t p = 0; p < VM_PROCESS_NAMES; p++) {
+    for (uint32_t p = 0; p < a->r->map.nr_processes; p++) {
         if (!has_bit(a, page, p))
             continue;
         *is_held = true;

@@ -13,7 +13,7 @@ void leave_a_mess(stage *s)
     r->map.heads[s->gift[1].page].word =
         vm__word(VM_FREEING, VM_WORD_DIRTY, 2, 200, 0x3ff0); /* was about to share it */
     gift->word = vm__word(VM_FREEING, VM_WORD_SHARED | VM_WORD_DIRTY, 2, 200, 0x3ff0); /* a dead one was freeing it */
-    r->map.sharings[s->gift[2].page].holders[VM_PROCESS_NAMES / 64] |= 1ull << VM_PROCESS_NAMES % 64; /* half named */
+    vm__hold_for_name(r, s->gift[2].page); /* half named */
     r->map.h->names_lock.needs_mending = 1;
     r->map.h->lease_lock.needs_mending = 1;
     r->map.h->lease_high = 3;
@@ -31,7 +31,7 @@ void leave_a_mess(stage *s)
     r->map.heads[start].word = vm__word(VM_FREE, w & VM_WORD_DIRTY, 10, 0, 0);
     r->map.h->high_pages = 0;
     r->map.h->space_lock.needs_mending = 1;
-    for (uint32_t i = VM_PROCESSES; i < r->map.nr_threads; i++)
+    for (uint32_t i = vm__first_thread(r); i < r->map.nr_threads; i++)
         r->map.slots[i].drain = dead_token(s);
     r->map.h->high_slot = r->map.nr_threads;
 }
@@ -193,10 +193,10 @@ void between_writes(stage *s)
     }
     if (!s->adopts_in_between)
         return;
-    for (int i = 0; i < VM_PROCESSES / 64; i++)
-        any |= r->map.sharings[page].holders[i];
+    for (uint32_t i = 0; i < vm__nr_holders(r); i++)
+        any |= *vm__holders(r, page, i);
     if (any == 0 && vm__state(VM_ACQUIRE(&r->map.heads[page].word)) == VM_BUSY) {
-        r->map.sharings[page].holders[s->survivor / 64] |= 1ull << s->survivor % 64;
+        *vm__holder_word(r, page, s->survivor) |= vm__holder_bit(r, s->survivor);
         s->adopts_in_between = false;
     }
 }
@@ -230,17 +230,18 @@ void check_and_repair(stage *s) { vm_repair(s->r, NULL, NULL); }
 void damage(stage *s)
 {
     vm_region *r = s->r;
-    uint32_t stranger = 200, unused_slot = r->map.nr_threads - 1;
+    uint32_t stranger = 60, unused_slot = r->map.nr_threads - 1;
     vm_range *named = &s->gift[2];
     share_gifts(s);
     CHECK_EQ(vm_name_set(r, "unheld", named->page, named->id, NULL, 0), 0);
-    r->map.sharings[named->page].holders[VM_PROCESS_NAMES / 64] &= ~(1ull << VM_PROCESS_NAMES % 64);
+    *vm__holder_word(r, named->page, r->map.nr_processes) &= ~vm__holder_bit(r, r->map.nr_processes);
     for (int i = VM_NAMES_MAX - 1; i > VM_NAMES_MAX - 3; i--)
         r->map.names[i].state = 1 << 20; /* of what is gone, at page 0 */
-    r->map.sharings[s->gift[0].page].holders[stranger / 64] |= 1ull << stranger % 64;
-    r->map.sharings[s->gift[0].page].holders[VM_PROCESS_NAMES / 64] |= 1ull << VM_PROCESS_NAMES % 64;
+    *vm__holder_word(r, s->gift[0].page, stranger) |= vm__holder_bit(r, stranger);
+    vm__hold_for_name(r, s->gift[0].page);
     r->map.slots[unused_slot].state |= stranger << 1 | 1;
     r->map.h->high_slot = r->map.nr_threads;
+    r->map.h->high_process = 0;
     r->map.h->next_id = VM_ID_BLOCK;
     for (uint32_t n = 1; n <= 3; n++) /* what this one keeps is in no magazine now */
         vm__thread(r)->magazine[n].header &= ~0xffull;

@@ -54,7 +54,7 @@ void take_one(stage *s) { take(s->r, 1); }
 /* As in a region where no slot was used that is not used now. */
 void forget_slots(stage *s)
 {
-    uint32_t high = VM_PROCESSES;
+    uint32_t high = vm__first_thread(s->r);
     for (uint32_t i = high; i < s->r->map.nr_threads; i++)
         high = s->r->map.slots[i].state & 1 ? i + 1 : high;
     s->r->map.h->high_slot = high;
@@ -210,7 +210,7 @@ void raise_the_threshold(stage *s) { s->r->map.h->lazy_pages_fixed = 1u << 28; }
 /* All thread slots seem taken by us: the victim's thread gets none. */
 void occupy_slots(stage *s)
 {
-    for (uint32_t i = VM_PROCESSES; i < s->r->map.nr_threads; i++)
+    for (uint32_t i = vm__first_thread(s->r); i < s->r->map.nr_threads; i++)
         if (!(s->r->map.slots[i].state & 1))
             s->r->map.slots[i].state |= (uint64_t)s->r->process << 1 | 1;
     s->r->map.h->high_slot = s->r->map.nr_threads;
@@ -218,8 +218,8 @@ void occupy_slots(stage *s)
 void vacate_slots(stage *s)
 {
     uint32_t own = vm__thread(s->r)->index;
-    for (uint32_t i = VM_PROCESSES; i < s->r->map.nr_threads; i++)
-        if (i != own && (s->r->map.slots[i].state >> 1 & (VM_PROCESSES - 1)) == s->r->process)
+    for (uint32_t i = vm__first_thread(s->r); i < s->r->map.nr_threads; i++)
+        if (i != own && vm__slot_process(s->r, s->r->map.slots[i].state) == s->r->process)
             s->r->map.slots[i].state = ((s->r->map.slots[i].state >> 32) + 1) << 32;
 }
 void take_and_free_many(stage *s)

@@ -264,9 +264,10 @@ void attach_and_detach(stage *s)
 /* Every process slot looks as a dead process's recovery left it half-way. */
 void leave_no_clean_process_slot(stage *s)
 {
-    for (uint32_t p = 0; p < VM_PROCESS_NAMES; p++)
+    for (uint32_t p = 0; p < s->r->map.nr_processes; p++)
         if ((uint32_t)s->r->map.processes[p].state == 0)
             s->r->map.processes[p].state |= VM_PROCESS_DYING;
+    s->r->map.h->high_process = s->r->map.nr_processes;
 }
 
 /* A child of the victim: what it found in its memory is its own, whoever dies. */

@@ -66,7 +66,7 @@ static vm_region *make_and_die(vm_pools d, int64_t k)
 
 static uint32_t dead_process_from(vm_region *r, uint32_t first)
 {
-    for (uint32_t p = first; p < VM_PROCESS_NAMES; p++)
+    for (uint32_t p = first; p < r->map.nr_processes; p++)
         if (p != r->process && r->map.processes[p].state & VM_PROCESS_LIVE)
             return p;
     return VM_PROCESSES;
@@ -89,7 +89,7 @@ static uint64_t half_shared(vm_region *r)
 /* As a process leaves it for a moment that tries to adopt what was here before. */
 static void leave_a_stale_bit(vm_region *r, uint64_t page)
 {
-    r->map.sharings[page].holders[r->process / 64] |= 1ull << r->process % 64;
+    *vm__holder_word(r, page, r->process) |= vm__holder_bit(r, r->process);
 }
 
 /* ---- what each leaves out ---- */

@@ -264,7 +264,7 @@ static void forking_does_not_use_up_process_slots(vm_pools d)
 {
     vm_region *r = make(d);
     vm_range a = take_stamped(r, 2);
-    for (int i = 0; i < 2 * VM_PROCESSES / SLOWER; i++)
+    for (int i = 0; i < 2 * (int)r->map.nr_processes / SLOWER; i++)
         IN_CHILD(check_stamped(r, &a));
     GIVE_BACK(r, a);
     CHECK_EQ(vm_recover(r, NULL), 0);

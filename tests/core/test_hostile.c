@@ -40,7 +40,7 @@ static area area_of(const vm_region *r, uint64_t *seed)
 {
     const uint8_t *base = (const uint8_t *)r->map.h;
     uint64_t page = chance(seed, NR_PAGES), near = chance(seed, 3) ? 600 : NR_PAGES;
-    uint64_t slot = chance(seed, 2) ? VM_PROCESSES + chance(seed, 3) : chance(seed, r->map.nr_threads);
+    uint64_t slot = chance(seed, 2) ? vm__first_thread(r) + chance(seed, 3) : chance(seed, r->map.nr_threads);
 #define AREA(p, n) ((area){(uint64_t)((const uint8_t *)(p) - base), (n)})
     vm_node *node = &r->map.nodes[chance(seed, r->map.nr_nodes)];
     switch (chance(seed, 15)) {
@@ -117,7 +117,7 @@ static uint64_t edge(uint64_t *seed)
 /* A word that looks right: of a state, an owner and an incarnation that exist. */
 static vm_word plausible(const vm_region *r, uint64_t *seed)
 {
-    uint32_t slot = chance(seed, 2) ? (uint32_t)chance(seed, 6) : VM_PROCESSES + (uint32_t)chance(seed, 4);
+    uint32_t slot = chance(seed, 2) ? (uint32_t)chance(seed, 6) : vm__first_thread(r) + (uint32_t)chance(seed, 4);
     uint32_t inc = chance(seed, 4) ? (uint32_t)(r->map.slots[slot].state >> 32) : (uint32_t)chance(seed, 3);
     uint64_t len = chance(seed, 3) ? 1 + chance(seed, 8) : edge(seed) & VM_PAGES_MAX;
     return vm__word((vm_state)chance(seed, 9), chance(seed, 4) << 4, len, slot, inc);

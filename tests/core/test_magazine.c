@@ -266,7 +266,7 @@ static void a_slot_is_reused_under_another_incarnation(void)
         CHECK_EQ(pthread_create(&thread, NULL, fill_and_exit, r), 0);
         pthread_join(thread, NULL);
     }
-    CHECK_EQ(r->map.slots[VM_PROCESSES + 1].state, 20ull << 32);
+    CHECK_EQ(r->map.slots[vm__first_thread(r) + 1].state, 20ull << 32);
     FINISH(r);
 }
 
@@ -319,7 +319,7 @@ static void a_neighbour_stopped_in_an_operation_is_not_robbed(void)
     pthread_barrier_wait(&n.ready);
     uint64_t cached = stats_of(r).cached_pages;
     vm__thread(r);
-    uint32_t its = VM_PROCESSES + (vm__thread(r)->index == VM_PROCESSES);
+    uint32_t its = vm__first_thread(r) + (vm__thread(r)->index == vm__first_thread(r));
     __atomic_store_n(&r->map.slots[its].in_operation, 1, __ATOMIC_SEQ_CST);
     CHECK_EQ(vm__magazine_drain(vm__thread(r), its), -EAGAIN);
     CHECK_EQ(stats_of(r).cached_pages, cached);

@@ -118,7 +118,7 @@ static void *take_then_end(void *arg)
 static uint32_t slots_in_use(const vm_region *r)
 {
     uint32_t nr = 0;
-    for (uint32_t i = VM_PROCESSES; i < r->map.nr_threads; i++)
+    for (uint32_t i = vm__first_thread(r); i < r->map.nr_threads; i++)
         nr += VM_ACQUIRE(&r->map.slots[i].state) & 1;
     return nr;
 }
@@ -176,7 +176,7 @@ static void a_file_that_is_no_region_is_refused(void)
     CHECK_EQ(vm_attach(made, &other), -EUCLEAN); /* not sealed, and truncated */
     close(fd);
     close(made);
-    for (int i = 0; i < 7; i++) {
+    for (int i = 0; i < 8; i++) {
         vm_header *broken = r->map.h;
         *(i == 0   ? &broken->format
           : i == 1 ? &broken->page_bytes
@@ -184,6 +184,7 @@ static void a_file_that_is_no_region_is_refused(void)
           : i == 3 ? &broken->nr_nodes
           : i == 4 ? &broken->nr_threads
           : i == 5 ? &broken->pools
+          : i == 6 ? &broken->nr_processes
                    : &broken->nr_levels) ^= i == 2 ? 1 : 0x40000001;
         int rc = vm_attach(vm_fd(r), &other);
         CHECK_EQ(rc, i < 2 ? -EPROTO : -EUCLEAN);
@@ -196,21 +197,84 @@ static void a_file_that_is_no_region_is_refused(void)
     FINISH(r);
 }
 
-static void out_of_process_slots_is_said(void)
+static void out_of_process_slots_is_said(uint32_t nr_processes)
 {
-    vm_region *r = MAKE(.nr_pages = 100, .nr_nodes = 1, .nr_threads = 4);
+    vm_region *r = MAKE(.nr_pages = 100, .nr_nodes = 1, .nr_threads = 4, .nr_processes = nr_processes);
     static vm_region *all[VM_PROCESSES];
     int nr = 0, rc;
     while ((rc = vm_attach(vm_fd(r), &all[nr])) == 0)
         nr++;
     CHECK_EQ(rc, -ENOLCK);
-    CHECK_EQ(nr, VM_PROCESS_NAMES - 1);
+    CHECK_EQ(nr, nr_processes - 1);
+    CHECK_CLEAN(r);
     vm_range a = take(all[17], 3);
     GIVE_BACK(r, a);
     while (nr-- > 0)
         CHECK_EQ(vm_detach(all[nr]), 0);
     CHECK_EQ(vm_attach(vm_fd(r), &all[0]), 0);
     CHECK_EQ(vm_detach(all[0]), 0);
+    FINISH(r);
+}
+
+static void process_slots_are_as_many_as_asked_for_or_some_more(void)
+{
+    const struct {
+        uint64_t nr_pages;
+        uint32_t asked, has;
+    } rows[] = {
+        {100, 1, 63},
+        {100, 63, 63},
+        {100, 64, 127},
+        {100, 960, 1023},
+        {100, 0, VM_PROCESSES_FEW},
+        {VM_PROCESSES_MANY_PAGES - 1, 0, VM_PROCESSES_FEW},
+        {VM_PROCESSES_MANY_PAGES, 0, VM_PROCESSES_MAX},
+    };
+    vm_info info;
+    vm_region *r;
+    for (size_t i = 0; i < LENGTH(rows); i++) {
+        r = MAKE(.nr_pages = rows[i].nr_pages, .nr_processes = rows[i].asked, .nr_threads = 2);
+        vm_describe(r, &info);
+        CHECK_EQ(info.nr_processes, rows[i].has);
+        CHECK_EQ(info.nr_threads, 2);
+        FINISH(r);
+    }
+    CHECK_EQ(vm_create(&(vm_options){.nr_pages = 100, .nr_processes = VM_PROCESSES_MAX + 1}, &r), -EINVAL);
+}
+
+/* Attached 130 times: holders in three words, and each goes on when the others end. */
+static void who_attaches_sees_what_is_shared_by_slots_of_every_word(void)
+{
+    enum { NR = 130 };
+    vm_region *r = MAKE(.nr_pages = 100, .nr_nodes = 1, .nr_threads = 4, .nr_processes = 191), *all[NR];
+    vm_range a = take(r, 3), got;
+    CHECK_EQ(vm_share(r, a.page, a.id), 0);
+    for (int i = 0; i < NR; i++) {
+        CHECK_EQ(vm_attach(vm_fd(r), &all[i]), 0);
+        CHECK_EQ(vm_adopt(all[i], a.page, a.id, &got), 0);
+    }
+    GIVE_BACK(r, a);
+    for (int i = 0; i < NR - 1; i++) {
+        GIVE_BACK(all[i], a);
+        CHECK_EQ(vm_detach(all[i]), 0);
+        CHECK_EQ(vm_lookup(r, a.page, &got), 0);
+    }
+    CHECK_EQ(vm_name_set(all[NR - 1], "kept", a.page, a.id, NULL, 0), 0);
+    CHECK_EQ(vm_detach(all[NR - 1]), 0);
+    CHECK_EQ(vm_lookup(r, a.page, &got), 0);
+    CHECK_EQ(vm_name_delete(r, "kept"), 0);
+    CHECK_EQ(vm_lookup(r, a.page, &got), -ENOENT);
+    FINISH(r);
+}
+
+/* The slots that a large table has, and nobody used, are no memory that headroom could not grant. */
+static void what_a_larger_table_could_take_does_not_count_as_taken(void)
+{
+    vm_region *r = MAKE(.nr_pages = 8192, .nr_nodes = 1, .nr_processes = VM_PROCESSES_MAX);
+    vm_range a = take(r, 4096);
+    memset(vm_pointer(r, a.page), 1, 4096 * vm__page_bytes());
+    CHECK(vm__resident_pages(r) > 3500);
+    GIVE_BACK(r, a);
     FINISH(r);
 }
 
@@ -311,7 +375,12 @@ int main(void)
         for (size_t i = 0; i < LENGTH(for_every_design); i++)
             for_every_design[i](d);
     a_file_that_is_no_region_is_refused();
-    out_of_process_slots_is_said();
+    out_of_process_slots_is_said(63);
+    out_of_process_slots_is_said(VM_PROCESSES_FEW);
+    out_of_process_slots_is_said(VM_PROCESSES_MAX / SLOWER | 63);
+    process_slots_are_as_many_as_asked_for_or_some_more();
+    who_attaches_sees_what_is_shared_by_slots_of_every_word();
+    what_a_larger_table_could_take_does_not_count_as_taken();
     FOR_EACH_DESIGN (d) /* last: TSan does not fork after threads were there */
         threads_without_a_slot_take_turns(d);
     FOR_EACH_DESIGN (d)

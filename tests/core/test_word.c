@@ -4,9 +4,10 @@
 #include "base/layout.h"
 
 static const vm_state states[] = {VM_FREE, VM_BUSY, VM_CACHED, VM_POOLED, VM_LAZY, VM_MOVING, VM_PURGING, VM_FREEING};
-static const uint64_t flag_sets[] = {0, VM_WORD_DIRTY, VM_WORD_SHARED, VM_WORD_DIRTY | VM_WORD_SHARED};
+static const uint64_t flag_sets[] = {0, VM_WORD_DIRTY, VM_WORD_SHARED, VM_WORD_LISTED,
+                                     VM_WORD_DIRTY | VM_WORD_SHARED | VM_WORD_LISTED};
 static const uint64_t lengths[] = {0, 1, 2, 255, 256, 257, 1ull << 28, VM_PAGES_MAX - 1, VM_PAGES_MAX};
-static const uint32_t owners[] = {0, 1, VM_PROCESSES - 1, VM_PROCESSES, VM_THREAD_SLOTS_MAX - 1};
+static const uint32_t owners[] = {0, 1, VM_PROCESSES - 1, VM_PROCESSES, VM_THREAD_SLOTS_MAX - 1, VM_OWNER_MASK - 1};
 static const uint32_t incarnations[] = {0, 1, 2, VM_INC_MASK - 1, VM_INC_MASK};
 
 #define LENGTH(array) (sizeof(array) / sizeof(array[0]))
@@ -28,7 +29,7 @@ static void every_field_comes_back_whatever_the_others_hold(void)
                     for (size_t i = 0; i < LENGTH(incarnations); i++) {
                         vm_word w = vm__word(states[s], flag_sets[f], lengths[l], owners[o], incarnations[i]);
                         CHECK_EQ(vm__state(w), states[s]);
-                        CHECK_EQ(w & (VM_WORD_DIRTY | VM_WORD_SHARED), flag_sets[f]);
+                        CHECK_EQ(w & (VM_WORD_DIRTY | VM_WORD_SHARED | VM_WORD_LISTED), flag_sets[f]);
                         CHECK_EQ(vm__len(w), lengths[l]);
                         CHECK_EQ(vm__owner(w), owners[o]);
                         CHECK_EQ(vm__inc(w), incarnations[i]);
