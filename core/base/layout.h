@@ -96,6 +96,7 @@ _Static_assert(VM_WORD_OWNER_SHIFT + 12 == VM_WORD_INC_SHIFT, "owner has 12 bits
 _Static_assert(VM_THREAD_SLOTS_MAX == 1 << 12, "owner field");
 _Static_assert(VM_PROCESSES <= VM_THREAD_SLOTS_MAX, "owner field");
 _Static_assert((int)VM_NODES_MAX + (int)VM_SLAB_CPUS_MAX <= (int)VM_THREAD_SLOTS_MAX, "owner field");
+_Static_assert((int)VM_NODES_OF_ALL_MAX <= (int)VM_THREAD_SLOTS_MAX, "owner field");
 
 /* One per page; only a range's first counts. `aux` is the allocation's id while BUSY, and the link
  * (page + 1 of the next, 0 at the end) while POOLED, LAZY or MOVING through a list. */
@@ -261,15 +262,20 @@ typedef struct vm_list { /* page + 1; 0: empty. Linked through aux: previous << 
     uint32_t head, tail;
 } vm_list;
 
+/* Those that processes of one group freed. */
+typedef struct vm_shelf { /* hints [vm_warm.lock] */
+    _Alignas(64) uint64_t used[VM_WARM_CLASSES / 64 + 1]; /* which lists are not empty */
+    vm_list list[VM_WARM_CLASSES];
+} vm_shelf;
+_Static_assert(sizeof(vm_shelf) == 64 + VM_WARM_CLASSES * 8, "region format");
+
 typedef struct vm_warm { /* hints [lock] */
     vm_lock lock;
-    uint64_t used[VM_WARM_CLASSES / 64 + 1]; /* which lists are not empty                              */
     uint32_t unsorted;                       /* detached from the nodes' lists, to be sorted, page + 1 */
     vm_token closed;                         /* by who scans the words: lists are not to be trusted    */
     uint64_t nr_sorted, nr_walked; /* since the neighbours were joined; words looked at then */
-    vm_list list[VM_WARM_CLASSES];
 } vm_warm;
-_Static_assert(sizeof(vm_warm) == 64 * 3 + VM_WARM_CLASSES * 8, "region format");
+_Static_assert(sizeof(vm_warm) == 64 * 2, "region format");
 
 typedef struct vm_name {
     uint64_t state;     /* 0 unused, else the range's id: the commit word           */
@@ -338,6 +344,8 @@ typedef struct vm_header {
     uint64_t base;           /* AddressSpace: value of page 0 */
     uint64_t off_slabs;
     uint32_t nr_cpus;        /* that have slabs: all possible ones of the creator's machine; 0: the design has none */
+    uint32_t nr_groups;      /* of processes; each has as many nodes, and a shelf of warm ranges */
+    uint64_t off_shelves;
 
     _Alignas(64) uint64_t corrupt;     /* 0, or the line that found it: no more changes  */
     uint64_t purge_needs_scan;         /* a death may have hidden ranges from the lists */
@@ -345,6 +353,7 @@ typedef struct vm_header {
     uint64_t lazy_pages_fixed;         /* threshold set by the user; 0: automatic       */
     uint64_t high_slot;                /* thread slots from here up were never used     */
     uint64_t lease_ttl_ns;             /* how long an unclaimed lease outlives its owner */
+    uint64_t high_group;               /* no process was ever of this group or a higher one; 0: of any but the first */
 
     _Alignas(64) uint64_t lazy_pages;  /* atomic; at rest the sum of all LAZY lengths   */
     /* Hints, by whoever takes pages: since the last turn of a watch (mend/decay.c) */

@@ -240,11 +240,11 @@ uint32_t vm__magazine_want(const vm_thread *t, uint64_t nr_pages)
 
 /* Hand out a range and put a few more of its size into the magazine. Called after a miss. Who misses
  * again and again, because others free what it takes, gets larger batches. */
-int vm__magazine_refill(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out)
+int vm__magazine_refill(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, bool is_own, vm_range *out)
 {
     uint64_t pages[VM_MAGAZINE_REFILL_MAX];
     uint32_t want = vm__magazine_want(t, nr_pages);
-    uint32_t got = vm__pool_take(t, nr_pages, align_pages, want, pages);
+    uint32_t got = vm__pool_take(t, nr_pages, align_pages, want, is_own, pages);
     if (!got)
         return -ENOSPC;
     if (got == want)

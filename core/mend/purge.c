@@ -71,8 +71,8 @@ static int collect(vm_thread *t, unsigned flags, bool decays, vm_batch *b)
     const vm_pools_kept *kept = r->design->kept;
     int first = 0;
     VM_PUT(&r->map.h->purge_start_node, start + 1);
-    for (uint32_t i = 0; i < r->map.nr_nodes; i++) {
-        vm_node *n = &r->map.nodes[(start + i) % r->map.nr_nodes];
+    for (uint32_t i = 0, nr = vm__nodes_used(r); i < nr; i++) {
+        vm_node *n = &r->map.nodes[(start + i) % nr];
         const uint32_t *quota = flags & VM_PURGE_FULL ? vm__decay_all : NULL;
         int rc = decays && kept->decay ? kept->decay(t, n, quota, flags, b) : 0; /* before this cycle's */
         first = first ? first : rc;
@@ -86,10 +86,10 @@ static int scan_and_collect(vm_thread *t, unsigned flags, bool decays, vm_batch 
 {
     vm_region *r = t->region;
     const vm_pools_kept *kept = r->design->kept;
-    uint32_t entered = 0;
+    uint32_t entered = 0, nr = vm__nodes_used(r);
     int rc = 0;
     VM_PUT(&r->map.h->purge_needs_scan, 0);
-    while (kept->before_scan && entered < r->map.nr_nodes
+    while (kept->before_scan && entered < nr
            && (rc = kept->before_scan(t, &r->map.nodes[entered], flags)) == 0)
         entered++;
     if (rc == 0)
@@ -242,7 +242,7 @@ bool vm__pools_to_warm(vm_thread *t)
     vm_batch b = {0};
     if (!r->design->kept->decay || try_lock_purge(t) != 0)
         return false;
-    for (uint32_t i = 0; i < r->map.nr_nodes; i++)
+    for (uint32_t i = 0; i < vm__nodes_used(r); i++)
         r->design->kept->decay(t, &r->map.nodes[i], vm__decay_all, VM_NO_WAIT, &b);
     keep_lazy(t, &b, 0);
     vm__unlock(t, &r->map.h->purge_lock);

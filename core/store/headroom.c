@@ -113,7 +113,7 @@ static uint64_t cgroups_left(void)
 static uint64_t metadata_bytes_most(const vm_region *r)
 {
     return VM_RELAXED(&r->map.h->high_pages) * (sizeof(vm_head) + sizeof(vm_sharing))
-           + r->map.nr_nodes * sizeof(vm_node) + VM_RELAXED(&r->map.h->high_slot) * sizeof(vm_slot);
+           + vm__nodes_used(r) * sizeof(vm_node) + VM_RELAXED(&r->map.h->high_slot) * sizeof(vm_slot);
 }
 
 uint64_t vm__resident_pages(const vm_region *r)

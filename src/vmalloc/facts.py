@@ -78,7 +78,12 @@ THREAD_ASK_SLOTS = 16
 
 # nodes and pools
 NODES_MAX = 128
-"""The kernel's cap. Nodes = clamp(CPUs, 1, NODES_MAX)."""
+"""The kernel's cap. Nodes = clamp(CPUs, 1, NODES_MAX) ..."""
+PROCESS_GROUPS = 64
+"""... for each of so many groups of processes, by turns, where magazines stand in front of memory: a place that
+another process made resident faults once more in this one. But ..."""
+NODES_OF_ALL_MAX = 1024
+"""... so many nodes altogether."""
 POOL_PAGES_MAX = 256
 """The largest exact size that a magazine or a pool keeps, in pages."""
 POOL_CAP_PAGES = 8192
