@@ -297,6 +297,25 @@ uint64_t vm__magazine_pages(const vm_thread *t)
     return pages;
 }
 
+/* Is the last page of most of the largest ranges in memory? Who wrote to a range wrote to its end, as a rule. */
+bool vm__magazines_are_resident(const vm_thread *t)
+{
+    const vm_region *r = t->region;
+    uint32_t nr = 0, nr_there = 0;
+    for (uint64_t n = t->fast_pages; n > 0 && nr < VM_MAGAZINE_SAMPLES; n--) {
+        const vm_magazine *m = &t->slot->magazine[n];
+        uint32_t count = vm__magazine_count(VM_RELAXED(&m->header));
+        uint64_t page = count ? VM_RELAXED(&m->page[count - 1]) : VM_NONE;
+        uint8_t is_there = 0;
+        if (page == VM_NONE || !entry_is_ours(r, t, page, n))
+            continue;
+        nr++;
+        const uint8_t *last = r->map.data + ((page + n - 1) << r->map.page_shift);
+        nr_there += vm__pages_resident(last, 1ull << r->map.page_shift, &is_there) && is_there & 1;
+    }
+    return 2 * nr_there > nr;
+}
+
 /* Everything back to the pools; `slot` is t's own. False: somebody drains it. */
 bool vm__magazine_flush_all(vm_thread *t)
 {

@@ -79,9 +79,10 @@ static bool is_much_ready(vm_thread *t, uint64_t nr_pages, uint64_t live, bool *
     uint64_t peak = VM_RELAXED(&r->map.h->used_peak), drained = VM_RELAXED(&r->map.h->drained_peak);
     uint64_t step = drained >> VM_WARM_ROOM_SHIFT, least = VM_DRAIN_BYTES >> r->map.page_shift;
     *of_all = r->design->has_magazines && live > drained + (step > least ? step : least);
-    uint64_t ready = vm__pooled_pages(r) + vm__magazine_pages(t);
+    uint64_t ready = *of_all ? 0 : vm__pooled_pages(r) + vm__magazine_pages(t);
     bool is_much = *of_all || (ready >= nr_pages && ready >= peak >> VM_WARM_ROOM_SHIFT);
-    return is_much && (vm__pages_resident_bytes(r) >> r->map.page_shift) + nr_pages > peak;
+    return is_much
+           && (vm__magazines_are_resident(t) || (vm__pages_resident_bytes(r) >> r->map.page_shift) + nr_pages > peak);
 }
 
 /* Before more is used than ever: what only requests of exactly its size could have becomes warm, if it is much and lies

@@ -117,6 +117,8 @@ FLOW_PAGES = 16
 and while space is short no magazine keeps a larger one."""
 FLOW_BATCH_PAGES = 128
 """... as many together as have so many pages."""
+MAGAZINE_SAMPLES = 5
+"""Of so many of the largest ranges that a thread keeps it is asked whether they lie in memory."""
 MAGAZINE_STOCK_PAGES = 64
 """A miss that comes to space takes twice as many ranges as the last of its size did, up to so many pages."""
 MAGAZINE_BUDGET_BYTES = 16 << 20
