@@ -29,7 +29,7 @@ typedef struct vm_options {
     uint64_t base;           /* address space: value of its first granule                   */
     uint64_t limit_pages;    /* 0: no limit but nr_pages                                    */
     uint64_t lazy_pages_max; /* 0: chosen by machine and recent peak, see docs/design.md    */
-    uint32_t nr_nodes;       /* 0: one per CPU, at most VM_NODES_MAX                        */
+    uint32_t nr_nodes;       /* for each group of processes; 0: one per CPU, at most VM_NODES_MAX */
     uint32_t nr_threads;     /* 0: 1024 thread slots                                        */
     vm_pools pools;
     bool keep_on_death;      /* ranges of dead processes stay allocated                     */

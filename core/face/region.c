@@ -36,10 +36,10 @@ static uint32_t most_nodes(void)
 }
 
 /* Only where there are pages to fault in, and not in the kernel's designs. */
-static uint32_t nr_groups(const vm_options *o)
+static uint32_t nr_groups(const vm_options *o, uint32_t nodes_each)
 {
-    uint32_t most = VM_NODES_OF_ALL_MAX / most_nodes();
-    if (o->nr_nodes || o->granule_bytes || !vm__pool_design((uint32_t)o->pools)->has_magazines)
+    uint32_t most = VM_NODES_OF_ALL_MAX / nodes_each;
+    if (o->granule_bytes || !vm__pool_design((uint32_t)o->pools)->has_magazines)
         return 1;
     return most < VM_PROCESS_GROUPS ? most : VM_PROCESS_GROUPS;
 }
@@ -66,8 +66,9 @@ static int describe_new(const vm_options *o, vm_header *h)
     h->pools = (uint32_t)o->pools;
     h->flags = (o->granule_bytes ? VM_FLAG_NO_DATA : 0) | (o->keep_on_death ? VM_FLAG_KEEP : 0)
                | (o->huge ? VM_FLAG_HUGE : 0) | (o->hardened ? VM_FLAG_HARDENED : 0);
-    h->nr_groups = nr_groups(o);
-    h->nr_nodes = (o->nr_nodes ? o->nr_nodes : most_nodes()) * h->nr_groups;
+    uint32_t nodes_each = o->nr_nodes ? o->nr_nodes : most_nodes();
+    h->nr_groups = nr_groups(o, nodes_each);
+    h->nr_nodes = nodes_each * h->nr_groups;
     h->nr_threads = VM_PROCESSES + (o->nr_threads ? o->nr_threads : VM_THREADS_DEFAULT);
     h->nr_cpus = vm__pool_design(h->pools)->kept->take_here ? most_slabs() : 0;
     h->next_id = VM_ID_BLOCK; /* 0 is never an id */
