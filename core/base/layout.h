@@ -353,25 +353,25 @@ typedef struct vm_header {
     uint64_t lazy_pages_fixed;         /* threshold set by the user; 0: automatic       */
     uint64_t high_slot;                /* thread slots from here up were never used     */
     uint64_t lease_ttl_ns;             /* how long an unclaimed lease outlives its owner */
-    uint64_t high_group;               /* no process was ever of this group or a higher one; 0: of any but the first */
+    uint64_t high_group; /* no process was ever of this group or a higher one; 0: of any but the first */
 
-    _Alignas(64) uint64_t lazy_pages;  /* atomic; at rest the sum of all LAZY lengths   */
+    _Alignas(64) uint64_t lazy_pages; /* atomic; at rest the sum of all LAZY lengths   */
     /* Hints, by whoever takes pages: since the last turn of a watch (mend/decay.c) */
-    uint64_t lazy_low;                 /* fewest lazy pages                             */
-    uint64_t live_high;                /* most pages in use                             */
+    uint64_t lazy_low; /* fewest lazy pages                             */
+    uint64_t live_high; /* most pages in use                             */
 
-    _Alignas(64) vm_token helper;      /* the elected process's slot, or 0 (face/helper.c) */
-    vm_token helper_wake;              /* futex: 1 while a backlog waits for it         */
-    uint64_t helper_beat_ns;           /* CLOCK_MONOTONIC: when it last said that it lives */
-    uint64_t floor_pages;              /* so many stay warm, however idle (vm_keep_warm) */
-    uint64_t soft_limit_pages;         /* what is warm above it goes at the next tick; 0: none */
-    uint64_t quota_pages;              /* for each process; 0: none                     */
-    uint32_t pressure;                 /* what the last tick saw: vm_pressure, and by ... */
-    uint32_t pressure_sources;         /* ... which sources: bits of vm_pressure_source */
+    _Alignas(64) vm_token helper; /* the elected process's slot, or 0 (face/helper.c) */
+    vm_token helper_wake; /* futex: 1 while a backlog waits for it         */
+    uint64_t helper_beat_ns; /* CLOCK_MONOTONIC: when it last said that it lives */
+    uint64_t floor_pages; /* so many stay warm, however idle (vm_keep_warm) */
+    uint64_t soft_limit_pages; /* what is warm above it goes at the next tick; 0: none */
+    uint64_t quota_pages; /* for each process; 0: none                     */
+    uint32_t pressure; /* what the last tick saw: vm_pressure, and by ... */
+    uint32_t pressure_sources; /* ... which sources: bits of vm_pressure_source */
     uint64_t nr_ticks, nr_decayed_pages; /* [purge_lock], as the other counters of a purge */
-    uint64_t dirty_pages;              /* of free ranges that may be resident     [space_lock] */
-    uint64_t drained_peak;             /* as it was when all magazines were drained; a hint    */
-    uint64_t tight_s;                  /* when a request last found no room, in seconds; 0: never */
+    uint64_t dirty_pages; /* of free ranges that may be resident     [space_lock] */
+    uint64_t drained_peak; /* as it was when all magazines were drained; a hint    */
+    uint64_t tight_s; /* when a request last found no room, in seconds; 0: never */
 
     vm_warm warm;
     vm_lock purge_lock;
@@ -380,21 +380,21 @@ typedef struct vm_header {
     vm_lock lease_lock;
     /* [space_lock] */
     uint64_t free_pages;
-    uint64_t used_peak;                /* recent; sinks towards present use at every purge        */
-    uint64_t granted_pages;            /* headroom was checked up to here                          */
-    uint64_t high_pages;                   /* the index was never touched from here up             */
+    uint64_t used_peak; /* recent; sinks towards present use at every purge        */
+    uint64_t granted_pages; /* headroom was checked up to here                          */
+    uint64_t high_pages; /* the index was never touched from here up             */
     uint64_t nr_splits, nr_merges;
     /* [purge_lock] */
     uint64_t purge_start_node;
     uint64_t nr_purges, nr_purged_pages, nr_discards, nr_steps;
     uint64_t nr_recovered;
     /* [lease_lock] */
-    uint64_t nr_leases;    /* entries in use                                                */
+    uint64_t nr_leases; /* entries in use                                                */
     uint64_t lease_number; /* of the newest                                                 */
     uint64_t lease_due_ns; /* no deadline is earlier; 0: there is none                      */
     uint32_t lease_unused; /* index + 1 of the first of a chain of unused entries           */
-    uint32_t lease_high;   /* entries from here up were never used                          */
-    uint64_t leases_read;  /* some entry has a read_id                    [no lock: set, or 0] */
+    uint32_t lease_high; /* entries from here up were never used                          */
+    uint64_t leases_read; /* some entry has a read_id                    [no lock: set, or 0] */
 } vm_header;
 
 /* An id is a number, never used twice, and below it the size asked for if a magazine may keep it (else

@@ -91,7 +91,8 @@ void vm__note_use(vm_region *r);
 /* ---- lazy.c ---- */
 
 void vm__lazy_put(vm_thread *t, uint64_t page, uint64_t nr_pages); /* its word is MOVING(t) */
-vm_word vm__lazy_word(const vm_region *r, uint64_t nr_pages);      /* of a range that becomes lazy here and now */
+void vm__lazy_put_for(vm_thread *t, uint64_t page, uint64_t nr_pages, uint32_t node); /* as its group had freed it */
+vm_word vm__lazy_word(uint64_t nr_pages, uint32_t node); /* of a range that becomes lazy now */
 bool vm__lazy_is_due(const vm_region *r);                          /* more is lazy than may be */
 uint64_t vm__lazy_excess(const vm_region *r);                      /* by so many pages */
 uint64_t vm__lazy_pages_max(const vm_region *r);
@@ -122,6 +123,5 @@ int vm__warm_close(vm_thread *t, unsigned flags);                               
 int vm__warm_collect(vm_thread *t, uint64_t most_pages, uint32_t most_ranges, vm_batch *out); /* [purge_lock] */
 int vm__warm_collect_all(vm_thread *t, unsigned flags, vm_batch *out);                        /* [purge_lock] */
 uint64_t vm__warm_check(const vm_region *r, vm_report *report); /* returns the pages listed */
-
 
 #endif

@@ -232,7 +232,8 @@ static void sort_one(vm_region *r, uint32_t link)
                 VM_PUT(&r->map.h->purge_needs_scan, 1);
             return;
         }
-        vm_word listed = s == VM_LAZY ? w | VM_WORD_LISTED : vm__lazy_word(r, vm__len(w)) | VM_WORD_LISTED;
+        vm_word listed = s == VM_LAZY ? w | VM_WORD_LISTED
+                                      : vm__lazy_word(vm__len(w), vm__node_here(r)) | VM_WORD_LISTED;
         if (VM_CAS(&r->map.heads[link - 1].word, w, listed)) {
             add(r, link - 1, listed);
             VM_PUT(&warm_of(r)->nr_sorted, VM_RELAXED(&warm_of(r)->nr_sorted) + 1);
@@ -343,7 +344,8 @@ static vm_word find_within(vm_region *r, vm_reach reach, uint64_t align_pages, u
     vm_word w = 0;
     for (uint32_t i = 0; i < reach.nr && !w && least <= VM_PAGES_MAX; i++) {
         const vm_shelf *s = &r->map.shelves[reach.nr == 1 ? reach.first : (reach.first + i) % reach.nr];
-        for (uint32_t class = next_used(s, class_of(least)); !w && class <= class_of(most); class = next_used(s, class + 1))
+        for (uint32_t class = next_used(s, class_of(least)); !w && class <= class_of(most);
+             class = next_used(s, class + 1))
             w = best_of(r, &s->list[class], align_pages, least, most, page);
     }
     return w;
