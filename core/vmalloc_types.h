@@ -34,7 +34,7 @@ typedef struct vm_options {
     uint64_t base;           /* address space: value of its first granule                   */
     uint64_t limit_pages;    /* 0: no limit but nr_pages                                    */
     uint64_t lazy_pages_max; /* 0: chosen by machine and recent peak, see docs/design.md    */
-    uint32_t nr_nodes;       /* 0: one per CPU, at most VM_NODES_MAX                        */
+    uint32_t nr_nodes;       /* for each group of processes; 0: one per CPU, at most VM_NODES_MAX */
     uint32_t nr_threads;     /* 0: 1024 thread slots                                        */
     uint32_t nr_processes;   /* rounded up to 64 n - 1, at most VM_PROCESSES_MAX; 0: by nr_pages */
     vm_pools pools;

@@ -52,6 +52,7 @@ typedef struct vm_map {
     vm_process *processes;
     vm_slot *slots;
     vm_node *nodes;
+    vm_shelf *shelves; /* of warm ranges, one a group */
     vm_cpu *cpus; /* with slabs, of designs that have them */
     vm_name *names;
     vm_lease_entry *leases;
@@ -62,7 +63,7 @@ typedef struct vm_map {
     uint32_t further_holders; /* words of holders a page there */
     uint32_t nr_processes;    /* slots of processes; the one after them is the region's own (names) */
     uint32_t nr_threads;      /* thread slots, the processes' own first: vm__first_thread() */
-    uint32_t nr_nodes, nr_cpus, nr_levels, flags;
+    uint32_t nr_nodes, nodes_each, nr_groups, nr_cpus, nr_levels, flags;
     uint64_t level_nr[VM_LEVELS_MAX];
     uint64_t level_offset[VM_LEVELS_MAX];
     uint64_t mapped_bytes, data_offset;
@@ -243,6 +244,28 @@ uint64_t vm__wait_left_ns(const vm_region *r, uint64_t started_ns); /* until it 
 bool vm__time_is_up(const vm_region *r);
 void vm__wait_with(vm_wait *wait); /* for this thread, until NULL */
 uint32_t vm__busy_pid(void);
+
+/* ---- groups of processes: each has nodes and a shelf of its own ---- */
+
+/* What one process frees comes back to it before others get it, so that they need not fault it in as well. */
+static inline uint32_t vm__group_of_process(const vm_region *r, uint32_t process) { return process % r->map.nr_groups; }
+static inline uint32_t vm__group_here(const vm_region *r) { return vm__group_of_process(r, r->process); }
+static inline uint32_t vm__group_of_node(const vm_region *r, uint32_t node)
+{
+    return node / r->map.nodes_each % r->map.nr_groups;
+}
+/* Those from here up need no look: a look costs pages. */
+static inline uint32_t vm__groups_used(const vm_region *r)
+{
+    uint64_t high = VM_ACQUIRE(&r->map.h->high_group), here = vm__group_here(r) + 1ull;
+    high = high > here ? high : here;
+    return high < r->map.nr_groups ? (uint32_t)high : r->map.nr_groups;
+}
+static inline uint32_t vm__nodes_used(const vm_region *r) { return vm__groups_used(r) * r->map.nodes_each; }
+static inline uint32_t vm__node_here(const vm_region *r)
+{
+    return vm__group_here(r) * r->map.nodes_each + vm__cpu() % r->map.nodes_each;
+}
 
 /* ---- alive.c: process slots, and who is dead ---- */
 

@@ -96,6 +96,7 @@ _Static_assert(VM_WORD_LEN_SHIFT + 30 == VM_WORD_OWNER_SHIFT, "length has 30 bit
 _Static_assert(VM_OWNER_MASK == (1u << (VM_WORD_INC_SHIFT - VM_WORD_OWNER_SHIFT)) - 1, "owner has 13 bits");
 _Static_assert(VM_THREAD_SLOTS_MAX <= VM_OWNER_MASK, "owner field; and a token's, which holds one more");
 _Static_assert((int)VM_NODES_MAX + (int)VM_SLAB_CPUS_MAX <= (int)VM_OWNER_MASK, "owner field");
+_Static_assert((int)VM_NODES_OF_ALL_MAX <= (int)VM_OWNER_MASK, "owner field");
 
 /* One per page; only a range's first counts. `aux` is the allocation's id while BUSY, and the link
  * (page + 1 of the next, 0 at the end) while POOLED, LAZY or MOVING through a list. */
@@ -275,15 +276,20 @@ typedef struct vm_list { /* page + 1; 0: empty. Linked through aux: previous << 
     uint32_t head, tail;
 } vm_list;
 
+/* Those that processes of one group freed. */
+typedef struct vm_shelf { /* hints [vm_warm.lock] */
+    _Alignas(64) uint64_t used[VM_WARM_CLASSES / 64 + 1]; /* which lists are not empty */
+    vm_list list[VM_WARM_CLASSES];
+} vm_shelf;
+_Static_assert(sizeof(vm_shelf) == 64 + VM_WARM_CLASSES * 8, "region format");
+
 typedef struct vm_warm { /* hints [lock] */
     vm_lock lock;
-    uint64_t used[VM_WARM_CLASSES / 64 + 1]; /* which lists are not empty                              */
     uint32_t unsorted;                       /* detached from the nodes' lists, to be sorted, page + 1 */
     vm_token closed;                         /* by who scans the words: lists are not to be trusted    */
     uint64_t nr_sorted, nr_walked; /* since the neighbours were joined; words looked at then */
-    vm_list list[VM_WARM_CLASSES];
 } vm_warm;
-_Static_assert(sizeof(vm_warm) == 64 * 3 + VM_WARM_CLASSES * 8, "region format");
+_Static_assert(sizeof(vm_warm) == 64 * 2, "region format");
 
 typedef struct vm_name {
     uint64_t state;     /* 0 unused, else the range's id: the commit word           */
@@ -354,6 +360,8 @@ typedef struct vm_header {
     uint32_t nr_cpus;        /* that have slabs: all possible ones of the creator's machine; 0: the design has none */
     uint32_t nr_processes;   /* slots for processes, 64 n - 1; the one after them is the region's own (names)     */
     uint64_t off_holders;    /* the sharings' further words of holders                                            */
+    uint32_t nr_groups;      /* of processes; each has as many nodes, and a shelf of warm ranges */
+    uint64_t off_shelves;
 
     _Alignas(64) uint64_t corrupt;     /* 0, or the line that found it: no more changes  */
     uint64_t purge_needs_scan;         /* a death may have hidden ranges from the lists */
@@ -363,24 +371,25 @@ typedef struct vm_header {
     uint64_t lease_ttl_ns;             /* how long an unclaimed lease outlives its owner */
     uint64_t high_process;             /* process slots from here up, and their bits of holders, were never used */
     uint64_t free_slot;                /* hint: threads' own slots below it are taken   */
+    uint64_t high_group; /* no process was ever of this group or a higher one; 0: of any but the first */
 
-    _Alignas(64) uint64_t lazy_pages;  /* atomic; at rest the sum of all LAZY lengths   */
+    _Alignas(64) uint64_t lazy_pages; /* atomic; at rest the sum of all LAZY lengths   */
     /* Hints, by whoever takes pages: since the last turn of a watch (mend/decay.c) */
-    uint64_t lazy_low;                 /* fewest lazy pages                             */
-    uint64_t live_high;                /* most pages in use                             */
+    uint64_t lazy_low; /* fewest lazy pages                             */
+    uint64_t live_high; /* most pages in use                             */
 
-    _Alignas(64) vm_token helper;      /* the elected process's slot, or 0 (face/helper.c) */
-    vm_token helper_wake;              /* futex: 1 while a backlog waits for it         */
-    uint64_t helper_beat_ns;           /* CLOCK_MONOTONIC: when it last said that it lives */
-    uint64_t floor_pages;              /* so many stay warm, however idle (vm_keep_warm) */
-    uint64_t soft_limit_pages;         /* what is warm above it goes at the next tick; 0: none */
-    uint64_t quota_pages;              /* for each process; 0: none                     */
-    uint32_t pressure;                 /* what the last tick saw: vm_pressure, and by ... */
-    uint32_t pressure_sources;         /* ... which sources: bits of vm_pressure_source */
+    _Alignas(64) vm_token helper; /* the elected process's slot, or 0 (face/helper.c) */
+    vm_token helper_wake; /* futex: 1 while a backlog waits for it         */
+    uint64_t helper_beat_ns; /* CLOCK_MONOTONIC: when it last said that it lives */
+    uint64_t floor_pages; /* so many stay warm, however idle (vm_keep_warm) */
+    uint64_t soft_limit_pages; /* what is warm above it goes at the next tick; 0: none */
+    uint64_t quota_pages; /* for each process; 0: none                     */
+    uint32_t pressure; /* what the last tick saw: vm_pressure, and by ... */
+    uint32_t pressure_sources; /* ... which sources: bits of vm_pressure_source */
     uint64_t nr_ticks, nr_decayed_pages; /* [purge_lock], as the other counters of a purge */
-    uint64_t dirty_pages;              /* of free ranges that may be resident     [space_lock] */
-    uint64_t drained_peak;             /* as it was when all magazines were drained; a hint    */
-    uint64_t tight_s;                  /* when a request last found no room, in seconds; 0: never */
+    uint64_t dirty_pages; /* of free ranges that may be resident     [space_lock] */
+    uint64_t drained_peak; /* as it was when all magazines were drained; a hint    */
+    uint64_t tight_s; /* when a request last found no room, in seconds; 0: never */
 
     vm_warm warm;
     vm_lock purge_lock;
@@ -389,21 +398,21 @@ typedef struct vm_header {
     vm_lock lease_lock;
     /* [space_lock] */
     uint64_t free_pages;
-    uint64_t used_peak;                /* recent; sinks towards present use at every purge        */
-    uint64_t granted_pages;            /* headroom was checked up to here                          */
-    uint64_t high_pages;                   /* the index was never touched from here up             */
+    uint64_t used_peak; /* recent; sinks towards present use at every purge        */
+    uint64_t granted_pages; /* headroom was checked up to here                          */
+    uint64_t high_pages; /* the index was never touched from here up             */
     uint64_t nr_splits, nr_merges;
     /* [purge_lock] */
     uint64_t purge_start_node;
     uint64_t nr_purges, nr_purged_pages, nr_discards, nr_steps;
     uint64_t nr_recovered;
     /* [lease_lock] */
-    uint64_t nr_leases;    /* entries in use                                                */
+    uint64_t nr_leases; /* entries in use                                                */
     uint64_t lease_number; /* of the newest                                                 */
     uint64_t lease_due_ns; /* no deadline is earlier; 0: there is none                      */
     uint32_t lease_unused; /* index + 1 of the first of a chain of unused entries           */
-    uint32_t lease_high;   /* entries from here up were never used                          */
-    uint64_t leases_read;  /* some entry has a read_id                    [no lock: set, or 0] */
+    uint32_t lease_high; /* entries from here up were never used                          */
+    uint64_t leases_read; /* some entry has a read_id                    [no lock: set, or 0] */
 } vm_header;
 
 /* An id is a number, never used twice, and below it the size asked for if a magazine may keep it (else

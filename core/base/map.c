@@ -15,6 +15,8 @@ void vm__lay_out(vm_header *h)
     at = align_up(at + (h->nr_processes + 1) * sizeof(vm_process), 4096);
     h->off_nodes = at;
     at = align_up(at + h->nr_nodes * sizeof(vm_node), 4096);
+    h->off_shelves = at;
+    at = align_up(at + h->nr_groups * sizeof(vm_shelf), 4096);
     h->off_slabs = at;
     at = align_up(at + h->nr_cpus * sizeof(vm_cpu), 4096);
     h->off_names = at;
@@ -49,8 +51,8 @@ bool vm__same_layout(const vm_header *a, const vm_header *b)
     return a->off_processes == b->off_processes && a->off_nodes == b->off_nodes && a->off_names == b->off_names
            && a->off_leases == b->off_leases && a->off_threads == b->off_threads && a->off_bits == b->off_bits
            && a->off_summaries == b->off_summaries && a->off_heads == b->off_heads && a->off_sharings == b->off_sharings
-           && a->off_slabs == b->off_slabs && a->off_holders == b->off_holders && a->off_data == b->off_data
-           && a->nr_levels == b->nr_levels && a->total_bytes == b->total_bytes;
+           && a->off_shelves == b->off_shelves && a->off_slabs == b->off_slabs && a->off_holders == b->off_holders
+           && a->off_data == b->off_data && a->nr_levels == b->nr_levels && a->total_bytes == b->total_bytes;
 }
 
 /* Fill the process's own view; the header was checked. */
@@ -60,6 +62,7 @@ void vm__point(vm_map *m, void *at, const vm_header *h)
     m->h = (vm_header *)base;
     m->processes = (vm_process *)(base + h->off_processes);
     m->nodes = (vm_node *)(base + h->off_nodes);
+    m->shelves = (vm_shelf *)(base + h->off_shelves);
     m->cpus = (vm_cpu *)(base + h->off_slabs);
     m->names = (vm_name *)(base + h->off_names);
     m->leases = (vm_lease_entry *)(base + h->off_leases);
@@ -74,6 +77,8 @@ void vm__point(vm_map *m, void *at, const vm_header *h)
     m->data = h->flags & VM_FLAG_NO_DATA ? NULL : base + h->off_data;
     m->nr_pages = h->nr_pages;
     m->nr_nodes = h->nr_nodes;
+    m->nr_groups = h->nr_groups;
+    m->nodes_each = h->nr_nodes / h->nr_groups;
     m->nr_cpus = h->nr_cpus;
     m->nr_processes = h->nr_processes;
     m->nr_threads = h->nr_threads;

@@ -52,7 +52,9 @@ static inline bool vm__is_pooled(const vm_region *r, uint64_t nr_pages)
 {
     return nr_pages <= VM_POOL_PAGES_MAX && r->design->kept->give;
 }
-uint32_t vm__pool_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint32_t max, uint64_t *pages);
+/* `is_own`: what processes of our group freed, else what those of others did. */
+uint32_t vm__pool_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint32_t max, bool is_own,
+                       uint64_t *pages);
 uint64_t vm__pool_take_longer(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint64_t *page);
 void vm__pool_give(vm_thread *t, uint64_t nr_pages, uint32_t count, const uint64_t *pages);
 uint64_t vm__pooled_pages(const vm_region *r); /* by counters: a hint */
@@ -69,7 +71,7 @@ uint64_t vm__check_lists_of_pools(const vm_region *r, uint32_t node, vm_report *
 
 /* ---- magazine.c ---- */
 
-int vm__magazine_refill(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out);
+int vm__magazine_refill(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, bool is_own, vm_range *out);
 bool vm__magazine_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out);
 bool vm__magazine_put_slow(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_foreign);
 bool vm__magazine_has_foreign(const vm_thread *t, uint64_t nr_pages);
@@ -82,6 +84,7 @@ int vm__magazine_stock(vm_thread *t, uint64_t nr_pages, unsigned flags, vm_range
 bool vm__magazine_flush_all(vm_thread *t);
 void vm__magazine_tighten(vm_thread *t, bool is_tight);
 uint64_t vm__magazine_pages(const vm_thread *t); /* in ours */
+bool vm__magazines_are_resident(const vm_thread *t); /* by a sample of ours */
 void vm__magazine_init(vm_thread *t);
 /* Between these two the slot's magazines are ours alone. False: somebody drains; keep off. */
 bool vm__magazines_enter(vm_thread *t);

@@ -26,14 +26,14 @@ static bool out_of_operation(const vm_slot *slot, const vm_magazine *m)
 }
 
 /* Only the words change: the entries stay, stale, for the owner to skip; it may be adding to them. */
-static void take_all(vm_thread *t, const vm_magazine *m, uint64_t nr_pages, vm_word cached)
+static void take_all(vm_thread *t, const vm_magazine *m, uint64_t nr_pages, vm_word cached, uint32_t node)
 {
     vm_region *r = t->region;
     uint32_t count = vm__magazine_count(VM_ACQUIRE(&m->header));
     for (uint32_t k = 0; k < count; k++) {
         uint64_t page = VM_RELAXED(&m->page[k]), len = nr_pages << VM_WORD_LEN_SHIFT;
         if (vm__is_within(r, page, nr_pages) && VM_CAS(&r->map.heads[page].word, cached | len, t->moving | len))
-            vm__lazy_put(t, page, nr_pages);
+            vm__lazy_put_for(t, page, nr_pages, node);
     }
 }
 
@@ -72,11 +72,12 @@ static int drain(vm_thread *t, uint32_t index, uint64_t *lost)
     if (!VM_CAS(&slot->drain, 0, t->token))
         return -EAGAIN;
     vm_word cached = vm__word(VM_CACHED, VM_WORD_DIRTY, 0, index, (uint32_t)(state >> 32));
+    uint32_t node = vm__group_of_process(r, vm__slot_process(state)) * r->map.nodes_each;
     vm__barrier_everywhere();
     int rc = VM_ACQUIRE(&slot->state) == state ? 0 : -EAGAIN;
     for (uint64_t n = 1; n <= VM_POOL_PAGES_MAX && rc == 0; n++) {
         if (out_of_operation(slot, &slot->magazine[n]))
-            take_all(t, &slot->magazine[n], n, cached);
+            take_all(t, &slot->magazine[n], n, cached, node);
         else
             rc = -EAGAIN;
     }

@@ -240,11 +240,11 @@ uint32_t vm__magazine_want(const vm_thread *t, uint64_t nr_pages)
 
 /* Hand out a range and put a few more of its size into the magazine. Called after a miss. Who misses
  * again and again, because others free what it takes, gets larger batches. */
-int vm__magazine_refill(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out)
+int vm__magazine_refill(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, bool is_own, vm_range *out)
 {
     uint64_t pages[VM_MAGAZINE_REFILL_MAX];
     uint32_t want = vm__magazine_want(t, nr_pages);
-    uint32_t got = vm__pool_take(t, nr_pages, align_pages, want, pages);
+    uint32_t got = vm__pool_take(t, nr_pages, align_pages, want, is_own, pages);
     if (!got)
         return -ENOSPC;
     if (got == want)
@@ -295,6 +295,25 @@ uint64_t vm__magazine_pages(const vm_thread *t)
     for (uint32_t n = 1; n <= t->fast_pages; n++)
         pages += (uint64_t)vm__magazine_count(VM_RELAXED(&t->slot->magazine[n].header)) * n;
     return pages;
+}
+
+/* Is the last page of most of the largest ranges in memory? Who wrote to a range wrote to its end, as a rule. */
+bool vm__magazines_are_resident(const vm_thread *t)
+{
+    const vm_region *r = t->region;
+    uint32_t nr = 0, nr_there = 0;
+    for (uint64_t n = t->fast_pages; n > 0 && nr < VM_MAGAZINE_SAMPLES; n--) {
+        const vm_magazine *m = &t->slot->magazine[n];
+        uint32_t count = vm__magazine_count(VM_RELAXED(&m->header));
+        uint64_t page = count ? VM_RELAXED(&m->page[count - 1]) : VM_NONE;
+        uint8_t is_there = 0;
+        if (page == VM_NONE || !entry_is_ours(r, t, page, n))
+            continue;
+        nr++;
+        const uint8_t *last = r->map.data + ((page + n - 1) << r->map.page_shift);
+        nr_there += vm__pages_resident(last, 1ull << r->map.page_shift, &is_there) && is_there & 1;
+    }
+    return 2 * nr_there > nr;
 }
 
 /* Everything back to the pools; `slot` is t's own. False: somebody drains it. */

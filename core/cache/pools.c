@@ -20,26 +20,45 @@ const vm_pool_design *vm__pool_design(uint32_t pools)
     return pools < sizeof designs / sizeof *designs ? &designs[pools] : NULL;
 }
 
-static uint32_t take_near(vm_thread *t, uint32_t here, uint64_t nr_pages, uint64_t align_pages, uint32_t max,
+static uint32_t take_from(vm_thread *t, vm_node *n, uint64_t nr_pages, uint64_t align_pages, uint32_t max,
                           uint64_t *pages)
 {
-    vm_region *r = t->region;
     uint32_t index = vm__pool_index(nr_pages), got = 0;
-    for (uint32_t i = 0; i < r->map.nr_nodes && !got; i++) {
-        vm_node *n = &r->map.nodes[(here + i) % r->map.nr_nodes];
-        if (VM_RELAXED(&n->pool[index].head))
-            got = r->design->kept->take(t, n, nr_pages, align_pages, max, pages);
-        if (got && VM_RELAXED(&n->pool[index].nr_ranges) < VM_RELAXED(&n->low[index]))
-            VM_PUT(&n->low[index], VM_RELAXED(&n->pool[index].nr_ranges));
-    }
+    if (VM_RELAXED(&n->pool[index].head))
+        got = t->region->design->kept->take(t, n, nr_pages, align_pages, max, pages);
+    if (got && VM_RELAXED(&n->pool[index].nr_ranges) < VM_RELAXED(&n->low[index]))
+        VM_PUT(&n->low[index], VM_RELAXED(&n->pool[index].nr_ranges));
     return got;
 }
 
-uint32_t vm__pool_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint32_t max, uint64_t *pages)
+/* From this CPU's node, then from the others of this group. */
+static uint32_t take_near(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint32_t max, uint64_t *pages)
+{
+    vm_region *r = t->region;
+    uint32_t cpu = vm__cpu(), each = r->map.nodes_each, got = 0;
+    vm_node *own = &r->map.nodes[vm__group_here(r) * each];
+    for (uint32_t i = 0; i < each && !got; i++)
+        got = take_from(t, &own[(cpu + i) % each], nr_pages, align_pages, max, pages);
+    return got;
+}
+
+static uint32_t take_far(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint32_t max, uint64_t *pages)
+{
+    vm_region *r = t->region;
+    uint32_t each = r->map.nodes_each, nr = vm__nodes_used(r), got = 0, next = (vm__group_here(r) + 1) * each;
+    for (uint32_t i = 0; i < nr - each && !got; i++)
+        got = take_from(t, &r->map.nodes[(next + i) % nr], nr_pages, align_pages, max, pages);
+    return got;
+}
+
+uint32_t vm__pool_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint32_t max, bool is_own,
+                       uint64_t *pages)
 {
     const vm_pools_kept *kept = t->region->design->kept;
+    if (!is_own)
+        return take_far(t, nr_pages, align_pages, max, pages);
     uint32_t got = kept->take_here ? kept->take_here(t, nr_pages, align_pages, pages) : 0;
-    return got ? got : take_near(t, vm__node_here(t->region), nr_pages, align_pages, max, pages);
+    return got ? got : take_near(t, nr_pages, align_pages, max, pages);
 }
 
 /* A ready range that is a little longer, the tightest first: while space is short, so that what is ready serves more than
@@ -47,9 +66,8 @@ uint32_t vm__pool_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, ui
 uint64_t vm__pool_take_longer(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint64_t *page)
 {
     uint64_t most = vm__longest_for(t->region, nr_pages);
-    uint32_t here = vm__node_here(t->region);
     for (uint64_t len = nr_pages + 1; len <= most && len <= VM_POOL_PAGES_MAX; len++)
-        if (take_near(t, here, len, align_pages, 1, page))
+        if (take_near(t, len, align_pages, 1, page) || take_far(t, len, align_pages, 1, page))
             return len;
     return 0;
 }
@@ -67,7 +85,7 @@ void vm__pool_give(vm_thread *t, uint64_t nr_pages, uint32_t count, const uint64
 uint64_t vm__pooled_pages(const vm_region *r)
 {
     uint64_t pages = 0;
-    for (uint32_t i = 0; i < r->map.nr_nodes; i++) {
+    for (uint32_t i = 0; i < vm__nodes_used(r); i++) {
         pages += r->design->kept->pages_here ? r->design->kept->pages_here(r, i) : 0;
         for (uint32_t k = 0; k < VM_POOL_PAGES_MAX; k++) {
             int32_t nr = (int32_t)VM_RELAXED(&r->map.nodes[i].pool[k].nr_ranges);

@@ -30,30 +30,44 @@ static int take_ready(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_
     if (vm__magazine_take(t, nr_pages, align_pages, out))
         return 0;
     if (t->fast_pages) {
-        int rc = vm__magazine_refill(t, nr_pages, align_pages, out);
+        int rc = vm__magazine_refill(t, nr_pages, align_pages, true, out);
         return rc && t->is_tight ? take_longer(t, nr_pages, align_pages, out) : rc;
     }
-    if (!vm__pool_take(t, nr_pages, align_pages, 1, &page))
+    if (!vm__pool_take(t, nr_pages, align_pages, 1, true, &page))
         return -ENOSPC;
     vm__hand_out(t, page, nr_pages, false, out);
     return 0;
 }
 
 /* A warm range: of a pooled size a few at once, of a larger one also a little longer. */
-static int take_warm(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out)
+static int take_warm(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, bool is_own, vm_range *out)
 {
     uint64_t pages[VM_MAGAZINE_REFILL_MAX];
     uint32_t most = nr_pages <= t->fast_pages ? vm__magazine_want(t, nr_pages) : 1;
     if (nr_pages <= VM_POOL_PAGES_MAX && !vm__is_pooled(t->region, nr_pages))
         return -ENOSPC; /* without pools: as the kernel before 6.9 */
     uint64_t len;
-    uint32_t got = vm__warm_take(t, nr_pages, align_pages, most, pages, &len);
+    uint32_t got = vm__warm_take(t, nr_pages, align_pages, most, is_own, pages, &len);
     if (!got)
         return -ENOSPC;
     if (got == most && nr_pages <= t->fast_pages && t->cap[nr_pages])
         vm__magazine_grow(t, nr_pages);
     vm__hand_out(t, pages[0], len, false, out);
     vm__magazine_keep(t, nr_pages, got - 1, pages + 1);
+    return 0;
+}
+
+/* What processes of other groups freed, which this one has to fault in: after all of its own. */
+static int take_others(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out)
+{
+    uint64_t page;
+    if (!vm__is_pooled(t->region, nr_pages))
+        return -ENOSPC;
+    if (t->fast_pages)
+        return vm__magazine_refill(t, nr_pages, align_pages, false, out);
+    if (!vm__pool_take(t, nr_pages, align_pages, 1, false, &page))
+        return -ENOSPC;
+    vm__hand_out(t, page, nr_pages, false, out);
     return 0;
 }
 
@@ -65,9 +79,10 @@ static bool is_much_ready(vm_thread *t, uint64_t nr_pages, uint64_t live, bool *
     uint64_t peak = VM_RELAXED(&r->map.h->used_peak), drained = VM_RELAXED(&r->map.h->drained_peak);
     uint64_t step = drained >> VM_WARM_ROOM_SHIFT, least = VM_DRAIN_BYTES >> r->map.page_shift;
     *of_all = r->design->has_magazines && live > drained + (step > least ? step : least);
-    uint64_t ready = vm__pooled_pages(r) + vm__magazine_pages(t);
+    uint64_t ready = *of_all ? 0 : vm__pooled_pages(r) + vm__magazine_pages(t);
     bool is_much = *of_all || (ready >= nr_pages && ready >= peak >> VM_WARM_ROOM_SHIFT);
-    return is_much && (vm__pages_resident_bytes(r) >> r->map.page_shift) + nr_pages > peak;
+    return is_much
+           && (vm__magazines_are_resident(t) || (vm__pages_resident_bytes(r) >> r->map.page_shift) + nr_pages > peak);
 }
 
 /* Before more is used than ever: what only requests of exactly its size could have becomes warm, if it is much and lies
@@ -104,12 +119,21 @@ static int take_cold(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsi
 /* One pass through the stations below the hit; ENOSPC if none has it. */
 static int try_stations(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out)
 {
+    bool has_others = vm__groups_used(t->region) > 1;
     if (vm__is_pooled(t->region, nr_pages) && take_ready(t, nr_pages, align_pages, out) == 0) {
         count(&t->slot->nr_pool_hit);
         return 0;
     }
-    if (take_warm(t, nr_pages, align_pages, out) == 0
-        || (loosen(t, nr_pages) && take_warm(t, nr_pages, align_pages, out) == 0)) {
+    if (has_others && take_warm(t, nr_pages, align_pages, true, out) == 0) {
+        count(&t->slot->nr_lazy_hit);
+        return 0;
+    }
+    if (has_others && take_others(t, nr_pages, align_pages, out) == 0) {
+        count(&t->slot->nr_pool_hit);
+        return 0;
+    }
+    if (take_warm(t, nr_pages, align_pages, false, out) == 0
+        || (loosen(t, nr_pages) && take_warm(t, nr_pages, align_pages, false, out) == 0)) {
         count(&t->slot->nr_lazy_hit);
         return 0;
     }

@@ -251,7 +251,7 @@ static void check_pools(vm_check_state *c)
 {
     const vm_pools_kept *kept = c->r->design->kept;
     uint64_t listed = 0;
-    for (uint32_t i = 0; kept->check && i < c->r->map.nr_nodes; i++)
+    for (uint32_t i = 0; kept->check && i < vm__nodes_used(c->r); i++)
         listed += kept->check(c->r, i, &c->report);
     if (listed != c->pages[VM_POOLED])
         vm__report(&c->report, "pooled pages: lists %llu, words %llu", P(listed), P(c->pages[VM_POOLED]));
@@ -301,7 +301,7 @@ static void check_locks(vm_check_state *c)
 {
     vm_region *r = c->r;
     char what[32];
-    for (uint32_t i = 0; i < r->map.nr_nodes; i++) {
+    for (uint32_t i = 0; i < vm__nodes_used(r); i++) {
         snprintf(what, sizeof what, "node %u: pool_lock", i);
         check_lock(c, &r->map.nodes[i].pool_lock, what);
     }

@@ -35,6 +35,15 @@ static uint32_t most_nodes(void)
     return cpus < VM_NODES_MAX ? cpus : VM_NODES_MAX;
 }
 
+/* Only where there are pages to fault in, and not in the kernel's designs. */
+static uint32_t nr_groups(const vm_options *o, uint32_t nodes_each)
+{
+    uint32_t most = VM_NODES_OF_ALL_MAX / nodes_each;
+    if (o->granule_bytes || !vm__pool_design((uint32_t)o->pools)->has_magazines)
+        return 1;
+    return most < VM_PROCESS_GROUPS ? most : VM_PROCESS_GROUPS;
+}
+
 static uint32_t most_slabs(void)
 {
     uint32_t cpus = vm__configured_cpus();
@@ -64,7 +73,9 @@ static int describe_new(const vm_options *o, vm_header *h)
     h->pools = (uint32_t)o->pools;
     h->flags = (o->granule_bytes ? VM_FLAG_NO_DATA : 0) | (o->keep_on_death ? VM_FLAG_KEEP : 0)
                | (o->huge ? VM_FLAG_HUGE : 0) | (o->hardened ? VM_FLAG_HARDENED : 0);
-    h->nr_nodes = o->nr_nodes ? o->nr_nodes : most_nodes();
+    uint32_t nodes_each = o->nr_nodes ? o->nr_nodes : most_nodes();
+    h->nr_groups = nr_groups(o, nodes_each);
+    h->nr_nodes = nodes_each * h->nr_groups;
     h->nr_processes = processes_of(o);
     h->nr_threads = h->nr_processes + 1 + (o->nr_threads ? o->nr_threads : VM_THREADS_DEFAULT);
     h->nr_cpus = vm__pool_design(h->pools)->kept->take_here ? most_slabs() : 0;
@@ -89,7 +100,9 @@ int vm__check_header(const vm_header *h, uint64_t file_bytes)
         return -ENOEXEC;
     if (h->format != VM_FORMAT || h->page_bytes != vm__page_bytes())
         return -EPROTO;
-    if (!h->ready || h->nr_pages == 0 || h->nr_pages > VM_PAGES_MAX || h->nr_nodes == 0 || h->nr_nodes > VM_NODES_MAX
+    if (!h->ready || h->nr_pages == 0 || h->nr_pages > VM_PAGES_MAX || h->nr_groups == 0
+        || h->nr_groups > VM_PROCESS_GROUPS || h->nr_nodes == 0 || h->nr_nodes % h->nr_groups
+        || h->nr_nodes / h->nr_groups > VM_NODES_MAX || h->nr_nodes > VM_NODES_OF_ALL_MAX
         || h->nr_cpus > VM_SLAB_CPUS_MAX || !is_size_of_slots(h) || !vm__is_power_of_two(h->granule_bytes)
         || (!(h->flags & VM_FLAG_NO_DATA) && h->granule_bytes != h->page_bytes) || !vm__pool_design(h->pools))
         return -EUCLEAN;
@@ -335,7 +348,7 @@ void vm_describe(const vm_region *r, vm_info *out)
                      .huge = r->map.flags & VM_FLAG_HUGE,
                      .huge_error = r->huge_error,
                      .hardened = r->map.flags & VM_FLAG_HARDENED,
-                     .nr_nodes = r->map.nr_nodes,
+                     .nr_nodes = r->map.nodes_each,
                      .nr_processes = r->map.nr_processes,
                      .nr_threads = r->map.nr_threads - vm__first_thread(r),
                      .process_slot = r->process,

@@ -152,11 +152,11 @@ static void report_pools(const vm_region *r, uint32_t node, void *report)
 
 static int repair_pools(vm_thread *t, vm_report *report)
 {
-    const vm_map *m = &t->region->map;
-    const vm_pools_kept *kept = t->region->design->kept;
+    vm_region *r = t->region;
+    const vm_pools_kept *kept = r->design->kept;
     int rc = 0;
-    for (uint32_t i = 0; kept->doubt && i < m->nr_nodes && rc == 0; i++)
-        rc = kept->doubt(t, &m->nodes[i], report_pools, report);
+    for (uint32_t i = 0; kept->doubt && i < vm__nodes_used(r) && rc == 0; i++)
+        rc = kept->doubt(t, &r->map.nodes[i], report_pools, report);
     return rc;
 }
 

@@ -185,7 +185,7 @@ static void turn(vm_thread *t, vm_watch *w, bool (*go_on)(vm_thread *))
     VM_PUT(&h->live_high, r->map.nr_pages - least(free_pages + lazy, r->map.nr_pages));
     w->lazy_low = VM_RELAXED(&h->lazy_low);
     VM_PUT(&h->lazy_low, lazy);
-    for (uint32_t i = 0; i < r->map.nr_nodes; i++) {
+    for (uint32_t i = 0; i < vm__nodes_used(r); i++) {
         if (r->design->kept->turn)
             r->design->kept->turn(r, i);
         for (uint32_t k = 0; k < VM_POOL_PAGES_MAX; k++) {
@@ -240,7 +240,7 @@ static uint64_t decay(vm_thread *t, vm_watch *w, bool (*go_on)(vm_thread *))
     vm_region *r = t->region;
     vm_pressure pressure = look_at_memory(r, w);
     uint64_t pages = decay_lazy(t, w, pressure, go_on);
-    for (uint32_t i = 0; i < r->map.nr_nodes && go_on(t); i++)
+    for (uint32_t i = 0; i < vm__nodes_used(r) && go_on(t); i++)
         pages += decay_pools(t, w, i, pressure);
     if (w->nr_ticks % VM_TURN_TICKS == 0) {
         pages += vm__is_tight(r) ? 0 : discard_dirty(t, go_on);

@@ -18,9 +18,9 @@
 #define RUNS_PER_LOCK 64   /* others get a turn on space_lock in between */
 #define LOOK_FOR_DEATH_EVERY 64
 
-/* Put pieces back on the lazy lists, range by range as their words say (`merged`: a piece may hold
+/* Put pieces back on a node's lazy list, range by range as their words say (`merged`: a piece may hold
  * several). */
-static void keep_lazy(vm_thread *t, const vm_batch *b, size_t from)
+static void keep_lazy_for(vm_thread *t, const vm_batch *b, size_t from, uint32_t node)
 {
     vm_region *r = t->region;
     for (size_t i = from; i < b->nr; i++) {
@@ -30,9 +30,14 @@ static void keep_lazy(vm_thread *t, const vm_batch *b, size_t from)
             if (len == 0 || len > end - page)
                 break;
             VM_STORE(&r->map.heads[page].word, vm__moving(t, len));
-            vm__lazy_put(t, page, len);
+            vm__lazy_put_for(t, page, len, node);
         }
     }
+}
+
+static void keep_lazy(vm_thread *t, const vm_batch *b, size_t from)
+{
+    keep_lazy_for(t, b, from, vm__node_here(t->region));
 }
 
 /* Discard outside the lock, unless the pages go along, then hand runs to space. On failure the rest stays lazy. */
@@ -71,8 +76,8 @@ static int collect(vm_thread *t, unsigned flags, bool decays, vm_batch *b)
     const vm_pools_kept *kept = r->design->kept;
     int first = 0;
     VM_PUT(&r->map.h->purge_start_node, start + 1);
-    for (uint32_t i = 0; i < r->map.nr_nodes; i++) {
-        vm_node *n = &r->map.nodes[(start + i) % r->map.nr_nodes];
+    for (uint32_t i = 0, nr = vm__nodes_used(r); i < nr; i++) {
+        vm_node *n = &r->map.nodes[(start + i) % nr];
         const uint32_t *quota = flags & VM_PURGE_FULL ? vm__decay_all : NULL;
         int rc = decays && kept->decay ? kept->decay(t, n, quota, flags, b) : 0; /* before this cycle's */
         first = first ? first : rc;
@@ -86,11 +91,10 @@ static int scan_and_collect(vm_thread *t, unsigned flags, bool decays, vm_batch 
 {
     vm_region *r = t->region;
     const vm_pools_kept *kept = r->design->kept;
-    uint32_t entered = 0;
+    uint32_t entered = 0, nr = vm__nodes_used(r);
     int rc = 0;
     VM_PUT(&r->map.h->purge_needs_scan, 0);
-    while (kept->before_scan && entered < r->map.nr_nodes
-           && (rc = kept->before_scan(t, &r->map.nodes[entered], flags)) == 0)
+    while (kept->before_scan && entered < nr && (rc = kept->before_scan(t, &r->map.nodes[entered], flags)) == 0)
         entered++;
     if (rc == 0)
         rc = vm__warm_close(t, flags & VM_LOCK_FLAGS);
@@ -242,9 +246,10 @@ bool vm__pools_to_warm(vm_thread *t)
     vm_batch b = {0};
     if (!r->design->kept->decay || try_lock_purge(t) != 0)
         return false;
-    for (uint32_t i = 0; i < r->map.nr_nodes; i++)
+    for (uint32_t i = 0; i < vm__nodes_used(r); i++, b.nr = 0) {
         r->design->kept->decay(t, &r->map.nodes[i], vm__decay_all, VM_NO_WAIT, &b);
-    keep_lazy(t, &b, 0);
+        keep_lazy_for(t, &b, 0, i);
+    }
     vm__unlock(t, &r->map.h->purge_lock);
     free(b.piece);
     return true;

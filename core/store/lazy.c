@@ -62,15 +62,20 @@ uint64_t vm__lazy_excess(const vm_region *r)
 
 bool vm__lazy_is_due(const vm_region *r) { return vm__lazy_excess(r) != 0; }
 
-vm_word vm__lazy_word(const vm_region *r, uint64_t nr_pages)
+vm_word vm__lazy_word(uint64_t nr_pages, uint32_t node)
 {
-    return vm__word(VM_LAZY, VM_WORD_DIRTY, nr_pages, vm__node_here(r), (uint32_t)vm__now_s());
+    return vm__word(VM_LAZY, VM_WORD_DIRTY, nr_pages, node, (uint32_t)vm__now_s());
 }
 
 void vm__lazy_put(vm_thread *t, uint64_t page, uint64_t nr_pages)
 {
+    vm__lazy_put_for(t, page, nr_pages, vm__node_here(t->region));
+}
+
+void vm__lazy_put_for(vm_thread *t, uint64_t page, uint64_t nr_pages, uint32_t node)
+{
     vm_region *r = t->region;
-    vm_word moving = vm__moving(t, nr_pages), lazy = vm__lazy_word(r, nr_pages);
+    vm_word moving = vm__moving(t, nr_pages), lazy = vm__lazy_word(nr_pages, node);
     VM_ASSERT(VM_ACQUIRE(&r->map.heads[page].word) == moving);
     VM_ADD(&r->map.h->lazy_pages, nr_pages);
     vm__list_push(r, &r->map.nodes[vm__owner(lazy)].lazy_head, page);

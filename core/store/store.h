@@ -91,7 +91,8 @@ void vm__note_use(vm_region *r);
 /* ---- lazy.c ---- */
 
 void vm__lazy_put(vm_thread *t, uint64_t page, uint64_t nr_pages); /* its word is MOVING(t) */
-vm_word vm__lazy_word(const vm_region *r, uint64_t nr_pages);      /* of a range that becomes lazy here and now */
+void vm__lazy_put_for(vm_thread *t, uint64_t page, uint64_t nr_pages, uint32_t node); /* as its group had freed it */
+vm_word vm__lazy_word(uint64_t nr_pages, uint32_t node); /* of a range that becomes lazy now */
 bool vm__lazy_is_due(const vm_region *r);                          /* more is lazy than may be */
 uint64_t vm__lazy_excess(const vm_region *r);                      /* by so many pages */
 uint64_t vm__lazy_pages_max(const vm_region *r);
@@ -113,8 +114,8 @@ static inline uint64_t vm__longest_for(const vm_region *r, uint64_t nr_pages)
     return nr_pages + slack;
 }
 
-uint32_t vm__warm_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint32_t max, uint64_t *pages,
-                       uint64_t *len);
+uint32_t vm__warm_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint32_t max, bool is_own,
+                       uint64_t *pages, uint64_t *len);
 int vm__warm_lock(vm_thread *t, unsigned flags); /* mended if it was stolen */
 void vm__warm_unlock(vm_thread *t);
 bool vm__warm_is_damaged(vm_region *r); /* its lock's owner, or who closed it, died */
@@ -122,7 +123,5 @@ int vm__warm_close(vm_thread *t, unsigned flags);                               
 int vm__warm_collect(vm_thread *t, uint64_t most_pages, uint32_t most_ranges, vm_batch *out); /* [purge_lock] */
 int vm__warm_collect_all(vm_thread *t, unsigned flags, vm_batch *out);                        /* [purge_lock] */
 uint64_t vm__warm_check(const vm_region *r, vm_report *report); /* returns the pages listed */
-
-static inline uint32_t vm__node_here(const vm_region *r) { return vm__cpu() % r->map.nr_nodes; }
 
 #endif

@@ -19,6 +19,11 @@
 
 static vm_warm *warm_of(const vm_region *r) { return &r->map.h->warm; }
 
+static uint32_t group_of(const vm_region *r, vm_word w) { return vm__group_of_node(r, vm__owner(w)); }
+
+/* The shelf that a listed range stands on. */
+static vm_shelf *shelf_of(const vm_region *r, vm_word w) { return &r->map.shelves[group_of(r, w)]; }
+
 static uint32_t class_of(uint64_t nr_pages)
 {
     if (nr_pages <= VM_POOL_PAGES_MAX)
@@ -52,20 +57,20 @@ static void set_links(vm_region *r, uint32_t link, uint32_t prev, uint32_t next)
     VM_PUT(&r->map.heads[link - 1].aux, (uint64_t)prev << 32 | next);
 }
 
-static void note_used(vm_warm *w, uint32_t class, bool is_used)
+static void note_used(vm_shelf *s, uint32_t class, bool is_used)
 {
-    uint64_t *word = &w->used[class / 64], bit = 1ull << class % 64, old = VM_RELAXED(word);
+    uint64_t *word = &s->used[class / 64], bit = 1ull << class % 64, old = VM_RELAXED(word);
     uint64_t new = is_used ? old | bit : old & ~bit;
     if (new != old)
         VM_PUT(word, new);
 }
 
 /* The youngest stands in front. */
-static void add(vm_region *r, uint64_t page, uint64_t nr_pages)
+static void add(vm_region *r, uint64_t page, vm_word w)
 {
     VM_ASSERT_RANK_HELD(r, VM_RANK_WARM);
-    uint32_t class = class_of(nr_pages), link = (uint32_t)page + 1;
-    vm_list *list = &warm_of(r)->list[class];
+    uint32_t class = class_of(vm__len(w)), link = (uint32_t)page + 1;
+    vm_list *list = &shelf_of(r, w)->list[class];
     uint32_t head = VM_RELAXED(&list->head);
     head = is_entry(r, head) ? head : 0;
     set_links(r, link, 0, head);
@@ -74,14 +79,14 @@ static void add(vm_region *r, uint64_t page, uint64_t nr_pages)
     else
         VM_PUT(&list->tail, link);
     VM_PUT(&list->head, link);
-    note_used(warm_of(r), class, true);
+    note_used(shelf_of(r, w), class, true);
 }
 
-static void drop(vm_region *r, uint64_t page, uint64_t nr_pages)
+static void drop(vm_region *r, uint64_t page, vm_word w)
 {
     VM_ASSERT_RANK_HELD(r, VM_RANK_WARM);
-    uint32_t class = class_of(nr_pages), link = (uint32_t)page + 1, prev = prev_of(r, link), next = next_of(r, link);
-    vm_list *list = &warm_of(r)->list[class];
+    uint32_t class = class_of(vm__len(w)), link = (uint32_t)page + 1, prev = prev_of(r, link), next = next_of(r, link);
+    vm_list *list = &shelf_of(r, w)->list[class];
     if (is_entry(r, prev))
         set_links(r, prev, prev_of(r, prev), next);
     else
@@ -93,7 +98,7 @@ static void drop(vm_region *r, uint64_t page, uint64_t nr_pages)
     if (!VM_RELAXED(&list->head) || !VM_RELAXED(&list->tail)) {
         VM_PUT(&list->head, 0);
         VM_PUT(&list->tail, 0);
-        note_used(warm_of(r), class, false);
+        note_used(shelf_of(r, w), class, false);
     }
 }
 
@@ -104,15 +109,17 @@ static vm_word listed_word(vm_region *r, uint32_t link) { return is_entry(r, lin
 
 static void forget_lists(vm_region *r)
 {
-    vm_warm *w = warm_of(r);
-    for (uint32_t i = 0; i < VM_WARM_CLASSES; i++)
-        if (VM_RELAXED(&w->list[i].head) || VM_RELAXED(&w->list[i].tail)) {
-            VM_PUT(&w->list[i].head, 0);
-            VM_PUT(&w->list[i].tail, 0);
-        }
-    for (uint32_t i = 0; i < VM_WARM_CLASSES / 64 + 1; i++)
-        VM_PUT(&w->used[i], 0);
-    VM_PUT(&w->unsorted, 0);
+    for (uint32_t g = 0; g < vm__groups_used(r); g++) {
+        vm_shelf *s = &r->map.shelves[g];
+        for (uint32_t i = 0; i < VM_WARM_CLASSES; i++)
+            if (VM_RELAXED(&s->list[i].head) || VM_RELAXED(&s->list[i].tail)) {
+                VM_PUT(&s->list[i].head, 0);
+                VM_PUT(&s->list[i].tail, 0);
+            }
+        for (uint32_t i = 0; i < VM_WARM_CLASSES / 64 + 1; i++)
+            VM_PUT(&s->used[i], 0);
+    }
+    VM_PUT(&warm_of(r)->unsorted, 0);
 }
 
 /* All lists from the words. What is pushed meanwhile may be lost to them: the next purge's scan finds it. */
@@ -126,10 +133,10 @@ static int rebuild(vm_thread *t, unsigned flags)
     uint64_t page = 0;
     for (vm_word w; (w = vm__word_at(r, page)); page += vm__len(w)) {
         if (vm__state(w) == VM_LAZY && VM_CAS(&r->map.heads[page].word, w, w | VM_WORD_LISTED))
-            add(r, page, vm__len(w));
+            add(r, page, w);
     }
     vm__space_unlock(t);
-    for (uint32_t i = 0; i < r->map.nr_nodes; i++)
+    for (uint32_t i = 0; i < vm__nodes_used(r); i++)
         VM_SWAP(&r->map.nodes[i].lazy_head, 0);
     VM_PUT(&r->map.h->purge_needs_scan, 1);
     return page == r->map.nr_pages ? 0 : VM_CORRUPT(r);
@@ -225,9 +232,10 @@ static void sort_one(vm_region *r, uint32_t link)
                 VM_PUT(&r->map.h->purge_needs_scan, 1);
             return;
         }
-        vm_word listed = s == VM_LAZY ? w | VM_WORD_LISTED : vm__lazy_word(r, vm__len(w)) | VM_WORD_LISTED;
+        vm_word listed = s == VM_LAZY ? w | VM_WORD_LISTED
+                                      : vm__lazy_word(vm__len(w), vm__node_here(r)) | VM_WORD_LISTED;
         if (VM_CAS(&r->map.heads[link - 1].word, w, listed)) {
-            add(r, link - 1, vm__len(w));
+            add(r, link - 1, listed);
             VM_PUT(&warm_of(r)->nr_sorted, VM_RELAXED(&warm_of(r)->nr_sorted) + 1);
             return;
         }
@@ -236,7 +244,7 @@ static void sort_one(vm_region *r, uint32_t link)
 
 static bool detach_some(vm_region *r)
 {
-    for (uint32_t i = 0; i < r->map.nr_nodes; i++)
+    for (uint32_t i = 0; i < vm__nodes_used(r); i++)
         if (VM_RELAXED(&r->map.nodes[i].lazy_head)) {
             VM_PUT(&warm_of(r)->unsorted, VM_SWAP(&r->map.nodes[i].lazy_head, 0));
             return true;
@@ -273,26 +281,26 @@ static bool cut(vm_thread *t, uint64_t page, vm_word w, uint64_t nr_pages)
     vm_region *r = t->region;
     uint64_t len = vm__len(w);
     if (len == nr_pages) {
-        drop(r, page, len);
+        drop(r, page, w);
         return VM_CAS(&r->map.heads[page].word, w, vm__moving(t, len));
     }
     if (vm__space_lock(t, VM_NO_WAIT) != 0)
         return false;
-    drop(r, page, len);
+    drop(r, page, w);
     VM_STORE(&r->map.heads[page + nr_pages].word, vm__with_len(w, len - nr_pages));
     bool is_ours = VM_CAS(&r->map.heads[page].word, w, vm__moving(t, nr_pages)); /* makes both visible */
     if (is_ours)
-        add(r, page + nr_pages, len - nr_pages);
+        add(r, page + nr_pages, vm__with_len(w, len - nr_pages));
     vm__space_unlock(t);
     return is_ours;
 }
 
 /* The tightest of the first few in a list that is aligned and has `least` to `most` pages; 0: none. */
-static vm_word best_of(vm_region *r, uint32_t class, uint64_t align_pages, uint64_t least, uint64_t most,
+static vm_word best_of(vm_region *r, const vm_list *list, uint64_t align_pages, uint64_t least, uint64_t most,
                        uint64_t *page)
 {
     vm_word best = 0;
-    uint32_t link = VM_RELAXED(&warm_of(r)->list[class].head);
+    uint32_t link = VM_RELAXED(&list->head);
     for (int i = 0; i < VM_WARM_LOOK_RANGES && link; i++) {
         vm_word w = listed_word(r, link);
         if (!w)
@@ -307,10 +315,10 @@ static vm_word best_of(vm_region *r, uint32_t class, uint64_t align_pages, uint6
     return best;
 }
 
-static uint32_t next_used(const vm_warm *w, uint32_t class)
+static uint32_t next_used(const vm_shelf *s, uint32_t class)
 {
     for (uint32_t i = class / 64; i <= VM_WARM_CLASSES / 64; i++) {
-        uint64_t used = VM_RELAXED(&w->used[i]);
+        uint64_t used = VM_RELAXED(&s->used[i]);
         if (i == class / 64)
             used &= ~0ull << class % 64;
         if (used)
@@ -319,28 +327,46 @@ static uint32_t next_used(const vm_warm *w, uint32_t class)
     return VM_WARM_CLASSES;
 }
 
-/* Of its own size, or, for a large one, so little longer that it may have all of it. */
-static vm_word find_close(vm_region *r, uint64_t nr_pages, uint64_t align_pages, uint64_t *page)
+/* Whose shelves are looked at: that of the caller's group, or all, this one first. */
+typedef struct vm_reach {
+    uint32_t first, nr;
+} vm_reach;
+
+static vm_reach reach_of(const vm_region *r, bool is_own)
 {
-    uint64_t most = nr_pages <= VM_POOL_PAGES_MAX ? nr_pages : vm__longest_for(r, nr_pages);
-    most = most < VM_PAGES_MAX ? most : VM_PAGES_MAX;
+    return (vm_reach){vm__group_here(r), is_own ? 1 : vm__groups_used(r)};
+}
+
+/* Of `least` to `most` pages, from the shortest list that has one. */
+static vm_word find_within(vm_region *r, vm_reach reach, uint64_t align_pages, uint64_t least, uint64_t most,
+                           uint64_t *page)
+{
     vm_word w = 0;
-    for (uint32_t class = next_used(warm_of(r), class_of(nr_pages)); !w && class <= class_of(most);
-         class = next_used(warm_of(r), class + 1))
-        w = best_of(r, class, align_pages, nr_pages, most, page);
+    for (uint32_t i = 0; i < reach.nr && !w && least <= VM_PAGES_MAX; i++) {
+        const vm_shelf *s = &r->map.shelves[reach.nr == 1 ? reach.first : (reach.first + i) % reach.nr];
+        for (uint32_t class = next_used(s, class_of(least)); !w && class <= class_of(most);
+             class = next_used(s, class + 1))
+            w = best_of(r, &s->list[class], align_pages, least, most, page);
+    }
     return w;
 }
 
-/* A longer one to split. */
-static vm_word find_longer(vm_region *r, uint64_t least, uint64_t align_pages, uint64_t *page)
+/* The longest that a request gets whole: of its own size, or, for a large one, a little longer. */
+static uint64_t longest_close(const vm_region *r, uint64_t nr_pages)
 {
-    vm_word w = 0;
-    if (least > VM_PAGES_MAX)
-        return 0;
-    for (uint32_t class = next_used(warm_of(r), class_of(least)); !w && class < VM_WARM_CLASSES;
-         class = next_used(warm_of(r), class + 1))
-        w = best_of(r, class, align_pages, least, VM_PAGES_MAX, page);
-    return w;
+    uint64_t most = nr_pages <= VM_POOL_PAGES_MAX ? nr_pages : vm__longest_for(r, nr_pages);
+    return most < VM_PAGES_MAX ? most : VM_PAGES_MAX;
+}
+
+static vm_word find_close(vm_region *r, vm_reach reach, uint64_t nr_pages, uint64_t align_pages, uint64_t *page)
+{
+    return find_within(r, reach, align_pages, nr_pages, longest_close(r, nr_pages), page);
+}
+
+/* A longer one to split. */
+static vm_word find_longer(vm_region *r, vm_reach reach, uint64_t least, uint64_t align_pages, uint64_t *page)
+{
+    return find_within(r, reach, align_pages, least, VM_PAGES_MAX, page);
 }
 
 /* Neighbours become one, all at once: a walk over the words, so only after as many were freed as it looks at. True: there
@@ -353,19 +379,21 @@ static bool join_neighbours(vm_thread *t)
     if (is_early || vm__space_lock(t, VM_NO_WAIT) != 0)
         return false;
     uint64_t page = 0, nr = 0, run = 0, run_pages = 0;
+    vm_word head = 0;
     bool joined = false;
     for (vm_word w; (w = vm__word_at(r, page)); nr++) {
         uint64_t len = vm__len(w);
         if (!is_listed(w)) {
             run_pages = 0;
         } else if (!run_pages || run_pages + len > VM_PAGES_MAX) {
-            run = page, run_pages = len;
+            run = page, run_pages = len, head = w;
         } else {
-            drop(r, run, run_pages);
-            drop(r, page, len);
+            drop(r, run, head);
+            drop(r, page, w);
             run_pages += len;
-            VM_STORE(&r->map.heads[run].word, vm__with_len(VM_ACQUIRE(&r->map.heads[run].word), run_pages));
-            add(r, run, run_pages);
+            head = vm__with_len(head, run_pages);
+            VM_STORE(&r->map.heads[run].word, head);
+            add(r, run, head);
             joined = true;
         }
         page += len;
@@ -378,38 +406,59 @@ static bool join_neighbours(vm_thread *t)
 
 /* For a small request one to split is at least twice as long, so that what is split off is of use, unless all others are
  * cold; odd ends of large ones are of use once their neighbours are free too. */
-static vm_word find(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint64_t *page)
+static vm_word find(vm_thread *t, vm_reach reach, uint64_t nr_pages, uint64_t align_pages, uint64_t *page)
 {
     vm_region *r = t->region;
-    vm_word w = find_close(r, nr_pages, align_pages, page);
-    for (bool more = true; !w && more;) {
-        more = sort(r);
-        w = find_close(r, nr_pages, align_pages, page);
-    }
+    vm_word w = find_close(r, reach, nr_pages, align_pages, page);
     bool may_join = !w && VM_ACQUIRE(&r->map.h->lazy_pages) >= nr_pages;
     if (may_join && nr_pages > VM_POOL_PAGES_MAX && join_neighbours(t)) /* before one of them is split */
-        w = find_close(r, nr_pages, align_pages, page);
+        w = find_close(r, reach, nr_pages, align_pages, page);
     uint64_t least = nr_pages <= VM_POOL_PAGES_MAX ? 2 * nr_pages : nr_pages + 1;
-    w = w ? w : find_longer(r, least, align_pages, page);
+    w = w ? w : find_longer(r, reach, least, align_pages, page);
     if (!w && may_join && nr_pages <= VM_POOL_PAGES_MAX && join_neighbours(t)) {
-        w = find_close(r, nr_pages, align_pages, page);
-        w = w ? w : find_longer(r, least, align_pages, page);
+        w = find_close(r, reach, nr_pages, align_pages, page);
+        w = w ? w : find_longer(r, reach, least, align_pages, page);
     }
-    return w || !may_join ? w : find_longer(r, nr_pages + 1, align_pages, page);
+    return w || !may_join ? w : find_longer(r, reach, nr_pages + 1, align_pages, page);
+}
+
+/* One of the size that this process freed, after sorting as much as it takes. */
+static vm_word find_own(vm_region *r, uint64_t nr_pages, uint64_t align_pages, uint64_t *page)
+{
+    vm_reach own = reach_of(r, true);
+    vm_word w = find_close(r, own, nr_pages, align_pages, page);
+    for (bool more = true; !w && more;) {
+        more = sort(r);
+        w = find_close(r, own, nr_pages, align_pages, page);
+    }
+    return w;
+}
+
+/* Without the lock: is there anything that this process freed, of that size or not sorted yet? */
+static bool may_have_own(const vm_region *r, uint64_t nr_pages)
+{
+    const vm_shelf *s = &r->map.shelves[vm__group_here(r)];
+    const vm_node *n = &r->map.nodes[vm__group_here(r) * r->map.nodes_each];
+    bool may = VM_RELAXED(&warm_of(r)->unsorted) != 0;
+    for (uint32_t i = 0; i < r->map.nodes_each && !may; i++)
+        may = VM_RELAXED(&n[i].lazy_head) != 0;
+    return may || next_used(s, class_of(nr_pages)) <= class_of(longest_close(r, nr_pages));
 }
 
 /* Up to `max` warm ranges of nr_pages, MOVING(t), into pages[]; of more than VM_POOL_PAGES_MAX pages one, which may be a
- * little longer: *len. Returns how many. */
-uint32_t vm__warm_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint32_t max, uint64_t *pages,
-                       uint64_t *len_out)
+ * little longer: *len. `is_own`: only of its size and of what processes of our group freed. Returns how many. */
+uint32_t vm__warm_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint32_t max, bool is_own,
+                       uint64_t *pages, uint64_t *len_out)
 {
     vm_region *r = t->region;
     uint32_t got = 0;
     uint64_t page, taken = 0;
-    if ((int64_t)VM_RELAXED(&r->map.h->lazy_pages) < (int64_t)nr_pages || enter(t, VM_LOCK_BRIEF) != 0)
+    if ((int64_t)VM_RELAXED(&r->map.h->lazy_pages) < (int64_t)nr_pages || (is_own && !may_have_own(r, nr_pages))
+        || enter(t, VM_LOCK_BRIEF) != 0)
         return 0;
     while (got < max) {
-        vm_word w = find(t, nr_pages, align_pages, &page);
+        vm_word w = find_own(r, nr_pages, align_pages, &page);
+        w = w || is_own ? w : find(t, reach_of(r, false), nr_pages, align_pages, &page);
         if (!w)
             break;
         uint64_t len = vm__len(w), close = vm__longest_for(r, nr_pages);
@@ -430,15 +479,19 @@ uint32_t vm__warm_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, ui
 
 static uint32_t age_of(vm_word w) { return ((uint32_t)vm__now_s() - vm__inc(w)) & AGE_MASK; }
 
-/* The list whose last one is the oldest of all. */
-static uint32_t oldest_class(vm_region *r)
+/* The list whose last one is the oldest of all; NULL: all are empty. */
+static const vm_list *oldest_list(vm_region *r)
 {
-    uint32_t best = VM_WARM_CLASSES, best_age = 0;
-    for (uint32_t class = next_used(warm_of(r), 0); class < VM_WARM_CLASSES; class = next_used(warm_of(r), class + 1)) {
-        vm_word w = listed_word(r, VM_RELAXED(&warm_of(r)->list[class].tail));
-        if (w && (best == VM_WARM_CLASSES || age_of(w) > best_age)) {
-            best = class;
-            best_age = age_of(w);
+    const vm_list *best = NULL;
+    uint32_t best_age = 0;
+    for (uint32_t g = 0; g < vm__groups_used(r); g++) {
+        const vm_shelf *s = &r->map.shelves[g];
+        for (uint32_t class = next_used(s, 0); class < VM_WARM_CLASSES; class = next_used(s, class + 1)) {
+            vm_word w = listed_word(r, VM_RELAXED(&s->list[class].tail));
+            if (w && (!best || age_of(w) > best_age)) {
+                best = &s->list[class];
+                best_age = age_of(w);
+            }
         }
     }
     return best;
@@ -451,11 +504,11 @@ static bool cut_end(vm_thread *t, uint64_t page, vm_word w, uint64_t nr_pages, v
     uint64_t len = vm__len(w), rest = len - nr_pages;
     if (vm__space_lock(t, VM_NO_WAIT) != 0)
         return false;
-    drop(r, page, len);
+    drop(r, page, w);
     VM_STORE(&r->map.heads[page + rest].word, vm__purging(t, nr_pages));
     bool is_ours = VM_CAS(&r->map.heads[page].word, w, vm__with_len(w, rest)); /* makes both visible */
     if (is_ours)
-        add(r, page, rest);
+        add(r, page, vm__with_len(w, rest));
     vm__space_unlock(t);
     if (is_ours)
         vm__batch_add(t, out, page + rest, nr_pages);
@@ -463,17 +516,17 @@ static bool cut_end(vm_thread *t, uint64_t page, vm_word w, uint64_t nr_pages, v
 }
 
 /* The last one of a list, or so much of it. Returns its pages; 0: not now. */
-static uint64_t collect_one(vm_thread *t, uint32_t class, uint64_t most_pages, vm_batch *out)
+static uint64_t collect_one(vm_thread *t, const vm_list *list, uint64_t most_pages, vm_batch *out)
 {
     vm_region *r = t->region;
-    uint32_t link = VM_RELAXED(&warm_of(r)->list[class].tail);
+    uint32_t link = VM_RELAXED(&list->tail);
     vm_word w = link ? listed_word(r, link) : 0;
     uint64_t len = vm__len(w);
     if (!w)
         return 0;
     if (len > most_pages)
         return cut_end(t, link - 1, w, most_pages, out) ? most_pages : 0;
-    drop(r, link - 1, len);
+    drop(r, link - 1, w);
     if (!VM_CAS(&r->map.heads[link - 1].word, w, vm__purging(t, len)))
         return 0;
     vm__batch_add(t, out, link - 1, len);
@@ -491,11 +544,11 @@ int vm__warm_collect(vm_thread *t, uint64_t most_pages, uint32_t most_ranges, vm
     uint64_t pages = 0, got = 1;
     sort(r);
     for (uint32_t nr = 0; nr < most_ranges && pages < most_pages && got;) {
-        uint32_t class = oldest_class(r);
+        const vm_list *list = oldest_list(r);
         got = 0;
-        int look = class < VM_WARM_CLASSES ? VM_WARM_LOOK_RANGES : 0;
+        int look = list ? VM_WARM_LOOK_RANGES : 0;
         for (int i = 0; i < look && nr < most_ranges && pages < most_pages; i++, nr++) {
-            uint64_t one = collect_one(t, class, most_pages - pages, out); /* the next are about as old */
+            uint64_t one = collect_one(t, list, most_pages - pages, out); /* the next are about as old */
             if (!one)
                 break;
             pages += one;
@@ -505,6 +558,21 @@ int vm__warm_collect(vm_thread *t, uint64_t most_pages, uint32_t most_ranges, vm
     VM_ADD(&r->map.h->lazy_pages, (uint64_t)0 - pages);
     vm__warm_unlock(t);
     return 0;
+}
+
+static uint64_t collect_shelf(vm_thread *t, vm_shelf *s, vm_batch *out)
+{
+    uint64_t pages = 0;
+    for (uint32_t class = 0; class < VM_WARM_CLASSES; class++) {
+        uint32_t head = VM_RELAXED(&s->list[class].head);
+        if (!head)
+            continue;
+        VM_PUT(&s->list[class].head, 0);
+        VM_PUT(&s->list[class].tail, 0);
+        note_used(s, class, false);
+        pages += vm__chain_take(t, head, out);
+    }
+    return pages;
 }
 
 /* Collect everything, also what a scan does not know of. [purge_lock] */
@@ -517,19 +585,12 @@ int vm__warm_collect_all(vm_thread *t, unsigned flags, vm_batch *out)
     if (rc)
         return rc;
     uint64_t pages = 0;
-    for (uint32_t class = 0; class < VM_WARM_CLASSES; class++) {
-        uint32_t head = VM_RELAXED(&w->list[class].head);
-        if (!head)
-            continue;
-        VM_PUT(&w->list[class].head, 0);
-        VM_PUT(&w->list[class].tail, 0);
-        note_used(w, class, false);
-        pages += vm__chain_take(t, head, out);
-    }
+    for (uint32_t g = 0; g < vm__groups_used(r); g++)
+        pages += collect_shelf(t, &r->map.shelves[g], out);
     uint32_t unsorted = VM_RELAXED(&w->unsorted);
     VM_PUT(&w->unsorted, 0);
     pages += vm__chain_take(t, unsorted, out);
-    for (uint32_t i = 0; i < r->map.nr_nodes; i++)
+    for (uint32_t i = 0; i < vm__nodes_used(r); i++)
         if (VM_RELAXED(&r->map.nodes[i].lazy_head))
             pages += vm__chain_take(t, VM_SWAP(&r->map.nodes[i].lazy_head, 0), out);
     VM_ADD(&r->map.h->lazy_pages, (uint64_t)0 - pages);
@@ -540,19 +601,23 @@ int vm__warm_collect_all(vm_thread *t, unsigned flags, vm_batch *out)
 
 uint64_t vm__warm_check(const vm_region *r, vm_report *report)
 {
-    const vm_warm *w = warm_of(r);
     uint64_t pages = 0;
     uint32_t nr;
     char what[48];
-    for (uint32_t class = 0; class < VM_WARM_CLASSES; class++) {
-        bool is_used = VM_RELAXED(&w->used[class / 64]) >> class % 64 & 1;
-        snprintf(what, sizeof what, "warm list %u", class);
-        pages += vm__list_check(r, VM_RELAXED(&w->list[class].head), VM_LAZY, 0, what, &nr, report);
+    for (uint32_t i = 0; i < vm__groups_used(r) * VM_WARM_CLASSES; i++) {
+        uint32_t group = i / VM_WARM_CLASSES, class = i % VM_WARM_CLASSES;
+        const vm_shelf *s = &r->map.shelves[group];
+        bool is_used = VM_RELAXED(&s->used[class / 64]) >> class % 64 & 1;
+        if (group)
+            snprintf(what, sizeof what, "warm list %u of group %u", class, group);
+        else
+            snprintf(what, sizeof what, "warm list %u", class);
+        pages += vm__list_check(r, VM_RELAXED(&s->list[class].head), VM_LAZY, 0, what, &nr, report);
         if (is_used != (nr != 0))
             vm__report(report, "%s: %u entries, but marked %s", what, nr, is_used ? "used" : "empty");
     }
-    pages += vm__list_check(r, VM_RELAXED(&w->unsorted), VM_LAZY, 0, "unsorted list", &nr, report);
-    for (uint32_t i = 0; i < r->map.nr_nodes; i++)
+    pages += vm__list_check(r, VM_RELAXED(&warm_of(r)->unsorted), VM_LAZY, 0, "unsorted list", &nr, report);
+    for (uint32_t i = 0; i < vm__nodes_used(r); i++)
         pages += vm__list_check(r, VM_RELAXED(&r->map.nodes[i].lazy_head), VM_LAZY, 0, "lazy list", &nr, report);
     return pages;
 }

@@ -82,7 +82,12 @@ THREAD_ASK_SLOTS = 16
 
 # nodes and pools
 NODES_MAX = 128
-"""The kernel's cap. Nodes = clamp(CPUs, 1, NODES_MAX)."""
+"""The kernel's cap. Nodes = clamp(CPUs, 1, NODES_MAX) ..."""
+PROCESS_GROUPS = 64
+"""... for each of so many groups of processes, by turns, where magazines stand in front of memory: a place that
+another process made resident faults once more in this one. But ..."""
+NODES_OF_ALL_MAX = 1024
+"""... so many nodes altogether."""
 POOL_PAGES_MAX = 256
 """The largest exact size that a magazine or a pool keeps, in pages."""
 POOL_CAP_PAGES = 8192
@@ -116,6 +121,8 @@ FLOW_PAGES = 16
 and while space is short no magazine keeps a larger one."""
 FLOW_BATCH_PAGES = 128
 """... as many together as have so many pages."""
+MAGAZINE_SAMPLES = 5
+"""Of so many of the largest ranges that a thread keeps it is asked whether they lie in memory."""
 MAGAZINE_STOCK_PAGES = 64
 """A miss that comes to space takes twice as many ranges as the last of its size did, up to so many pages."""
 MAGAZINE_BUDGET_BYTES = 16 << 20

@@ -42,6 +42,15 @@ void end_stage(stage *s)
     munmap(s, sizeof *s);
 }
 
+/* As in a new region, again: nothing lies where processes were that are gone. */
+static void forget_high_groups(vm_region *r)
+{
+    r->map.h->high_group = 0;
+    for (uint32_t p = 0; p < VM_PROCESS_NAMES; p++)
+        if (r->map.processes[p].state & VM_PROCESS_LIVE && vm__group_of_process(r, p) >= r->map.h->high_group)
+            r->map.h->high_group = vm__group_of_process(r, p) + 1ull;
+}
+
 /* The survivor's part; its children are there already. */
 void set_stage(stage *s)
 {
@@ -49,6 +58,7 @@ void set_stage(stage *s)
     vm_range warm[WARM];
     s->r->map.h->used_peak = s->r->map.h->granted_pages =
         0; /* as in a new region: else who raises them depends on the past */
+    forget_high_groups(s->r);
     for (int i = 0; i < WARM; i++)
         warm[i] = take(s->r, (uint64_t)i / 4 + 1);
     for (int i = 0; i < SURVIVORS; i++) {

@@ -51,7 +51,8 @@ static void lock_warm_and_be_killed(stage *s)
     vm_warm *w = &s->r->map.h->warm;
     wait_for_cue(&s->victim[1].cue, CUE_RUN, 0);
     CHECK_EQ(vm__warm_lock(vm__thread(s->r), 0), 0);
-    w->list[0].head = w->list[0].tail = 7; /* half-way through something */
+    vm_shelf *shelf = s->r->map.shelves;
+    shelf->list[0].head = shelf->list[0].tail = 7; /* half-way through something */
     w->unsorted = 9;
     s->r->map.nodes[0].lazy_head = 11;
     kill(getpid(), SIGKILL);
@@ -312,12 +313,13 @@ void let_a_list_lie(stage *s)
 void let_warm_lists_lie(stage *s)
 {
     vm_warm *w = &s->r->map.h->warm;
+    vm_shelf *shelf = s->r->map.shelves;
     shelve(s);
     hold(s, 2, 1);
     w->unsorted = (uint32_t)s->held[s->nr_held - 1].page + 1; /* busy; its id is taken for the next link */
     for (int i = 0; i < VM_WARM_CLASSES; i++)
-        w->list[i].head = w->list[i].tail = w->unsorted;
-    memset(w->used, 0xff, sizeof w->used - sizeof w->used[0]);
+        shelf->list[i].head = shelf->list[i].tail = w->unsorted;
+    memset(shelf->used, 0xff, sizeof shelf->used - sizeof shelf->used[0]);
 }
 void mend_hints(stage *s) { CHECK_EQ(vm_repair(s->r, NULL, NULL) >= 0, 1); }
 

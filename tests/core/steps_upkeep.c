@@ -18,10 +18,10 @@ void shelve_and_mark(stage *s)
 /* The marks say that nothing of it was ever used. */
 static void mark_pools(vm_region *r)
 {
-    for (uint32_t i = 0; i < r->map.nr_nodes; i++)
+    for (uint32_t i = 0; i < vm__nodes_used(r); i++)
         for (uint32_t k = 0; k < VM_POOL_PAGES_MAX; k++)
             r->map.nodes[i].low[k] = r->map.nodes[i].pool[k].nr_ranges;
-    for (uint32_t i = 0; r->design->kept->turn && i < r->map.nr_nodes; i++)
+    for (uint32_t i = 0; r->design->kept->turn && i < vm__nodes_used(r); i++)
         r->design->kept->turn(r, i);
 }
 void warm_up_forty_and_mark(stage *s)

@@ -124,8 +124,7 @@ static void break_open_the_pools(vm_region *r)
 static void forget_the_lists(vm_region *r)
 {
     r->map.nodes[0].lazy_head = 0;
-    memset(r->map.h->warm.list, 0, sizeof r->map.h->warm.list);
-    memset(r->map.h->warm.used, 0, sizeof r->map.h->warm.used);
+    memset(r->map.shelves, 0, r->map.nr_groups * sizeof *r->map.shelves);
     r->map.h->warm.unsorted = 0;
     for (int i = 0; i < VM_POOL_PAGES_MAX; i++)
         r->map.nodes[0].pool[i].head = 0;

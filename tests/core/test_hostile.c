@@ -42,7 +42,7 @@ static area area_of(const vm_region *r, uint64_t *seed)
     uint64_t page = chance(seed, NR_PAGES), near = chance(seed, 3) ? 600 : NR_PAGES;
     uint64_t slot = chance(seed, 2) ? vm__first_thread(r) + chance(seed, 3) : chance(seed, r->map.nr_threads);
 #define AREA(p, n) ((area){(uint64_t)((const uint8_t *)(p) - base), (n)})
-    vm_node *node = &r->map.nodes[chance(seed, r->map.nr_nodes)];
+    vm_node *node = &r->map.nodes[chance(seed, vm__nodes_used(r))];
     switch (chance(seed, 15)) {
     case 0:
         return AREA(r->map.h, sizeof *r->map.h);
@@ -137,7 +137,7 @@ static uint64_t some_range(const vm_region *r, uint64_t *seed)
 /* A list that never ends, and a counter that says so. */
 static void bend(const vm_region *r, uint64_t *seed)
 {
-    vm_node *node = &r->map.nodes[chance(seed, r->map.nr_nodes)];
+    vm_node *node = &r->map.nodes[chance(seed, vm__nodes_used(r))];
     vm_pool *pool = &node->pool[chance(seed, 8)];
     uint32_t *head = chance(seed, 3) ? &pool->head : &node->lazy_head, link = *head;
     if (!link || link > NR_PAGES)

@@ -206,7 +206,7 @@ static void the_lists_are_made_anew_after_a_death(vm_pools d)
     CHILD(child, {
         vm_thread *t = vm__thread(r);
         CHECK_EQ(vm__lock(t, &r->map.h->warm.lock, 0), 0);
-        memset(r->map.h->warm.list, 0x55, sizeof r->map.h->warm.list);
+        memset(r->map.shelves->list, 0x55, sizeof r->map.shelves->list);
         kill(getpid(), SIGKILL);
     });
     CHECK_EQ(waitpid(child, NULL, 0), child);
@@ -419,7 +419,7 @@ static void the_purge_starts_at_another_node_each_time(vm_pools d)
 {
     vm_region *r = MAKE(.nr_pages = 100, .nr_nodes = 4, .nr_threads = 4, .pools = d);
     for (uint64_t i = 0; i < 9; i++) {
-        CHECK_EQ(r->map.h->purge_start_node % r->map.nr_nodes, i % 4);
+        CHECK_EQ(r->map.h->purge_start_node % vm__nodes_used(r), i % 4);
         CHECK_EQ(vm_purge(r, NULL), 0);
     }
     FINISH(r);
