@@ -550,6 +550,7 @@ class CachingAllocator(Allocator):
         """The peak sinks towards present use."""
         peak, used = self.used_peak_pages, self.used_pages - self.lazy_pages
         self.used_peak_pages = max(peak - (peak - used) * PEAK_SINK_PERCENT // 100, used)
+        self.drained_peak_pages = min(self.drained_peak_pages, self.used_peak_pages)
 
     def decay_pools(self, node: Node, full: bool) -> list[Area]:
         """Cut the cold end of every pool: those added first."""
