@@ -15,7 +15,6 @@
  */
 #include "mend.h"
 
-#define RUNS_PER_LOCK 64   /* others get a turn on space_lock in between */
 #define LOOK_FOR_DEATH_EVERY 64
 
 /* Put pieces back on the lazy lists, range by range as their words say (`merged`: a piece may hold
@@ -42,8 +41,8 @@ static int return_to_space(vm_thread *t, vm_batch *b, unsigned flags)
     vm__batch_merge(b);
     bool keeps_pages = flags & VM_PURGE_UNPUNCHED && r->map.data;
     for (size_t i = 0; i < b->nr;) {
-        bool dirty[RUNS_PER_LOCK];
-        size_t n = b->nr - i < RUNS_PER_LOCK ? b->nr - i : RUNS_PER_LOCK;
+        bool dirty[VM_RUNS_PER_LOCK];
+        size_t n = b->nr - i < VM_RUNS_PER_LOCK ? b->nr - i : VM_RUNS_PER_LOCK;
         for (size_t k = 0; k < n; k++)
             dirty[k] = keeps_pages || vm__pages_discard(r, b->piece[i + k].page, b->piece[i + k].nr_pages) != 0;
         int rc = vm__space_lock(t, flags & VM_LOCK_FLAGS);

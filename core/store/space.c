@@ -364,15 +364,16 @@ static uint64_t next_free(const vm_region *r, uint64_t page, vm_word *w)
     return *w && vm__state(*w) == VM_FREE && found + vm__len(*w) > page ? found : VM_NONE;
 }
 
-/* Of the free ranges from *from on those that may be resident become PURGING(t), for their pages to be given back. */
-static uint64_t collect_dirty(vm_thread *t, uint64_t *from, uint64_t most_pages, vm_batch *out)
+/* Of the free ranges from *from on those that may be resident become PURGING(t), for their pages to be given back. False:
+ * the index lied. */
+static bool collect_dirty(vm_thread *t, uint64_t *from, uint64_t most_pages, vm_batch *out)
 {
     vm_region *r = t->region;
-    uint64_t taken = 0, page = 0;
+    uint64_t taken = 0, page = 0, dirty = VM_RELAXED(&r->map.h->dirty_pages);
     for (uint32_t nr = 0; nr < VM_DIRTY_LOOK_RANGES && *from < r->map.nr_pages && taken < most_pages; nr++) {
         vm_word w = 0;
         page = next_free(r, *from, &w);
-        if (page >= r->map.nr_pages)
+        if (page == VM_NONE)
             break;
         *from = page + vm__len(w);
         if (!(w & VM_WORD_DIRTY))
@@ -382,11 +383,9 @@ static uint64_t collect_dirty(vm_thread *t, uint64_t *from, uint64_t most_pages,
         vm__batch_add(t, out, page, vm__len(w));
         taken += vm__len(w);
     }
-    if (page == r->map.nr_pages)
-        *from = page;
-    if (page == VM_NONE)
-        VM_PUT(&r->map.h->space_lock.needs_mending, 1);
-    return taken;
+    VM_PUT(&r->map.h->free_pages, VM_RELAXED(&r->map.h->free_pages) - taken);
+    VM_PUT(&r->map.h->dirty_pages, dirty > taken ? dirty - taken : 0);
+    return page != VM_NONE;
 }
 
 /* A part of the free ranges that may be resident, from *from on, which is where to go on: until they are so many pages, and
@@ -394,16 +393,14 @@ static uint64_t collect_dirty(vm_thread *t, uint64_t *from, uint64_t most_pages,
  * rest, and dirty again. */
 int vm__space_collect_dirty(vm_thread *t, uint64_t *from, uint64_t most_pages, unsigned flags, vm_batch *out)
 {
-    vm_region *r = t->region;
-    VM_ASSERT_RANK_HELD(r, VM_RANK_PURGE);
+    VM_ASSERT_RANK_HELD(t->region, VM_RANK_PURGE);
     int rc = vm__space_lock(t, flags);
     if (rc)
         return rc;
-    uint64_t taken = collect_dirty(t, from, most_pages, out), dirty = VM_RELAXED(&r->map.h->dirty_pages);
-    VM_PUT(&r->map.h->free_pages, VM_RELAXED(&r->map.h->free_pages) - taken);
-    VM_PUT(&r->map.h->dirty_pages, dirty > taken ? dirty - taken : 0);
-    if (VM_RELAXED(&r->map.h->space_lock.needs_mending))
-        rc = -EAGAIN; /* whoever has the lock next mends the index */
+    if (!collect_dirty(t, from, most_pages, out)) {
+        rc = vm__space_rebuild(t);
+        rc = rc ? rc : -EAGAIN;
+    }
     vm__space_unlock(t);
     return rc;
 }

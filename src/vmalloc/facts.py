@@ -151,6 +151,8 @@ PURGE_STEP_PAGES_MAX = 4096
 PURGE_STEP_PROCESSES = 64
 """Beside so many attached processes it is half of all that, beside twice as many a third: each has its mapping of
 what is given back."""
+RUNS_PER_LOCK = 64
+"""What is given back goes to space by so many runs for one turn at its lock; others get theirs in between."""
 PEAK_SINK_STEPS = 64
 """The recent peak also sinks at one in so many of these steps."""
 DRAIN_BYTES = 8 << 20

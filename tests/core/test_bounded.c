@@ -209,6 +209,21 @@ static void a_turn_at_the_lock_looks_at_few_free_ranges_and_the_next_goes_on(voi
     give_back_the_rest(r, a);
 }
 
+static void where_the_index_lies_it_is_made_anew_and_nothing_is_lost(void)
+{
+    static vm_range a[2 * HOLES];
+    vm_region *r = full_of_holes(a, HOLES);
+    uint64_t at = 0, pages = 0;
+    CHECK_EQ(a[1].page, 1);
+    r->map.bits[0] &= ~2ull; /* a busy page that seems to be free */
+    CHECK(!vm__purge_dirty(vm__thread(r), &at, &pages));
+    CHECK_CLEAN(r);
+    CHECK_EQ(vm_purge(r, NULL), 0);
+    CHECK_EQ(r->map.h->dirty_pages, 0);
+    CHECK_CLEAN(r);
+    give_back_the_rest(r, a);
+}
+
 static uint32_t go_on_left;
 static bool go_on(vm_thread *t)
 {
@@ -290,6 +305,7 @@ int main(void)
     beside_many_processes_a_free_makes_fewer_holes();
     what_is_cleaned_under_the_lock_of_space_is_little();
     a_turn_at_the_lock_looks_at_few_free_ranges_and_the_next_goes_on();
+    where_the_index_lies_it_is_made_anew_and_nothing_is_lost();
     a_turn_that_is_broken_off_goes_on_where_it_was();
     every_idle_thread_has_its_turn_though_each_is_broken_off();
     return 0;
