@@ -50,11 +50,11 @@ struct vm_watch {
     uint64_t ticked_ns; /* when the last round was; 0: never */
     uint32_t nr_ticks;
     vm_pressure pressure; /* as it was looked at last */
-    uint64_t lazy_low;  /* of the turn before this one, as the next two */
+    uint64_t lazy_low; /* of the turn before this one, as the next two */
     uint64_t live_high;
-    uint32_t *low;      /* of each pool of each node */
+    uint32_t *low; /* of each pool of each node */
     vm_slot_seen *slot;
-    uint32_t slot_at;  /* where a turn that was broken off goes on: the others had theirs */
+    uint32_t slot_at; /* where a turn that was broken off goes on: the others had theirs */
     uint64_t dirty_at; /* the same, of free ranges that may be resident */
 };
 
