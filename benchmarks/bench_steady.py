@@ -7,6 +7,7 @@ epochs    arrays of one shape are allocated, written to, and freed, again and ag
 flow      messages go one way between two processes: ns a message beside a ring of two slots written by hand
 headroom  allocations a second in a region that has little more pages than are in use
 free      the slowest of many frees of small arrays, half of all, beside idle processes and a stopped one
+crowd     the same number of pairs by few and by thousands of threads, in one process and in many
 
 Resident is memory of the region, or of the process for the others. The column size/bar is the most that was
 resident over 1.1 times the live peak and 64 MiB.
@@ -39,6 +40,7 @@ WORKERS = {"1 thread": ("1", "thread"), "64 threads": ("64", "thread"), "8 proce
 MESSAGES = {"64 KiB": (64 << 10, 200), "1 MiB": (1 << 20, 30), "16 MiB": (16 << 20, 4)}
 HEADROOM = (8.0, 2.0, 1.5, 1.2)
 LIVE_PAGES = 1 << 17
+FREE_RUNS = 3
 LOCKS = ("none", "purge", "space", "warm", "pool", "names", "lease")
 
 
@@ -179,14 +181,58 @@ def frees(quick: bool) -> Iterator[tuple[list[str], list[common.Result]]]:
     program = build("free", "free_loop.c", flags)
     arrays, processes = ("20000", "8") if quick else ("600000", "64")
     for lock in LOCKS:
-        command = [program, arrays, processes, lock]
-        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        worst, idle, cpu, idle_cpu = (float(ns) / 1e6 for ns in text.split())
-        peers = {"the machine's own": idle, "in CPU time": cpu, "the machine's own CPU time": idle_cpu}
+        rows = []
+        for _ in range(1 if quick else FREE_RUNS):
+            command = [program, arrays, processes, lock]
+            text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            rows.append([float(number) for number in text.split()])
+        worst, idle, cpu, idle_cpu, undisturbed, idle_undisturbed = (
+            median(column) / 1e6 for column in list(zip(*rows, strict=True))[:6]
+        )
+        slept = sum(row[6] for row in rows)
+        peers = {
+            "the machine's own": idle,
+            "in CPU time": cpu,
+            "the machine's own CPU time": idle_cpu,
+            "not preempted": undisturbed,
+            "the machine's own, not preempted": idle_undisturbed,
+            "slept": slept,
+        }
+        values = (worst, idle, undisturbed, idle_undisturbed, cpu, idle_cpu)
         yield (
-            [f"stopped in: {lock}", *(f"{ms:.2f}" for ms in (worst, idle, cpu, idle_cpu))],
+            [f"stopped in: {lock}", *(f"{ms:.2f}" for ms in values), f"{slept:.0f}"],
             [result(f"slowest free, stopped in {lock}", "magazine", worst, "ms", peers)],
         )
+
+
+def crowds(quick: bool) -> Iterator[tuple[list[str], list[common.Result]]]:
+    program = build("crowd", "crowd_loop.c", common.library_flags())
+    pairs = "256000" if quick else "2560000"
+    for name, few, many in (
+        ("64 and 3,500 threads", ("1", "64"), ("1", "350" if quick else "3500")),
+        ("4 x 14 and 250 x 14 threads", ("4", "14"), ("25" if quick else "250", "14")),
+    ):
+        seconds: dict[tuple[str, str], list[float]] = {few: [], many: []}
+        failed, slowest = 0, 0.0
+        for _ in range(1 if quick else 5):
+            for crowd in (few, many):
+                command = [program, *crowd, pairs]
+                text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                took, errors, longest = text.split()
+                seconds[crowd].append(float(took))
+                failed += int(errors)
+                slowest = max(slowest, float(longest)) if crowd == many else slowest
+        ratio = median([a / b for a, b in zip(seconds[many], seconds[few], strict=True)])
+        row = [
+            name,
+            f"{median(seconds[few]):.2f}",
+            f"{median(seconds[many]):.2f}",
+            f"{ratio:.2f}",
+            str(failed),
+            f"{slowest:.2f}",
+        ]
+        peers = {"errors": float(failed), "the longest pair, s": slowest}
+        yield row, [result(name, "magazine", ratio, "ratio of times", peers)]
 
 
 TABLES = {
@@ -196,7 +242,14 @@ TABLES = {
     ),
     "flow": (flows, "One-way flow", ["case", "us", "two slots, us", "ratio"]),
     "headroom": (headroom, "Headroom, 8 threads, 1 to 256 pages", ["case", "M/s", "to 8x", "no room"]),
-    "free": (frees, "Slowest single free", ["case", "ms", "idle loop, ms", "CPU ms", "idle loop, CPU ms"]),
+    "free": (
+        frees, "Slowest single free, ms; beside it the same of an empty loop",
+        ["case", "all", "empty", "not preempted", "empty", "CPU", "empty", "slept"],
+    ),
+    "crowd": (
+        crowds, "The same pairs of 4 KiB by few and by many threads",
+        ["case", "few, s", "many, s", "ratio", "errors", "longest pair, s"],
+    ),
 }  # fmt: skip
 
 

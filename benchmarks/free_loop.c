@@ -4,7 +4,8 @@
  *
  * Arguments: ARRAYS PROCESSES LOCK. Allocates and writes to so many one-page arrays, has so many idle processes attach,
  * lets one of them take LOCK (none, purge, space, warm, pool, names, lease) and stops it there; then frees every other
- * array and prints the slowest of these frees in ns, and the slowest of as many turns of an empty loop.
+ * array, and turns an empty loop for as long. Prints in ns the slowest of the frees and of the turns, by the clock on the
+ * wall, in CPU time, and by the clock among those that were not preempted; and how many frees slept.
  *
  * It stands on the region's layout (core/base/layout.h): the lock's word gets the neighbour's token.
  */
@@ -14,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -94,24 +96,56 @@ static void start(int nr, const char *name)
     }
 }
 
-/* By the clock on the wall, and in CPU time, in which being preempted costs nothing. */
+/* Of what is measured, one free or one empty turn: time by the clock, in CPU time, and the switches of this thread. */
 typedef struct times {
-    uint64_t wall, cpu;
+    uint64_t wall, cpu, preempted, slept;
 } times;
 
-static times slowest(vm_range *a, long n)
+static times now(void)
 {
-    times worst = {0, 0};
+    struct rusage use;
+    getrusage(RUSAGE_THREAD, &use);
+    return (times){clock_ns(CLOCK_MONOTONIC), clock_ns(CLOCK_THREAD_CPUTIME_ID), (uint64_t)use.ru_nivcsw,
+                   (uint64_t)use.ru_nvcsw};
+}
+
+typedef struct worst {
+    uint64_t wall, cpu, undisturbed; /* by the clock, of those that nobody preempted */
+    uint64_t nr_slept;
+} worst;
+
+static uint64_t larger(uint64_t a, uint64_t b) { return a > b ? a : b; }
+
+static void note(worst *w, times before, times after)
+{
+    uint64_t wall = after.wall - before.wall;
+    w->wall = larger(w->wall, wall);
+    w->cpu = larger(w->cpu, after.cpu - before.cpu);
+    if (after.preempted == before.preempted)
+        w->undisturbed = larger(w->undisturbed, wall);
+    w->nr_slept += after.slept != before.slept;
+}
+
+static worst of_frees(const vm_range *a, long n)
+{
+    worst w = {0, 0, 0, 0};
     for (long i = 0; i < n; i += 2) {
-        uint64_t cpu = clock_ns(CLOCK_THREAD_CPUTIME_ID), before = clock_ns(CLOCK_MONOTONIC);
-        if (a && vm_free(region, a[i].page, a[i].id, 0) != 0)
+        times before = now();
+        if (vm_free(region, a[i].page, a[i].id, 0) != 0)
             exit(6);
-        uint64_t took = clock_ns(CLOCK_MONOTONIC) - before;
-        cpu = clock_ns(CLOCK_THREAD_CPUTIME_ID) - cpu;
-        worst.wall = took > worst.wall ? took : worst.wall;
-        worst.cpu = cpu > worst.cpu ? cpu : worst.cpu;
+        note(&w, before, now());
     }
-    return worst;
+    return w;
+}
+
+static worst of_nothing(uint64_t ns)
+{
+    worst w = {0, 0, 0, 0};
+    for (uint64_t end = clock_ns(CLOCK_MONOTONIC) + ns; clock_ns(CLOCK_MONOTONIC) < end;) {
+        times before = now();
+        note(&w, before, now());
+    }
+    return w;
 }
 
 int main(int argc, char **argv)
@@ -129,7 +163,9 @@ int main(int argc, char **argv)
         *(volatile char *)vm_pointer(region, a[i].page) = 1;
     }
     start(atoi(argv[2]), argv[3]);
-    times own = slowest(NULL, n), worst = slowest(a, n);
-    printf("%lu %lu %lu %lu\n", worst.wall, own.wall, worst.cpu, own.cpu);
+    uint64_t began = clock_ns(CLOCK_MONOTONIC);
+    worst frees = of_frees(a, n), own = of_nothing(clock_ns(CLOCK_MONOTONIC) - began);
+    printf("%lu %lu %lu %lu %lu %lu %lu\n", frees.wall, own.wall, frees.cpu, own.cpu, frees.undisturbed,
+           own.undisturbed, frees.nr_slept);
     return 0; /* the others die with us */
 }

@@ -98,6 +98,7 @@ static inline void vm__charge(vm_region *r, uint64_t nr_pages) /* it took so man
     if (vm_unlikely(VM_RELAXED(&r->map.h->quota_pages)))
         vm__charge_slow(r, nr_pages);
 }
+void vm__charge_all(vm_region *r); /* for what they hold already */
 /* Pages that each process holds, busy and in its threads' magazines; what several share counts for each. By the words,
  * without a lock: a hint where others work. */
 void vm__count_held(const vm_region *r, bool once, uint64_t held[VM_PROCESSES]);

@@ -44,6 +44,17 @@ void vm__count_held(const vm_region *r, bool once, uint64_t held[VM_PROCESSES])
         vm__add_held(r, page, w, once, held);
 }
 
+/* A quota was set where there was none: until then nobody was charged. What is taken meanwhile may be charged twice, until
+ * the words are counted again. */
+void vm__charge_all(vm_region *r)
+{
+    uint64_t held[VM_PROCESSES];
+    vm__count_held(r, false, held);
+    for (uint32_t p = 0; p <= r->map.nr_processes; p++)
+        if (held[p])
+            VM_ADD(&r->map.processes[p].charged_pages, held[p]);
+}
+
 int vm__quota_fits(vm_thread *t, uint64_t nr_pages)
 {
     vm_region *r = t->region;

@@ -72,7 +72,7 @@ static int drain(vm_thread *t, uint32_t index, uint64_t *lost)
     if (!VM_CAS(&slot->drain, 0, t->token))
         return -EAGAIN;
     vm_word cached = vm__word(VM_CACHED, VM_WORD_DIRTY, 0, index, (uint32_t)(state >> 32));
-    uint32_t node = vm__group_of_process(r, vm__slot_process(state)) * r->map.nodes_each;
+    uint32_t node = vm__group_of_process(r, vm__slot_process(r, state)) * r->map.nodes_each;
     vm__barrier_everywhere();
     int rc = VM_ACQUIRE(&slot->state) == state ? 0 : -EAGAIN;
     for (uint64_t n = 1; n <= VM_POOL_PAGES_MAX && rc == 0; n++) {

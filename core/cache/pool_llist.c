@@ -109,13 +109,28 @@ static uint32_t give(vm_thread *t, vm_node *n, uint64_t nr_pages, uint32_t count
     return kept;
 }
 
-/* Keep the hot front, take the rest. A pool in use is left for the next purge. */
+/* For who must have what is in it: a taker that only is not running is waited for, as for a lock. */
+static int wait_for_pool(vm_thread *t, vm_pool *p, unsigned flags)
+{
+    vm_region *r = t->region;
+    uint64_t started = vm__wait_start();
+    while (!enter_pool(t, p)) {
+        vm_token owner = VM_ACQUIRE(&p->in_use);
+        if (flags & VM_LOCK_FLAGS || owner == t->token || (owner && vm__owner_is_dead(r, owner)))
+            return -EAGAIN; /* it is left for the next purge, or to a scan, which may be ours */
+        int rc = owner ? vm__wait_slice(r, started, owner, vm__pid_of(r, owner)) : 0;
+        if (rc)
+            return rc;
+        vm__yield();
+    }
+    return 0;
+}
+
+/* Keep the hot front, take the rest. */
 static void decay_one(vm_thread *t, vm_node *n, uint64_t nr_pages, const uint32_t *quota, vm_batch *out)
 {
     vm_region *r = t->region;
     vm_pool *p = pool_of(n, nr_pages);
-    if (!enter_pool(t, p))
-        return;
     uint32_t head = VM_SWAP(&p->head, 0), first = is_link(r, head) ? head : 0, len = 0, last_kept = 0;
     for (uint32_t at = first; at && len < r->map.nr_pages; at = link_after(r, at))
         len++;
@@ -143,11 +158,18 @@ static void decay_one(vm_thread *t, vm_node *n, uint64_t nr_pages, const uint32_
 static int decay(vm_thread *t, vm_node *n, const uint32_t *quota, unsigned flags, vm_batch *out)
 {
     VM_ASSERT_HELD(t, &t->region->map.h->purge_lock);
-    (void)flags;
-    for (uint32_t i = 0; i < VM_POOL_PAGES_MAX; i++)
-        if (VM_RELAXED(&n->pool[i].head))
+    int first = 0;
+    for (uint32_t i = 0; i < VM_POOL_PAGES_MAX; i++) {
+        vm_pool *p = &n->pool[i];
+        if (!VM_RELAXED(&p->head) && !VM_RELAXED(&p->in_use)) /* a taker holds the list that it took */
+            continue;
+        int rc = wait_for_pool(t, p, flags);
+        if (rc == 0)
             decay_one(t, n, i + 1, quota, out);
-    return 0;
+        else if (rc != -EAGAIN)
+            first = first ? first : rc;
+    }
+    return first;
 }
 
 /* Keep takers out of every pool; adders may go on. */

@@ -14,7 +14,7 @@ static int drop_shared(vm_thread *t, uint64_t page, uint64_t id, unsigned flags,
 {
     bool ask;
     int rc = vm__drop_shared(t, page, id, flags, kept, &ask);
-    if (ask)
+    if (ask && !vm__helper_pid(t->region)) /* a walk over all words: a helper does it within a second */
         vm__recover_dead(t, VM_NO_WAIT, NULL);
     return rc;
 }
@@ -74,6 +74,21 @@ static int free_slow(vm_thread *t, uint64_t page, uint64_t id, vm_word w, unsign
 
 #define FREE_ATTEMPTS 8 /* another thread of ours would have to fork in the middle of each */
 
+/* By how much less than alone a free gives back: the kernel looks at the mapping of each process. */
+static uint32_t divisor_of_a_step(const vm_region *r)
+{
+    uint32_t nr = 0;
+    for (uint32_t p = 0; p < vm__high_process(r); p++)
+        nr += (uint32_t)VM_RELAXED(&r->map.processes[p].state) != 0;
+    return 1 + nr / VM_PURGE_STEP_PROCESSES;
+}
+
+static void give_back_a_step(vm_thread *t, uint64_t most_pages)
+{
+    uint32_t by = divisor_of_a_step(t->region), ranges = VM_PURGE_STEP_RANGES / by;
+    vm__purge_step(t, most_pages / by, ranges ? ranges : 1, 0);
+}
+
 /* Over the threshold the freeing thread gives back a little, unless somebody is at it already: at least one step, and for
  * a large range up to twice as much as it adds, if so much is over, so that the threshold is a bound. */
 static void purge_if_due(vm_thread *t, uint64_t nr_pages)
@@ -83,7 +98,7 @@ static void purge_if_due(vm_thread *t, uint64_t nr_pages)
         return;
     most = most < 2 * nr_pages ? most : 2 * nr_pages;
     most = most < VM_PURGE_STEP_PAGES_MAX ? most : VM_PURGE_STEP_PAGES_MAX;
-    vm__purge_step(t, most > VM_PURGE_STEP_PAGES ? most : VM_PURGE_STEP_PAGES, VM_PURGE_STEP_RANGES, 0);
+    give_back_a_step(t, most > VM_PURGE_STEP_PAGES ? most : VM_PURGE_STEP_PAGES);
 }
 
 /* The hit of a design that keeps ranges for a CPU: of a range that only this process holds. */

@@ -30,7 +30,10 @@ int vm_set_limit(vm_region *r, vm_limit which, uint64_t nr_pages)
     };
     if ((unsigned)which >= sizeof at / sizeof *at)
         return -EINVAL;
+    bool is_new = which == VM_QUOTA && nr_pages && !VM_RELAXED(at[which]);
     VM_STORE(at[which], nr_pages);
+    if (is_new)
+        vm__charge_all(r);
     return 0;
 }
 

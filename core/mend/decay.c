@@ -149,15 +149,27 @@ static void turn_slot(vm_thread *t, vm_watch *w, uint32_t i)
 }
 
 /* Each may wait a little for its owner, so it may be broken off: the rest turn next time. */
+static void turn_each_slot(vm_thread *t, vm_watch *w, bool (*go_on)(vm_thread *))
+{
+    const vm_region *r = t->region;
+    uint32_t first = vm__first_thread(r);
+    uint64_t high = least(VM_ACQUIRE(&r->map.h->high_slot), r->map.nr_threads);
+    uint32_t nr = high > first ? (uint32_t)high - first : 0;
+    for (uint32_t n = 0; n < nr && go_on(t); n++) {
+        uint32_t i = first + w->slot_at % nr;
+        w->slot_at = (w->slot_at + 1) % nr;
+        if (i != t->index)
+            turn_slot(t, w, i);
+    }
+}
+
 static void turn_slots(vm_thread *t, vm_watch *w, bool (*go_on)(vm_thread *))
 {
     vm_region *r = t->region;
     if (!r->design->has_magazines || !r->can_drain)
         return;
     uint64_t lazy = lazy_pages(r);
-    for (uint32_t i = vm__first_thread(r); i < r->map.nr_threads && vm__slot_was_used(r, i) && go_on(t); i++)
-        if (i != t->index)
-            turn_slot(t, w, i);
+    turn_each_slot(t, w, go_on);
     uint64_t after = lazy_pages(r), drained = after > lazy ? after - lazy : 0;
     w->lazy_low += drained;
     VM_PUT(&r->map.h->lazy_low, VM_RELAXED(&r->map.h->lazy_low) + drained);
@@ -169,9 +181,8 @@ static void sink_to_use(vm_thread *t, uint64_t high)
     vm_header *h = t->region->map.h;
     if (vm__space_lock(t, VM_NO_WAIT) != 0)
         return;
-    uint64_t peak = h->used_peak;
-    if (peak > high)
-        VM_PUT(&h->used_peak, peak - (peak - high) * VM_PEAK_SINK_PERCENT / 100);
+    if (h->used_peak > high)
+        vm__space_sink_peak(t, high);
     vm__space_unlock(t);
 }
 
@@ -221,17 +232,14 @@ static void look_for_deaths(vm_thread *t, const vm_watch *w)
         vm__purge_scan(t, VM_LOCK_BRIEF, NULL, NULL);
 }
 
-/* What went to space with its pages while that was short. What the system does not take back (locked memory, no address
- * space for a second mapping) is as dirty afterwards: not again in this turn. */
-static uint64_t discard_dirty(vm_thread *t, bool (*go_on)(vm_thread *))
+/* What went to space with its pages while that was short: once over all of it, or what a turn before left of that. What the
+ * system does not take back (locked memory, no address space for a second mapping) is as dirty afterwards. */
+static uint64_t discard_dirty(vm_thread *t, vm_watch *w, bool (*go_on)(vm_thread *))
 {
-    const uint64_t *dirty = &t->region->map.h->dirty_pages;
-    uint64_t pages = 0, before, left = VM_RELAXED(dirty);
-    do {
-        before = left;
-        pages += go_on(t) ? vm__purge_dirty(t, VM_DIRTY_STEP_PAGES) : 0;
-        left = VM_RELAXED(dirty);
-    } while (left && left < before);
+    uint64_t pages = 0;
+    bool more = VM_RELAXED(&t->region->map.h->dirty_pages) != 0;
+    while (more && go_on(t))
+        more = vm__purge_dirty(t, &w->dirty_at, &pages);
     return pages;
 }
 
@@ -243,7 +251,7 @@ static uint64_t decay(vm_thread *t, vm_watch *w, bool (*go_on)(vm_thread *))
     for (uint32_t i = 0; i < vm__nodes_used(r) && go_on(t); i++)
         pages += decay_pools(t, w, i, pressure);
     if (w->nr_ticks % VM_TURN_TICKS == 0) {
-        pages += vm__is_tight(r) ? 0 : discard_dirty(t, go_on);
+        pages += vm__is_tight(r) ? 0 : discard_dirty(t, w, go_on);
         turn(t, w, go_on);
     }
     return pages;

@@ -25,8 +25,9 @@ uint64_t vm__purge_step(vm_thread *t, uint64_t most_pages, uint32_t most_ranges,
 /* A decay of one node's pools and nothing else: by `quota`, a number for each size. Returns the pages. */
 uint64_t vm__purge_pools(vm_thread *t, uint32_t node, const uint32_t *quota);
 bool vm__pools_to_warm(vm_thread *t); /* false: somebody purges just now */
-uint64_t vm__purge_dirty(vm_thread *t,
-                         uint64_t most_pages); /* of what is free and may be resident; returns the pages */
+/* Of what is free and may be resident, from *from on, which is where to go on; *pages: more by what went. False: at the
+ * end, or not now. */
+bool vm__purge_dirty(vm_thread *t, uint64_t *from, uint64_t *pages);
 bool vm__purge_is_behind(vm_region *r); /* a death may have hidden something from the lists */
 void vm__count_tick(vm_thread *t, uint64_t decayed_pages);
 /* A purge in scan mode; `then` runs after a complete one, still under purge_lock. */
@@ -49,10 +50,12 @@ struct vm_watch {
     uint64_t ticked_ns; /* when the last round was; 0: never */
     uint32_t nr_ticks;
     vm_pressure pressure; /* as it was looked at last */
-    uint64_t lazy_low;  /* of the turn before this one, as the next two */
+    uint64_t lazy_low; /* of the turn before this one, as the next two */
     uint64_t live_high;
-    uint32_t *low;      /* of each pool of each node */
+    uint32_t *low; /* of each pool of each node */
     vm_slot_seen *slot;
+    uint32_t slot_at; /* where a turn that was broken off goes on: the others had theirs */
+    uint64_t dirty_at; /* the same, of free ranges that may be resident */
 };
 
 int vm__tick(vm_thread *t, bool (*go_on)(vm_thread *)); /* [tick_mutex] */

@@ -15,7 +15,6 @@
  */
 #include "mend.h"
 
-#define RUNS_PER_LOCK 64   /* others get a turn on space_lock in between */
 #define LOOK_FOR_DEATH_EVERY 64
 
 /* Put pieces back on a node's lazy list, range by range as their words say (`merged`: a piece may hold
@@ -47,8 +46,8 @@ static int return_to_space(vm_thread *t, vm_batch *b, unsigned flags)
     vm__batch_merge(b);
     bool keeps_pages = flags & VM_PURGE_UNPUNCHED && r->map.data;
     for (size_t i = 0; i < b->nr;) {
-        bool dirty[RUNS_PER_LOCK];
-        size_t n = b->nr - i < RUNS_PER_LOCK ? b->nr - i : RUNS_PER_LOCK;
+        bool dirty[VM_RUNS_PER_LOCK];
+        size_t n = b->nr - i < VM_RUNS_PER_LOCK ? b->nr - i : VM_RUNS_PER_LOCK;
         for (size_t k = 0; k < n; k++)
             dirty[k] = keeps_pages || vm__pages_discard(r, b->piece[i + k].page, b->piece[i + k].nr_pages) != 0;
         int rc = vm__space_lock(t, flags & VM_LOCK_FLAGS);
@@ -57,8 +56,9 @@ static int return_to_space(vm_thread *t, vm_batch *b, unsigned flags)
             b->nr = 0;
             return rc;
         }
+        uint64_t may_clean = VM_CLEAN_TURN_PAGES;
         for (size_t k = 0; k < n; k++, i++) {
-            vm__space_put(t, b->piece[i].page, b->piece[i].nr_pages, dirty[k]);
+            vm__space_put(t, b->piece[i].page, b->piece[i].nr_pages, dirty[k], &may_clean);
             b->pages_returned += b->piece[i].nr_pages;
         }
         VM_PUT(&r->map.h->nr_discards, r->map.h->nr_discards + (keeps_pages ? 0 : n));
@@ -86,6 +86,14 @@ static int collect(vm_thread *t, unsigned flags, bool decays, vm_batch *b)
     return first ? first : rc;
 }
 
+/* Others get a turn on space_lock in between. */
+static void collect_all_dirty(vm_thread *t, unsigned flags, vm_batch *b)
+{
+    uint64_t from = 0;
+    while (from < t->region->map.nr_pages && vm__space_collect_dirty(t, &from, UINT64_MAX, flags, b) == 0)
+        ;
+}
+
 /* After a death: the words first, then the lists, so that no list keeps what the scan found. */
 static int scan_and_collect(vm_thread *t, unsigned flags, bool decays, vm_batch *b)
 {
@@ -110,15 +118,14 @@ static int scan_and_collect(vm_thread *t, unsigned flags, bool decays, vm_batch 
     return rc ? rc : collected;
 }
 
-/* The recent peak of use sets the threshold; at each purge it sinks towards present use. */
-static void sink_peak(vm_thread *t, unsigned flags)
+/* The recent peak of use sets the threshold; at each purge it sinks towards present use. No more is granted than `most`. */
+static void sink_peak(vm_thread *t, uint64_t most, unsigned flags)
 {
     vm_region *r = t->region;
-    uint64_t most = r->map.flags & VM_FLAG_NO_DATA ? UINT64_MAX : vm__headroom_pages(r);
     if (vm__space_lock(t, flags) != 0)
         return;
-    uint64_t used = r->map.nr_pages - r->map.h->free_pages, live = vm__live_pages(r), peak = r->map.h->used_peak;
-    VM_PUT(&r->map.h->used_peak, peak > live ? peak - (peak - live) * VM_PEAK_SINK_PERCENT / 100 : live);
+    uint64_t used = r->map.nr_pages - r->map.h->free_pages;
+    vm__space_sink_peak(t, vm__live_pages(r));
     vm__space_grant(t, used, most);
     vm__space_unlock(t);
 }
@@ -156,10 +163,10 @@ int vm__purge(vm_thread *t, unsigned flags, uint64_t *pages_returned)
     vm__expire_leases(t, VM_NO_WAIT, 0, NULL); /* somebody has the lock: the next purge, then */
     rc = VM_ACQUIRE(&r->map.h->purge_needs_scan) ? scan_and_collect(t, flags, true, &b) : collect(t, flags, true, &b);
     if (!(flags & VM_PURGE_UNPUNCHED) && VM_RELAXED(&r->map.h->dirty_pages))
-        vm__space_collect_dirty(t, UINT64_MAX, flags & VM_LOCK_FLAGS, &b);
+        collect_all_dirty(t, flags & VM_LOCK_FLAGS, &b);
     int returned = return_to_space(t, &b, flags);
     if (!(flags & VM_PURGE_UNPUNCHED))
-        sink_peak(t, 0);
+        sink_peak(t, r->map.flags & VM_FLAG_NO_DATA ? UINT64_MAX : vm__headroom_pages(r), 0);
     VM_PUT(&r->map.h->nr_purges, r->map.h->nr_purges + 1);
     VM_PUT(&r->map.h->nr_purged_pages, r->map.h->nr_purged_pages + b.pages_returned);
     vm__unlock(t, &r->map.h->purge_lock);
@@ -180,8 +187,8 @@ static uint64_t end_step(vm_thread *t, vm_batch *b, bool gave_back)
     if (gave_back) {
         VM_PUT(&h->nr_purged_pages, h->nr_purged_pages + pages);
         VM_PUT(&h->nr_steps, h->nr_steps + 1);
-        if (h->nr_steps % VM_PEAK_SINK_STEPS == 0)
-            sink_peak(t, VM_NO_WAIT);
+        if (h->nr_steps % VM_PEAK_SINK_STEPS == 0) /* a free may be at it: no files are read */
+            sink_peak(t, VM_RELAXED(&h->granted_pages), VM_NO_WAIT);
     }
     vm__unlock(t, &h->purge_lock);
     free(b->piece);
@@ -211,14 +218,19 @@ uint64_t vm__purge_pools(vm_thread *t, uint32_t node, const uint32_t *quota)
     return end_step(t, &b, b.pages_returned != 0);
 }
 
-uint64_t vm__purge_dirty(vm_thread *t, uint64_t most_pages)
+bool vm__purge_dirty(vm_thread *t, uint64_t *from, uint64_t *pages)
 {
+    vm_region *r = t->region;
     vm_batch b = {0};
-    if (!VM_RELAXED(&t->region->map.h->dirty_pages) || !try_to_step(t))
-        return 0;
-    if (vm__space_collect_dirty(t, most_pages, VM_NO_WAIT, &b) == 0)
-        return_to_space(t, &b, VM_NO_WAIT);
-    return end_step(t, &b, true);
+    if (!try_to_step(t))
+        return false;
+    int rc = vm__space_collect_dirty(t, from, VM_DIRTY_STEP_PAGES, VM_NO_WAIT, &b);
+    if (b.nr)
+        return_to_space(t, &b, VM_NO_WAIT); /* also if the index turned out wrong: what was collected is ours */
+    *pages += end_step(t, &b, b.pages_returned != 0);
+    bool is_end = *from >= r->map.nr_pages;
+    *from = is_end ? 0 : *from;
+    return rc == 0 && !is_end;
 }
 
 bool vm__purge_is_behind(vm_region *r)

@@ -159,6 +159,19 @@ static void count_taken(vm_region *r, uint64_t nr_pages, bool is_dirty)
     vm__note_use(r);
 }
 
+/* The recent peak sinks towards `pages`, and with it the peak at which magazines were last drained: what rises again is a
+ * rise again. */
+void vm__space_sink_peak(vm_thread *t, uint64_t pages)
+{
+    vm_header *h = t->region->map.h;
+    VM_ASSERT_HELD(t, &h->space_lock);
+    uint64_t peak = VM_RELAXED(&h->used_peak), over = peak > pages ? peak - pages : 0;
+    peak = over ? peak - over * VM_PEAK_SINK_PERCENT / 100 : pages;
+    VM_PUT(&h->used_peak, peak);
+    if (VM_RELAXED(&h->drained_peak) > peak)
+        VM_PUT(&h->drained_peak, peak);
+}
+
 /* For a watch (mend/decay.c): what is lazy never was less, what is in use never more, since it turned. Hints: where two
  * write at once, one is lost. */
 void vm__note_use(vm_region *r)
@@ -298,24 +311,27 @@ static vm_word free_at(const vm_region *r, uint64_t page)
 }
 
 /* A word says of a whole free range whether it may be resident. Where a few pages would make a long clean range so, they are
- * given back instead: words of what is about to be one range. True: all of it is clean now. */
-static bool clean_what_is_little(vm_region *r, uint64_t start, const vm_word parts[3])
+ * given back instead: words of what is about to be one range. Others wait for the lock meanwhile: *most_pages in one turn
+ * at it, the rest of which is left there. True: all of it is clean now. */
+static bool clean_what_is_little(vm_region *r, uint64_t start, const vm_word parts[3], uint64_t *most_pages)
 {
     uint64_t dirty = 0, all = 0;
     for (int i = 0; i < 3; i++) {
         dirty += dirty_of(parts[i]);
         all += vm__len(parts[i]);
     }
-    if (dirty == 0 || dirty > VM_DIRTY_STEP_PAGES || all - dirty <= VM_MUCH_CLEAN_FACTOR * dirty)
+    if (dirty == 0 || dirty > *most_pages || all - dirty <= VM_MUCH_CLEAN_FACTOR * dirty)
         return dirty == 0;
+    *most_pages -= dirty;
     for (int i = 0; i < 3; start += vm__len(parts[i++]))
         if (dirty_of(parts[i]) && vm__pages_discard(r, start, vm__len(parts[i])) != 0)
             return false;
     return true;
 }
 
-/* Give a range back: its word is ours (PURGING or MOVING). Merges with both neighbours. */
-void vm__space_put(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_dirty)
+/* Give a range back: its word is ours (PURGING or MOVING). Merges with both neighbours. *may_clean: so many pages may still
+ * be given back to the system in this turn at the lock. */
+void vm__space_put(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_dirty, uint64_t *may_clean)
 {
     vm_region *r = t->region;
     VM_ASSERT_HELD(t, &r->map.h->space_lock);
@@ -324,7 +340,7 @@ void vm__space_put(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_dirty
     start = left ? start : page;
     vm_word own = vm__word(VM_FREE, is_dirty ? VM_WORD_DIRTY : 0, nr_pages, 0, 0), parts[3] = {left, own, right};
     uint64_t was_dirty = dirty_of(left) + dirty_of(right), end = page + nr_pages + vm__len(right);
-    uint64_t dirty = clean_what_is_little(r, start, parts) ? 0 : VM_WORD_DIRTY;
+    uint64_t dirty = clean_what_is_little(r, start, parts, may_clean) ? 0 : VM_WORD_DIRTY;
     VM_STORE(&r->map.heads[page].word, vm__word(VM_FREE, dirty, end - page, 0, 0));
     if (left)
         VM_STORE(&r->map.heads[start].word, vm__word(VM_FREE, dirty, end - start, 0, 0));
@@ -337,29 +353,54 @@ void vm__space_put(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_dirty
         VM_PUT(&r->map.h->dirty_pages, VM_RELAXED(&r->map.h->dirty_pages) + now_dirty - was_dirty);
 }
 
-/* Free ranges that may be resident become PURGING(t), until they are so many pages, for their pages to be given back. Whole
- * ones: a part that comes back clean would be merged with the rest, and dirty again. */
-int vm__space_collect_dirty(vm_thread *t, uint64_t most_pages, unsigned flags, vm_batch *out)
+/* The first free range at or after `page`, by its word; nr_pages: there is none. VM_NONE: the index lied. */
+static uint64_t next_free(const vm_region *r, uint64_t page, vm_word *w)
+{
+    uint64_t found = vm__index_find(&r->map, page, 1);
+    if (found == VM_NONE)
+        return r->map.nr_pages;
+    found = found == page ? vm__index_run_start(&r->map, page) : found;
+    *w = vm__word_at(r, found);
+    return *w && vm__state(*w) == VM_FREE && found + vm__len(*w) > page ? found : VM_NONE;
+}
+
+/* Of the free ranges from *from on those that may be resident become PURGING(t), for their pages to be given back. False:
+ * the index lied. */
+static bool collect_dirty(vm_thread *t, uint64_t *from, uint64_t most_pages, vm_batch *out)
 {
     vm_region *r = t->region;
-    uint64_t page = 0, taken = 0;
-    VM_ASSERT_RANK_HELD(r, VM_RANK_PURGE);
+    uint64_t taken = 0, page = 0, dirty = VM_RELAXED(&r->map.h->dirty_pages);
+    for (uint32_t nr = 0; nr < VM_DIRTY_LOOK_RANGES && *from < r->map.nr_pages && taken < most_pages; nr++) {
+        vm_word w = 0;
+        page = next_free(r, *from, &w);
+        if (page == VM_NONE)
+            break;
+        *from = page + vm__len(w);
+        if (!(w & VM_WORD_DIRTY))
+            continue;
+        VM_STORE(&r->map.heads[page].word, vm__purging(t, vm__len(w)));
+        vm__index_set(&r->map, page, vm__len(w), true);
+        vm__batch_add(t, out, page, vm__len(w));
+        taken += vm__len(w);
+    }
+    VM_PUT(&r->map.h->free_pages, VM_RELAXED(&r->map.h->free_pages) - taken);
+    VM_PUT(&r->map.h->dirty_pages, dirty > taken ? dirty - taken : 0);
+    return page != VM_NONE;
+}
+
+/* A part of the free ranges that may be resident, from *from on, which is where to go on: until they are so many pages, and
+ * no more than are looked at in one turn at the lock. Whole ones: a part that comes back clean would be merged with the
+ * rest, and dirty again. */
+int vm__space_collect_dirty(vm_thread *t, uint64_t *from, uint64_t most_pages, unsigned flags, vm_batch *out)
+{
+    VM_ASSERT_RANK_HELD(t->region, VM_RANK_PURGE);
     int rc = vm__space_lock(t, flags);
     if (rc)
         return rc;
-    vm_word w = vm__word_at(r, page);
-    for (uint64_t len; w && taken < most_pages; page += len, w = vm__word_at(r, page)) {
-        len = vm__len(w);
-        if (vm__state(w) != VM_FREE || !(w & VM_WORD_DIRTY))
-            continue;
-        VM_STORE(&r->map.heads[page].word, vm__purging(t, len));
-        vm__index_set(&r->map, page, len, true);
-        vm__batch_add(t, out, page, len);
-        taken += len;
+    if (!collect_dirty(t, from, most_pages, out)) {
+        rc = vm__space_rebuild(t);
+        rc = rc ? rc : -EAGAIN;
     }
-    uint64_t dirty = VM_RELAXED(&r->map.h->dirty_pages);
-    VM_PUT(&r->map.h->free_pages, VM_RELAXED(&r->map.h->free_pages) - taken);
-    VM_PUT(&r->map.h->dirty_pages, w && dirty > taken ? dirty - taken : 0);
     vm__space_unlock(t);
-    return w || page == r->map.nr_pages ? 0 : VM_CORRUPT(r);
+    return rc;
 }

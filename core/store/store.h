@@ -78,14 +78,16 @@ static inline bool vm__is_tight(const vm_region *r)
 uint64_t vm__live_pages(const vm_region *r); /* in use or ready, by counters: a hint */
 int vm__space_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out);
 uint32_t vm__space_take_many(vm_thread *t, uint64_t nr_pages, uint32_t max, unsigned flags, uint64_t *pages);
-int vm__space_collect_dirty(vm_thread *t, uint64_t most_pages, unsigned flags, vm_batch *out); /* [purge_lock] */
+int vm__space_collect_dirty(vm_thread *t, uint64_t *from, uint64_t most_pages, unsigned flags,
+                            vm_batch *out); /* [purge_lock] */
 /* The rest: [space_lock] */
 void vm__space_grant(vm_thread *t, uint64_t used, uint64_t most);
-void vm__space_put(vm_thread *t, uint64_t page, uint64_t nr_pages, bool dirty);
+void vm__space_put(vm_thread *t, uint64_t page, uint64_t nr_pages, bool dirty, uint64_t *may_clean);
 int vm__space_rebuild(vm_thread *t);
 bool vm__space_carve(vm_thread *t, uint64_t page, uint64_t nr_pages, vm_range *out);
 bool vm__space_words_agree(const vm_region *r, uint64_t page, uint64_t nr_pages);
 int vm__space_fits(vm_thread *t, uint64_t nr_pages);
+void vm__space_sink_peak(vm_thread *t, uint64_t pages);
 void vm__note_use(vm_region *r);
 
 /* ---- lazy.c ---- */

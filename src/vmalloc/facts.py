@@ -159,6 +159,11 @@ PURGE_STEP_PAGES = 256
 """... and so many pages, or twice its own, ..."""
 PURGE_STEP_PAGES_MAX = 4096
 """... up to so many."""
+PURGE_STEP_PROCESSES = 64
+"""Beside so many attached processes it is half of all that, beside twice as many a third: each has its mapping of
+what is given back."""
+RUNS_PER_LOCK = 64
+"""What is given back goes to space by so many runs for one turn at its lock; others get theirs in between."""
 PEAK_SINK_STEPS = 64
 """The recent peak also sinks at one in so many of these steps."""
 DRAIN_BYTES = 8 << 20
@@ -171,7 +176,9 @@ ROOM_ATTEMPTS = 8
 """How often a request that found no room makes some and tries again."""
 
 MUCH_CLEAN_FACTOR = 8
-"""Pages that go to space with their contents are given back beside a clean range so many times as long."""
+"""Pages that go to space with their contents are given back beside a clean range so many times as long, ..."""
+CLEAN_TURN_PAGES = 1024
+"""... if they are few, for it is done under the space lock: so many for one turn at it."""
 
 # upkeep
 TICK_MS = 200
@@ -187,7 +194,9 @@ TICK_STEP_PAGES = 4096
 TICK_STEP_RANGES = 256
 """... and so many ranges for one turn at the purge lock."""
 DIRTY_STEP_PAGES = 1 << 15
-"""and of what went to space with its contents whole ranges, until they are so many pages."""
+"""and of what went to space with its contents whole ranges, until they are so many pages, ..."""
+DIRTY_LOOK_RANGES = 1024
+"""... of so many free ones that are looked at for one turn at the space lock."""
 HELPER_STALE_MS = 500
 """A helper that did not say for so long that it lives is replaced,"""
 HELPER_LOOK_MS = 400

@@ -46,7 +46,7 @@ void end_stage(stage *s)
 static void forget_high_groups(vm_region *r)
 {
     r->map.h->high_group = 0;
-    for (uint32_t p = 0; p < VM_PROCESS_NAMES; p++)
+    for (uint32_t p = 0; p < r->map.nr_processes; p++)
         if (r->map.processes[p].state & VM_PROCESS_LIVE && vm__group_of_process(r, p) >= r->map.h->high_group)
             r->map.h->high_group = vm__group_of_process(r, p) + 1ull;
 }

@@ -355,6 +355,24 @@ static void a_quota_bounds_each_process_by_itself(vm_pools d)
     FINISH(r);
 }
 
+static void a_quota_counts_what_was_held_before_it_was_set(vm_pools d)
+{
+    vm_region *r = make(d);
+    vm_range a = take(r, 900), b;
+    CHECK_EQ(vm_set_limit(r, VM_QUOTA, 1000), 0);
+    CHECK_EQ(vm_alloc(r, 200, 1, 0, &b), -EDQUOT);
+    b = take(r, 100);
+    GIVE_BACK(r, a);
+    a = take(r, 900); /* what was given back counts no more */
+    CHECK_EQ(vm_set_limit(r, VM_QUOTA, 1200), 0);
+    vm_range c = take(r, 200);
+    GIVE_BACK(r, a);
+    GIVE_BACK(r, b);
+    GIVE_BACK(r, c);
+    CHECK_EQ(vm_set_limit(r, VM_QUOTA, 0), 0);
+    FINISH(r);
+}
+
 static void (*const for_every_design[])(vm_pools) = {
     what_is_idle_goes_by_a_quarter_each_tick,
     what_comes_back_within_a_turn_stays,
@@ -374,6 +392,7 @@ static void (*const for_every_design[])(vm_pools) = {
     a_tick_recovers_the_dead,
     a_limit_may_be_lowered_and_lifted,
     a_quota_bounds_each_process_by_itself,
+    a_quota_counts_what_was_held_before_it_was_set,
 };
 
 int main(void)

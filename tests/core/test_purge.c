@@ -150,14 +150,29 @@ static void the_tightest_warm_fit_wins(vm_pools d)
     FINISH(r);
 }
 
+/* Otherwise a CPU that the test comes to begins with an empty slab (percpu), and takes a few ranges from space. */
+static void stay_on_one_of(const cpu_set_t *all)
+{
+    cpu_set_t one;
+    int cpu = 0;
+    while (!CPU_ISSET(cpu, all))
+        cpu++;
+    CPU_ZERO(&one);
+    CPU_SET(cpu, &one);
+    CHECK_EQ(sched_setaffinity(0, sizeof one, &one), 0);
+}
+
 /* However many there are, of one size: what was taken once is taken again. */
 static void repeated_work_touches_no_new_page(vm_pools d)
 {
     static const uint64_t sizes[] = {1, 8, 256, 257, 500};
     enum { COUNT = 3000 };
     static vm_range a[COUNT];
+    cpu_set_t all;
     if (d == VM_POOLS_OFF)
         return; /* its small ranges wait for a purge */
+    CHECK_EQ(sched_getaffinity(0, sizeof all, &all), 0);
+    stay_on_one_of(&all);
     for (size_t s = 0; s < LENGTH(sizes); s++) {
         vm_region *r = MAKE(.nr_pages = COUNT * 510, .granule_bytes = 4096, .pools = d, SMALL);
         for (int i = 0; i < COUNT; i++)
@@ -173,6 +188,7 @@ static void repeated_work_touches_no_new_page(vm_pools d)
         CHECK_EQ(vm_free_bulk(r, COUNT, a), 0);
         FINISH(r);
     }
+    CHECK_EQ(sched_setaffinity(0, sizeof all, &all), 0);
 }
 
 static void warm_neighbours_become_one_when_a_longer_one_is_wanted(vm_pools d)
@@ -368,6 +384,38 @@ static void a_purge_gives_back_what_went_to_space_with_its_pages(vm_pools d)
     FINISH(r);
 }
 
+/* A taker that does not run just now has the only list; what is in it is there all the same. */
+static vm_region *held_up;
+static void *let_go_of_the_pool(void *arg)
+{
+    vm_pool *p = arg;
+    __atomic_store_n(&p->in_use, vm__thread(held_up)->token, __ATOMIC_RELEASE);
+    while (!VM_RELAXED(&held_up->map.h->tight_s)) /* somebody found no room */
+        usleep(100);
+    usleep(5000);
+    __atomic_store_n(&p->in_use, 0, __ATOMIC_RELEASE);
+    return NULL;
+}
+static void who_finds_no_room_waits_for_a_taker_that_is_held_up(void)
+{
+    enum { NR = 500 };
+    static vm_range a[NR];
+    vm_region *r = held_up = MAKE(.nr_pages = NR, .pools = VM_POOLS_LLIST, SMALL);
+    vm_pool *p = &r->map.nodes[0].pool[0];
+    pthread_t taker;
+    for (int i = 0; i < NR; i++)
+        a[i] = take(r, 1);
+    for (int i = 0; i < NR; i++)
+        GIVE_BACK(r, a[i]); /* all pages are in the pool */
+    CHECK_EQ(pthread_create(&taker, NULL, let_go_of_the_pool, p), 0);
+    while (!VM_RELAXED(&p->in_use))
+        usleep(100);
+    a[0] = take(r, 1);
+    CHECK_EQ(pthread_join(taker, NULL), 0);
+    GIVE_BACK(r, a[0]);
+    FINISH(r);
+}
+
 /* ---- purge and shrink ---- */
 
 static void a_purge_gives_the_pages_back_to_the_system(vm_pools d)
@@ -437,6 +485,26 @@ static void the_recent_peak_sinks_to_the_present(vm_pools d)
     FINISH(r);
 }
 
+/* Magazines are drained each time the peak has risen by a part of itself: when it rises again after it sank, too. */
+static void the_peak_at_which_magazines_were_drained_sinks_with_it(vm_pools d)
+{
+    vm_region *r = make(d);
+    vm_range a = take(r, 8000);
+    r->map.h->drained_peak = 8000;
+    GIVE_BACK(r, a);
+    for (int i = 0; i < 20; i++)
+        CHECK_EQ(vm_purge(r, NULL), 0);
+    CHECK(r->map.h->drained_peak <= r->map.h->used_peak);
+    r->map.h->used_peak = r->map.h->drained_peak = 9999;
+    for (int i = 0; i < 2 * VM_TURN_TICKS; i++) {
+        CHECK_EQ(vm_tick(r), 0);
+        vm_clock_advance(VM_TICK_MS * 1000000ull);
+    }
+    CHECK(r->map.h->used_peak < 9999);
+    CHECK(r->map.h->drained_peak <= r->map.h->used_peak);
+    FINISH(r);
+}
+
 static void (*const for_every_design[])(vm_pools) = {
     a_large_range_is_reused_warm,
     the_tightest_warm_fit_wins,
@@ -454,6 +522,7 @@ static void (*const for_every_design[])(vm_pools) = {
     a_shrink_gives_everything_back,
     the_purge_starts_at_another_node_each_time,
     the_recent_peak_sinks_to_the_present,
+    the_peak_at_which_magazines_were_drained_sinks_with_it,
 };
 /* `magazine` has the locked pools under its magazines. */
 static void (*const for_every_pool[])(vm_pools) = {
@@ -475,5 +544,6 @@ int main(void)
         for_every_pool[i](VM_POOLS_LLIST);
         for_every_pool[i](VM_POOLS_TAGGED);
     }
+    who_finds_no_room_waits_for_a_taker_that_is_held_up();
     return 0;
 }

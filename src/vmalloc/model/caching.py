@@ -30,6 +30,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vmalloc.facts import (
+    CLEAN_TURN_PAGES,
     DECAY_PERCENT,
     DRAIN_BYTES,
     LAZY_BYTES_PER_CPU_BIT,
@@ -51,6 +52,7 @@ from vmalloc.facts import (
     PURGE_STEP_RANGES,
     ROOM_ATTEMPTS,
     ROOM_PAGES_FACTOR,
+    RUNS_PER_LOCK,
     TIGHT_S,
     WARM_MEMORY_SHARE,
     WARM_ROOM_SHIFT,
@@ -550,6 +552,7 @@ class CachingAllocator(Allocator):
         """The peak sinks towards present use."""
         peak, used = self.used_peak_pages, self.used_pages - self.lazy_pages
         self.used_peak_pages = max(peak - (peak - used) * PEAK_SINK_PERCENT // 100, used)
+        self.drained_peak_pages = min(self.drained_peak_pages, self.used_peak_pages)
 
     def decay_pools(self, node: Node, full: bool) -> list[Area]:
         """Cut the cold end of every pool: those added first."""
@@ -569,7 +572,7 @@ class CachingAllocator(Allocator):
             self.kept_pages += areas
         else:
             for area in areas:
-                self._put(area, has_pages=False)
+                self._put(area, has_pages=False, may_clean=0)
 
     def _put_with_pages(self) -> None:
         """What was kept goes to space with its pages, neighbours as one."""
@@ -578,20 +581,25 @@ class CachingAllocator(Allocator):
             start = runs.pop().start if runs and runs[-1].end == area.start else area.start
             runs.append(Area(start, area.end - start))
         self.kept_pages = []
-        for run in runs:
-            self._put(run, has_pages=True)
+        may_clean = 0
+        for i, run in enumerate(runs):
+            may_clean = CLEAN_TURN_PAGES if i % RUNS_PER_LOCK == 0 else may_clean
+            may_clean -= self._put(run, has_pages=True, may_clean=may_clean)
 
-    def _put(self, area: Area, has_pages: bool) -> None:
-        """Into the space; a free range may have pages or not as a whole."""
+    def _put(self, area: Area, has_pages: bool, may_clean: int) -> int:
+        """Into the space; a free range may have pages or not as a whole. Returns the pages that it lost for that."""
         around = [self.space.covering(at) for at in (area.start - 1, area.end)]
         free = [one for one in around if one is not None]
         dirty = [one for one in free if one[0] in self.dirty]
         much = MUCH_CLEAN_FACTOR * area.size  # few pages must not make a long clean range dirty
         is_beside_much_clean = any(end - start > much for start, end in free if start not in self.dirty)
+        pages = area.size // PAGE
         self.space.add(area.start, area.size)
-        self.used_pages -= area.size // PAGE
-        if dirty or (has_pages and not is_beside_much_clean):
+        self.used_pages -= pages
+        is_cleaned = has_pages and is_beside_much_clean and pages <= may_clean
+        if dirty or (has_pages and not is_cleaned):
             self._note_dirty(area.start, dirty)
+        return pages if is_cleaned and not dirty else 0
 
     def _note_dirty(self, start: int, parts: list[tuple[int, int]]) -> None:
         """The free range around `start` may have pages; it was made of these, which did."""

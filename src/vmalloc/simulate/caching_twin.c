@@ -313,6 +313,8 @@ static void sink_peak(sim_twin *t)
     if (c->used_peak_pages < used)
         c->used_peak_pages = used;
     c->used_peak_pages -= (c->used_peak_pages - used) * VM_PEAK_SINK_PERCENT / 100;
+    if (c->drained_peak_pages > c->used_peak_pages)
+        c->drained_peak_pages = c->used_peak_pages;
 }
 
 static void step(sim_twin *t, uint64_t pages)
