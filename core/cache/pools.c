@@ -20,8 +20,21 @@ const vm_pool_design *vm__pool_design(uint32_t pools)
     return pools < sizeof designs / sizeof *designs ? &designs[pools] : NULL;
 }
 
+void vm__count(uint64_t *counter) { VM_PUT(counter, VM_RELAXED(counter) + 1); }
+
+void vm__count_served(vm_thread *t, vm_level level)
+{
+    vm_slot *s = t->slot;
+    uint64_t *served[] = {
+        [VM_LEVEL_MAGAZINE] = &s->nr_magazine_hit, [VM_LEVEL_SLAB] = &s->nr_slab_hit,
+        [VM_LEVEL_POOL] = &s->nr_pool_hit,         [VM_LEVEL_NEIGHBOUR] = &s->nr_neighbour_hit,
+        [VM_LEVEL_LAZY] = &s->nr_lazy_hit,         [VM_LEVEL_SPACE] = &s->nr_space_hit,
+    };
+    vm__count(served[level]);
+}
+
 static uint32_t take_near(vm_thread *t, uint32_t here, uint64_t nr_pages, uint64_t align_pages, uint32_t max,
-                          uint64_t *pages)
+                          uint64_t *pages, vm_level *level)
 {
     vm_region *r = t->region;
     uint32_t index = vm__pool_index(nr_pages), got = 0;
@@ -29,27 +42,30 @@ static uint32_t take_near(vm_thread *t, uint32_t here, uint64_t nr_pages, uint64
         vm_node *n = &r->map.nodes[(here + i) % r->map.nr_nodes];
         if (VM_RELAXED(&n->pool[index].head))
             got = r->design->kept->take(t, n, nr_pages, align_pages, max, pages);
+        *level = i ? VM_LEVEL_NEIGHBOUR : VM_LEVEL_POOL;
         if (got && VM_RELAXED(&n->pool[index].nr_ranges) < VM_RELAXED(&n->low[index]))
             VM_PUT(&n->low[index], VM_RELAXED(&n->pool[index].nr_ranges));
     }
     return got;
 }
 
-uint32_t vm__pool_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint32_t max, uint64_t *pages)
+uint32_t vm__pool_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint32_t max, uint64_t *pages,
+                       vm_level *level)
 {
     const vm_pools_kept *kept = t->region->design->kept;
     uint32_t got = kept->take_here ? kept->take_here(t, nr_pages, align_pages, pages) : 0;
-    return got ? got : take_near(t, vm__node_here(t->region), nr_pages, align_pages, max, pages);
+    *level = VM_LEVEL_SLAB;
+    return got ? got : take_near(t, vm__node_here(t->region), nr_pages, align_pages, max, pages, level);
 }
 
 /* A ready range that is a little longer, the tightest first: while space is short, so that what is ready serves more than
  * its own size. Its length, or 0. */
-uint64_t vm__pool_take_longer(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint64_t *page)
+uint64_t vm__pool_take_longer(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint64_t *page, vm_level *level)
 {
     uint64_t most = vm__longest_for(t->region, nr_pages);
     uint32_t here = vm__node_here(t->region);
     for (uint64_t len = nr_pages + 1; len <= most && len <= VM_POOL_PAGES_MAX; len++)
-        if (take_near(t, here, len, align_pages, 1, page))
+        if (take_near(t, here, len, align_pages, 1, page, level))
             return len;
     return 0;
 }
