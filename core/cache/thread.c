@@ -54,6 +54,9 @@ static void forget_magazines(vm_slot *s, uint64_t state)
         if (header)
             VM_STORE(&s->magazine[i].header, 0);
     }
+    for (uint32_t i = 0; i < VM_POOL_PAGES_MAX / 64; i++)
+        if (VM_RELAXED(&s->has_ids[i]))
+            VM_PUT(&s->has_ids[i], 0);
     VM_STORE(&s->in_operation, 0);
 }
 
