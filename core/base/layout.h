@@ -147,7 +147,7 @@ typedef struct vm_process {
 _Static_assert(sizeof(vm_process) == 64, "region format");
 
 /* Ready ranges of one size, the one freed last on top. The owner writes `header` whole: the number of
- * entries in the low byte, above it the number of the next id; vm__magazine_taking() while it takes one.
+ * entries in the low byte, above it the number of the next id; VM_MAGAZINE_TAKING in that byte while it takes one.
  * So a hit has one word to load and one to store for mark, count and id, and what it took of ids counts hits. */
 typedef union vm_magazine {
     struct {
@@ -155,10 +155,9 @@ typedef union vm_magazine {
         uint32_t page[VM_MAGAZINE_CAP];
     };
     uint32_t cell[32]; /* the same; the header is cells 0 and 1 */
+    uint8_t mark; /* the same: the header's low byte */
 } vm_magazine;
-#define VM_MAGAZINE_TAKING 0xffull
-/* The number moves up by two bytes: what is below looks spent, so whoever interrupts the owner there misses. */
-static inline uint64_t vm__magazine_taking(uint64_t number) { return number << 24 | VM_MAGAZINE_TAKING; }
+#define VM_MAGAZINE_TAKING 0xffu
 static inline bool vm__magazine_is_taking(uint64_t header) { return (uint8_t)header == VM_MAGAZINE_TAKING; }
 static inline uint32_t vm__magazine_count(uint64_t header)
 {

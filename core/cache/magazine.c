@@ -109,7 +109,7 @@ static uint64_t hits_of_blocks(const vm_slot *s)
     for (uint32_t i = 0; i < VM_POOL_PAGES_MAX / 64; i++)
         for (uint64_t bits = VM_ACQUIRE(&s->has_ids[i]); bits; bits &= bits - 1) {
             uint64_t header = VM_ACQUIRE(&s->magazine[i * 64 + (uint32_t)__builtin_ctzll(bits) + 1].header);
-            hits += vm__ids_given(header >> (vm__magazine_is_taking(header) ? 24 : 8));
+            hits += vm__ids_given(header >> 8);
         }
     return hits;
 }

@@ -48,7 +48,7 @@ static void forget_magazines(vm_slot *s, uint64_t state)
     VM_STORE(&s->in_operation, 1);
     for (uint32_t i = 1; state >> 32 && i <= VM_POOL_PAGES_MAX; i++) {
         uint64_t header = VM_RELAXED(&s->magazine[i].header);
-        uint64_t hits = vm__ids_given(header >> (vm__magazine_is_taking(header) ? 24 : 8));
+        uint64_t hits = vm__ids_given(header >> 8);
         if (hits)
             VM_STORE(&s->nr_magazine_hit, VM_RELAXED(&s->nr_magazine_hit) + hits);
         if (header)

@@ -226,7 +226,7 @@ int vm_alloc(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned fla
         return alloc_checked(r, nr_pages, align_pages, flags, out);
     vm_magazine *m = &t->magazine[nr_pages];
     uint64_t header = VM_RELAXED(&m->header), number = header >> 8;
-    VM_PUT(&m->header, vm__magazine_taking(number));
+    VM_PUT(&m->mark, VM_MAGAZINE_TAKING);
     __atomic_signal_fence(__ATOMIC_SEQ_CST); /* the drainer's membarrier is the other half */
     uint64_t page = VM_RELAXED(vm__magazine_top(m, header));
     if (vm_unlikely(VM_PLAIN(&t->slot->drain) || page + nr_pages > r->map.nr_pages || vm__number_is_spent(number)))
