@@ -155,10 +155,8 @@ VM_API int vm_get_stats(vm_region *r, vm_stats *out);
 VM_API void vm_get_glance(const vm_region *r, vm_glance *out); /* no words but of slabs: for whoever looks often */
 
 /* For whoever looks at a region again and again, best in a read-only attachment: no lock, no slot, nothing written. What it
- * tells is right within what happens during the look. A monitor is one thread's; its region stays attached. */
-VM_API int vm_monitor_open(vm_region *r, vm_monitor **out);
-VM_API void vm_monitor_close(vm_monitor *w);
-VM_API void vm_monitor_look(vm_monitor *w, vm_monitored *out); /* walks no words */
+ * tells is right within what happens during the look. */
+VM_API void vm_monitor_look(const vm_region *r, vm_monitored *out); /* walks no words */
 VM_API void vm_monitor_pools(const vm_region *r, uint32_t node, uint32_t nr_ranges[VM_POOL_PAGES_MAX]); /* by size */
 VM_API void vm_survey_look(const vm_region *r, vm_survey *out); /* one walk over the words */
 

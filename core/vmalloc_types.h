@@ -13,7 +13,6 @@
 
 typedef struct vm_region vm_region;
 typedef struct vm_window vm_window;
-typedef struct vm_monitor vm_monitor;
 
 /* A busy range as its holder knows it. `id` is never used twice in a region's life. */
 typedef struct vm_range {
@@ -81,7 +80,11 @@ typedef struct vm_stats {
     uint64_t nr_ranges, nr_busy, nr_shared, nr_free_ranges, largest_free_pages;
     uint64_t resident_bytes; /* of the whole memfd, metadata included */
     uint64_t nr_processes, nr_thread_slots;
-    uint64_t nr_alloc, nr_pool_hit, nr_lazy_hit, nr_space_hit, nr_failed, lock_wait_ns;
+    uint64_t nr_alloc; /* requests that the hit path of a magazine did not serve */
+    /* Requests by the level that served: the thread's magazine, its CPU's slab, its node's pool, another node's, warm
+     * ranges, space. */
+    uint64_t nr_magazine_hit, nr_slab_hit, nr_pool_hit, nr_neighbour_hit, nr_lazy_hit, nr_space_hit;
+    uint64_t nr_failed, lock_wait_ns;
     uint64_t nr_purges, nr_purged_pages, nr_discards, nr_splits, nr_merges, nr_recovered;
     uint64_t nr_leases;
     uint64_t nr_ticks, nr_decayed_pages;
@@ -129,8 +132,6 @@ typedef struct vm_range_info {
 /* What a monitor sees. */
 typedef struct vm_monitored {
     vm_stats counters; /* all but what is counted by a walk; pages free and lazy as the header has them */
-    uint64_t
-        nr_hits; /* of magazines since the look before, but for some of threads that began or ended; 0 at the first */
     uint32_t in_magazines[VM_POOL_PAGES_MAX]; /* ranges, by size */
 } vm_monitored;
 

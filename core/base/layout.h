@@ -162,16 +162,18 @@ typedef struct vm_process {
 _Static_assert(sizeof(vm_process) == 64, "region format");
 
 /* Ready ranges of one size, the one freed last on top. The owner writes `header` whole: the number of
- * entries in the low byte, above it the number of the next id; VM_MAGAZINE_TAKING while it takes one.
- * So a hit has one word to load and one to store for mark, count and id. */
+ * entries in the low byte, above it the number of the next id; VM_MAGAZINE_TAKING in that byte while it takes one.
+ * So a hit has one word to load and one to store for mark, count and id, and what it took of ids counts hits. */
 typedef union vm_magazine {
     struct {
         _Alignas(64) uint64_t header;
         uint32_t page[VM_MAGAZINE_CAP];
     };
     uint32_t cell[32]; /* the same; the header is cells 0 and 1 */
+    uint8_t mark; /* the same: the header's low byte */
 } vm_magazine;
-#define VM_MAGAZINE_TAKING 0xffull
+#define VM_MAGAZINE_TAKING 0xffu
+static inline bool vm__magazine_is_taking(uint64_t header) { return (uint8_t)header == VM_MAGAZINE_TAKING; }
 static inline uint32_t vm__magazine_count(uint64_t header)
 {
     return (uint8_t)header <= VM_MAGAZINE_CAP ? (uint8_t)header : 0;
@@ -193,12 +195,15 @@ typedef struct vm_slot {
     uint32_t in_operation; /* 1 between entry and exit of what uses the magazines, but for the hits */
     vm_token drain;        /* who empties these magazines; the owner then bypasses them           */
     uint64_t lock_wait_ns;         /* counters: written by the owner only                        */
-    uint64_t reserved;     /* 0; keeps the magazines where the format has them                   */
+    uint64_t nr_magazine_hit; /* but for those of blocks of ids in use; see vm__magazine_hits()  */
     uint64_t nr_pool_hit;
     uint64_t nr_lazy_hit;
     uint64_t nr_space_hit;
-    uint64_t nr_alloc;             /* all but magazine hits; those are counted by ids            */
+    uint64_t nr_alloc;             /* all but what the hit path served: that is counted by ids   */
     uint64_t nr_failed;
+    uint64_t nr_slab_hit;
+    uint64_t nr_neighbour_hit;
+    uint64_t has_ids[VM_POOL_PAGES_MAX / 64]; /* which magazines ever had: a look at the rest costs pages */
     /* Not at a multiple of 128: users write to the first bytes of pages, and a store and a load that
      * agree in the low 12 bits of their addresses delay each other on many CPUs. */
     _Alignas(64) uint8_t unaliased[64];
@@ -426,6 +431,8 @@ static inline uint64_t vm__id(uint64_t number, uint64_t nr_pages)
 static inline uint64_t vm__id_pages(uint64_t id) { return id & ((1u << VM_ID_SIZE_BITS) - 1); }
 /* The first number of a block is not given out: it says that the block is used up. */
 static inline bool vm__number_is_spent(uint64_t number) { return number % VM_ID_BLOCK == 0; }
+/* How many of a block are given out when this number is the next one; 0 is of no block. */
+static inline uint64_t vm__ids_given(uint64_t number) { return number ? (number - 1) % VM_ID_BLOCK : 0; }
 _Static_assert(VM_POOL_PAGES_MAX < 1 << VM_ID_SIZE_BITS, "an id holds the size");
 
 #endif

@@ -8,6 +8,18 @@
 
 #include "../store/store.h"
 
+/* Who served a request, nearest first. */
+typedef enum vm_level {
+    VM_LEVEL_MAGAZINE,
+    VM_LEVEL_SLAB, /* this CPU's */
+    VM_LEVEL_POOL, /* of this CPU's node */
+    VM_LEVEL_NEIGHBOUR, /* another node's pool */
+    VM_LEVEL_LAZY, /* warm ranges */
+    VM_LEVEL_SPACE,
+} vm_level;
+void vm__count(uint64_t *counter); /* of this thread's slot: one more */
+void vm__count_served(vm_thread *t, vm_level level);
+
 /* ---- pools.c chooses, pool_*.c do ---- */
 
 /* How ready ranges of exact sizes are kept in a node: one file each. */
@@ -54,8 +66,8 @@ static inline bool vm__is_pooled(const vm_region *r, uint64_t nr_pages)
 }
 /* `is_own`: what processes of our group freed, else what those of others did. */
 uint32_t vm__pool_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint32_t max, bool is_own,
-                       uint64_t *pages);
-uint64_t vm__pool_take_longer(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint64_t *page);
+                       uint64_t *pages, vm_level *level);
+uint64_t vm__pool_take_longer(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint64_t *page, vm_level *level);
 void vm__pool_give(vm_thread *t, uint64_t nr_pages, uint32_t count, const uint64_t *pages);
 uint64_t vm__pooled_pages(const vm_region *r); /* by counters: a hint */
 
@@ -71,7 +83,9 @@ uint64_t vm__check_lists_of_pools(const vm_region *r, uint32_t node, vm_report *
 
 /* ---- magazine.c ---- */
 
-int vm__magazine_refill(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, bool is_own, vm_range *out);
+int vm__magazine_refill(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, bool is_own, vm_range *out,
+                        vm_level *level);
+uint64_t vm__magazine_hits(const vm_slot *s);
 bool vm__magazine_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out);
 bool vm__magazine_put_slow(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_foreign);
 bool vm__magazine_has_foreign(const vm_thread *t, uint64_t nr_pages);

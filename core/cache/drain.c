@@ -15,7 +15,7 @@
 static bool out_of_operation(const vm_slot *slot, const vm_magazine *m)
 {
     for (int i = 0; i < DRAIN_ROUNDS; i++) {
-        if (!VM_ACQUIRE(&slot->in_operation) && VM_ACQUIRE(&m->header) != VM_MAGAZINE_TAKING)
+        if (!VM_ACQUIRE(&slot->in_operation) && !vm__magazine_is_taking(VM_ACQUIRE(&m->header)))
             return true;
         if (i > DRAIN_ROUNDS / 2)
             vm__sleep_ns(DRAIN_PAUSE_NS);

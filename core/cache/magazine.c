@@ -81,13 +81,55 @@ bool vm__magazines_enter(vm_thread *t)
     return false;
 }
 
-/* Change the count only; ids go on, in a new block if need be. Between enter and leave. */
-static void set_count(vm_region *r, vm_magazine *m, uint32_t count)
+/* A new block of ids for a magazine. Hits are counted by the ids they took; those of the last block are added up here. */
+static uint64_t next_block(vm_thread *t, uint64_t nr_pages, uint64_t number)
 {
+    vm_slot *s = t->slot;
+    uint64_t *has_ids = &s->has_ids[vm__pool_index(nr_pages) / 64], bit = 1ull << vm__pool_index(nr_pages) % 64;
+    if (!(VM_RELAXED(has_ids) & bit))
+        VM_PUT(has_ids, VM_RELAXED(has_ids) | bit);
+    VM_STORE(&s->nr_magazine_hit, VM_RELAXED(&s->nr_magazine_hit) + vm__ids_given(number));
+    return vm__new_ids(t->region);
+}
+
+/* Change the count only; ids go on, in a new block if need be. Between enter and leave. */
+static void set_count(vm_thread *t, uint64_t nr_pages, uint32_t count)
+{
+    vm_magazine *m = &t->slot->magazine[nr_pages];
     uint64_t number = VM_RELAXED(&m->header) >> 8;
     if (vm__number_is_spent(number))
-        number = vm__new_ids(r);
+        number = next_block(t, nr_pages, number);
     VM_STORE(&m->header, number << 8 | count);
+}
+
+/* Ids that were taken of the blocks in use. */
+static uint64_t hits_of_blocks(const vm_slot *s)
+{
+    uint64_t hits = 0;
+    for (uint32_t i = 0; i < VM_POOL_PAGES_MAX / 64; i++)
+        for (uint64_t bits = VM_ACQUIRE(&s->has_ids[i]); bits; bits &= bits - 1) {
+            uint64_t header = VM_ACQUIRE(&s->magazine[i * 64 + (uint32_t)__builtin_ctzll(bits) + 1].header);
+            hits += vm__ids_given(header >> 8);
+        }
+    return hits;
+}
+
+#define LOOKS 4 /* at a slot that changes */
+
+/* Requests that a slot's magazines served. While its owner goes over to another block a look may count one twice; so
+ * look again, unless it is stopped there or always at it. */
+uint64_t vm__magazine_hits(const vm_slot *s)
+{
+    uint64_t before = VM_ACQUIRE(&s->nr_magazine_hit), hits = 0;
+    for (int i = 0; i < LOOKS; i++) {
+        uint32_t is_changing = VM_ACQUIRE(&s->in_operation);
+        hits = before + hits_of_blocks(s);
+        uint64_t now = VM_ACQUIRE(&s->nr_magazine_hit);
+        if (now == before && !is_changing && !VM_ACQUIRE(&s->in_operation))
+            break;
+        before = now;
+    }
+    return hits;
 }
 
 /* A range of that size and alignment from the magazine, wherever it stands there: what the hit path
@@ -112,7 +154,7 @@ bool vm__magazine_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm
                 VM_PUT(&m->page[i], VM_RELAXED(&m->page[i + 1]));
         }
     }
-    set_count(r, m, count);
+    set_count(t, nr_pages, count);
     vm__magazines_leave(t);
     return is_found;
 }
@@ -135,7 +177,7 @@ static uint32_t flush_oldest(vm_thread *t, uint64_t nr_pages, uint32_t nr)
     }
     for (uint32_t i = nr; i < count; i++)
         VM_PUT(&m->page[i - nr], VM_RELAXED(&m->page[i]));
-    set_count(r, m, count - nr);
+    set_count(t, nr_pages, count - nr);
     vm__pool_give(t, nr_pages, moved, pages);
     return count - nr;
 }
@@ -175,7 +217,7 @@ bool vm__magazine_put_slow(vm_thread *t, uint64_t page, uint64_t nr_pages, bool 
     uint32_t count = make_room(t, m, nr_pages, is_foreign);
     VM_STORE(&r->map.heads[page].word, vm__cached(t, nr_pages));
     VM_PUT(&m->page[count], (uint32_t)page);
-    set_count(r, m, count + 1);
+    set_count(t, nr_pages, count + 1);
     vm__magazines_leave(t);
     return true;
 }
@@ -194,7 +236,7 @@ int vm__magazine_put_foreign(vm_thread *t, uint64_t page, vm_word w)
     bool is_ours = VM_CAS(&r->map.heads[page].word, w, vm__cached(t, nr_pages));
     if (is_ours) {
         VM_PUT(&m->page[count], (uint32_t)page);
-        set_count(r, m, count + 1);
+        set_count(t, nr_pages, count + 1);
         vm__charge(r, nr_pages);
     }
     vm__magazines_leave(t);
@@ -214,7 +256,7 @@ static uint32_t put_many(vm_thread *t, uint64_t nr_pages, uint32_t nr, const uin
         VM_STORE(&r->map.heads[pages[put]].word, vm__cached(t, nr_pages));
         VM_PUT(&m->page[count], (uint32_t)pages[put]);
     }
-    set_count(r, m, count);
+    set_count(t, nr_pages, count);
     vm__magazines_leave(t);
     return put;
 }
@@ -240,11 +282,12 @@ uint32_t vm__magazine_want(const vm_thread *t, uint64_t nr_pages)
 
 /* Hand out a range and put a few more of its size into the magazine. Called after a miss. Who misses
  * again and again, because others free what it takes, gets larger batches. */
-int vm__magazine_refill(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, bool is_own, vm_range *out)
+int vm__magazine_refill(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, bool is_own, vm_range *out,
+                        vm_level *level)
 {
     uint64_t pages[VM_MAGAZINE_REFILL_MAX];
     uint32_t want = vm__magazine_want(t, nr_pages);
-    uint32_t got = vm__pool_take(t, nr_pages, align_pages, want, is_own, pages);
+    uint32_t got = vm__pool_take(t, nr_pages, align_pages, want, is_own, pages, level);
     if (!got)
         return -ENOSPC;
     if (got == want)

@@ -20,6 +20,19 @@ const vm_pool_design *vm__pool_design(uint32_t pools)
     return pools < sizeof designs / sizeof *designs ? &designs[pools] : NULL;
 }
 
+void vm__count(uint64_t *counter) { VM_PUT(counter, VM_RELAXED(counter) + 1); }
+
+void vm__count_served(vm_thread *t, vm_level level)
+{
+    vm_slot *s = t->slot;
+    uint64_t *served[] = {
+        [VM_LEVEL_MAGAZINE] = &s->nr_magazine_hit, [VM_LEVEL_SLAB] = &s->nr_slab_hit,
+        [VM_LEVEL_POOL] = &s->nr_pool_hit,         [VM_LEVEL_NEIGHBOUR] = &s->nr_neighbour_hit,
+        [VM_LEVEL_LAZY] = &s->nr_lazy_hit,         [VM_LEVEL_SPACE] = &s->nr_space_hit,
+    };
+    vm__count(served[level]);
+}
+
 static uint32_t take_from(vm_thread *t, vm_node *n, uint64_t nr_pages, uint64_t align_pages, uint32_t max,
                           uint64_t *pages)
 {
@@ -32,42 +45,48 @@ static uint32_t take_from(vm_thread *t, vm_node *n, uint64_t nr_pages, uint64_t 
 }
 
 /* From this CPU's node, then from the others of this group. */
-static uint32_t take_near(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint32_t max, uint64_t *pages)
+static uint32_t take_near(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint32_t max, uint64_t *pages,
+                          vm_level *level)
 {
     vm_region *r = t->region;
     uint32_t cpu = vm__cpu(), each = r->map.nodes_each, got = 0;
     vm_node *own = &r->map.nodes[vm__group_here(r) * each];
-    for (uint32_t i = 0; i < each && !got; i++)
+    for (uint32_t i = 0; i < each && !got; i++) {
+        *level = i ? VM_LEVEL_NEIGHBOUR : VM_LEVEL_POOL;
         got = take_from(t, &own[(cpu + i) % each], nr_pages, align_pages, max, pages);
+    }
     return got;
 }
 
-static uint32_t take_far(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint32_t max, uint64_t *pages)
+static uint32_t take_far(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint32_t max, uint64_t *pages,
+                         vm_level *level)
 {
     vm_region *r = t->region;
     uint32_t each = r->map.nodes_each, nr = vm__nodes_used(r), got = 0, next = (vm__group_here(r) + 1) * each;
+    *level = VM_LEVEL_NEIGHBOUR;
     for (uint32_t i = 0; i < nr - each && !got; i++)
         got = take_from(t, &r->map.nodes[(next + i) % nr], nr_pages, align_pages, max, pages);
     return got;
 }
 
 uint32_t vm__pool_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint32_t max, bool is_own,
-                       uint64_t *pages)
+                       uint64_t *pages, vm_level *level)
 {
     const vm_pools_kept *kept = t->region->design->kept;
     if (!is_own)
-        return take_far(t, nr_pages, align_pages, max, pages);
+        return take_far(t, nr_pages, align_pages, max, pages, level);
     uint32_t got = kept->take_here ? kept->take_here(t, nr_pages, align_pages, pages) : 0;
-    return got ? got : take_near(t, nr_pages, align_pages, max, pages);
+    *level = VM_LEVEL_SLAB;
+    return got ? got : take_near(t, nr_pages, align_pages, max, pages, level);
 }
 
 /* A ready range that is a little longer, the tightest first: while space is short, so that what is ready serves more than
  * its own size. Its length, or 0. */
-uint64_t vm__pool_take_longer(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint64_t *page)
+uint64_t vm__pool_take_longer(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint64_t *page, vm_level *level)
 {
     uint64_t most = vm__longest_for(t->region, nr_pages);
     for (uint64_t len = nr_pages + 1; len <= most && len <= VM_POOL_PAGES_MAX; len++)
-        if (take_near(t, len, align_pages, 1, page) || take_far(t, len, align_pages, 1, page))
+        if (take_near(t, len, align_pages, 1, page, level) || take_far(t, len, align_pages, 1, page, level))
             return len;
     return 0;
 }

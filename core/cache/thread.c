@@ -41,12 +41,23 @@ static void raise_high_slot(vm_region *r, uint32_t i)
         ;
 }
 
-/* What the last owner of a slot left in it: its ids must not go on, its marks stopped a drainer. */
+/* What the last owner of a slot left in it: its ids must not go on, its marks stopped a drainer. What its ids counted is
+ * added up first; in_operation says to who looks that it changes. */
 static void forget_magazines(vm_slot *s, uint64_t state)
 {
-    for (uint32_t i = 1; state >> 32 && i <= VM_POOL_PAGES_MAX; i++)
-        if (VM_RELAXED(&s->magazine[i].header))
-            VM_PUT(&s->magazine[i].header, 0);
+    VM_STORE(&s->in_operation, 1);
+    for (uint32_t i = 1; state >> 32 && i <= VM_POOL_PAGES_MAX; i++) {
+        uint64_t header = VM_RELAXED(&s->magazine[i].header);
+        uint64_t hits = vm__ids_given(header >> 8);
+        if (hits)
+            VM_STORE(&s->nr_magazine_hit, VM_RELAXED(&s->nr_magazine_hit) + hits);
+        if (header)
+            VM_STORE(&s->magazine[i].header, 0);
+    }
+    for (uint32_t i = 0; i < VM_POOL_PAGES_MAX / 64; i++)
+        if (VM_RELAXED(&s->has_ids[i]))
+            VM_PUT(&s->has_ids[i], 0);
+    VM_STORE(&s->in_operation, 0);
 }
 
 static bool claim_slot(vm_thread *t, uint32_t i)
@@ -59,7 +70,6 @@ static bool claim_slot(vm_thread *t, uint32_t i)
         return false; /* a neighbour still empties what the last owner left */
     if (state & 1 || !VM_CAS(&s->state, state, mine))
         return false;
-    VM_PUT(&s->in_operation, 0);
     forget_magazines(s, state);
     if (drainer)
         VM_CAS(&s->drain, drainer, 0);

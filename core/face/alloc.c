@@ -11,12 +11,10 @@
  */
 #include "face.h"
 
-static void count(uint64_t *counter) { VM_PUT(counter, VM_RELAXED(counter) + 1); }
-
 /* While space is short: a ready range that is a little longer, whole. */
-static int take_longer(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out)
+static int take_longer(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out, vm_level *level)
 {
-    uint64_t page, len = vm__pool_take_longer(t, nr_pages, align_pages, &page);
+    uint64_t page, len = vm__pool_take_longer(t, nr_pages, align_pages, &page, level);
     if (!len)
         return -ENOSPC;
     vm__hand_out(t, page, len, false, out);
@@ -24,16 +22,17 @@ static int take_longer(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm
 }
 
 /* A ready range of exactly that size, from the magazine (what the hit leaves to us) or from a pool. */
-static int take_ready(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out)
+static int take_ready(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out, vm_level *level)
 {
     uint64_t page;
+    *level = VM_LEVEL_MAGAZINE;
     if (vm__magazine_take(t, nr_pages, align_pages, out))
         return 0;
     if (t->fast_pages) {
-        int rc = vm__magazine_refill(t, nr_pages, align_pages, true, out);
-        return rc && t->is_tight ? take_longer(t, nr_pages, align_pages, out) : rc;
+        int rc = vm__magazine_refill(t, nr_pages, align_pages, true, out, level);
+        return rc && t->is_tight ? take_longer(t, nr_pages, align_pages, out, level) : rc;
     }
-    if (!vm__pool_take(t, nr_pages, align_pages, 1, true, &page))
+    if (!vm__pool_take(t, nr_pages, align_pages, 1, true, &page, level))
         return -ENOSPC;
     vm__hand_out(t, page, nr_pages, false, out);
     return 0;
@@ -58,14 +57,14 @@ static int take_warm(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, bool
 }
 
 /* What processes of other groups freed, which this one has to fault in: after all of its own. */
-static int take_others(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out)
+static int take_others(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out, vm_level *level)
 {
     uint64_t page;
     if (!vm__is_pooled(t->region, nr_pages))
         return -ENOSPC;
     if (t->fast_pages)
-        return vm__magazine_refill(t, nr_pages, align_pages, false, out);
-    if (!vm__pool_take(t, nr_pages, align_pages, 1, false, &page))
+        return vm__magazine_refill(t, nr_pages, align_pages, false, out, level);
+    if (!vm__pool_take(t, nr_pages, align_pages, 1, false, &page, level))
         return -ENOSPC;
     vm__hand_out(t, page, nr_pages, false, out);
     return 0;
@@ -120,26 +119,27 @@ static int take_cold(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsi
 static int try_stations(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out)
 {
     bool has_others = vm__groups_used(t->region) > 1;
-    if (vm__is_pooled(t->region, nr_pages) && take_ready(t, nr_pages, align_pages, out) == 0) {
-        count(&t->slot->nr_pool_hit);
+    vm_level level;
+    if (vm__is_pooled(t->region, nr_pages) && take_ready(t, nr_pages, align_pages, out, &level) == 0) {
+        vm__count_served(t, level);
         return 0;
     }
     if (has_others && take_warm(t, nr_pages, align_pages, true, out) == 0) {
-        count(&t->slot->nr_lazy_hit);
+        vm__count_served(t, VM_LEVEL_LAZY);
         return 0;
     }
-    if (has_others && take_others(t, nr_pages, align_pages, out) == 0) {
-        count(&t->slot->nr_pool_hit);
+    if (has_others && take_others(t, nr_pages, align_pages, out, &level) == 0) {
+        vm__count_served(t, level);
         return 0;
     }
     if (take_warm(t, nr_pages, align_pages, false, out) == 0
         || (loosen(t, nr_pages) && take_warm(t, nr_pages, align_pages, false, out) == 0)) {
-        count(&t->slot->nr_lazy_hit);
+        vm__count_served(t, VM_LEVEL_LAZY);
         return 0;
     }
     int rc = take_cold(t, nr_pages, align_pages, flags, out);
     if (rc == 0)
-        count(&t->slot->nr_space_hit);
+        vm__count_served(t, VM_LEVEL_SPACE);
     return rc;
 }
 
@@ -187,7 +187,7 @@ int vm__alloc_slow(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsign
         return health;
     vm__helpers_resume_if_missing();
     vm__enter(t);
-    count(&t->slot->nr_alloc);
+    vm__count(&t->slot->nr_alloc);
     vm__magazine_tighten(t, vm__is_tight(r));
     int rc = vm__quota_fits(t, nr_pages);
     if (rc == 0)
@@ -198,7 +198,7 @@ int vm__alloc_slow(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsign
             rc = try_all(t, nr_pages, align_pages, flags, out);
     }
     if (rc == -ENOSPC || rc == -EDQUOT)
-        count(&t->slot->nr_failed);
+        vm__count(&t->slot->nr_failed);
     if (rc == 0)
         vm__charge(r, out->nr_pages);
     vm__leave(t);
@@ -218,8 +218,8 @@ static bool take_here(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_
     if (nr_pages > VM_POOL_PAGES_MAX || t->common || VM_RELAXED(&r->map.h->quota_pages) || vm__health(r)
         || !r->design->kept->take_here(t, nr_pages, align_pages, &page))
         return false;
-    count(&t->slot->nr_alloc);
-    count(&t->slot->nr_pool_hit);
+    vm__count(&t->slot->nr_alloc);
+    vm__count_served(t, VM_LEVEL_SLAB);
     vm__hand_out(t, page, nr_pages, false, out);
     return true;
 }
@@ -248,7 +248,7 @@ static inline __attribute__((always_inline)) bool hit(vm_thread *t, const vm_reg
 {
     vm_magazine *m = &t->magazine[nr_pages];
     uint64_t header = VM_RELAXED(&m->header), number = header >> 8;
-    VM_PUT(&m->header, VM_MAGAZINE_TAKING);
+    VM_PUT(&m->mark, VM_MAGAZINE_TAKING);
     __atomic_signal_fence(__ATOMIC_SEQ_CST); /* the drainer's membarrier is the other half */
     uint64_t page = VM_RELAXED(vm__magazine_top(m, header));
     if (vm_unlikely(VM_PLAIN(&t->slot->drain) || page + nr_pages > r->map.nr_pages || vm__number_is_spent(number)))

@@ -4,96 +4,21 @@
  *
  * Takes no lock and no slot and writes nothing to the region, also in an attachment that may. What it tells is right within
  * what happens during the look.
- *
- * Magazine hits are counted nowhere: a hit takes the next number of its magazine's block of ids. So a look compares the
- * numbers with those of the look before. A magazine that has another block by now used up the one before; blocks between
- * these two show in the header's counter only, among those that threads took for requests that missed.
  */
 #include "face.h"
 
 #define LOOKS 3 /* at words that do not parse, because they changed under the look */
-#define IDS (VM_ID_BLOCK - 1) /* of a block */
 
-typedef struct seen_slot {
-    uint64_t state, nr_alloc;
-    bool has_missed; /* so it took a block of ids for misses */
-    uint64_t number[VM_POOL_PAGES_MAX + 1];
-} seen_slot;
-
-struct vm_monitor {
-    const vm_region *r;
-    bool is_begun;
-    uint64_t next_id, nr_alloc;
-    uint64_t ids_of_misses; /* since a block of them was last full */
-    int64_t blocks_early;   /* were seen in magazines before the counter was read */
-    seen_slot slots[];
-};
-
-int vm_monitor_open(vm_region *r, vm_monitor **out)
+static void add_magazines(const vm_slot *s, vm_monitored *out)
 {
-    vm_monitor *w = calloc(1, sizeof *w + r->map.nr_threads * sizeof *w->slots); /* untouched but for slots in use */
-    if (!w)
-        return -ENOMEM;
-    w->r = r;
-    *out = w;
-    return 0;
+    if (!(VM_ACQUIRE(&s->state) & 1))
+        return;
+    for (uint32_t i = 1; i <= VM_POOL_PAGES_MAX; i++)
+        out->in_magazines[i - 1] += vm__magazine_count(VM_RELAXED(&s->magazine[i].header));
 }
 
-void vm_monitor_close(vm_monitor *w) { free(w); }
-
-/* ---- hits ---- */
-
-/* Block and ids given out of it, of a number that is the next one; all of no block for 0. */
-static uint64_t block_of(uint64_t number) { return number ? (number - 1) / VM_ID_BLOCK + 1 : 0; }
-static uint64_t given_of(uint64_t number) { return number ? (number - 1) % VM_ID_BLOCK : IDS; }
-
-static uint64_t hits_between(uint64_t before, uint64_t now, int64_t *nr_blocks)
+void vm_monitor_look(const vm_region *r, vm_monitored *out)
 {
-    if (!now || now == before)
-        return 0;
-    if (block_of(now) == block_of(before))
-        return given_of(now) > given_of(before) ? given_of(now) - given_of(before) : 0;
-    ++*nr_blocks;
-    return given_of(now) + IDS - given_of(before);
-}
-
-static uint64_t look_at_slot(const vm_slot *s, seen_slot *seen, vm_monitored *out, int64_t *nr_blocks)
-{
-    uint64_t hits = 0, state = VM_ACQUIRE(&s->state);
-    if (!(state & 1))
-        return 0;
-    if (state != seen->state) /* another thread's than at the look before: its blocks are new */
-        *seen = (seen_slot){.state = state, .nr_alloc = seen->nr_alloc};
-    if (VM_RELAXED(&s->nr_alloc) != seen->nr_alloc && !seen->has_missed) {
-        seen->has_missed = true;
-        ++*nr_blocks;
-    }
-    seen->nr_alloc = VM_RELAXED(&s->nr_alloc);
-    for (uint32_t i = 1; i <= VM_POOL_PAGES_MAX; i++) {
-        uint64_t header = VM_RELAXED(&s->magazine[i].header);
-        hits += hits_between(seen->number[i], header >> 8, nr_blocks);
-        seen->number[i] = header >> 8;
-        out->in_magazines[i - 1] += vm__magazine_count(header);
-    }
-    return hits;
-}
-
-/* Ids of whole blocks that magazines took and used up since the look before. */
-static uint64_t hits_of_whole_blocks(vm_monitor *w, uint64_t next_id, uint64_t nr_alloc, int64_t nr_seen)
-{
-    w->ids_of_misses += nr_alloc - w->nr_alloc;
-    int64_t taken = (int64_t)((next_id - w->next_id) / VM_ID_BLOCK), for_misses = (int64_t)(w->ids_of_misses / IDS);
-    w->ids_of_misses %= IDS;
-    int64_t others = taken - nr_seen - for_misses - w->blocks_early;
-    w->blocks_early = others < 0 ? -others : 0;
-    return others > 0 ? (uint64_t)others * IDS : 0;
-}
-
-void vm_monitor_look(vm_monitor *w, vm_monitored *out)
-{
-    const vm_region *r = w->r;
-    uint64_t hits = 0, next_id = VM_ACQUIRE(&r->map.h->next_id);
-    int64_t nr_blocks = 0;
     *out = (vm_monitored){0};
     vm__add_counters(r, &out->counters);
     out->counters.nr_pages = r->map.nr_pages;
@@ -101,12 +26,7 @@ void vm_monitor_look(vm_monitor *w, vm_monitored *out)
     out->counters.lazy_pages = VM_RELAXED(&r->map.h->lazy_pages);
     for (uint32_t i = 0; i < r->map.nr_threads; i++)
         if (vm__slot_was_used(r, i))
-            hits += look_at_slot(&r->map.slots[i], &w->slots[i], out, &nr_blocks);
-    if (w->is_begun)
-        out->nr_hits = hits + hits_of_whole_blocks(w, next_id, out->counters.nr_alloc, nr_blocks);
-    w->is_begun = true;
-    w->next_id = next_id;
-    w->nr_alloc = out->counters.nr_alloc;
+            add_magazines(&r->map.slots[i], out);
 }
 
 void vm_monitor_pools(const vm_region *r, uint32_t node, uint32_t nr_ranges[VM_POOL_PAGES_MAX])

@@ -21,7 +21,12 @@ int vm_alloc_cold(vm_region *r, uint64_t nr_pages, uint64_t align_pages, vm_rang
     if (nr_pages > r->map.nr_pages || align_pages > r->map.nr_pages)
         return -ENOSPC;
     vm__enter(t);
+    vm__count(&t->slot->nr_alloc);
     int rc = vm__space_take(t, nr_pages, align_pages, 0, out);
+    if (rc == 0)
+        vm__count_served(t, VM_LEVEL_SPACE);
+    else if (rc == -ENOSPC)
+        vm__count(&t->slot->nr_failed);
     vm__leave(t);
     return rc;
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Stats: counted from the words when asked, so that the hot path counts nothing. */
+/* Stats: counted from the words when asked, and hits from the ids that they took, so that the hot path counts nothing. */
 #include "face.h"
 
 void vm__add_range(vm_stats *s, vm_word w)
@@ -53,7 +53,10 @@ void vm__add_counters(const vm_region *r, vm_stats *s)
         uint64_t state = VM_ACQUIRE(&slot->state);
         s->nr_thread_slots += i >= vm__first_thread(r) && state & 1 && !(state & VM_SLOT_HELPER);
         s->nr_alloc += VM_RELAXED(&slot->nr_alloc);
+        s->nr_magazine_hit += vm__magazine_hits(slot);
+        s->nr_slab_hit += VM_RELAXED(&slot->nr_slab_hit);
         s->nr_pool_hit += VM_RELAXED(&slot->nr_pool_hit);
+        s->nr_neighbour_hit += VM_RELAXED(&slot->nr_neighbour_hit);
         s->nr_lazy_hit += VM_RELAXED(&slot->nr_lazy_hit);
         s->nr_space_hit += VM_RELAXED(&slot->nr_space_hit);
         s->nr_failed += VM_RELAXED(&slot->nr_failed);

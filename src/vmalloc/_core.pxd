@@ -54,7 +54,8 @@ cdef extern from "vmalloc.h" nogil:
         uint64_t nr_ranges, nr_busy, nr_shared, nr_free_ranges, largest_free_pages
         uint64_t resident_bytes
         uint64_t nr_processes, nr_thread_slots
-        uint64_t nr_alloc, nr_pool_hit, nr_lazy_hit, nr_space_hit, nr_failed, lock_wait_ns
+        uint64_t nr_alloc, nr_magazine_hit, nr_slab_hit, nr_pool_hit, nr_neighbour_hit, nr_lazy_hit, nr_space_hit
+        uint64_t nr_failed, lock_wait_ns
         uint64_t nr_purges, nr_purged_pages, nr_discards, nr_splits, nr_merges, nr_recovered
         uint64_t nr_leases
         uint64_t nr_ticks, nr_decayed_pages
@@ -143,15 +144,11 @@ cdef extern from "vmalloc.h" nogil:
         uint64_t free_pages, lazy_pages, pooled_pages, nr_leases, nr_processes
 
     void vm_get_glance(const vm_region *r, vm_glance *out)
-    ctypedef struct vm_monitor:
-        pass
-
     enum:
         VM_POOL_PAGES_MAX
 
     ctypedef struct vm_monitored:
         vm_stats counters
-        uint64_t nr_hits
         uint32_t *in_magazines
 
     ctypedef struct vm_survey:
@@ -161,9 +158,7 @@ cdef extern from "vmalloc.h" nogil:
         uint32_t nr_holdings, nr_largest
         c_bool is_whole
 
-    int vm_monitor_open(vm_region *r, vm_monitor **out)
-    void vm_monitor_close(vm_monitor *w)
-    void vm_monitor_look(vm_monitor *w, vm_monitored *out)
+    void vm_monitor_look(const vm_region *r, vm_monitored *out)
     void vm_monitor_pools(const vm_region *r, uint32_t node, uint32_t *nr_ranges)
     void vm_survey_look(const vm_region *r, vm_survey *out)
     int vm_walk(vm_region *r, int (*each)(void *, const vm_range_info *) noexcept nogil, void *arg)

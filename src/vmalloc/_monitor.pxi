@@ -3,28 +3,20 @@
 
 @cython.final
 cdef class Monitor:
-    """What goes on in a region: counters, magazine hits, pools; and all words at once. No lock is taken."""
-    cdef vm_monitor *w
+    """What goes on in a region: counters, pools; and all words at once. No lock is taken."""
     cdef RegionHandle region
 
     def __init__(self, RegionHandle region not None):
-        """RegionClosed, MemoryError."""
-        if self.w != NULL:
-            raise TypeError("a monitor is opened once")
+        """RegionClosed."""
         region.open_check()
-        if vm_monitor_open(region.r, &self.w) != 0:
-            raise MemoryError
         self.region = region
 
-    def __dealloc__(self):
-        vm_monitor_close(self.w)
-
     def look(self):
-        """(counters, magazine hits since the look before, ranges in magazines by size). Walks no words."""
+        """(counters, ranges in magazines by size). Walks no words."""
         cdef vm_monitored seen
         self.region.open_check()
-        vm_monitor_look(self.w, &seen)
-        return seen.counters, seen.nr_hits, [seen.in_magazines[i] for i in range(POOL_PAGES_MAX)]
+        vm_monitor_look(self.region.r, &seen)
+        return seen.counters, [seen.in_magazines[i] for i in range(POOL_PAGES_MAX)]
 
     def pools(self, uint32_t node):
         """Ready ranges of a node's pools, by size."""

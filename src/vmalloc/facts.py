@@ -37,6 +37,9 @@ POOL_DESIGNS = (
 )
 POOLS = tuple(design.name for design in POOL_DESIGNS)
 POOLS_DEFAULT = "magazine"
+LEVELS = ("magazine", "slab", "pool", "neighbour", "lazy", "space")
+"""Who serves a request, nearest first: the thread's magazine, its CPU's slab, its node's pool, another node's
+pool, warm ranges, free space."""
 
 # a region's format
 FORMAT = 6

@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from vmalloc._core import attached, sent_counts
 from vmalloc.errors import VmallocError
-from vmalloc.monitor import LEVELS, Look, Watcher
+from vmalloc.monitor import Look, Watcher
 from vmalloc.stats import PRESSURES
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _by_kind(told: dict[str, _Told], labels: list[str]) -> Iterator[Metric]:
     state = GaugeMetricFamily("vmalloc_state_bytes", "Memory by state.", labels=[*labels, "state"])
     held = GaugeMetricFamily("vmalloc_held_bytes", "What each process holds.", labels=[*labels, "pid"])
     served = CounterMetricFamily(
-        "vmalloc_requests", "Requests by who served them; magazine: since the first scrape.",
+        "vmalloc_requests", "Requests by who served them.",
         labels=[*labels, "level"],
     )  # fmt: skip
     for id, (look, watcher) in told.items():
@@ -129,7 +129,7 @@ def _by_kind(told: dict[str, _Told], labels: list[str]) -> Iterator[Metric]:
             by_pid[holder.pid] = by_pid.get(holder.pid, 0) + holder.nbytes
         for pid, nbytes in by_pid.items():
             held.add_metric([look.name, id, str(pid)], nbytes)
-        for level, nr in zip(LEVELS, watcher.served(), strict=True):
+        for level, nr in watcher.served().items():
             served.add_metric([look.name, id, level], nr)
     yield from (state, held, served)
 

@@ -16,15 +16,14 @@ from typing import TYPE_CHECKING
 from vmalloc._core import Monitor
 from vmalloc.facts import MONITOR_SHARE
 from vmalloc.overview import command_of, state_of
-from vmalloc.stats import PRESSURES
+from vmalloc.stats import PRESSURES, served_of
 
 if TYPE_CHECKING:
     from vmalloc.region import RegionBase
     from vmalloc.stats import Range
 
-__all__ = ["LEVELS", "Held", "Holder", "Look", "Watcher"]
+__all__ = ["Held", "Holder", "Look", "Watcher"]
 
-LEVELS = ("magazine", "pool", "lazy", "space")
 _RATES = ("nr_failed", "nr_purges", "nr_purged_pages", "nr_discards", "nr_decayed_pages", "nr_recovered")
 _STATES = ("busy", "cached", "pooled", "lazy", "moving", "free")
 
@@ -93,7 +92,6 @@ class Watcher:
         self._granule, self._nr_nodes = int(info["granule"]), int(info["nr_nodes"])
         self._nbytes = int(info["nr_pages"]) * self._granule
         self._counters: dict[str, int] | None = None
-        self._nr_hits = 0  # of magazines, since the first look
         self._at_s = 0.0
         self._words_at_s, self._words_due_s = 0.0, 0.0
         self._commands: dict[int, str] = {}
@@ -104,8 +102,7 @@ class Watcher:
         now = self._now_s()
         if now >= self._words_due_s:
             self._survey_words()
-        counters, nr_hits, in_magazines = self._monitor.look()
-        self._nr_hits += nr_hits
+        counters, in_magazines = self._monitor.look()
         look = Look(
             name=self.name,
             nbytes=self._nbytes,
@@ -125,7 +122,7 @@ class Watcher:
             holders=self._holders_now(),
             largest=self._largest,
         )
-        self._add_rates(look, counters, nr_hits)
+        self._add_rates(look, counters)
         self._counters, self._at_s = counters, now
         return look
 
@@ -134,20 +131,20 @@ class Watcher:
         """As the last look found them, since the region was made."""
         return self._counters or {}
 
-    def served(self) -> tuple[int, int, int, int]:
-        """Requests by level: magazines' since the first look, the others since the region was made."""
-        now = self.counters
-        return self._nr_hits, now["nr_pool_hit"], now["nr_lazy_hit"], now["nr_space_hit"]
+    def served(self) -> dict[str, int]:
+        """Requests by the level that served them, since the region was made."""
+        return served_of(self.counters)
 
-    def _add_rates(self, look: Look, now: dict[str, int], nr_hits: int) -> None:
+    def _add_rates(self, look: Look, now: dict[str, int]) -> None:
         before = self._counters
         if before is None or look.interval_s <= 0:
             return
         new = {name: max(now[name] - before[name], 0) for name in now}
-        served = [nr_hits, new["nr_pool_hit"], new["nr_lazy_hit"], new["nr_space_hit"]]
-        look.allocs = sum(served) / look.interval_s
-        if look.allocs:
-            look.hits = {level: nr / sum(served) for level, nr in zip(LEVELS, served, strict=True)}
+        served = served_of(new)
+        total = sum(served.values())
+        look.allocs = total / look.interval_s
+        if total:
+            look.hits = {level: nr / total for level, nr in served.items()}
         look.rates = {name.removeprefix("nr_"): new[name] / look.interval_s for name in _RATES}
         look.lock_wait = new["lock_wait_ns"] / 1e9 / look.interval_s
 

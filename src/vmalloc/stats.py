@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
+
+from vmalloc.facts import LEVELS
 
 __all__ = ["Holder", "ProcessSlot", "Range", "Stats"]
 
@@ -45,6 +48,11 @@ class Range(NamedTuple):
         return self.end - self.start
 
 
+def served_of(counters: Mapping[str, int]) -> dict[str, int]:
+    """Requests since the region was made, by the level that served them, nearest first."""
+    return {level: counters[f"nr_{level}_hit"] for level in LEVELS}
+
+
 @dataclass(frozen=True, slots=True)
 class Stats:
     """Counted from the words at one moment; sums of all states are the region's size."""
@@ -65,10 +73,13 @@ class Stats:
     resident_bytes: int  #: of the whole memfd, metadata included
     nr_processes: int
     nr_thread_slots: int
-    nr_alloc: int  #: requests that missed their magazine
-    nr_pool_hit: int
-    nr_lazy_hit: int
-    nr_space_hit: int
+    nr_alloc: int  #: requests that the hit path of a magazine did not serve
+    nr_magazine_hit: int  #: served by the thread's magazine, on the hit path or off it
+    nr_slab_hit: int  #: by the CPU's slab (pools="percpu")
+    nr_pool_hit: int  #: by the node's pool
+    nr_neighbour_hit: int  #: by another node's pool
+    nr_lazy_hit: int  #: by warm ranges
+    nr_space_hit: int  #: by free space
     nr_failed: int
     lock_wait_ns: int  #: of all threads, ever
     nr_purges: int
@@ -94,6 +105,11 @@ class Stats:
     def free_bytes(self) -> int:
         """What could be handed out after a shrink: everything that is not busy."""
         return (self.nr_pages - self.busy_pages) * self.page_size
+
+    @property
+    def served(self) -> dict[str, int]:
+        """Requests since the region was made, by the level that served them, nearest first."""
+        return served_of(asdict(self))
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

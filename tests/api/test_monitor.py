@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -11,9 +12,11 @@ from tests.conftest import PAGE
 
 import vmalloc
 from vmalloc._core import Monitor
-from vmalloc.facts import POOL_PAGES_MAX, SURVEY_LARGEST_MAX
+from vmalloc.facts import LEVELS, POOL_PAGES_MAX, SURVEY_LARGEST_MAX
+from vmalloc.stats import served_of
 
 BLOCK = 1 << 16  # ids that a magazine takes at once: VM_ID_BLOCK
+NOTHING = dict.fromkeys(LEVELS, 0)
 
 
 @pytest.fixture
@@ -28,43 +31,52 @@ def watched(region: vmalloc.Region) -> Iterator[vmalloc.Region]:
         yield watched
 
 
+def hits(monitor: Monitor) -> int:
+    return served_of(monitor.look()[0])["magazine"]
+
+
 def pairs(region: vmalloc.Region, nr: int, nbytes: int = PAGE) -> None:
     for _ in range(nr):
         region.alloc(nbytes).release()
 
 
-def test_the_first_look_tells_no_hits_and_the_next_those_in_between(
+def test_each_look_tells_the_requests_so_far_by_level(
     region: vmalloc.Region, watched: vmalloc.Region
 ) -> None:
     pairs(region, 10)
     monitor = Monitor(watched)
-    assert monitor.look()[1] == 0
+    assert served_of(monitor.look()[0]) == NOTHING | {"magazine": 9, "space": 1}
     pairs(region, 100)
     pairs(region, 50, 7 * PAGE)
-    counters, hits, _ = monitor.look()
-    misses = counters["nr_alloc"] - 1
-    assert hits == 150 - misses
-    assert monitor.look()[1] == 0
+    assert served_of(monitor.look()[0]) == NOTHING | {"magazine": 9 + 100 + 49, "space": 2}
+    assert served_of(monitor.look()[0]) == region.stats().served
 
 
 def test_hits_are_counted_over_blocks_of_ids(region: vmalloc.Region, watched: vmalloc.Region) -> None:
-    pairs(region, 10)
     monitor = Monitor(watched)
-    monitor.look()
     pairs(region, BLOCK // 2)
-    half = monitor.look()[1]
-    assert half == BLOCK // 2
+    assert hits(monitor) == BLOCK // 2 - 1
     pairs(region, 4 * BLOCK)
-    assert monitor.look()[1] == 4 * BLOCK - 4  # who takes a new block of ids misses
+    assert hits(monitor) == BLOCK // 2 + 4 * BLOCK - 1  # who takes a new block is served by the magazine, too
     pairs(region, 4)
-    assert monitor.look()[1] == 4
+    assert hits(monitor) == BLOCK // 2 + 4 * BLOCK + 3
+
+
+def test_hits_of_a_thread_that_ended_are_kept_when_another_has_its_slot(
+    region: vmalloc.Region, watched: vmalloc.Region
+) -> None:
+    for nr in range(1, 4):
+        thread = threading.Thread(target=pairs, args=(region, 100))
+        thread.start()
+        thread.join()
+        assert sum(region.stats().served.values()) == 100 * nr
+        assert hits(Monitor(watched)) == 99 * nr
 
 
 def test_misses_are_no_hits(region: vmalloc.Region, watched: vmalloc.Region) -> None:
     monitor = Monitor(watched)
-    monitor.look()
     pairs(region, 1000, (POOL_PAGES_MAX + 1) * PAGE)
-    assert monitor.look()[1] == 0
+    assert hits(monitor) == 0
     assert monitor.look()[0]["nr_alloc"] == 1000
 
 
@@ -73,7 +85,7 @@ def test_ready_ranges_are_told_by_size(region: vmalloc.Region, watched: vmalloc.
     for block in blocks:
         block.release()
     monitor = Monitor(watched)
-    in_magazines = monitor.look()[2]
+    in_magazines = monitor.look()[1]
     pools = [monitor.pools(node) for node in (0, 1)]
     stats = region.stats()
     assert sum(n * (i + 1) for i, n in enumerate(in_magazines)) == stats.cached_pages > 0

@@ -124,7 +124,8 @@ def test_info_shows_ranges_as_the_kernel_does(region: vmalloc.Region) -> None:
     held = [line for line in lines if f"pages=5 busy pid={os.getpid()}" in line]
     assert len(held) == 1
     assert held[0].split()[1] == str(5 * PAGE)
-    assert lines[-1].startswith("[")
+    assert lines[-2].startswith("[")
+    assert lines[-1] == "requests: 1 served: space 100.0%"
     told = json.loads(CliRunner().invoke(main, ["info", "--json", region.name]).output)
     assert sum(r["end"] - r["start"] for r in told["ranges"]) == told["nr_pages"]
     block.release()

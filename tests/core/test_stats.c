@@ -42,11 +42,19 @@ static void *look(void *arg)
         CHECK(s.nr_purges >= before.nr_purges && s.nr_splits >= before.nr_splits && s.nr_merges >= before.nr_merges);
         CHECK(s.nr_alloc >= before.nr_alloc && s.nr_failed >= before.nr_failed
               && s.lock_wait_ns >= before.lock_wait_ns);
+        CHECK(s.nr_magazine_hit >= before.nr_magazine_hit && s.nr_slab_hit >= before.nr_slab_hit
+              && s.nr_pool_hit >= before.nr_pool_hit && s.nr_neighbour_hit >= before.nr_neighbour_hit);
         vm_describe(j->r, &info);
         vm_lock_wait_ns(j->r);
         before = s;
     }
     return NULL;
+}
+
+static uint64_t served(vm_region *r)
+{
+    vm_stats s = stats_of(r);
+    return s.nr_magazine_hit + s.nr_slab_hit + s.nr_pool_hit + s.nr_neighbour_hit + s.nr_lazy_hit + s.nr_space_hit;
 }
 
 static void counters_are_read_while_others_write_them(vm_pools pools)
@@ -66,6 +74,48 @@ static void counters_are_read_while_others_write_them(vm_pools pools)
     CHECK_EQ(pthread_join(looker, NULL), 0);
     CHECK_EQ(stats_of(r).nr_failed, WORKERS * ROUNDS);
     CHECK(stats_of(r).nr_alloc >= WORKERS * ROUNDS);
+    CHECK_EQ(served(r), WORKERS * ROUNDS);
+    FINISH(r);
+}
+
+static void *pairs(void *arg)
+{
+    for (uint64_t i = 0; i < VM_ID_BLOCK + 10; i++) {
+        vm_range a = take(arg, 3);
+        GIVE_BACK(arg, a);
+    }
+    return NULL;
+}
+
+/* Through blocks of ids, and through the threads that had a slot one after the other. */
+static void every_request_counts_once(vm_pools pools)
+{
+    vm_region *r = MAKE(.nr_pages = 4000, .pools = pools, .nr_nodes = 1);
+    for (uint64_t nr = 1; nr <= 3; nr++) {
+        pthread_t thread;
+        CHECK_EQ(pthread_create(&thread, NULL, pairs, r), 0);
+        CHECK_EQ(pthread_join(thread, NULL), 0);
+        CHECK_EQ(served(r), nr * (VM_ID_BLOCK + 10));
+    }
+    FINISH(r);
+}
+
+/* Where the owner is killed or stopped in the middle of a hit, the hits before it count. */
+static void a_hit_in_the_middle_keeps_the_count(void)
+{
+    vm_region *r = MAKE(.nr_pages = 4000, .nr_nodes = 1);
+    for (int i = 0; i < 100; i++) {
+        vm_range a = take(r, 3);
+        GIVE_BACK(r, a);
+    }
+    uint64_t before = stats_of(r).nr_magazine_hit;
+    vm_magazine *m = &vm__thread(r)->magazine[3];
+    uint8_t was = m->mark;
+    CHECK_EQ(was, vm__magazine_count(m->header));
+    m->mark = VM_MAGAZINE_TAKING;
+    CHECK(vm__magazine_is_taking(m->header));
+    CHECK_EQ(stats_of(r).nr_magazine_hit, before);
+    m->mark = was;
     FINISH(r);
 }
 
@@ -73,5 +123,8 @@ int main(void)
 {
     FOR_EACH_DESIGN (d)
         counters_are_read_while_others_write_them(d);
+    FOR_EACH_DESIGN (d)
+        every_request_counts_once(d);
+    a_hit_in_the_middle_keeps_the_count();
     return 0;
 }

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import mmap
+import os
+import random
 from array import array
 
 import pytest
@@ -11,9 +13,9 @@ import pytest
 from vmalloc import AddressSpace, _core
 from vmalloc.facts import POOLS
 from vmalloc.lab.events import ALLOC, FREE, Event
-from vmalloc.lab.replay import Recording
+from vmalloc.lab.replay import Recording, run_on_model
 from vmalloc.lab.replay_on_core import load_of, run_on_core, summary
-from vmalloc.model import PAGE
+from vmalloc.model import PAGE, CachingDesign
 
 WINDOW = (1 << 40, 2 << 40)
 
@@ -72,6 +74,31 @@ def test_threads_that_free_one_anothers_ranges_all_come_to_an_end():
     for design in told["designs"]:
         assert design["failed"] == 0
         assert sum(design["hit_share"].values()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("pools", POOLS)
+def test_the_core_serves_one_cpu_by_the_same_levels_as_the_model(pools):
+    chance = random.Random(7)
+    events, live = [], []
+    for at in range(3000):
+        if live and (len(live) > 60 or chance.random() < 0.45):
+            events.append(free(0, live.pop(chance.randrange(len(live)))))
+        else:
+            live.append(at)
+            pages, align = int(2 ** chance.uniform(0, 9)), chance.choice([1, 1, 4 * PAGE])
+            events.append(alloc(0, at, pages, align))
+    recording = Recording(events, WINDOW, os.sysconf("SC_NPROCESSORS_ONLN"))
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})  # as the recording's; else another node's pools serve too
+    try:
+        told = summary(load_of(recording), run_on_core(load_of(recording), [pools], repeats=1))
+    finally:
+        os.sched_setaffinity(0, before)
+    model = run_on_model(recording, CachingDesign("vmalloc", pools))
+    shares = told["designs"][0]["hit_share"]
+    assert {level: share for level, share in shares.items() if share} == model.as_dict()["hit_share"]
+    if pools == "magazine":
+        assert shares["magazine"] > 0.5
 
 
 def work(requests, slots=1, nr_threads=1, stop=False):

@@ -10,7 +10,7 @@ import pytest
 
 from vmalloc.model import PAGE, CachingAllocator, Design, Kernel
 from vmalloc.model.purge import Purge
-from vmalloc.simulate._engine import COSTS
+from vmalloc.simulate._engine import COSTS, LEVELS
 from vmalloc.simulate.design import MEMORY_BYTES, SIMULATED_POOLS, WINDOW_PAGES, design_named
 from vmalloc.simulate.plan import Plan, calls_of, engine_plan, full_fit_areas, run_plan, simulation_of
 
@@ -48,7 +48,7 @@ class ReplayKernel:
         cpu, level = where >> 3, where & 7
         assert start is not None
         align_bytes = align * PAGE if align > 1 else 1
-        if level == 1:
+        if LEVELS[level] == "pool":
             area, found = self.model.attempt(pages * PAGE, align_bytes, cpu)
             assert found == "pool"
         else:

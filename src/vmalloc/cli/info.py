@@ -66,9 +66,20 @@ def _map(ranges: list[Range], nr_pages: int, width: int = 72) -> str:
     return "".join(part.most_common(1)[0][0] if part else "." for part in parts)
 
 
+def _shares(served: dict[str, int]) -> str:
+    """Who served requests since the region was made."""
+    total = sum(served.values())
+    shares = ", ".join(f"{level} {nr / total:.1%}" for level, nr in served.items() if nr)
+    return f"{total:,} served: {shares}" if total else "none served yet"
+
+
 def _of_region(region: RegionBase, show_all: bool, output: Output) -> None:
+    from vmalloc._core import Monitor
+    from vmalloc.stats import served_of
+
     info = region._info()  # pyright: ignore[reportPrivateUsage]
     pids = {process.slot: process.pid for process in region.processes() if process.pid}
+    served = served_of(Monitor(region).look()[0])
     gc.disable()  # a million tuples in a short life: collecting them takes most of the time
     ranges = region.ranges()
     if not output.json_is_alone:
@@ -76,11 +87,13 @@ def _of_region(region: RegionBase, show_all: bool, output: Output) -> None:
         while chunk := "".join(islice(lines, LINES_AT_ONCE)):
             sys.stdout.write(chunk)
         click.echo(f"[{_map(ranges, info['nr_pages'])}]  # busy  + ready  ~ lazy  . free")
+        click.echo(f"requests: {_shares(served)}")
     output.json(
         {
             "id": info["id"].hex(),
             "granule": info["granule"],
             "nr_pages": info["nr_pages"],
+            "served": served,
             "ranges": [
                 r._asdict() | {"pid": pids.get(r.owner) if r.state == "busy" else None} for r in ranges
             ],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vmalloc.cli.manners import Command, Output, ParamType, Refusal, json_option
-from vmalloc.facts import POOLS
+from vmalloc.facts import LEVELS, POOLS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -139,9 +139,8 @@ def _on_core(
         task = bar.add_task("runs", total=len(set(designs)) * repeats)
         results = on_core.run_on_core(load, designs, repeats, lambda done: bar.update(task, completed=done))
     report = on_core.summary(load, results)
-    levels = ("magazine", "pool", "lazy", "space")
     table = Table(
-        "pools", "wall, ms", "ns/request", "CPU ns/request", *levels, "failed", "waits", "lock wait, ms",
+        "pools", "wall, ms", "ns/request", "CPU ns/request", *LEVELS, "failed", "waits", "lock wait, ms",
         "purges",
         title=f"{load.allocations:,} allocations, {load.frees:,} frees by {report['threads']} threads "
         f"on {report['machine_cpus']} CPUs; medians of {repeats}",
@@ -152,7 +151,7 @@ def _on_core(
             f"{row['wall_s'] * 1e3:,.1f}",
             f"{row['ns_per_request']:,.0f}",
             f"{row['cpu_ns_per_request']:,.0f}",
-            *(f"{row['hit_share'][level]:.1%}" for level in levels),
+            *(f"{row['hit_share'][level]:.1%}" for level in LEVELS),
             f"{row['failed']:,}",
             f"{row['waits']:,.0f}",
             f"{row['lock_wait_s'] * 1e3:,.1f}",
@@ -160,8 +159,7 @@ def _on_core(
         )
     console.print(table)
     console.print(
-        "ns/request is wall time over requests. CPU time leaves out waiting for other threads' allocations. "
-        "Pool hits include magazine hits off the fast path."
+        "ns/request is wall time over requests. CPU time leaves out waiting for other threads' allocations."
     )
     for what, count in report["left_out"].items():
         if count:
@@ -234,9 +232,7 @@ def _on_model(console: Console, recording: lab.Recording, design: str) -> dict[s
 
     names = list(PRESETS) if design == "all" else [design]
     results = []
-    table = Table(
-        "design", "magazine", "pool", "lazy", "space", "purges", "footprint, pages", "events/s", "bare loop/s"
-    )
+    table = Table("design", *LEVELS, "purges", "footprint, pages", "events/s", "bare loop/s")
     searches = Table(
         "design", "overall", "1st", "2nd", "3rd", "4th",
         title="steps of a search of the space, mean/max, by quarter",
@@ -248,7 +244,7 @@ def _on_model(console: Console, recording: lab.Recording, design: str) -> dict[s
         hits = result["hit_share"]
         table.add_row(
             name,
-            *(f"{hits.get(level, 0.0):.1%}" for level in ("magazine", "pool", "lazy", "space")),
+            *(f"{hits.get(level, 0.0):.1%}" for level in LEVELS),
             str(result["purges"]),
             f"{result['footprint_pages_max']:,}",
             f"{result['events_per_s']:,.0f}",

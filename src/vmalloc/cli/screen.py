@@ -12,7 +12,8 @@ from typing import Any
 from rich.text import Text
 
 from vmalloc.cli.manners import human_bytes, safe
-from vmalloc.monitor import LEVELS, Held, Holder, Look
+from vmalloc.facts import LEVELS
+from vmalloc.monitor import Held, Holder, Look
 
 __all__ = ["HELP", "SORTS", "View", "draw", "edges"]
 
@@ -20,7 +21,7 @@ HEAT = " ·░▒▓█"
 HEAT_STYLES = ("", "blue", "cyan", "green", "yellow", "red")
 STATE_STYLES = {"busy": "red", "ready": "green", "lazy": "yellow", "free": "dim"}
 STATE_LETTERS = {"busy": "#", "ready": "+", "lazy": "~", "free": "."}
-LEVEL_STYLES = dict(zip(LEVELS, ("green", "cyan", "yellow", "red"), strict=True))
+LEVEL_STYLES = dict(zip(LEVELS, ("green", "green", "cyan", "blue", "yellow", "red"), strict=True))
 BESIDE_FROM = 140
 """So wide, holders and ranges stand side by side."""
 POOL_ROWS_SHARE = 4
@@ -45,8 +46,8 @@ HELP = """\
  used       what programs hold
  ready      kept for the next requests, in magazines and pools
  lazy       freed and still warm
- hits       who served requests: the thread's magazine, its node's pool,
-            warm ranges, free space
+ hits       who served requests: the thread's magazine, its CPU's slab, its
+            node's pool, another node's, warm ranges, free space
  ready, by  pages in magazines and pools by size of the range; darker is
             more, in steps of 8
  lock wait  time that threads waited for each other, of each second
@@ -140,7 +141,8 @@ def _shares(look: Look) -> Text:
     if not look.hits:
         return line.append("no requests", "dim")
     for level in LEVELS:
-        line.append(f"{level} {look.hits[level]:.1%}  ", LEVEL_STYLES[level])
+        if look.hits[level]:
+            line.append(f"{level} {look.hits[level]:.1%}  ", LEVEL_STYLES[level])
     return line
 
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from vmalloc.facts import LEVELS
 from vmalloc.lab.events import ALLOC
 from vmalloc.lab.null import predict_null
 from vmalloc.lab.predict import Prediction
@@ -25,7 +26,6 @@ GUESTS = (
     "mix_smp8", "fix_size", "random_size", "kvfree_rcu_1",
 )  # fmt: skip
 LIVE = ("l1_admin", "l2_proc", "l8_consist")
-LEVELS = ("magazine", "pool", "lazy", "space")
 PICTURED = "random_size_1t"
 BLOCK = "<!-- generated: {} -->\n"
 END = "<!-- end -->"

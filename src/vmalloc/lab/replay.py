@@ -293,7 +293,7 @@ def run_on_model(
     design: Design | CachingDesign,
     progress: Callable[[int], object] | None = None,
 ) -> Course:
-    """Serve the recording's requests from an empty window, purging at the model's own threshold.
+    """Serve the recording's requests from an empty window; a kernel purges at its own threshold.
 
     Ours serves them as an address space, without memory behind it, as replay_on_core does.
     """
@@ -327,6 +327,7 @@ def run_on_model(
 def _serve(model: Allocator, events: Sequence[Event], places: dict[int, int]) -> None:
     """Alloc and free as the events say; `places` maps the recording's addresses to the model's."""
     alloc, free, window = model.alloc, model.free, model.window
+    purges = isinstance(model, Kernel)  # ours gives back in steps, in its own calls
     for event in events:
         kind = event.kind
         if kind == ALLOC:
@@ -339,7 +340,7 @@ def _serve(model: Allocator, events: Sequence[Event], places: dict[int, int]) ->
             place = places.pop(event.addr, None)
             if place is not None:
                 free(place, event.cpu)
-                if model.purge_is_due:
+                if purges and model.purge_is_due:
                     model.purge()
 
 

@@ -195,19 +195,13 @@ def _run_once(load: Load, pools: str) -> Run:
     ):
         measured = _in_threads(space, board, list(load.requests.values()))
         stats = space.stats()
-    served = {
-        "magazine": load.allocations - stats.nr_alloc,  # nr_alloc counts what missed it
-        "pool": stats.nr_pool_hit,
-        "lazy": stats.nr_lazy_hit,
-        "space": stats.nr_space_hit,
-    }
     started, ended, cpu, wait, waits, failed, _, _ = zip(*measured, strict=True)
     return Run(
         max(ended) - min(started),
         sum(cpu) - sum(wait),
         sum(waits),
         sum(failed),
-        served,
+        stats.served,
         stats.lock_wait_ns,
         stats.nr_purges,
     )

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self, get_args
 
 from vmalloc.model.area import PAGE, Area
 from vmalloc.model.busy import Busy
@@ -27,7 +27,8 @@ from vmalloc.model.pool import Pool
 from vmalloc.model.purge import Purge
 from vmalloc.model.space import Space
 
-Level = Literal["magazine", "pool", "lazy", "space", "none"]
+Level = Literal["magazine", "slab", "pool", "neighbour", "lazy", "space", "none"]
+"""Who served a request: vmalloc.facts.LEVELS; none: nobody."""
 WINDOW = (0xFFFFC90000000000, 0xFFFFE8FFFFFFFFFF)
 """The vmalloc window of an x86-64 kernel with 4-level page tables and no KASLR, as events print it."""
 
@@ -73,7 +74,7 @@ class Allocator(ABC):
         self.pooled_pages_max = 0  # the largest size that a purge puts into pools; 0: none
         self.pool_ranges_max = 0  # so many areas a purge leaves in one pool; 0: no limit
         self.live_pages = 0
-        self.served: dict[Level, int] = {"magazine": 0, "pool": 0, "lazy": 0, "space": 0, "none": 0}
+        self.served: dict[Level, int] = dict.fromkeys(get_args(Level), 0)
         self.nr_purges = 0
         self.nr_purged = 0
 

@@ -211,12 +211,14 @@ class CachingAllocator(Allocator):
         kept = self._magazines(cpu, thread)
         if align > PAGE or not kept.sizes.get(size // PAGE):
             self._tighten(kept, cpu)
+        failed = self.served["none"]
         area, _ = self.attempt(size, align, cpu, thread)
         for attempt in range(ROOM_ATTEMPTS):
             if area is not None:
                 break
             self._make_room(size // PAGE, attempt, kept, cpu)
             area, _ = self.attempt(size, align, cpu, thread)
+        self.served["none"] = failed + (area is None)  # once, however often it tried
         return area
 
     def attempt(
@@ -276,14 +278,16 @@ class CachingAllocator(Allocator):
         area = kept.take(pages, align) if kept is not None else None
         if area is not None:
             return area, "magazine"
-        area = self._from_pool(pages, align, cpu, kept)
+        area, level = self._from_pool(pages, align, cpu, kept)
         if area is None and kept is not None and kept.is_tight:
-            area = self._from_longer(pages, align, cpu)
+            area, level = self._from_longer(pages, align, cpu)
         if area is not None or not self.has_pools:
-            return area, "pool"
+            return area, level
         return self._from_warm(pages, align, cpu, thread), "lazy"
 
-    def _from_pool(self, pages: int, align: int, cpu: int, kept: Magazines | None) -> Area | None:
+    def _from_pool(
+        self, pages: int, align: int, cpu: int, kept: Magazines | None
+    ) -> tuple[Area | None, Level]:
         """The head of the first pool that has an aligned one: this CPU's node's, then the next nodes'.
 
         Magazines that missed take a batch along, and so does the CPU's slab, which is asked first.
@@ -291,7 +295,7 @@ class CachingAllocator(Allocator):
         slab = self.slabs.get((cpu, pages))
         area = slab.take(align) if slab is not None else None
         if area is not None:
-            return area
+            return area, "slab"
         nodes, nr_nodes = self.nodes, self.nr_nodes
         for offset in range(nr_nodes):
             pool = nodes[(cpu + offset) % nr_nodes].pools.get(pages)
@@ -303,17 +307,17 @@ class CachingAllocator(Allocator):
                     self._refill(kept, pool, pages, align, cpu)
                 elif self.has_slabs and align <= PAGE:
                     self._refill_slab(pool, pages, cpu)
-                return area
-        return None
+                return area, "neighbour" if offset else "pool"
+        return None, "none"
 
-    def _from_longer(self, pages: int, align: int, cpu: int) -> Area | None:
+    def _from_longer(self, pages: int, align: int, cpu: int) -> tuple[Area | None, Level]:
         """While space is short: a ready range that is a little longer, whole, the tightest first."""
         most = min(pages + (pages >> WARM_SLACK_SHIFT), POOL_PAGES_MAX)
         for longer in range(pages + 1, most + 1):
-            area = self._from_pool(longer, align, cpu, None)
+            area, level = self._from_pool(longer, align, cpu, None)
             if area is not None:
-                return area
-        return None
+                return area, level
+        return None, "none"
 
     def _from_warm(self, pages: int, align: int, cpu: int, thread: int | None) -> Area | None:
         """A warm range; of a pooled size magazines that missed take a batch along."""

@@ -29,7 +29,7 @@ cdef extern from "twin.h":
         uint32_t *pages
         uint64_t lazy_pages, live_pages, nr_purges, nr_purged
         uint32_t nr_pooled
-        uint64_t served[5]
+        uint64_t served[7]
     sim_twin *sim_twin_new(const sim_design *design)
     void sim_twin_free(sim_twin *t)
     uint32_t sim_kernel_pool(sim_twin *t, uint32_t cpu, uint32_t pages, uint32_t align)
@@ -87,7 +87,7 @@ cdef extern from "engine.h":
         sim_lock_stats lock[1]
         uint64_t alloc_ps[1]
         uint64_t free_ps[1]
-        uint64_t served[5]
+        uint64_t served[7]
         uint64_t purges, purged, helped, node_purges
         int64_t node_purge_ps, node_purge_max_ps
         int64_t test_ps[1]
@@ -115,7 +115,7 @@ cdef extern from "measure.h":
 
 COSTS = {sim_cost_names[i].decode(): sim_cost_units[i].decode() for i in range(SIM_NR_COSTS)}
 LOCKS = ("space", "busy", "lazy", "pool", "zone", "counter", "upkeep")
-LEVELS = ("magazine", "pool", "lazy", "space", "none")
+LEVELS = ("magazine", "slab", "pool", "neighbour", "lazy", "space", "none")
 CALLS = ("alloc", "free", "begin", "decay", "reclaim", "detach", "fill", "settle", "give back", "shrink", "miss")
 PS_PER_NS = 1000
 EVENTS_AT_ONCE = 1 << 18

@@ -651,7 +651,7 @@ uint32_t sim_caching_alloc(sim_twin *t, uint32_t cpu, uint32_t thread, uint32_t 
         did->level = SIM_MAGAZINE;
         if (start == SIM_NONE) {
             start = from_pool(t, pages, align, cpu, kept);
-            did->level = SIM_POOL;
+            did->level = did->nodes_asked > 1 ? SIM_NEIGHBOUR : SIM_POOL;
         }
         if (start == SIM_NONE && t->design.has_pools) {
             start = from_warm(t, pages, align, cpu, kept);

@@ -711,7 +711,7 @@ static void price(sim_sim *s, thread *th, const sim_work *did)
         work(s, th, cost(s, SIM_ours_magazine));
     if (did->nodes_asked > 1)
         work(s, th, (did->nodes_asked - 1) * cost(s, SIM_line_cluster));
-    if (did->level == SIM_POOL || did->moved)
+    if (did->level == SIM_POOL || did->level == SIM_NEIGHBOUR || did->moved)
         due(th, &s->pool[node], pool + did->moved * cost(s, SIM_ours_move));
     if (did->sorted || did->level == SIM_LAZY)
         due(th, &s->upkeep, (did->sorted + 1) * cost(s, SIM_ours_sort));

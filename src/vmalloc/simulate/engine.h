@@ -62,7 +62,7 @@ typedef struct sim_result {
     int64_t thread_end_min_ps;
     sim_lock_stats lock[SIM_LOCKS]; /* after warm_ps                                             */
     uint64_t alloc_ps[SIM_HISTOGRAM], free_ps[SIM_HISTOGRAM]; /* after warm_ps                   */
-    uint64_t served[5];
+    uint64_t served[SIM_LEVELS];
     uint64_t purges, purged, helped;
     int64_t node_purge_ps, node_purge_max_ps; /* time in the filling of one node, all together   */
     uint64_t node_purges;

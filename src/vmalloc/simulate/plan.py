@@ -175,7 +175,7 @@ def _measured(values: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
         "lock_wait_share": sum(share for name, share in spin.items() if name != "counter"),
         **{f"{name}_wait_share": share for name, share in spin.items()},
         **{f"{what}_{name}_us": value for what in ("alloc", "free") for name, value in _marks(found[what])},
-        "pool_hit_share": _share(found["served"], "pool", "magazine"),
+        "pool_hit_share": _share(found["served"], "magazine", "slab", "pool", "neighbour"),
         "space_share": _share(found["served"], "space"),
         "purges": found["purges"],
         "helped": found["helped"],

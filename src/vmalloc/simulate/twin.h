@@ -15,7 +15,7 @@
 
 #include "space.h"
 
-enum sim_level { SIM_MAGAZINE, SIM_POOL, SIM_LAZY, SIM_SPACE, SIM_NOTHING };
+enum sim_level { SIM_MAGAZINE, SIM_SLAB, SIM_POOL, SIM_NEIGHBOUR, SIM_LAZY, SIM_SPACE, SIM_NOTHING, SIM_LEVELS };
 enum sim_discipline { SIM_LIST, SIM_LLIST, SIM_IN_PLACE };
 enum { SIM_POOL_SIZES = 257 }; /* 1 .. 256 pages */
 
@@ -74,7 +74,7 @@ typedef struct sim_twin {
     sim_vector *lazy;  /* by node                                                       */
     uint64_t lazy_pages, live_pages, pooled_pages;
     uint32_t nr_pooled;
-    uint64_t nr_purges, nr_purged, served[5];
+    uint64_t nr_purges, nr_purged, served[SIM_LEVELS];
     /* the purge in flight */
     bool is_full;
     sim_vector decayed;
