@@ -19,7 +19,7 @@ cdef extern from "twin.h":
     ctypedef struct sim_design:
         uint32_t is_caching, cpus, nr_nodes, window_pages, discipline, lazy_pages_max
         uint32_t pool_pages_max, pool_ranges_max, decay_shift, decay_empties_small, lazy_merges
-        uint32_t has_pools, has_magazines, lazy_is_fixed
+        uint32_t has_pools, has_magazines, has_slabs, lazy_is_fixed
         uint64_t memory_pages
     ctypedef struct sim_work:
         uint32_t level
@@ -127,7 +127,7 @@ cdef sim_design design_of(dict values) except *:
     d.cpus = values["cpus"]
     d.nr_nodes = values["nr_nodes"]
     d.window_pages = values["window_pages"]
-    d.discipline = ("list", "llist", "in place").index(values["discipline"])
+    d.discipline = ("list", "llist", "in place", "tagged").index(values["discipline"])
     d.lazy_pages_max = values["lazy_pages_max"]
     d.pool_pages_max = values["pool_pages_max"]
     d.pool_ranges_max = values["pool_ranges_max"]
@@ -136,6 +136,7 @@ cdef sim_design design_of(dict values) except *:
     d.lazy_merges = values["lazy_merges"]
     d.has_pools = values["has_pools"]
     d.has_magazines = values["has_magazines"]
+    d.has_slabs = values["has_slabs"]
     d.lazy_is_fixed = values["lazy_is_fixed"]
     d.memory_pages = values["memory_pages"]
     return d

@@ -38,6 +38,7 @@ typedef struct lock {
     uint32_t head, nr, room;
     uint32_t cpu;
     enum sim_kind kind;
+    bool is_atomic; /* no lock: one compare-exchange, tried again by who comes second */
 } lock;
 
 typedef struct visit_due {
@@ -235,18 +236,18 @@ static void visit(sim_sim *s, thread *th, lock *l, int64_t hold)
         l->nr--;
     }
     bool is_contended = l->nr > 0;
-    if (l->kind == SIM_COUNTER)
+    if (l->kind == SIM_COUNTER || l->is_atomic)
         begin = (is_contended ? l->free_at : now) + distance(s, l->cpu, th->cpu);
     else if (is_contended)
         begin = l->free_at + handover(s, l, th);
     else if (l->cpu != th->cpu || !s->plan.design.is_caching)
         begin = now + distance(s, l->cpu, th->cpu);
     int64_t end = begin + hold;
-    end += preempted(s, th, begin, end);
+    end += l->is_atomic ? 0 : preempted(s, th, begin, end);
     arrive(l, end);
     l->free_at = end;
     l->cpu = th->cpu;
-    bool slept = s->plan.design.is_caching && begin - now > cost(s, SIM_spin_limit);
+    bool slept = s->plan.design.is_caching && !l->is_atomic && begin - now > cost(s, SIM_spin_limit);
     th->at = end + (slept ? cost(s, SIM_wake) : 0); /* meanwhile the lock is somebody else's */
     sim_lock_stats *stats = &s->result.lock[l->kind];
     stats->visits++;
@@ -701,17 +702,27 @@ static void due(thread *th, lock *at, int64_t hold)
         th->todo[th->nr_todo++] = (visit_due){at, hold};
 }
 
+static int64_t pool_cost(const sim_sim *s)
+{
+    uint32_t discipline = s->plan.design.discipline;
+    return cost(s, discipline == SIM_LLIST    ? SIM_ours_llist
+                   : discipline == SIM_TAGGED ? SIM_ours_tagged
+                                              : SIM_ours_locked);
+}
+
 /* What one operation did, as visits to locks; the time of a lock that nobody wants is in the costs. */
 static void price(sim_sim *s, thread *th, const sim_work *did)
 {
     uint32_t node = th->cpu % s->nodes;
-    int64_t pool = cost(s, s->plan.design.discipline == SIM_LLIST ? SIM_ours_llist : SIM_ours_locked);
+    int64_t pool = pool_cost(s);
     th->nr_todo = th->at_todo = 0;
     if (did->level == SIM_MAGAZINE)
         work(s, th, cost(s, SIM_ours_magazine));
+    if (did->is_slab)
+        work(s, th, cost(s, SIM_ours_percpu));
     if (did->nodes_asked > 1)
         work(s, th, (did->nodes_asked - 1) * cost(s, SIM_line_cluster));
-    if (did->level == SIM_POOL || did->moved)
+    if ((did->level == SIM_POOL && !did->is_slab) || did->moved)
         due(th, &s->pool[node], pool + did->moved * cost(s, SIM_ours_move));
     if (did->sorted || did->level == SIM_LAZY)
         due(th, &s->upkeep, (did->sorted + 1) * cost(s, SIM_ours_sort));
@@ -946,6 +957,7 @@ static void init_locks(sim_sim *s)
         init_lock(&s->busy[n], SIM_BUSY_LOCK, n);
         init_lock(&s->lazy[n], SIM_LAZY_LOCK, n);
         init_lock(&s->pool[n], SIM_POOL_LOCK, n);
+        s->pool[n].is_atomic = s->plan.design.discipline == SIM_TAGGED;
     }
     init_lock(&s->space, SIM_SPACE_LOCK, 0);
     init_lock(&s->counter, SIM_COUNTER, 0);
