@@ -93,6 +93,7 @@ struct sim_sim {
     bool is_purging;
     uint32_t *work, nr_work; /* nodes that this purge fills */
     uint32_t nr_filling;
+    uint32_t next_shrunk; /* the node where a scan that rotates begins */
     uint64_t purged;
     bool is_warm;
     uint64_t total_pairs;
@@ -462,6 +463,11 @@ static void allocated(sim_sim *s, thread *th, uint32_t start, enum sim_level lev
     note(s, SIM_CALL_ALLOC, th->cpu << 3 | level, th->pages + s->plan.guard_pages, th->align, start);
     th->start = th->slot[th->in_slot] = start;
     th->phase = BUSY;
+    if (s->is_warm) {
+        uint32_t quarter = (uint32_t)((uint64_t)(th->cpu % s->nodes) * 4 / s->nodes);
+        s->result.quarter_calls[quarter]++;
+        s->result.quarter_hits[quarter] += level == SIM_POOL;
+    }
 }
 
 static void pool_phase(sim_sim *s, thread *th)
@@ -685,8 +691,13 @@ static bool pressure_phase(sim_sim *s, thread *w)
     if (s->nr_done == s->threads)
         return false;
     if (!s->is_purging) {
-        note(s, SIM_CALL_SHRINK, 0, 0, 0, 0);
-        uint64_t moved = sim_shrink(s->twin);
+        uint32_t nr = s->plan.shrink_nodes && s->plan.shrink_nodes < s->nodes ? s->plan.shrink_nodes : s->nodes;
+        uint32_t first = s->plan.shrink_rotates ? s->next_shrunk : 0;
+        note(s, SIM_CALL_SHRINK, first, nr, 0, 0);
+        uint64_t moved = 0;
+        for (uint32_t n = 0; n < nr; n++)
+            moved += sim_shrink_node(s->twin, (first + n) % s->nodes);
+        s->next_shrunk = (first + nr) % s->nodes;
         if (moved)
             visit(s, w, &s->space, (int64_t)moved * change_space(s));
     }

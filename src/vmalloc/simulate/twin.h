@@ -119,6 +119,7 @@ uint32_t sim_purge_settle(sim_twin *t, uint32_t node);
 uint32_t sim_purge_give_back(sim_twin *t, uint32_t node); /* ranges given to the space    */
 void sim_purge_end(sim_twin *t, uint64_t purged);
 uint64_t sim_purge(sim_twin *t, bool is_full); /* all of them; ranges purged     */
+uint64_t sim_shrink_node(sim_twin *t, uint32_t node); /* its pools to the space; ranges moved */
 uint64_t sim_shrink(sim_twin *t);
 
 /* ---- ours ------------------------------------------------------------------------------------- */
