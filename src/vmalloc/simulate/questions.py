@@ -86,7 +86,8 @@ QUESTIONS = {
                 "design": "linux-6.16", "shrink_every_us": 1_000, "shrink_nodes": 16, "shrink_rotates": 1
             },
         },
-        "The merged scan ignores how much it was asked for and empties every node, so its order matters only"
+        "A scan that finds a purge at work goes away again, as the trylock of August 2026 does, and where purges"
+        " follow one another at once there are few scans. The merged scan ignores how much it was asked for and empties every node, so its order matters only"
         " to who waits while it runs; a scan that stops early is what the complaint is about. Our shrink"
         " is a full purge.",
         columns=("pairs_per_s", "pool_hit_share", "pool_hit_first_share", "pool_hit_others_share", "pooled_mean_mib"),
@@ -230,7 +231,8 @@ of `{base.machine}`,
 
 {chr(10).join(answers(groups))}
 
-**How sure.** The intervals are those over seeds. The decisions are the model's; the costs are uncertain as
+**How sure.** Waiting for locks is that of the purge's workers too, in time of the threads, so it can be
+more than 100 %. The intervals are those over seeds. The decisions are the model's; the costs are uncertain as
 [validation.md](validation.md) shows, and beyond 64 CPUs they are extrapolated. With {seeds} seeds
 and as few as {purges} purges in a run this is a first look: small differences may be chance.
 {question.caveat}
