@@ -103,7 +103,9 @@ class ReplayKernel:
 
 @pytest.mark.parametrize("pressure", [(0, 0, 0), (300, 0, 0), (300, 3, 0), (300, 3, 1)])
 @pytest.mark.parametrize("name", ["linux-6.8", "patch-v3", "linux-6.9", "linux-6.16", "llist"])
-def test_a_whole_simulation_of_a_kernel_is_what_the_model_decides(name: str, pressure: tuple[int, int, int]) -> None:
+def test_a_whole_simulation_of_a_kernel_is_what_the_model_decides(
+    name: str, pressure: tuple[int, int, int]
+) -> None:
     design = design_named(name)
     assert isinstance(design, Design)
     every, nodes, rotates = pressure

@@ -14,10 +14,16 @@ from vmalloc.simulate import sweep
 from vmalloc.simulate.plan import Plan
 from vmalloc.simulate.sweep import SweepError, run_on_cluster, run_sweep
 
-distributed = pytest.importorskip("distributed", reason="a Dask cluster is not a test dependency: pip install distributed")
+distributed = pytest.importorskip(
+    "distributed", reason="a Dask cluster is not a test dependency: pip install distributed"
+)
 
 BASE = Plan(cpus=4, run_test_mask=1, test_loop_count=3000, shrunk=1)
-PLANS = [replace(BASE, design=design, seed=seed) for design in ("linux-6.9", "vmalloc/percpu") for seed in range(12)]
+PLANS = [
+    replace(BASE, design=design, seed=seed)
+    for design in ("linux-6.9", "vmalloc/percpu")
+    for seed in range(12)
+]
 
 
 @pytest.fixture(scope="module")

@@ -34,10 +34,15 @@ if TYPE_CHECKING:
     "--shrunk", type=int, default=0, help="Make the workload so many times smaller. Default: by its size."
 )
 @click.option("--cost", "costs", multiple=True, metavar="NAME=N", help="Change a cost, in ns or as a number.")
-@click.option("--question", help="Answer one: llist, percpu, shrinker-fairness, nodes, decay, pool-size, purge-vs-shrink.")
+@click.option(
+    "--question",
+    help="Answer one: llist, percpu, shrinker-fairness, nodes, decay, pool-size, purge-vs-shrink.",
+)
 @click.option("--jobs", type=click.IntRange(1), default=os.cpu_count() or 1, show_default=True,
               help="Processes that run cells.")  # fmt: skip
-@click.option("--scheduler", help="Run the cells on this Dask cluster, as tcp://host:8786, not on processes here.")
+@click.option(
+    "--scheduler", help="Run the cells on this Dask cluster, as tcp://host:8786, not on processes here."
+)
 @click.option(
     "--store",
     type=click.Path(dir_okay=False),

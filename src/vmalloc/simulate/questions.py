@@ -56,14 +56,15 @@ QUESTIONS = {
             **{label: {"design": f"vmalloc/{pools}"} for label, pools in CANDIDATES.items()},
         },
         "The candidates behind our own allocator are compared with `locked` there: it allocates addresses in"
-        " user space and no pages, so its times are not the kernel's. The llist variant detaches the whole list and puts the rest back, so its hold grows with the"
+        " user space and no pages, so its times are not the kernel's. The llist variant detaches the whole"
+        " list and puts the rest back, so its hold grows with the"
         " pool: one"
         " cached access for each entry. A list that remembers its tail would not; ours does (decision 0004).",
     ),
     "percpu": Question(
         "A pool for each CPU?",
         "Rezki, 12 January 2024: a pop of one entry from an llist must be serialised, by a pool for each CPU"
-        " or by an atomic \"in use\". Magazines of threads stand beside.",
+        ' or by an atomic "in use". Magazines of threads stand beside.',
         {
             **{label: {"design": f"vmalloc/{pools}"} for label, pools in CANDIDATES.items()},
             "ours: magazine": {"design": "vmalloc/magazine"},
@@ -74,23 +75,35 @@ QUESTIONS = {
     ),
     "shrinker-fairness": Question(
         "Is the shrinker unfair to the first nodes?",
-        "Chinner, 12 January 2024: the global shrinker is \"completely unfair to low numbered nodes due to scan"
-        " loop start bias\".",
+        "Chinner, 12 January 2024: the global shrinker is 'completely unfair to low numbered nodes due to scan"
+        " loop start bias'.",
         {
             "no pressure": {"design": "linux-6.16"},
             "a scan empties all nodes (merged)": {"design": "linux-6.16", "shrink_every_us": 1_000},
             "16 nodes, from the first on": {
-                "design": "linux-6.16", "shrink_every_us": 1_000, "shrink_nodes": 16
+                "design": "linux-6.16",
+                "shrink_every_us": 1_000,
+                "shrink_nodes": 16,
             },
             "16 nodes, from where it stopped": {
-                "design": "linux-6.16", "shrink_every_us": 1_000, "shrink_nodes": 16, "shrink_rotates": 1
+                "design": "linux-6.16",
+                "shrink_every_us": 1_000,
+                "shrink_nodes": 16,
+                "shrink_rotates": 1,
             },
         },
-        "A scan that finds a purge at work goes away again, as the trylock of August 2026 does, and where purges"
-        " follow one another at once there are few scans. The merged scan ignores how much it was asked for and empties every node, so its order matters only"
+        "A scan that finds a purge at work goes away again, as the trylock of August 2026 does, and where"
+        " purges follow one another at once there are few scans. The merged scan ignores how much it was"
+        " asked for and empties every node, so its order matters only"
         " to who waits while it runs; a scan that stops early is what the complaint is about. Our shrink"
         " is a full purge.",
-        columns=("pairs_per_s", "pool_hit_share", "pool_hit_first_share", "pool_hit_others_share", "pooled_mean_mib"),
+        columns=(
+            "pairs_per_s",
+            "pool_hit_share",
+            "pool_hit_first_share",
+            "pool_hit_others_share",
+            "pooled_mean_mib",
+        ),
         drawn=("pairs_per_s", "pool_hit_first_share", "pool_hit_others_share"),
     ),
     "nodes": Question(
@@ -188,7 +201,7 @@ def answers(groups: list[Group]) -> list[str]:
 
 
 def _kind(one: Group) -> bool:
-    """Whether it is one of ours: these are compared with the first of ours, the kernel's with the first of all."""
+    """Whether it is one of ours: these are compared with the first of ours, the kernel's with theirs."""
     return one.plan.design.startswith("vmalloc")
 
 

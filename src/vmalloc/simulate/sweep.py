@@ -48,8 +48,8 @@ class SweepError(RuntimeError):
 def code_digest() -> str:
     """What a cell's result depends on beside its plan: the compiled engine, and how a row is made of it.
 
-    Another build of the same sources may be another engine. Then finished cells are run again, which is better
-    than to mix them with others.
+    Another build of the same sources may be another engine. Then finished cells are run again, which is
+    better than to mix them with others.
     """
     digest = hashlib.sha256()
     for module in (_engine, plan_module):
