@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Ranges: disjoint ranges of addresses in order, each with its length; what _ledger.pyx keeps its two sets in.
+ * Ranges: disjoint ranges of addresses in order, each with its length; what _predict.pyx keeps its two sets in.
  *
  * They lie in leaves of at most RANGES_LEAF; `longest` has the longest range of each leaf. A range is a start and
  * a size, never an end: the last one may reach to 2^64.

@@ -75,8 +75,8 @@ QUESTIONS = {
     ),
     "shrinker-fairness": Question(
         "Is the shrinker unfair to the first nodes?",
-        "Chinner, 12 January 2024: the global shrinker is 'completely unfair to low numbered nodes due to scan"
-        " loop start bias'.",
+        "Chinner, 12 January 2024: the global shrinker is 'completely unfair to low numbered nodes due to"
+        " scan loop start bias'.",
         {
             "no pressure": {"design": "linux-6.16"},
             "a scan empties all nodes (merged)": {"design": "linux-6.16", "shrink_every_us": 1_000},

@@ -215,7 +215,7 @@ def run_on_cluster(
     Raises SweepError: no distributed here, no scheduler there, a machine's file that is here only.
     """
     try:
-        from distributed import Client
+        from distributed import Client  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise SweepError("--scheduler needs distributed: pip install distributed") from None
     try:
