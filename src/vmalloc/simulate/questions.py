@@ -71,7 +71,7 @@ QUESTIONS = {
             "ours: off": {"design": "vmalloc/off"},
         },
         "All of it is our own allocator in user space. A thread stays on its CPU here, so a restartable"
-        " sequence is never begun again, and no list is read by the CPU of another node.",
+        " sequence is never begun again. What slabs and magazines keep is not in the column of the pools.",
     ),
     "shrinker-fairness": Question(
         "Is the shrinker unfair to the first nodes?",
