@@ -81,8 +81,10 @@ class ReplayKernel:
     def one(self, node: int, _: int, __: int, ___: int | None) -> None:
         self.fill(node, 1, 0, None)
 
-    def shrink(self, _: int, __: int, ___: int, ____: int | None) -> None:
-        self.model.shrink()
+    def shrink(self, first: int, count: int, _: int, __: int | None) -> None:
+        for at in range(first, first + count):
+            node = self.model.nodes[at % self.model.nr_nodes]
+            self.model.reclaim(self.model.decay_pools(node, full=True))
 
     def calls(self) -> dict[str, Callable[[int, int, int, int | None], None]]:
         steps = dict.fromkeys(("decay", "reclaim", "detach"), self.collect)
@@ -99,12 +101,16 @@ class ReplayKernel:
         }
 
 
-@pytest.mark.parametrize("shrink_every_us", [0, 300])
+@pytest.mark.parametrize("pressure", [(0, 0, 0), (300, 0, 0), (300, 3, 0), (300, 3, 1)])
 @pytest.mark.parametrize("name", ["linux-6.8", "patch-v3", "linux-6.9", "linux-6.16", "llist"])
-def test_a_whole_simulation_of_a_kernel_is_what_the_model_decides(name: str, shrink_every_us: int) -> None:
+def test_a_whole_simulation_of_a_kernel_is_what_the_model_decides(
+    name: str, pressure: tuple[int, int, int]
+) -> None:
     design = design_named(name)
     assert isinstance(design, Design)
-    simulation = simulation_of(small(name, shrink_every_us=shrink_every_us), log_calls=True)
+    every, nodes, rotates = pressure
+    plan = small(name, shrink_every_us=every, shrink_nodes=nodes, shrink_rotates=rotates)
+    simulation = simulation_of(plan, log_calls=True)
     found = simulation.run()
     replay = ReplayKernel(design, 8)
     do = replay.calls()

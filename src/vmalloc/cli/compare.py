@@ -34,9 +34,15 @@ if TYPE_CHECKING:
     "--shrunk", type=int, default=0, help="Make the workload so many times smaller. Default: by its size."
 )
 @click.option("--cost", "costs", multiple=True, metavar="NAME=N", help="Change a cost, in ns or as a number.")
-@click.option("--question", help="Answer one: llist, nodes, decay, pool-size, purge-vs-shrink.")
+@click.option(
+    "--question",
+    help="Answer one: llist, percpu, shrinker-fairness, nodes, decay, pool-size, purge-vs-shrink.",
+)
 @click.option("--jobs", type=click.IntRange(1), default=os.cpu_count() or 1, show_default=True,
               help="Processes that run cells.")  # fmt: skip
+@click.option(
+    "--scheduler", help="Run the cells on this Dask cluster, as tcp://host:8786, not on processes here."
+)
 @click.option(
     "--store",
     type=click.Path(dir_okay=False),
@@ -56,6 +62,7 @@ def command(
     costs: tuple[str, ...],
     question: str | None,
     jobs: int,
+    scheduler: str | None,
     store: str | None,
     out: Path,
     plot: Path | None,
@@ -70,7 +77,8 @@ def command(
     vmalloc compare --question llist --out pages
 
     Prints a Markdown table. With --store a sweep that was interrupted goes on where it was; a process that
-    dies costs its cell a second try.
+    dies costs its cell a second try. A cluster's workers need this version of vmalloc, and the file of a
+    machine that is not one of ours.
     """
     from vmalloc.simulate.plan import Plan
     from vmalloc.simulate.questions import QUESTIONS, base_plan, plans_of
@@ -97,7 +105,7 @@ def command(
             plan.on()
     except ValueError as error:
         raise BadPlan(str(error)) from None
-    rows = _run(plans, jobs, store)
+    rows = _run(plans, jobs, store, scheduler)
     if json_path is not None:
         text = json.dumps(rows, indent=1)
         if json_path == "-":
@@ -141,11 +149,13 @@ def _grid(base: Plan, designs: str, counts: list[int], seeds: int) -> list[Plan]
     return grid(base, names, counts or [0], seeds)
 
 
-def _run(plans: list[Plan], jobs: int, store: str | None) -> list[dict[str, Any]]:
-    from vmalloc.simulate.sweep import SweepError, run_on_processes
+def _run(plans: list[Plan], jobs: int, store: str | None, scheduler: str | None) -> list[dict[str, Any]]:
+    from vmalloc.simulate.sweep import SweepError, run_on_cluster, run_on_processes
 
     try:
         with progress_bar("cells") as bar:
+            if scheduler is not None:
+                return run_on_cluster(plans, scheduler, store, bar)
             return run_on_processes(plans, min(jobs, len(plans)), store, bar)
     except (SweepError, RuntimeError, MemoryError) as error:
         raise click.ClickException(str(error) or "not enough memory") from None

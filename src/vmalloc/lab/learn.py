@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections import Counter
 
 from vmalloc.lab.events import Event
-from vmalloc.lab.ledger import LedgerSpace
+from vmalloc.lab.ledger import ledger_of
 from vmalloc.lab.orders import Forecast, World
 from vmalloc.lab.reconcile import Origin, claim, evict
 from vmalloc.model import PAGE, Kernel, Level, Space
@@ -31,13 +31,14 @@ from vmalloc.model.space import search_length
 class Learner:
     """Knowledge about an unseen start state, and the forecasts that follow from it."""
 
-    def __init__(self, assumed: Counter[str]) -> None:
+    def __init__(self, assumed: Counter[str], nothing: Space) -> None:
+        """`nothing` is an empty space, of a kind that has `discard`, `add` and `covering`."""
         self.assumed = assumed
         self.frontiers: dict[int, int] = {}
         self.drained: set[tuple[int, int]] = set()
         self.passed: dict[tuple[int, int], int] = {}  # pool: its head when it was last passed over
         self.decayed_unseen: set[int] = set()  # entries of pools that an unseen length has decayed
-        self.doubtful = Space()  # assumed free, not seen
+        self.doubtful = nothing  # assumed free, not seen
         self.walks: dict[tuple[int, int], tuple[int, int]] = {}  # pool: last address, steps up in a row
         self.deep: set[tuple[int, int]] = set()  # pools last seen to give out unseen entries
 
@@ -177,8 +178,7 @@ class Learner:
 
     def _assume_hole(self, world: World, event: Event) -> None:
         """What follows an unseen area from the space is free up to the next known area."""
-        space = world.kernel.space
-        assert isinstance(space, LedgerSpace)
+        space = ledger_of(world.kernel)
         start = event.addr + event.size
         end = space.next_known(start, event.vend & -PAGE)
         if end > start:
@@ -209,8 +209,8 @@ def _length(event: Event) -> int:
 
 def _place(world: World, event: Event) -> tuple[str, int | None]:
     """Where the model has the event's range, untouched: pool (and its node), space, or elsewhere."""
-    pages = event.size // PAGE
-    for node in world.kernel.nodes:
+    pages, is_out = event.size // PAGE, ledger_of(world.kernel).is_out(event.addr)
+    for node in world.kernel.nodes if is_out and event.addr not in world.kernel.busy.areas else ():
         pool = node.pools.get(pages)
         if pool is not None and any(area.start == event.addr for area in pool.areas):
             return "pool", node.id

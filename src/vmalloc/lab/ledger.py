@@ -9,10 +9,11 @@ has never been seen: on a machine whose start state is unknown that is most of t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from sortedcontainers import SortedDict
 
+from vmalloc.lab._predict import Ledger
 from vmalloc.model import Area, Kernel, Space
 
 
@@ -43,6 +44,21 @@ class LedgerSpace(Space):
             for inner in list(out.irange(start, start + size, (True, False))):
                 del out[inner]
 
+    @property
+    def areas(self) -> list[tuple[int, int]]:
+        """The (start, size) of all that is out, in order."""
+        return list(self.out.items())
+
+    def is_out(self, start: int) -> bool:
+        """Whether an area that starts here is out of the space."""
+        return start in self.out
+
+    def rejoin(self, start: int, size: int) -> None:
+        """What is out of this range, in whatever pieces, is one area now."""
+        for at in list(self.out.irange(start, start + size, (True, False))):
+            del self.out[at]
+        self.out[start] = size
+
     def overlapping(self, start: int, size: int) -> list[tuple[int, int]]:
         """The (start, size) of every area out of the space that shares a byte with this range."""
         out = self.out
@@ -60,12 +76,20 @@ class LedgerSpace(Space):
         return min(taken, self.next_free(start), limit)
 
 
-def with_ledger(kernel: Kernel) -> Kernel:
-    """Give a kernel's space a ledger of everything that is busy, lazy or pooled now. Returns the kernel."""
+def ledger_of(kernel: Kernel) -> LedgerSpace:
+    """The ledger of a kernel `with_ledger`."""
+    return cast(LedgerSpace, kernel.space)
+
+
+def with_ledger(kernel: Kernel, compiled: bool = False) -> Kernel:
+    """Give a kernel's space a ledger of everything that is busy, lazy or pooled now. Returns the kernel.
+
+    compiled: the one of _predict.pyx, which does the same.
+    """
     areas = list(kernel.busy.areas.values())
     for node in kernel.nodes:
         areas += node.lazy.areas.values()
         for pool in node.pools.values():
             areas += pool.areas
-    kernel.space = LedgerSpace(kernel.space, areas)
+    kernel.space = (Ledger if compiled else LedgerSpace)(kernel.space, areas)
     return kernel

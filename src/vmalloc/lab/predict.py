@@ -24,15 +24,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, product
 from math import prod
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+from vmalloc.lab._predict import Ledger, run
 from vmalloc.lab.events import ALLOC, FREE, LOST, PURGE, Event
 from vmalloc.lab.learn import Learner
-from vmalloc.lab.ledger import LedgerSpace, with_ledger
+from vmalloc.lab.ledger import ledger_of, with_ledger
 from vmalloc.lab.orders import Forecast, Timeline, World, explain, shrunk, witness
 from vmalloc.lab.reconcile import Origin, claim, evict
-from vmalloc.model import PAGE, Area, Kernel, Level, Purge
-from vmalloc.model.area import NO_NODE
+from vmalloc.model import PAGE, Area, Kernel, Level, Purge, Space
 
 Category = Literal[
     "unknown start state",
@@ -104,14 +104,34 @@ class Prediction:
         return Tally(self.page.allocs + self.above.allocs, self.page.exact + self.above.exact)
 
 
+class Score(NamedTuple):
+    """What is counted of one allocation. The compiled part makes plain tuples of this order."""
+
+    cpu: int
+    level: Level | None
+    is_right: bool
+    exact: bool
+    bounded: bool
+    sure: bool
+    is_late: bool
+    is_above: bool
+    in_window: bool
+
+
 class Predictor:
     """Replays one timeline through one kernel. `run()` once, then read `result` and `kernel`."""
 
-    def __init__(self, kernel: Kernel, line: Timeline, start_known: bool = True) -> None:
-        self.world = World(with_ledger(kernel))
+    def __init__(
+        self, kernel: Kernel, line: Timeline, start_known: bool = True, compiled: bool = True
+    ) -> None:
+        """compiled: leave the events that come as forecast to _predict.pyx, which does what is done here."""
+        self.world = World(with_ledger(kernel, compiled))
         self.line = line
+        self.compiled = compiled
         self.result = Prediction(kernel.design.name)
-        self.learner = None if start_known else Learner(self.result.assumed)
+        self.learner = (
+            None if start_known else Learner(self.result.assumed, Ledger() if compiled else Space())
+        )
         self.sure = True
         self.unexplained = 0
         self.index = 0
@@ -119,7 +139,8 @@ class Predictor:
         self.passed = -1  # the range that the kernel passed over last, against the forecast
         self.verdicts = bytearray(len(line.events))  # 1: as forecast in the printed order; purges: as told
         self.before_steps: list[tuple[int, World]] = []
-        self.plain: dict[tuple[int, int, str, bool], int] = {}  # counted once a round: what _as_forecast did
+        self.scored: dict[Score, int] = {}  # counted once a round, as what follows
+        self.sized: dict[tuple[int, bool], int] = {}  # of each size: how many came as forecast, or did not
         self.purge_from = self._first_opening()
 
     def _first_opening(self) -> int:
@@ -140,79 +161,64 @@ class Predictor:
 
     def advance(self, count: int) -> None:
         """Replay the next `count` events, or what is left."""
-        events, moved = self.line.events, self.world.moved
-        end = min(self.at + count, len(events))
-        for index in range(self.at, end):
-            event = events[index]
-            kind = event.kind
-            if kind == ALLOC:
-                moved = self.world.moved
-                if moved and index in moved:
-                    del moved[index]
-                elif (
-                    self.learner is not None
-                    or index >= self.purge_from
-                    or not self._as_forecast(index, event)
-                ):
-                    self._alloc(index, event)
-            elif kind == FREE:
-                if index >= self.purge_from or self.kernel.free(event.addr) is None:
-                    self._free(index, event)
-            elif kind == PURGE:
-                self._purge(index, event)
-            if self.learner is None and kind == PURGE:
-                self.purge_from = self._next_opening(index)
+        end = min(self.at + count, len(self.line.events))
+        index = self.at
+        while index < end:
+            if self.compiled:
+                index = run(self, index, end)
+                if index == end:
+                    break
+            self._one(index, self.line.events[index])
+            index += 1
         self.at = self.result.events = end
-        self._count_plain()
+        self._count_scored()
+
+    def _one(self, index: int, event: Event) -> None:
+        kind, moved = event.kind, self.world.moved
+        if kind == ALLOC:
+            if moved and index in moved:
+                del moved[index]
+            else:
+                self._alloc(index, event)
+        elif kind == FREE:
+            if index >= self.purge_from or self.kernel.free(event.addr) is None:
+                self._free(index, event)
+        elif kind == PURGE:
+            self._purge(index, event)
+            if self.learner is None:
+                self.purge_from = self._next_opening(index)
 
     def _next_opening(self, index: int) -> int:
         """The event from which the next purge may have been running; nothing but requests comes before it."""
         return self.line.opens.get(self.line.purge_after[index], len(self.line.events))
 
-    def _as_forecast(self, index: int, event: Event) -> bool:
-        """Do an allocation that lands where the model puts it, if it is usual; False: nothing is done."""
-        world = self.world
-        kernel = world.kernel
-        cpu, addr, size = event.cpu, event.addr, event.size
-        if event.align > PAGE or event.failed or (event.vstart, event.vend) != kernel.window:
-            return False
-        node = cpu % kernel.nr_nodes
-        pool = kernel.nodes[node].pools.get(size // PAGE) if kernel.nr_nodes > 1 else None
-        if pool is not None and pool.areas:
-            if pool.areas[-1].start != addr:
-                return False
-            area, level = pool.take(event.align, kernel.design.pool_discipline), "pool"
-            assert area is not None
-        else:
-            space = kernel.space
-            if space.find(size, 1, event.vstart) != addr or addr + size > event.vend:
-                return False
-            space.take(addr, size)
-            area, level = Area(addr, size, node if kernel.nr_nodes > 1 else NO_NODE), "space"
-        kernel.busy.areas[addr] = area
-        kernel.busy.changed()
-        kernel.live_pages += size // PAGE
-        self.verdicts[index] = 1
-        key = cpu, size, level, 4 * index >= 3 * len(self.line.events)
-        self.plain[key] = self.plain.get(key, 0) + 1
-        return True
-
-    def _count_plain(self) -> None:
-        """Add what `_as_forecast` has done to the result."""
+    def _count_scored(self) -> None:
+        """Add to the result what `_score` has noted since the last time."""
         result = self.result
-        for (cpu, size, level, is_late), count in self.plain.items():
-            tally = Tally(count, count)
-            result.page += tally
-            result.warm += tally
-            result.level += tally
-            result.level_warm += tally
-            if is_late:
+        for noted, count in self.scored.items():
+            score = Score(*noted)
+            tally = Tally(count, count * score.exact)
+            if score.is_above:
+                result.above += tally
+            else:
+                result.page += tally
+            result.within_bounds += count * score.bounded
+            if score.sure:
+                result.warm += tally
+            if score.is_late:
                 result.last_quarter += tally
-            result.levels[level] += count
-            result.by_cpu[cpu] += tally
-            result.by_pages[size // PAGE] += tally
-            result.by_window["vmalloc"] += tally
-        self.plain.clear()
+            if score.level in ("pool", "space"):
+                right = Tally(count, count * score.is_right)
+                result.level += right
+                if score.sure:
+                    result.level_warm += right
+                result.levels[score.level] += count
+            result.by_cpu[score.cpu] += tally
+            result.by_window["vmalloc" if score.in_window else "modules and other"] += tally
+        for (size, exact), count in self.sized.items():
+            result.by_pages[size // PAGE] += Tally(count, count * exact)
+        self.scored.clear()
+        self.sized.clear()
 
     # ------------------------------------------------------------------ purges
 
@@ -384,9 +390,8 @@ class Predictor:
         return False
 
     def _never_seen(self, event: Event) -> bool:
-        space = self.kernel.space
-        assert isinstance(space, LedgerSpace)
-        return event.addr not in space.out and space.covering(event.addr) is None
+        space = ledger_of(self.kernel)
+        return not space.is_out(event.addr) and space.covering(event.addr) is None
 
     def _accept(self, explained: World, event: Event, before: set[int]) -> None:
         """Go on in the world where every address is explained."""
@@ -478,23 +483,19 @@ class Predictor:
         bounded: bool = False,
         forecast: Level | None = None,
     ) -> None:
-        result = self.result
-        (result.page if event.align <= PAGE else result.above).add(exact)
-        result.within_bounds += bounded
-        if self.sure:
-            result.warm.add(exact)
-        if 4 * self.index >= 3 * len(self.line.events):
-            result.last_quarter.add(exact)
-        if level in ("pool", "space"):
-            is_right = forecast is None or forecast == level
-            result.level.add(is_right)
-            if self.sure:
-                result.level_warm.add(is_right)
-            result.levels[level] += 1
-        window = "vmalloc" if (event.vstart, event.vend) == self.kernel.window else "modules and other"
-        result.by_cpu[event.cpu].add(exact)
-        result.by_pages[event.size // PAGE].add(exact)
-        result.by_window[window].add(exact)
+        score = Score(
+            event.cpu,
+            level,
+            forecast is None or forecast == level,
+            exact,
+            bounded,
+            self.sure,
+            4 * self.index >= 3 * len(self.line.events),
+            event.align > PAGE,
+            (event.vstart, event.vend) == self.kernel.window,
+        )
+        self.scored[score] = self.scored.get(score, 0) + 1
+        self.sized[event.size, exact] = self.sized.get((event.size, exact), 0) + 1
 
     def _miss(self, index: int, event: Event, forecast: Forecast, category: Category) -> None:
         self.result.misses[category] += 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from vmalloc.lab.events import Event
-from vmalloc.lab.ledger import LedgerSpace
+from vmalloc.lab.ledger import ledger_of
 from vmalloc.lab.orders import World
 from vmalloc.model import PAGE
 
@@ -26,17 +26,14 @@ class Origin(NamedTuple):
 
 def claim(world: World, event: Event) -> Origin:
     """Take the event's range from wherever the model has it and make it busy."""
-    space = world.kernel.space
-    assert isinstance(space, LedgerSpace)
+    space = ledger_of(world.kernel)
     start, size = event.addr, event.size
     origins = [evict(world, at, length) for at, length in space.overlapping(start, size)]
     overlapped = space.overlapping(start, size)
     assert not overlapped
     removed = space.discard(start, size)
-    for at in list(space.out.irange(start, start + size, (True, False))):
-        del space.out[at]  # discard cut it out in pieces; it is one area now
     world.hold(event, origins[0].node if origins and origins[0].place == "pool" else None)
-    space.out[start] = size
+    space.rejoin(start, size)  # discard cut it out in pieces
     if origins:
         return origins[0]
     return Origin("space") if removed == size else Origin("unseen")

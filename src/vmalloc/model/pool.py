@@ -39,7 +39,7 @@ class Pool:
         return True
 
     def copy(self) -> Pool:
-        other = Pool()
+        other = Pool.__new__(Pool)
         other.areas = self.areas.copy()
         return other
 

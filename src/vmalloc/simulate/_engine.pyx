@@ -19,7 +19,7 @@ cdef extern from "twin.h":
     ctypedef struct sim_design:
         uint32_t is_caching, cpus, nr_nodes, window_pages, discipline, lazy_pages_max
         uint32_t pool_pages_max, pool_ranges_max, decay_shift, decay_empties_small, lazy_merges
-        uint32_t has_pools, has_magazines, lazy_is_fixed
+        uint32_t has_pools, has_magazines, has_slabs, lazy_is_fixed
         uint64_t memory_pages
     ctypedef struct sim_work:
         uint32_t level
@@ -75,7 +75,7 @@ cdef extern from "engine.h":
         sim_topology topology
         int64_t cost[1]
         uint32_t threads, mask, loops, nr_pages, lookups, looked_at, full_fit, long_busy, shrunk, in_order, guard_pages
-        uint32_t setup_twice, atomic_per_area, shrink_every_us, purge_is_full, log_calls, warm_purges
+        uint32_t setup_twice, atomic_per_area, shrink_every_us, shrink_nodes, shrink_rotates, purge_is_full, log_calls, warm_purges
         int64_t request_ps
         uint64_t seed
     ctypedef struct sim_lock_stats:
@@ -88,6 +88,8 @@ cdef extern from "engine.h":
         uint64_t alloc_ps[1]
         uint64_t free_ps[1]
         uint64_t served[7]
+        uint64_t quarter_calls[4]
+        uint64_t quarter_hits[4]
         uint64_t purges, purged, helped, node_purges
         int64_t node_purge_ps, node_purge_max_ps
         int64_t test_ps[1]
@@ -127,7 +129,7 @@ cdef sim_design design_of(dict values) except *:
     d.cpus = values["cpus"]
     d.nr_nodes = values["nr_nodes"]
     d.window_pages = values["window_pages"]
-    d.discipline = ("list", "llist", "in place").index(values["discipline"])
+    d.discipline = ("list", "llist", "in place", "tagged").index(values["discipline"])
     d.lazy_pages_max = values["lazy_pages_max"]
     d.pool_pages_max = values["pool_pages_max"]
     d.pool_ranges_max = values["pool_ranges_max"]
@@ -136,6 +138,7 @@ cdef sim_design design_of(dict values) except *:
     d.lazy_merges = values["lazy_merges"]
     d.has_pools = values["has_pools"]
     d.has_magazines = values["has_magazines"]
+    d.has_slabs = values["has_slabs"]
     d.lazy_is_fixed = values["lazy_is_fixed"]
     d.memory_pages = values["memory_pages"]
     return d
@@ -299,6 +302,7 @@ cdef class Simulation:
         p.setup_twice = plan["setup_twice"]
         p.atomic_per_area = plan["atomic_per_area"]
         p.shrink_every_us = plan["shrink_every_us"]
+        p.shrink_nodes, p.shrink_rotates = plan["shrink_nodes"], plan["shrink_rotates"]
         p.purge_is_full = plan["purge_is_full"]
         p.log_calls = plan["log_calls"]
         p.warm_purges = plan["warm_purges"]
@@ -344,6 +348,7 @@ cdef class Simulation:
             "locks": locks,
             "alloc": histogram(r.alloc_ps),
             "free": histogram(r.free_ps),
+            "quarters": [(r.quarter_hits[i], r.quarter_calls[i]) for i in range(4)],
             "served": {level: r.served[i] for i, level in enumerate(LEVELS)},
             "purges": r.purges,
             "purged": r.purged,

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Ours: model/caching.py, magazine.py and warm.py, compiled. Every number is of vmalloc/facts.py, as theirs.
+ * Ours: model/caching.py, magazine.py, slab.py and warm.py, compiled. Every number is of vmalloc/facts.py, as theirs.
  * Not here: full purges and what makes room, for the window is never used up.
  */
 #include "twin.h"
@@ -22,8 +22,20 @@ typedef struct ends {
     uint32_t front, back; /* the youngest, the oldest */
 } ends;
 
+/* What one CPU keeps of one size. An entry is there if `slab_of` says so; else it is stale. */
+typedef struct slab {
+    sim_vector entries; /* the newest last */
+    uint32_t id, cpu, pages;
+    uint32_t nr_named; /* entries that were there when it was counted last; one may be named twice */
+    bool is_changed;
+} slab;
+
 typedef struct sim_caching {
     magazines **kept; /* by thread */
+    slab **slab;      /* [cpu * SIM_POOL_SIZES + pages], made when first asked for */
+    sim_vector changed; /* slabs that are to be counted again */
+    uint32_t *slab_of;  /* by first page: the id of the slab it is in, plus one */
+    uint64_t nr_slabbed, slab_pages;
     uint32_t threads;
     uint32_t *age, *next, *prev; /* by first page: `next` is the one added before */
     uint8_t *is_clean;
@@ -44,6 +56,10 @@ void sim_caching_init(sim_twin *t, uint32_t threads)
     sim_caching *c = sim_grow(NULL, sizeof *c);
     memset(c, 0, sizeof *c);
     c->threads = threads;
+    if (t->design.has_slabs) {
+        c->slab = sim_grow(NULL, (uint64_t)t->design.cpus * SIM_POOL_SIZES * sizeof *c->slab);
+        memset(c->slab, 0, (uint64_t)t->design.cpus * SIM_POOL_SIZES * sizeof *c->slab);
+    }
     c->kept = sim_grow(NULL, threads * sizeof *c->kept);
     memset(c->kept, 0, threads * sizeof *c->kept);
     for (uint32_t i = 0; i < NR_LISTS; i++)
@@ -65,6 +81,14 @@ void sim_caching_free(sim_twin *t)
         free(c->kept[i]);
     }
     free(c->kept);
+    for (uint32_t id = 0; c->slab && id < t->design.cpus * SIM_POOL_SIZES; id++)
+        if (c->slab[id]) {
+            free(c->slab[id]->entries.at);
+            free(c->slab[id]);
+        }
+    free(c->slab);
+    free(c->changed.at);
+    free(c->slab_of);
     free(c->age);
     free(c->next);
     free(c->prev);
@@ -88,6 +112,10 @@ static void know(sim_twin *t, uint32_t end)
     c->prev = sim_grow(c->prev, (uint64_t)t->known * sizeof *c->prev);
     c->is_clean = sim_grow(c->is_clean, t->known);
     memset(c->is_clean + c->known, 0, t->known - c->known);
+    if (t->design.has_slabs) {
+        c->slab_of = sim_grow(c->slab_of, (uint64_t)t->known * sizeof *c->slab_of);
+        memset(c->slab_of + c->known, 0, (uint64_t)(t->known - c->known) * sizeof *c->slab_of);
+    }
     c->known = t->known;
 }
 
@@ -214,7 +242,7 @@ static bool join(sim_twin *t, uint32_t moving)
             sim_push(&listed, start);
     sim_sort(&listed);
     c->nr_sorted = 0;
-    c->nr_walked = listed.nr + t->space.nr_ranges + c->nr_busy + t->nr_pooled + c->nr_kept + moving;
+    c->nr_walked = listed.nr + t->space.nr_ranges + c->nr_busy + t->nr_pooled + c->nr_kept + c->nr_slabbed + moving;
     c->work->sorted += listed.nr;
     bool joined = false;
     uint32_t run = SIM_NONE;
@@ -447,7 +475,7 @@ static void to_lazy(sim_twin *t, uint32_t start, uint32_t cpu)
     t->caching->work->to_lazy++;
 }
 
-static void to_pool(sim_twin *t, const uint32_t *areas, uint32_t nr, uint32_t cpu)
+static void to_node(sim_twin *t, const uint32_t *areas, uint32_t nr, uint32_t cpu)
 {
     for (uint32_t i = 0; i < nr; i++) {
         uint32_t pages = t->pages[areas[i]], most = VM_POOL_CAP_PAGES / pages;
@@ -461,6 +489,118 @@ static void to_pool(sim_twin *t, const uint32_t *areas, uint32_t nr, uint32_t cp
         t->pooled_pages += pages;
         t->caching->work->moved++;
     }
+}
+
+/* ---- slabs: model/slab.py --------------------------------------------------------------------- */
+
+static uint32_t slab_cap(uint32_t pages)
+{
+    uint32_t cap = VM_SLAB_CAP_PAGES / pages;
+    cap = cap > VM_SLAB_CAP_MIN ? cap : VM_SLAB_CAP_MIN;
+    return cap < VM_SLAB_CAP ? cap : VM_SLAB_CAP;
+}
+
+static slab *slab_of(sim_twin *t, uint32_t cpu, uint32_t pages)
+{
+    slab **at = &t->caching->slab[cpu * SIM_POOL_SIZES + pages];
+    if (!*at) {
+        *at = sim_grow(NULL, sizeof **at);
+        memset(*at, 0, sizeof **at);
+        (*at)->id = cpu * SIM_POOL_SIZES + pages;
+        (*at)->cpu = cpu;
+        (*at)->pages = pages;
+    }
+    return *at;
+}
+
+static void slab_changes(sim_caching *c, slab *l)
+{
+    if (!l->is_changed)
+        sim_push(&c->changed, l->id);
+    l->is_changed = true;
+}
+
+static bool is_there(const sim_caching *c, const slab *l, uint32_t start) { return c->slab_of[start] == l->id + 1; }
+
+static void leave_slab(sim_caching *c, uint32_t start)
+{
+    c->slab_of[start] = 0;
+    c->nr_slabbed--;
+}
+
+/* Pages of all slabs, a range that is named twice counted twice, as the core and the model count. */
+static uint64_t slab_pages(sim_caching *c)
+{
+    while (c->changed.nr) {
+        slab *l = c->slab[c->changed.at[--c->changed.nr]];
+        c->slab_pages -= (uint64_t)l->nr_named * l->pages;
+        l->nr_named = 0;
+        for (uint32_t i = 0; i < l->entries.nr; i++)
+            l->nr_named += is_there(c, l, l->entries.at[i]);
+        c->slab_pages += (uint64_t)l->nr_named * l->pages;
+        l->is_changed = false;
+    }
+    return c->slab_pages;
+}
+
+static uint32_t slab_take(sim_caching *c, slab *l, uint32_t align)
+{
+    sim_vector *e = &l->entries;
+    slab_changes(c, l);
+    while (e->nr && !(e->at[e->nr - 1] & (align - 1))) {
+        uint32_t start = e->at[--e->nr];
+        if (!is_there(c, l, start))
+            continue;
+        leave_slab(c, start);
+        return start;
+    }
+    return SIM_NONE;
+}
+
+/* Put one on top; what has to make room goes to the pool behind, the oldest first. */
+static void slab_put(sim_twin *t, uint32_t start, uint32_t cpu)
+{
+    sim_caching *c = t->caching;
+    slab *l = slab_of(t, cpu, t->pages[start]);
+    sim_vector *e = &l->entries;
+    uint32_t left[VM_SLAB_CAP], nr = 0, cap = slab_cap(l->pages), older = 0;
+    slab_changes(c, l);
+    if (e->nr >= cap)
+        older = e->nr - cap / 2;
+    for (uint32_t i = 0; i < older; i++)
+        if (is_there(c, l, e->at[i])) {
+            leave_slab(c, e->at[i]);
+            left[nr++] = e->at[i];
+        }
+    e->nr -= older;
+    if (older)
+        memmove(e->at, e->at + older, e->nr * sizeof *e->at);
+    sim_push(e, start);
+    c->slab_of[start] = l->id + 1;
+    c->nr_slabbed++;
+    to_node(t, left, nr, cpu);
+}
+
+/* All that a slab has becomes lazy, the oldest first; the entries stay. */
+static void slab_to_lazy(sim_twin *t, slab *l, uint32_t cpu)
+{
+    sim_caching *c = t->caching;
+    slab_changes(c, l);
+    for (uint32_t i = 0; i < l->entries.nr; i++) {
+        uint32_t start = l->entries.at[i];
+        if (!is_there(c, l, start))
+            continue;
+        leave_slab(c, start);
+        to_lazy(t, start, cpu);
+    }
+}
+
+static void to_pool(sim_twin *t, const uint32_t *areas, uint32_t nr, uint32_t cpu)
+{
+    if (!t->design.has_slabs)
+        to_node(t, areas, nr, cpu);
+    for (uint32_t i = 0; t->design.has_slabs && i < nr; i++)
+        slab_put(t, areas[i], cpu);
 }
 
 /* Keep them as far as there is room, the others go to the pool. */
@@ -487,9 +627,27 @@ static uint32_t take_pooled(sim_twin *t, sim_pool *p, uint32_t pages, uint32_t a
     return start;
 }
 
+/* The rest of a batch goes to the CPU's slab, the pool's head on top again. */
+static void refill_slab(sim_twin *t, sim_pool *p, uint32_t pages, uint32_t cpu)
+{
+    uint32_t half = slab_cap(pages) / 2, batch[VM_MAGAZINE_REFILL_MAX], nr = 0;
+    uint32_t want = (half < VM_MAGAZINE_REFILL_MAX ? half : VM_MAGAZINE_REFILL_MAX) - 1;
+    while (nr < want && p->nr)
+        batch[nr++] = take_pooled(t, p, pages, 1);
+    t->caching->work->moved += nr;
+    while (nr)
+        slab_put(t, batch[--nr], cpu);
+}
+
 static uint32_t from_pool(sim_twin *t, uint32_t pages, uint32_t align, uint32_t cpu, magazines *kept)
 {
     uint32_t nodes = t->design.nr_nodes;
+    slab *l = t->design.has_slabs ? t->caching->slab[cpu * SIM_POOL_SIZES + pages] : NULL;
+    uint32_t hit = l ? slab_take(t->caching, l, align) : SIM_NONE;
+    if (hit != SIM_NONE) {
+        t->caching->work->is_slab = 1;
+        return hit;
+    }
     for (uint32_t offset = 0; offset < nodes && t->design.has_pools; offset++) {
         sim_pool *p = t->pool[(cpu + offset) % nodes * SIM_POOL_SIZES + pages];
         t->caching->work->nodes_asked++;
@@ -503,6 +661,8 @@ static uint32_t from_pool(sim_twin *t, uint32_t pages, uint32_t align, uint32_t 
             grow(kept, pages);
         if (kept)
             fill(t, kept, batch, nr, cpu);
+        else if (t->design.has_slabs && align <= 1)
+            refill_slab(t, p, pages, cpu);
         return start;
     }
     return SIM_NONE;
@@ -600,7 +760,8 @@ static void drain(sim_twin *t, magazines *kept, uint32_t cpu, bool is_lazy)
 
 static void pools_to_warm(sim_twin *t, uint32_t cpu)
 {
-    for (uint32_t node = 0; node < t->design.nr_nodes; node++)
+    slab **slabs = t->caching->slab;
+    for (uint32_t node = 0; node < t->design.nr_nodes; node++) {
         for (uint32_t pages = 1; pages < SIM_POOL_SIZES; pages++) {
             sim_pool *p = t->pool[node * SIM_POOL_SIZES + pages];
             while (p && p->nr) {
@@ -609,6 +770,11 @@ static void pools_to_warm(sim_twin *t, uint32_t cpu)
                 to_lazy(t, sim_pool_pop(p, true), cpu);
             }
         }
+        for (uint32_t of = node; slabs && of < t->design.cpus; of += t->design.nr_nodes)
+            for (uint32_t pages = 1; pages < SIM_POOL_SIZES; pages++)
+                if (slabs[of * SIM_POOL_SIZES + pages])
+                    slab_to_lazy(t, slabs[of * SIM_POOL_SIZES + pages], cpu);
+    }
 }
 
 static bool loosen(sim_twin *t, uint32_t pages, uint32_t cpu, magazines *own)
@@ -620,7 +786,7 @@ static bool loosen(sim_twin *t, uint32_t pages, uint32_t cpu, magazines *own)
     uint64_t rise = drained >> VM_WARM_ROOM_SHIFT, least = VM_DRAIN_BYTES / 4096;
     bool of_all = own && live > drained + (rise > least ? rise : least);
     uint64_t much = c->used_peak_pages >> VM_WARM_ROOM_SHIFT;
-    if (!of_all && pages_of(own) + t->pooled_pages < (much > pages ? much : pages))
+    if (!of_all && pages_of(own) + t->pooled_pages + slab_pages(c) < (much > pages ? much : pages))
         return false;
     drain(t, own, cpu, false);
     if (of_all) {
@@ -651,7 +817,7 @@ uint32_t sim_caching_alloc(sim_twin *t, uint32_t cpu, uint32_t thread, uint32_t 
         did->level = SIM_MAGAZINE;
         if (start == SIM_NONE) {
             start = from_pool(t, pages, align, cpu, kept);
-            did->level = did->nodes_asked > 1 ? SIM_NEIGHBOUR : SIM_POOL;
+            did->level = did->is_slab ? SIM_SLAB : did->nodes_asked > 1 ? SIM_NEIGHBOUR : SIM_POOL;
         }
         if (start == SIM_NONE && t->design.has_pools) {
             start = from_warm(t, pages, align, cpu, kept);
@@ -692,7 +858,10 @@ bool sim_caching_release(sim_twin *t, uint32_t cpu, uint32_t thread, uint32_t st
     bool is_small = pages <= VM_POOL_PAGES_MAX;
     magazines *own = t->design.has_magazines ? kept_of(t, thread) : NULL, *kept = is_small ? own : NULL;
     sim_pool *ranges = kept ? ranges_of(kept, pages) : NULL;
-    bool is_quick = kept && ranges->nr < kept->cap[pages] && !c->is_clean[start];
+    bool has_room = kept && ranges->nr < kept->cap[pages];
+    if (t->design.has_slabs && is_small)
+        has_room = slab_of(t, cpu, pages)->entries.nr < slab_cap(pages);
+    bool is_quick = has_room && !c->is_clean[start];
     t->is_busy[start] = 0;
     t->live_pages -= pages;
     c->nr_busy--;
@@ -702,6 +871,7 @@ bool sim_caching_release(sim_twin *t, uint32_t cpu, uint32_t thread, uint32_t st
     } else if (!kept) {
         to_pool(t, &start, 1, cpu);
         did->level = SIM_POOL;
+        did->is_slab = t->design.has_slabs;
     } else {
         uint32_t left[VM_MAGAZINE_CAP], nr = 0;
         did->level = SIM_MAGAZINE;

@@ -133,8 +133,8 @@ def suite_ns_per_pair(pools: Iterable[str], workers: int, loops: int = SUITE_LOO
 def _ours(say: Say) -> dict[str, float]:
     say("the suite with one worker")
     pair, move = suite_ns_per_pair(SIMULATED_POOLS, 1), load_machine(BASE).values["ours_move"]
-    costs = {f"ours_{name}": max(pair[name] - move, 0.0) / 2 for name in ("locked", "llist")}
-    costs["ours_magazine"] = pair["magazine"] / 2
+    costs = {f"ours_{name}": max(pair[name] - move, 0.0) / 2 for name in ("locked", "llist", "tagged")}
+    costs |= {f"ours_{name}": pair[name] / 2 for name in ("magazine", "percpu")}
     return costs | {name: pair["off"] * share for name, share in OFF_SHARES.items()} | {"ours_discard": 0.0}
 
 

@@ -26,6 +26,8 @@ COLUMNS = {
     "alloc_p99_us": ("p99", 1.0),
     "alloc_max_us": ("max", 1.0),
     "pool_hit_share": ("served by pools, %", 100.0),
+    "pool_hit_first_share": ("of the first quarter of the nodes", 100.0),
+    "pool_hit_others_share": ("of the others", 100.0),
     "pooled_mean_mib": ("in pools, MiB", 1.0),
     "lazy_mean_mib": ("lazy, MiB", 1.0),
     "footprint_ratio": ("footprint / live", 1.0),

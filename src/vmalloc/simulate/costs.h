@@ -47,6 +47,8 @@
     COST(ours_magazine, "ns")        /* ours: an operation that a magazine serves                         */ \
     COST(ours_locked, "ns")          /* an operation on a locked pool, the lock included                  */ \
     COST(ours_llist, "ns")           /* on a lock-free list with its in-use flag                          */ \
+    COST(ours_tagged, "ns")          /* on a list with a version tag, both compare-exchanges included     */ \
+    COST(ours_percpu, "ns")          /* on a slab of this CPU: a restartable sequence, a word claimed     */ \
     COST(ours_space, "ns")           /* a range cut out of space, the lock included                       */ \
     COST(ours_lazy, "ns")            /* a range left with its node                                        */ \
     COST(ours_move, "ns")            /* one range more of a batch                                         */ \

@@ -18,8 +18,8 @@ from vmalloc.model.presets import KERNEL_PRESETS
 
 __all__ = ["DESIGNS", "OURS", "SIMULATED_POOLS", "design_named", "twin_design"]
 
-SIMULATED_POOLS = tuple(pools for pools in POOLS if pools not in ("tagged", "percpu"))
-"""The twin knows neither the slabs of CPUs nor what a retried CAS costs."""
+SIMULATED_POOLS = POOLS
+"""All of them."""
 OURS = {f"vmalloc/{pools}": CachingDesign(f"vmalloc/{pools}", pools) for pools in SIMULATED_POOLS}
 DESIGNS: dict[str, Design | CachingDesign] = {**KERNEL_PRESETS, **OURS}
 WINDOW_PAGES = 1 << 31
@@ -72,6 +72,7 @@ def twin_design(
             "lazy_merges": design.lazy_merges,
             "has_pools": 0,
             "has_magazines": 0,
+            "has_slabs": 0,
             "lazy_is_fixed": 0,
             "memory_pages": 0,
         }
@@ -79,7 +80,7 @@ def twin_design(
     return {
         **common,
         "is_caching": 1,
-        "discipline": "llist" if design.row.pools == "llist" else "in place",
+        "discipline": design.row.pools if design.row.pools in ("llist", "tagged") else "in place",
         "lazy_pages_max": lazy_pages_fixed or fixed,
         "pool_pages_max": POOL_PAGES_MAX,
         "pool_ranges_max": 0,
@@ -88,6 +89,7 @@ def twin_design(
         "lazy_merges": 0,
         "has_pools": bool(design.row.pools),
         "has_magazines": design.row.magazines,
+        "has_slabs": design.row.pools == "percpu",
         "lazy_is_fixed": bool(lazy_pages_fixed),
         "memory_pages": memory_bytes // PAGE,
     }

@@ -38,6 +38,7 @@ typedef struct lock {
     uint32_t head, nr, room;
     uint32_t cpu;
     enum sim_kind kind;
+    bool is_atomic; /* no lock: one compare-exchange, tried again by who comes second */
 } lock;
 
 typedef struct visit_due {
@@ -92,6 +93,7 @@ struct sim_sim {
     bool is_purging;
     uint32_t *work, nr_work; /* nodes that this purge fills */
     uint32_t nr_filling;
+    uint32_t next_shrunk; /* the node where a scan that rotates begins */
     uint64_t purged;
     bool is_warm;
     uint64_t total_pairs;
@@ -235,18 +237,18 @@ static void visit(sim_sim *s, thread *th, lock *l, int64_t hold)
         l->nr--;
     }
     bool is_contended = l->nr > 0;
-    if (l->kind == SIM_COUNTER)
+    if (l->kind == SIM_COUNTER || l->is_atomic)
         begin = (is_contended ? l->free_at : now) + distance(s, l->cpu, th->cpu);
     else if (is_contended)
         begin = l->free_at + handover(s, l, th);
     else if (l->cpu != th->cpu || !s->plan.design.is_caching)
         begin = now + distance(s, l->cpu, th->cpu);
     int64_t end = begin + hold;
-    end += preempted(s, th, begin, end);
+    end += l->is_atomic ? 0 : preempted(s, th, begin, end);
     arrive(l, end);
     l->free_at = end;
     l->cpu = th->cpu;
-    bool slept = s->plan.design.is_caching && begin - now > cost(s, SIM_spin_limit);
+    bool slept = s->plan.design.is_caching && !l->is_atomic && begin - now > cost(s, SIM_spin_limit);
     th->at = end + (slept ? cost(s, SIM_wake) : 0); /* meanwhile the lock is somebody else's */
     sim_lock_stats *stats = &s->result.lock[l->kind];
     stats->visits++;
@@ -461,6 +463,11 @@ static void allocated(sim_sim *s, thread *th, uint32_t start, enum sim_level lev
     note(s, SIM_CALL_ALLOC, th->cpu << 3 | level, th->pages + s->plan.guard_pages, th->align, start);
     th->start = th->slot[th->in_slot] = start;
     th->phase = BUSY;
+    if (s->is_warm) {
+        uint32_t quarter = (uint32_t)((uint64_t)(th->cpu % s->nodes) * 4 / s->nodes);
+        s->result.quarter_calls[quarter]++;
+        s->result.quarter_hits[quarter] += level == SIM_POOL;
+    }
 }
 
 static void pool_phase(sim_sim *s, thread *th)
@@ -684,8 +691,13 @@ static bool pressure_phase(sim_sim *s, thread *w)
     if (s->nr_done == s->threads)
         return false;
     if (!s->is_purging) {
-        note(s, SIM_CALL_SHRINK, 0, 0, 0, 0);
-        uint64_t moved = sim_shrink(s->twin);
+        uint32_t nr = s->plan.shrink_nodes && s->plan.shrink_nodes < s->nodes ? s->plan.shrink_nodes : s->nodes;
+        uint32_t first = s->plan.shrink_rotates ? s->next_shrunk : 0;
+        note(s, SIM_CALL_SHRINK, first, nr, 0, 0);
+        uint64_t moved = 0;
+        for (uint32_t n = 0; n < nr; n++)
+            moved += sim_shrink_node(s->twin, (first + n) % s->nodes);
+        s->next_shrunk = (first + nr) % s->nodes;
         if (moved)
             visit(s, w, &s->space, (int64_t)moved * change_space(s));
     }
@@ -701,17 +713,27 @@ static void due(thread *th, lock *at, int64_t hold)
         th->todo[th->nr_todo++] = (visit_due){at, hold};
 }
 
+static int64_t pool_cost(const sim_sim *s)
+{
+    uint32_t discipline = s->plan.design.discipline;
+    return cost(s, discipline == SIM_LLIST    ? SIM_ours_llist
+                   : discipline == SIM_TAGGED ? SIM_ours_tagged
+                                              : SIM_ours_locked);
+}
+
 /* What one operation did, as visits to locks; the time of a lock that nobody wants is in the costs. */
 static void price(sim_sim *s, thread *th, const sim_work *did)
 {
     uint32_t node = th->cpu % s->nodes;
-    int64_t pool = cost(s, s->plan.design.discipline == SIM_LLIST ? SIM_ours_llist : SIM_ours_locked);
+    int64_t pool = pool_cost(s);
     th->nr_todo = th->at_todo = 0;
     if (did->level == SIM_MAGAZINE)
         work(s, th, cost(s, SIM_ours_magazine));
+    if (did->is_slab)
+        work(s, th, cost(s, SIM_ours_percpu));
     if (did->nodes_asked > 1)
         work(s, th, (did->nodes_asked - 1) * cost(s, SIM_line_cluster));
-    if (did->level == SIM_POOL || did->level == SIM_NEIGHBOUR || did->moved)
+    if (((did->level == SIM_POOL || did->level == SIM_NEIGHBOUR) && !did->is_slab) || did->moved)
         due(th, &s->pool[node], pool + did->moved * cost(s, SIM_ours_move));
     if (did->sorted || did->level == SIM_LAZY)
         due(th, &s->upkeep, (did->sorted + 1) * cost(s, SIM_ours_sort));
@@ -946,6 +968,7 @@ static void init_locks(sim_sim *s)
         init_lock(&s->busy[n], SIM_BUSY_LOCK, n);
         init_lock(&s->lazy[n], SIM_LAZY_LOCK, n);
         init_lock(&s->pool[n], SIM_POOL_LOCK, n);
+        s->pool[n].is_atomic = s->plan.design.discipline == SIM_TAGGED;
     }
     init_lock(&s->space, SIM_SPACE_LOCK, 0);
     init_lock(&s->counter, SIM_COUNTER, 0);

@@ -42,7 +42,9 @@ typedef struct sim_plan {
     uint32_t guard_pages;   /* of each area                                                              */
     uint32_t setup_twice;   /* the busy lock is visited twice by an allocation                            */
     uint32_t atomic_per_area; /* a purge settles the counter once for each area                           */
-    uint32_t shrink_every_us; /* memory pressure: everything is given back; 0: never                     */
+    uint32_t shrink_every_us; /* memory pressure: a scan of the pools; 0: never                          */
+    uint32_t shrink_nodes;    /* nodes that a scan empties, in index order; 0: all of them               */
+    uint32_t shrink_rotates;  /* a scan begins where the last one stopped, else with the first node      */
     uint32_t purge_is_full; /* a threshold purge takes all, as a shrink does                              */
     uint32_t log_calls;
     uint32_t warm_purges;
@@ -63,6 +65,7 @@ typedef struct sim_result {
     sim_lock_stats lock[SIM_LOCKS]; /* after warm_ps                                             */
     uint64_t alloc_ps[SIM_HISTOGRAM], free_ps[SIM_HISTOGRAM]; /* after warm_ps                   */
     uint64_t served[SIM_LEVELS];
+    uint64_t quarter_calls[4], quarter_hits[4]; /* allocations by quarters of the nodes, and from pools, warm */
     uint64_t purges, purged, helped;
     int64_t node_purge_ps, node_purge_max_ps; /* time in the filling of one node, all together   */
     uint64_t node_purges;

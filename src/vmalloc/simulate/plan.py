@@ -56,6 +56,10 @@ class Plan:
     seed: int = 0
     atomic_per_area: int = 0
     shrink_every_us: int = 0
+    shrink_nodes: int = 0
+    """A scan under pressure empties so many nodes, in index order; 0: all."""
+    shrink_rotates: int = 0
+    """A scan begins where the last one stopped, not with the first node."""
     purge_is_full: int = 0
     lookups: int = 0
     """Not the suite: requests of `request_us` own work that look up so many of `looked_at` areas."""
@@ -138,6 +142,8 @@ def engine_plan(plan: Plan, *, log_calls: bool = False) -> dict[str, Any]:
         "setup_twice": plan.design.partition(",")[0] in SETUP_TWICE_BEFORE,
         "atomic_per_area": plan.atomic_per_area,
         "shrink_every_us": plan.shrink_every_us,
+        "shrink_nodes": plan.shrink_nodes,
+        "shrink_rotates": plan.shrink_rotates,
         "purge_is_full": plan.purge_is_full,
         "log_calls": log_calls,
         "warm_purges": WARM_PURGES,
@@ -176,6 +182,8 @@ def _measured(values: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
         **{f"{name}_wait_share": share for name, share in spin.items()},
         **{f"{what}_{name}_us": value for what in ("alloc", "free") for name, value in _marks(found[what])},
         "pool_hit_share": _share(found["served"], "magazine", "slab", "pool", "neighbour"),
+        "pool_hit_first_share": _hits(found["quarters"][:1]),
+        "pool_hit_others_share": _hits(found["quarters"][1:]),
         "space_share": _share(found["served"], "space"),
         "purges": found["purges"],
         "helped": found["helped"],
@@ -191,6 +199,11 @@ def _measured(values: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
 
 def _share(served: dict[str, int], *levels: str) -> float:
     return sum(served[level] for level in levels) / max(sum(served.values()), 1)
+
+
+def _hits(quarters: list[tuple[int, int]]) -> float:
+    """Of the allocations on some quarters of the nodes, those that pools served."""
+    return sum(hits for hits, _ in quarters) / max(sum(calls for _, calls in quarters), 1)
 
 
 def _marks(histogram: list[tuple[float, int]]) -> list[tuple[str, float]]:

@@ -39,8 +39,11 @@ class Question:
     variants: dict[str, dict[str, Any]]
     caveat: str
     cpus: tuple[int, ...] = CPUS
+    columns: tuple[str, ...] = COLUMNS
+    drawn: tuple[str, ...] = ("pairs_per_s", "lock_wait_share", "alloc_p99_us")
 
 
+CANDIDATES = {f"ours: {pools}": pools for pools in ("locked", "llist", "tagged", "percpu")}
 QUESTIONS = {
     "llist": Question(
         "Should the pools be lock-free lists?",
@@ -50,10 +53,58 @@ QUESTIONS = {
         {
             "list and lock (6.16)": {"design": "linux-6.16"},
             "llist": {"design": "llist"},
+            **{label: {"design": f"vmalloc/{pools}"} for label, pools in CANDIDATES.items()},
         },
-        "The llist variant detaches the whole list and puts the rest back, so its hold grows with the"
+        "The candidates behind our own allocator are compared with `locked` there: it allocates addresses in"
+        " user space and no pages, so its times are not the kernel's. The llist variant detaches the whole"
+        " list and puts the rest back, so its hold grows with the"
         " pool: one"
         " cached access for each entry. A list that remembers its tail would not; ours does (decision 0004).",
+    ),
+    "percpu": Question(
+        "A pool for each CPU?",
+        "Rezki, 12 January 2024: a pop of one entry from an llist must be serialised, by a pool for each CPU"
+        ' or by an atomic "in use". Magazines of threads stand beside.',
+        {
+            **{label: {"design": f"vmalloc/{pools}"} for label, pools in CANDIDATES.items()},
+            "ours: magazine": {"design": "vmalloc/magazine"},
+            "ours: off": {"design": "vmalloc/off"},
+        },
+        "All of it is our own allocator in user space. A thread stays on its CPU here, so a restartable"
+        " sequence is never begun again. What slabs and magazines keep is not in the column of the pools.",
+    ),
+    "shrinker-fairness": Question(
+        "Is the shrinker unfair to the first nodes?",
+        "Chinner, 12 January 2024: the global shrinker is 'completely unfair to low numbered nodes due to"
+        " scan loop start bias'.",
+        {
+            "no pressure": {"design": "linux-6.16"},
+            "a scan empties all nodes (merged)": {"design": "linux-6.16", "shrink_every_us": 1_000},
+            "16 nodes, from the first on": {
+                "design": "linux-6.16",
+                "shrink_every_us": 1_000,
+                "shrink_nodes": 16,
+            },
+            "16 nodes, from where it stopped": {
+                "design": "linux-6.16",
+                "shrink_every_us": 1_000,
+                "shrink_nodes": 16,
+                "shrink_rotates": 1,
+            },
+        },
+        "A scan that finds a purge at work goes away again, as the trylock of August 2026 does, and where"
+        " purges follow one another at once there are few scans. The merged scan ignores how much it was"
+        " asked for and empties every node, so its order matters only"
+        " to who waits while it runs; a scan that stops early is what the complaint is about. Our shrink"
+        " is a full purge.",
+        columns=(
+            "pairs_per_s",
+            "pool_hit_share",
+            "pool_hit_first_share",
+            "pool_hit_others_share",
+            "pooled_mean_mib",
+        ),
+        drawn=("pairs_per_s", "pool_hit_first_share", "pool_hit_others_share"),
     ),
     "nodes": Question(
         "How many nodes?",
@@ -135,19 +186,31 @@ def _verdict(base: Group, other: Group, name: str = "pairs_per_s") -> str:
 
 def answers(groups: list[Group]) -> list[str]:
     """One line for each variant and number of CPUs, against today's."""
-    first = groups[0].label
     lines = []
     for one in groups:
-        if one.label == first:
+        base = next(g for g in groups if _kind(g) == _kind(one) and g.cpus == one.cpus)
+        if one.label == base.label:
             continue
-        base = next(g for g in groups if g.label == first and g.cpus == one.cpus)
         held = one.mean("pooled_mean_mib") + one.mean("lazy_mean_mib")
         base_held = base.mean("pooled_mean_mib") + base.mean("lazy_mean_mib")
         lines.append(
             f"* {one.cpus} CPUs, {one.label}: pairs a second: {_verdict(base, one)};"
-            f" held in pools and lazy: {held:,.0f} MiB instead of {base_held:,.0f}."
+            f" held in pools and lazy: {held:,.0f} MiB instead of {base_held:,.0f}.{_by_nodes(one)}"
         )
     return lines
+
+
+def _kind(one: Group) -> bool:
+    """Whether it is one of ours: these are compared with the first of ours, the kernel's with theirs."""
+    return one.plan.design.startswith("vmalloc")
+
+
+def _by_nodes(one: Group) -> str:
+    """Under pressure: what the first nodes' pools serve, and the others'."""
+    if not one.plan.shrink_every_us or not all("pool_hit_first_share" in row for row in one.rows):
+        return ""
+    first, others = one.mean("pool_hit_first_share"), one.mean("pool_hit_others_share")
+    return f" The first quarter of the nodes serves {first:.0%} from its pools, the others {others:.0%}."
 
 
 def page(
@@ -156,9 +219,11 @@ def page(
     """Write NAME.md and NAME.png into a folder; returns the page's path."""
     question, base = QUESTIONS[name], plans[0]
     groups = group(plans, rows, labels)
-    draw(groups, folder / f"{name}.png", ("pairs_per_s", "lock_wait_share", "alloc_p99_us"))
+    draw(groups, folder / f"{name}.png", question.drawn)
     seeds, purges = len(groups[0].rows), min(row["purges"] for row in rows)
     pairs = min(row["pairs"] for row in rows)
+    firsts = dict.fromkeys(next(g.label for g in groups if _kind(g) == _kind(one)) for one in groups)
+    against = " and ".join(f'"{label}"' for label in firsts)
     text = f"""# {question.title}
 
 Made by `vmalloc compare --question {name}`.
@@ -171,15 +236,16 @@ of `{base.machine}`,
 {seeds} seeds;
 {pairs:,} pairs or more and {purges} purges or more in each run.
 
-{markdown(groups, COLUMNS)}
+{markdown(groups, question.columns)}
 
 ![{question.title}]({name}.png)
 
-**The answer**, against "{groups[0].label}":
+**The answer**, against {against}:
 
 {chr(10).join(answers(groups))}
 
-**How sure.** The intervals are those over seeds. The decisions are the model's; the costs are uncertain as
+**How sure.** Waiting for locks is that of the purge's workers too, in time of the threads, so it can be
+more than 100 %. The intervals are those over seeds. The decisions are the model's; the costs are uncertain as
 [validation.md](validation.md) shows, and beyond 64 CPUs they are extrapolated. With {seeds} seeds
 and as few as {purges} purges in a run this is a first look: small differences may be chance.
 {question.caveat}

@@ -15,19 +15,24 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from vmalloc.simulate import _engine
+from vmalloc.simulate import plan as plan_module
 from vmalloc.simulate.plan import Plan, engine_plan, run_plan
 
-__all__ = ["SweepError", "cell_key", "run_on_processes", "run_sweep"]
+__all__ = ["SweepError", "cell_key", "run_on_cluster", "run_on_processes", "run_sweep"]
 
-FORMAT = 1
-"""Raised when the engine's results change: cells of another format are not reused."""
 SAVE_S = 5.0
 """A sweep writes its file after so many seconds, and at its end."""
+CONNECT_S = 10
+"""So long a scheduler has to answer."""
+LOST_MAX = 3
+"""So often a cell of a cluster is tried again."""
 POOLS_LOST_MAX = 5
 """So often a pool of processes that lost one is started anew, in a row without a finished cell."""
 
@@ -39,9 +44,23 @@ class SweepError(RuntimeError):
     """A sweep that cannot go on; what was finished is kept."""
 
 
+@cache
+def code_digest() -> str:
+    """What a cell's result depends on beside its plan: the compiled engine, and how a row is made of it.
+
+    Another build of the same sources may be another engine. Then finished cells are run again, which is
+    better than to mix them with others.
+    """
+    digest = hashlib.sha256()
+    for module in (_engine, plan_module):
+        assert module.__file__ is not None
+        digest.update(Path(module.__file__).read_bytes())
+    return digest.hexdigest()
+
+
 def cell_key(plan: Plan) -> str:
     """All that a plan's result depends on, in one word."""
-    text = json.dumps([FORMAT, engine_plan(plan)], sort_keys=True)
+    text = json.dumps([code_digest(), engine_plan(plan)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -183,3 +202,26 @@ class _Noting(Executor):
 
         future.add_done_callback(note)
         return future
+
+
+def run_on_cluster(
+    plans: Sequence[Plan],
+    scheduler: str,
+    store: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> list[Row]:
+    """The same on the workers of a Dask cluster. The scheduler gives the cells of a lost worker to others.
+
+    Raises SweepError: no distributed here, no scheduler there, a machine's file that is here only.
+    """
+    try:
+        from distributed import Client  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise SweepError("--scheduler needs distributed: pip install distributed") from None
+    try:
+        client = Client(scheduler, timeout=CONNECT_S)
+    except (OSError, ValueError, TimeoutError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise SweepError(f"no scheduler at {scheduler}: {reason}") from None
+    with client:
+        return run_sweep(plans, client.get_executor(pure=False, retries=LOST_MAX), store, progress)

@@ -317,14 +317,19 @@ uint64_t sim_purge(sim_twin *t, bool is_full)
     return purged;
 }
 
+uint64_t sim_shrink_node(sim_twin *t, uint32_t node)
+{
+    sim_purge_begin(t, true);
+    uint64_t moved = sim_purge_decay(t, node);
+    sim_purge_reclaim(t);
+    return moved;
+}
+
 uint64_t sim_shrink(sim_twin *t)
 {
     uint64_t moved = 0;
-    sim_purge_begin(t, true);
-    for (uint32_t n = 0; n < t->design.nr_nodes; n++) {
-        moved += sim_purge_decay(t, n);
-        sim_purge_reclaim(t);
-    }
+    for (uint32_t n = 0; n < t->design.nr_nodes; n++)
+        moved += sim_shrink_node(t, n);
     return moved;
 }
 

@@ -5,7 +5,7 @@
  *
  *     twin.c          what both policies stand on: ranges by page, pools, lazy lists, the purge's steps
  *     kernel_twin.c   the kernel in its versions     (model/kernel.py, design.py)
- *     caching_twin.c  ours, with each pool design    (model/caching.py, magazine.py, warm.py)
+ *     caching_twin.c  ours, with each pool design    (model/caching.py, magazine.py, slab.py, warm.py)
  *
  * Units are pages from the start of a window that is never used up: a request that finds no room stops the
  * simulation, so what the model does to make room is not here.
@@ -16,7 +16,7 @@
 #include "space.h"
 
 enum sim_level { SIM_MAGAZINE, SIM_SLAB, SIM_POOL, SIM_NEIGHBOUR, SIM_LAZY, SIM_SPACE, SIM_NOTHING, SIM_LEVELS };
-enum sim_discipline { SIM_LIST, SIM_LLIST, SIM_IN_PLACE };
+enum sim_discipline { SIM_LIST, SIM_LLIST, SIM_IN_PLACE, SIM_TAGGED }; /* the last is decided as SIM_IN_PLACE */
 enum { SIM_POOL_SIZES = 257 }; /* 1 .. 256 pages */
 
 typedef struct sim_design {
@@ -32,7 +32,7 @@ typedef struct sim_design {
     uint32_t decay_empties_small; /* a quota of nothing takes all */
     uint32_t lazy_merges;
     /* ours */
-    uint32_t has_pools, has_magazines, lazy_is_fixed;
+    uint32_t has_pools, has_magazines, has_slabs, lazy_is_fixed;
     uint64_t memory_pages;
 } sim_design;
 
@@ -51,6 +51,7 @@ typedef struct sim_pool {
 /* What a request to ours cost, for who prices it. */
 typedef struct sim_work {
     uint32_t level;
+    uint32_t is_slab;     /* a slab of the CPU served it, or took it          */
     uint32_t nodes_asked; /* pools that were looked at                       */
     uint32_t moved;       /* ranges moved between a magazine and a pool      */
     uint32_t to_lazy;     /* ranges that became lazy                         */
@@ -118,6 +119,7 @@ uint32_t sim_purge_settle(sim_twin *t, uint32_t node);
 uint32_t sim_purge_give_back(sim_twin *t, uint32_t node); /* ranges given to the space    */
 void sim_purge_end(sim_twin *t, uint64_t purged);
 uint64_t sim_purge(sim_twin *t, bool is_full); /* all of them; ranges purged     */
+uint64_t sim_shrink_node(sim_twin *t, uint32_t node); /* its pools to the space; ranges moved */
 uint64_t sim_shrink(sim_twin *t);
 
 /* ---- ours ------------------------------------------------------------------------------------- */

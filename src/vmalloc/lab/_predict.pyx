@@ -1,0 +1,455 @@
+# SPDX-License-Identifier: MIT
+# cython: language_level=3, boundscheck=False
+"""The compiled part of the predictor: ledger.py's two sets, and the events that come as forecast.
+
+Both are what the Python beside them is: `Ledger` answers as LedgerSpace does, and `run` does what
+`Predictor.advance` would do for events that need no thought. It stops at the first that does.
+tests/lab/test_predict_compiled.py holds them equal. It needs nothing of the core.
+"""
+
+from cpython.dict cimport PyDict_GetItem
+from cpython.object cimport PyObject
+from libc.stdint cimport uint32_t, uint64_t
+
+from vmalloc.model import Area
+
+
+cdef extern from "ranges.h" nogil:
+    ctypedef struct ranges:
+        uint64_t *longest
+        uint32_t nr_leaves
+        uint64_t nr
+    ctypedef struct ranges_place:
+        uint32_t leaf, at
+    int ranges_init(ranges *r)
+    void ranges_free(ranges *r)
+    int ranges_copy(ranges *to, const ranges *source)
+    ranges_place ranges_from(const ranges *r, uint64_t address)
+    bint ranges_at(const ranges *r, ranges_place place, uint64_t *start, uint64_t *size)
+    bint ranges_before(const ranges *r, ranges_place place, uint64_t *start, uint64_t *size)
+    bint ranges_covering(const ranges *r, uint64_t address, uint64_t *start, uint64_t *size)
+    bint ranges_fit(const ranges *r, uint64_t size, uint64_t align, uint64_t low, uint64_t length, uint64_t *fit)
+    int ranges_set(ranges *r, uint64_t start, uint64_t size)
+    uint64_t ranges_pop(ranges *r, uint64_t start)
+
+cdef object WORD = 1 << 64
+cdef object NEVER = 1 << 65
+cdef object NO_NODE = -1
+cdef enum:
+    PAGE = 4096
+    # the fields of an Event, by place
+    CPU = 1
+    KIND = 4
+    ADDR = 5
+    SIZE = 6
+    ALIGN = 7
+    VSTART = 8
+    VEND = 9
+    FAILED = 10
+    NR_LAZY = 11
+
+
+cdef inline uint64_t last_of(uint64_t start, uint64_t size) noexcept:
+    """The last byte of a range, which is not beyond the last address."""
+    return start + (size - 1) if size - 1 <= <uint64_t>-1 - start else <uint64_t>-1
+
+
+cdef class Ledger:
+    """The free ranges, and the areas that are out of them; LedgerSpace in C."""
+
+    cdef ranges free, out
+
+    def __cinit__(self):
+        if ranges_init(&self.free) < 0 or ranges_init(&self.out) < 0:
+            raise MemoryError
+
+    def __dealloc__(self):
+        ranges_free(&self.free)
+        ranges_free(&self.out)
+
+    def __init__(self, free=(), out=()):
+        for start, end in free:
+            _set(&self.free, start, end - start)
+        for area in out:
+            _set(&self.out, area.start, area.size)
+
+    def copy(self):
+        cdef Ledger other = Ledger.__new__(Ledger)
+        ranges_free(&other.free)
+        ranges_free(&other.out)
+        if ranges_copy(&other.free, &self.free) < 0 or ranges_copy(&other.out, &self.out) < 0:
+            raise MemoryError
+        return other
+
+    def __len__(self):
+        return self.free.nr
+
+    def __iter__(self):
+        return iter([(start, start + size) for start, size in _list(&self.free)])
+
+    @property
+    def areas(self):
+        """The (start, size) of all that is out, in order."""
+        return _list(&self.out)
+
+    @property
+    def longest(self):
+        return max([self.free.longest[leaf] for leaf in range(self.free.nr_leaves)])
+
+    # ------------------------------------------------------------------ the search
+
+    def find(self, size, align=1, vstart=0, length=None):
+        cdef uint64_t fit
+        want = size if length is None else length
+        if want >= WORD or size >= WORD or align >= WORD or vstart >= WORD:
+            return None
+        return fit if ranges_fit(&self.free, size, align, vstart, want, &fit) else None
+
+    def bounds(self, size, align, vstart, vend):
+        exact = align <= PAGE or vend - vstart == size
+        sure = self.find(size, align, vstart, size if exact else size + align - 1)
+        return self.find(size, align, vstart), sure
+
+    def covering(self, address):
+        cdef uint64_t start, size
+        if address >= WORD or not ranges_covering(&self.free, address, &start, &size):
+            return None
+        return start, <object>start + size
+
+    def next_free(self, address):
+        cdef uint64_t start, size
+        if address < WORD and ranges_at(&self.free, ranges_from(&self.free, address), &start, &size):
+            return start
+        return NEVER
+
+    # ------------------------------------------------------------------ changes
+
+    def take(self, uint64_t start, uint64_t size):
+        self.cut(start, size)
+
+    cdef int cut(self, uint64_t start, uint64_t size) except -1:
+        cdef uint64_t low, length
+        if not ranges_covering(&self.free, start, &low, &length) or length - (start - low) < size:
+            raise ValueError(f"{start:#x}-{start + size:#x} is not free as a whole")
+        cdef uint64_t before = start - low, behind = length - before - size
+        cdef int error = 0
+        if before:
+            error |= ranges_set(&self.free, low, before)
+        else:
+            ranges_pop(&self.free, low)
+        if behind:
+            error |= ranges_set(&self.free, start + size, behind)
+        if error or ranges_set(&self.out, start, size):
+            raise MemoryError
+        return 0
+
+    def add(self, uint64_t start, uint64_t size):
+        cdef ranges_place place = ranges_from(&self.free, start)
+        cdef uint64_t low, length, next_start, next_length
+        cdef bint touches_next = False
+        if ranges_at(&self.free, place, &next_start, &next_length):
+            if next_start - start < size:
+                raise ValueError(f"{start:#x}-{start + size:#x} is free already")
+            touches_next = next_start - start == size
+        cdef uint64_t whole = size
+        cdef uint64_t at = start
+        if ranges_before(&self.free, place, &low, &length):
+            if start - low < length:
+                raise ValueError(f"{start:#x}-{start + size:#x} is free already")
+            if start - low == length:
+                at, whole = low, length + size
+        if touches_next:
+            whole += ranges_pop(&self.free, next_start)
+        if ranges_set(&self.free, at, whole):
+            raise MemoryError
+        if ranges_pop(&self.out, start) != size:
+            self.forget(start, size)
+
+    def discard(self, start, size):
+        removed = 0
+        at, end = start, start + size
+        cdef uint64_t low, length
+        while at < end and at < WORD:
+            if not ranges_covering(&self.free, at, &low, &length):
+                if not ranges_at(&self.free, ranges_from(&self.free, at), &low, &length) or low >= end:
+                    break
+            first, behind = max(low, at), min(<object>low + length, end)
+            self.cut(first, behind - first)
+            removed += behind - first
+            at = behind
+        return removed
+
+    # ------------------------------------------------------------------ what is out
+
+    cdef void forget(self, uint64_t start, uint64_t size):
+        cdef uint64_t at, length
+        while ranges_at(&self.out, ranges_from(&self.out, start), &at, &length) and at - start < size:
+            ranges_pop(&self.out, at)
+
+    def is_out(self, start):
+        cdef uint64_t at, size
+        if start >= WORD or not ranges_at(&self.out, ranges_from(&self.out, start), &at, &size):
+            return False
+        return at == start
+
+    def rejoin(self, uint64_t start, uint64_t size):
+        self.forget(start, size)
+        if ranges_set(&self.out, start, size):
+            raise MemoryError
+
+    def overlapping(self, uint64_t start, uint64_t size):
+        cdef uint64_t at, length
+        cdef ranges_place place = ranges_from(&self.out, start)
+        found = []
+        if ranges_at(&self.out, place, &at, &length) and at == start:
+            pass
+        elif ranges_before(&self.out, place, &at, &length) and start - at < length:
+            found.append((at, length))
+        while ranges_at(&self.out, place, &at, &length) and at - start < size:
+            found.append((at, length))
+            if at == <uint64_t>-1:
+                break
+            place = ranges_from(&self.out, at + 1)
+        return found
+
+    def next_known(self, start, limit):
+        cdef uint64_t at, size
+        if start >= WORD:
+            return limit
+        taken = limit
+        if ranges_at(&self.out, ranges_from(&self.out, start), &at, &size):
+            taken = at
+        if self.overlapping(start, 1) or self.covering(start) is not None:
+            return start
+        return min(taken, self.next_free(start), limit)
+
+
+cdef int _set(ranges *r, uint64_t start, uint64_t size) except -1:
+    if ranges_set(r, start, size):
+        raise MemoryError
+    return 0
+
+
+cdef list _list(const ranges *r):
+    cdef uint64_t start, size
+    cdef ranges_place place = ranges_from(r, 0)
+    found = []
+    while ranges_at(r, place, &start, &size):
+        found.append((start, size))
+        if start == <uint64_t>-1:
+            break
+        place = ranges_from(r, start + 1)
+    return found
+
+
+# ---------------------------------------------------------------------- events that come as forecast
+
+cdef object _tuple = tuple.__new__
+
+
+def run(predictor, Py_ssize_t index, Py_ssize_t end):
+    """Replay events from `index` on as long as they come as forecast; returns the first one that does not.
+
+    Of that one nothing is done. Purges, what was moved, and frees that prove something about a purge under
+    way are left to the caller too.
+    """
+    cdef Replay replay = Replay(predictor)
+    try:
+        while index < end and replay.one(index):
+            index += 1
+    finally:
+        replay.close()
+    return index
+
+
+cdef class Replay:
+    """One stretch of plain events: what it looks at, fetched once."""
+
+    cdef object predictor, world, kernel, purge, learner, window_start, window_end, discipline, doubtful
+    cdef list events, nodes, purge_after
+    cdef dict busy, moved, opens, scored, sized, walks
+    cdef set drained, deep, decayed_unseen
+    cdef Ledger space
+    cdef bytearray verdicts
+    cdef Py_ssize_t late_from, nr_events, nr_nodes
+    cdef long long live_pages, lazy_pages
+    cdef bint has_learner, has_pools
+
+    def __init__(self, predictor):
+        self.predictor = predictor
+        self.world = predictor.world
+        self.kernel = kernel = self.world.kernel
+        self.purge, self.moved = self.world.purge, self.world.moved
+        line = predictor.line
+        self.events, self.purge_after, self.opens = line.events, line.purge_after, line.opens
+        self.nr_events = len(self.events)
+        self.nodes, self.nr_nodes = kernel.nodes, kernel.nr_nodes
+        self.busy, self.space = kernel.busy.areas, kernel.space
+        self.window_start, self.window_end = kernel.window
+        self.discipline = kernel.design.pool_discipline
+        self.has_pools = self.nr_nodes > 1 and kernel.design.pool_pages_max > 0
+        self.verdicts, self.scored, self.sized = predictor.verdicts, predictor.scored, predictor.sized
+        self.late_from = -(-3 * self.nr_events // 4)
+        self.live_pages, self.lazy_pages = kernel.live_pages, kernel.lazy_pages
+        self.learner = learner = predictor.learner
+        self.has_learner = learner is not None
+        if self.has_learner:
+            self.walks, self.drained, self.deep = learner.walks, learner.drained, learner.deep
+            self.decayed_unseen, self.doubtful = learner.decayed_unseen, learner.doubtful
+
+    cdef void close(self):
+        self.kernel.live_pages, self.kernel.lazy_pages = self.live_pages, self.lazy_pages
+        self.kernel.busy.changed()
+
+    cdef bint one(self, Py_ssize_t index) except -1:
+        """Do event `index` if it is plain."""
+        cdef tuple event = <tuple>self.events[index]
+        cdef object kind = event[KIND]
+        if kind == "alloc":
+            return self.alloc(index, event)
+        if kind == "free":
+            return self.free(index, event)
+        return kind != "purge"
+
+    cdef bint may_purge(self, Py_ssize_t index) except -1:
+        """Whether a purge is under way, or one is to be opened."""
+        if self.purge is not None:
+            return True
+        upcoming = self.purge_after[index]
+        return <Py_ssize_t>upcoming < self.nr_events and index >= <Py_ssize_t>self.opens[upcoming]
+
+    # ------------------------------------------------------------------ free
+
+    cdef bint free(self, Py_ssize_t index, tuple event) except -1:
+        cdef PyObject *found = PyDict_GetItem(self.busy, event[ADDR])
+        if found is NULL:
+            return False
+        cdef tuple area = <tuple>found
+        cdef long long pages = <unsigned long long>area[1] // PAGE
+        if self.may_purge(index) and not self.proves_nothing(event, pages):
+            return False
+        del self.busy[event[ADDR]]
+        self.live_pages -= pages
+        self.lazy_pages += pages
+        cdef Py_ssize_t node = area[2]
+        if node < 0:
+            node = self.kernel.busy.node_of(event[ADDR])
+        lazy = self.nodes[node].lazy
+        if lazy.merged is None:
+            (<dict>lazy.areas)[event[ADDR]] = area
+        else:
+            lazy.add(area)
+        return True
+
+    cdef bint proves_nothing(self, tuple event, long long pages) except -1:
+        """Whether this free says nothing about the purge under way: `_purge_before_free` does nothing."""
+        purge = self.purge
+        if purge is None:
+            return False
+        if purge.collected:
+            return self.lazy_pages + pages <= <long long>event[NR_LAZY]
+        return self.world.nr_lazy() + purge.nr_purged < self.events[self.world.purge_index].npurged
+
+    # ------------------------------------------------------------------ alloc
+
+    cdef bint alloc(self, Py_ssize_t index, tuple event) except -1:
+        if self.moved and index in self.moved:
+            return False
+        if event[FAILED] or not event[VSTART] or not event[VEND]:
+            return False
+        if self.purge is None and self.may_purge(index):
+            return False
+        cdef object size = event[SIZE]
+        cdef long long pages = <unsigned long long>size // PAGE
+        cdef bint in_window = event[VSTART] == self.window_start and event[VEND] == self.window_end
+        cdef Py_ssize_t node = <Py_ssize_t>event[CPU] % self.nr_nodes
+        cdef object pool = None
+        cdef object areas = None
+        if self.nr_nodes > 1 and in_window:
+            pool = (<dict>self.nodes[node].pools).get(pages)
+            if pool is not None:
+                areas = pool.areas
+        if areas:
+            head = areas[-1]
+            if (<uint64_t>(<tuple>head)[0] & (<uint64_t>event[ALIGN] - 1)) == 0:
+                return self.from_pool(index, event, pool, head, node, pages)
+        return self.from_space(index, event, areas, node, pages, in_window)
+
+    cdef bint from_pool(
+        self, Py_ssize_t index, tuple event, pool, head, Py_ssize_t node, long long pages
+    ) except -1:
+        if (<tuple>head)[0] != event[ADDR]:
+            return False
+        cdef bint sure = True
+        if self.has_learner:
+            key = node, pages
+            sure = key in self.drained or event[ADDR] not in self.decayed_unseen
+            self.walk(key, event)
+            self.doubtful.discard(event[ADDR], event[SIZE])
+        pool.take(event[ALIGN], self.discipline)
+        self.busy[event[ADDR]] = head if not (<tuple>head)[3] else head._replace(flags=0)
+        self.live_pages += pages
+        self.score(index, event, "pool", sure, True)
+        return True
+
+    cdef bint from_space(
+        self, Py_ssize_t index, tuple event, areas, Py_ssize_t node, long long pages, bint in_window
+    ) except -1:
+        cdef uint64_t size = event[SIZE], align = event[ALIGN], addr = event[ADDR], fit
+        cdef uint64_t low = event[VSTART], high = event[VEND]
+        cdef uint64_t length = size if align <= PAGE or high - low == size else size + align - 1
+        if length < size or not ranges_fit(&self.space.free, size, align, low, length, &fit):
+            return False
+        if fit != addr or fit > high or high - fit < size:
+            return False
+        cdef bint sure = True
+        if self.has_learner:
+            key = node, pages
+            if self.has_pools and key in self.deep:
+                return False
+            forecast = event[ADDR], "space"
+            sure = self.learner.sure(self.world, event, _Forecast(forecast))
+        if areas:
+            self.nodes[node].pools[pages].take(event[ALIGN], self.discipline)  # a misaligned head moves
+        self.space.cut(addr, size)
+        stamp = node if self.nr_nodes > 1 and in_window else NO_NODE
+        self.busy[event[ADDR]] = _tuple(Area, (event[ADDR], event[SIZE], stamp, 0))
+        self.live_pages += pages
+        self.score(index, event, "space", sure, in_window)
+        if self.has_learner:
+            self.learner.right(self.world, event, "space")
+        return True
+
+    cdef int walk(self, tuple key, tuple event) except -1:
+        """Learner._walk"""
+        cdef PyObject *found = PyDict_GetItem(self.walks, key)
+        addr = event[ADDR]
+        if found is NULL:
+            self.walks[key] = addr, 0
+        else:
+            last = <tuple>found
+            self.walks[key] = addr, last[1] + 1 if addr > last[0] else 0
+        return 0
+
+    cdef int score(self, Py_ssize_t index, tuple event, level, bint sure, bint in_window) except -1:
+        self.verdicts[index] = 1
+        count(self.scored, (
+            event[CPU], level, True, True, False, sure, index >= self.late_from, event[ALIGN] > PAGE, in_window,
+        ))
+        count(self.sized, (event[SIZE], True))
+        return 0
+
+
+cdef int count(dict counts, tuple key) except -1:
+    cdef PyObject *found = PyDict_GetItem(counts, key)
+    counts[key] = 1 if found is NULL else <object>found + 1
+    return 0
+
+
+cdef class _Forecast:
+    """What Learner.sure looks at of a Forecast."""
+
+    cdef readonly object start, level
+
+    def __init__(self, forecast):
+        self.start, self.level = forecast
