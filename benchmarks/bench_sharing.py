@@ -6,8 +6,8 @@ share   the same, shared in between
 spread  the same, 4,096 ranges of 64 KiB at a time
 bytes   resident metadata of each shared range, by its pages
 
-The numbers of slots take turns. The peer `first` is the smallest table: a ratio near 1 says that the table's size
-costs nothing.
+The numbers of slots take turns. The peer `first` is the smallest table: a ratio near 1 says that the
+table's size costs nothing.
 """
 
 from __future__ import annotations

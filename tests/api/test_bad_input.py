@@ -151,7 +151,8 @@ def test_a_region_has_at_most_2_to_the_30_pages(size):
 @pytest.mark.parametrize(
     ("option", "value"),
     [("pools", "none"), ("nodes", 0), ("nodes", 129), ("nodes", -1), ("max_threads", 0),
-     ("max_threads", 10**6), ("max_processes", 0), ("max_processes", 1024), ("max_processes", -1), ("limit", 0), ("limit", "x"), ("lazy_max", -1), ("lock_timeout_s", 0),
+     ("max_threads", 10**6), ("max_processes", 0), ("max_processes", 1024), ("max_processes", -1),
+     ("limit", 0), ("limit", "x"), ("lazy_max", -1), ("lock_timeout_s", 0),
      ("lock_timeout_s", float("nan")), ("lock_timeout_s", -1)],
 )  # fmt: skip
 def test_options_are_checked(option, value):
