@@ -20,10 +20,10 @@ cdef object attach_error(int rc, int fd):
     cdef vm_info info
     if rc != -ENOLCK or vm_attach_readonly(fd, &r) != 0:
         return error_of(-rc, "attach", what=f"descriptor {fd}", versions=_versions(fd) if rc == -EPROTO else "",
-                        processes="")
+                        processes="its")
     vm_describe(r, &info)
     vm_detach(r)
-    return error_of(-rc, "attach", what=f"descriptor {fd}", processes=f"{info.nr_processes} ")
+    return error_of(-rc, "attach", what=f"descriptor {fd}", processes=info.nr_processes)
 
 
 cdef class RegionHandle:

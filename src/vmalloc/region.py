@@ -366,6 +366,8 @@ class Region(RegionBase, ArrayFunctions):
     `soft_limit` and `quota` are as the properties of those names. `helper`: a thread of this process gives
     back what nobody used for some seconds and recovers the dead, as long as it is elected among all attached
     processes; without one call tick() now and then.
+    `max_processes` is how many may attach at once, rounded up to one less than a multiple of 64; the default
+    is 255, and 1,023 from 2^18 pages on. `max_threads` of their threads have slots of their own.
     `huge="try"` asks for huge pages and lets requests of 2 MiB and more begin at multiples of it;
     stats().huge says whether the system gives any. `hardened=True` finds overruns and use after free, at a
     price in time and memory (docs/hardened.md). NUMA placement is the system's: set a policy for the process.

@@ -99,7 +99,7 @@ RESULTS: dict[tuple[str, int], Meaning] = {
     ),
     ("attach", errno.ENOLCK): Meaning(
         RegionUnavailable,
-        "{what} has all {processes}process slots taken; Region(max_processes=) sets how many",
+        "{what} has all {processes} process slots taken; Region(max_processes=) sets how many",
     ),
     ("attach", errno.EACCES): Meaning(
         RegionUnavailable, "{what} is another user's region; only that user and root may attach it"

@@ -151,7 +151,8 @@ def test_a_region_has_at_most_2_to_the_30_pages(size):
 @pytest.mark.parametrize(
     ("option", "value"),
     [("pools", "none"), ("nodes", 0), ("nodes", 129), ("nodes", -1), ("max_threads", 0),
-     ("max_threads", 10**6), ("limit", 0), ("limit", "x"), ("lazy_max", -1), ("lock_timeout_s", 0),
+     ("max_threads", 10**6), ("max_processes", 0), ("max_processes", 1024), ("max_processes", -1),
+     ("limit", 0), ("limit", "x"), ("lazy_max", -1), ("lock_timeout_s", 0),
      ("lock_timeout_s", float("nan")), ("lock_timeout_s", -1)],
 )  # fmt: skip
 def test_options_are_checked(option, value):
@@ -331,6 +332,7 @@ FIELDS = {  # of vm_header (core/base/layout.h): offset, format, values
     "flags": (84, "<I", [1]),
     "nr_nodes": (88, "<I", [0, 129, 2**32 - 1]),
     "nr_threads": (92, "<I", [0, 255, 4097, 2**32 - 1]),
+    "nr_processes": (284, "<I", [0, 1, 254, 256, 1087, 2**32 - 1]),
     "nr_levels": (96, "<I", [0, 99]),
     "ready": (100, "<I", [0]),
     "off_processes": (104, "<Q", [0, 2**63]),

@@ -49,6 +49,7 @@ TOLD = {
     "name": "seven",
     "nbytes": 417,
     "versions": "two",
+    "processes": 255,
 }
 
 

@@ -81,8 +81,8 @@ def test_a_plan_that_cannot_work_says_why(more: dict[str, str], says: str) -> No
 
 
 def test_processes_are_limited_by_the_regions_slots() -> None:
-    with pytest.raises(ValueError, match="nr_threads=251: at most 250 as processes"):
-        Plan(Parameters(nr_threads=251), workers="processes")
+    with pytest.raises(ValueError, match="nr_threads=1019: at most 1018 as processes"):
+        Plan(Parameters(nr_threads=1019), workers="processes")
 
 
 def test_the_default_region_holds_what_sixty_four_workers_hold() -> None:

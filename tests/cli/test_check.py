@@ -57,7 +57,7 @@ def forge_last_word(image: Path, region: vmalloc.Region, word: int) -> None:
     last = region.ranges()[-1]
     assert last.state == "free"
     with open(image, "r+b") as f, mmap.mmap(f.fileno(), 0) as bytes_of_image:
-        at = bytes_of_image.rfind(struct.pack("Q", last.nr_pages << 8 | (1 << 4 if last.dirty else 0)))
+        at = bytes_of_image.rfind(struct.pack("Q", last.nr_pages << 7 | (1 << 4 if last.dirty else 0)))
         bytes_of_image[at : at + 8] = struct.pack("Q", word)
 
 
@@ -146,7 +146,7 @@ def test_an_image_is_mended_in_memory_and_never_changed(region: vmalloc.Region, 
 
 def test_words_that_do_not_parse_are_told_and_not_mended(region: vmalloc.Region, tmp_path: Path) -> None:
     image = saved(region, tmp_path)
-    forge_last_word(image, region, (region.ranges()[-1].nr_pages + 1) << 8)  # past the region's end
+    forge_last_word(image, region, (region.ranges()[-1].nr_pages + 1) << 7)  # past the region's end
     found = json.loads(check("--json", image).output)
     assert found["states"] is None
     assert any("stop parsing at page" in text for text in found["findings"])
@@ -155,7 +155,7 @@ def test_words_that_do_not_parse_are_told_and_not_mended(region: vmalloc.Region,
 
 def test_a_state_that_does_not_exist_is_told(region: vmalloc.Region, tmp_path: Path) -> None:
     image = saved(region, tmp_path)
-    forge_last_word(image, region, region.ranges()[-1].nr_pages << 8 | 9)
+    forge_last_word(image, region, region.ranges()[-1].nr_pages << 7 | 9)
     found = json.loads(check("--json", image).output)
     assert found["states"]["state 9"]["ranges"] == 1
     assert any("state 9 does not exist" in text for text in found["findings"])

@@ -24,6 +24,7 @@ from multiprocessing.process import BaseProcess
 
 from vmalloc import _core
 from vmalloc.facts import POOLS, THREADS_DEFAULT, THREADS_MAX
+from vmalloc.facts import PROCESSES_MAX as SLOTS_MAX
 from vmalloc.region import Region, parse_size
 from vmalloc.suite.board import Board
 from vmalloc.suite.parameters import Parameters
@@ -36,7 +37,7 @@ OFF_MUTEX = "off-mutex"
 DESIGNS = (*POOLS, OFF_MUTEX)
 LONG_BUSY = _core.SUITE_LONG_BUSY
 SINGLE_ROUNDS = 3  # they are short, and one alone would mostly tell what else the machine did
-PROCESSES_MAX = 250  # a region has 255 process slots
+PROCESSES_MAX = SLOTS_MAX - 5  # some are for who looks on
 LOCK_TIMEOUT_S = 600.0  # a worker of 64 on 2 CPUs may wait long for a lock that nobody holds for long
 POLL_S = 0.02
 
@@ -143,6 +144,7 @@ def _region_of(plan: Plan, design: str, nr_workers: int) -> Region:
         plan.nr_pages * _PAGE,
         name=f"suite-{design}",
         max_threads=min(max(nr_workers + 16, THREADS_DEFAULT), THREADS_MAX),
+        max_processes=SLOTS_MAX if plan.workers == "processes" else None,
         lock_timeout_s=LOCK_TIMEOUT_S,
         pools="off" if design == OFF_MUTEX else design,
     )
