@@ -147,6 +147,7 @@ cdef extern from "vmalloc.h" nogil:
 
     enum:
         VM_POOL_PAGES_MAX
+        VM_PROCESSES_MAX
 
     ctypedef struct vm_monitored:
         vm_stats counters
@@ -258,6 +259,7 @@ cdef class RegionUpkeep(RegionHandle):
     cdef object upkeep(self, Work work, str what)
     cdef list findings(self, Work work, bint at_rest, str what)
     cdef list collected(self, Work work, Call *call, ListOf list_of, str what, bint may_be_corrupt)
+    cdef int collect(self, Work work, Call *call, Found *found, str what, bint may_be_corrupt) except -1
 
 
 cdef class Holding

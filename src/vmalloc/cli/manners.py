@@ -11,8 +11,8 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -233,6 +233,17 @@ class Output:
             click.echo(text)
         else:
             Path(self.json_path).write_text(text + "\n")
+
+
+    def json_list(self, head: Mapping[str, Any], name: str, items: Iterable[str]) -> None:
+        """Write `head` and below it, as `name`, a list too long for objects: its text comes in parts."""
+        if self.json_path is None:
+            return
+        out = nullcontext(sys.stdout) if self.json_is_alone else open(self.json_path, "w")
+        with out as stream:
+            stream.write(f'{json.dumps(head)[:-1]},\n "{name}": [')
+            stream.writelines(items)
+            stream.write("]}\n")
 
 
 def console(stream: Any) -> Console:
