@@ -80,6 +80,7 @@ cdef extern from "vmalloc.h" nogil:
     int vm_create(const vm_options *options, vm_region **out)
     int vm_attach(int fd, vm_region **out)
     int vm_attach_readonly(int fd, vm_region **out)
+    int vm_attach_given(int fd, c_bool readonly, vm_region **out)
     int vm_detach(vm_region *r)
     int vm_fd(const vm_region *r)
     void *vm_pointer(const vm_region *r, uint64_t page)
