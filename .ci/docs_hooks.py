@@ -35,7 +35,7 @@ def on_config(config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """A link out of the documents leads to a file of the source, which the site does not have: it is named."""
+    """A link out of the documents leads to a file that the site does not have: it is named."""
     folder = posixpath.dirname(page.file.src_uri)
 
     def named(at: re.Match[str]) -> str:

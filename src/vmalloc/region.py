@@ -307,9 +307,7 @@ class RegionBase(CoreRegion):
         """
         return attach(cls, source, expected_id, readonly, helper, allow_uids)
 
-    def serve(
-        self, path: str | os.PathLike[str] | None = None, *, allow_uids: Collection[int] = ()
-    ) -> None:
+    def serve(self, path: str | os.PathLike[str] | None = None, *, allow_uids: Collection[int] = ()) -> None:
         """Let references to this region also name a socket of this process, which hands the region out.
 
         With `path`, open a socket of that name instead: `Region.attach("unix:PATH")` gets the region there,

@@ -117,7 +117,9 @@ def test_a_summary_says_in_all_what_the_areas_say_one_by_one(name):
     ],
 )
 def test_a_summary_and_the_areas_agree_on_odd_lines(line, end):
-    text = ("0xffffc90000007000-0xffffc90000009000    8192 other+0x1/0x2 pages=1 vmalloc\n" + line + end).encode()
+    text = (
+        "0xffffc90000007000-0xffffc90000009000    8192 other+0x1/0x2 pages=1 vmalloc\n" + line + end
+    ).encode()
     there, noted = Problems(), Problems()
     areas, summary = parse_vmallocinfo(text, there), Summary(text, noted)
     assert sum(n for *_, n in summary.groups()) == sum(area.size for area in areas)

@@ -131,7 +131,12 @@ def _show_kernel(summary: Summary, groups: list[dict[str, Any]], show_all: bool)
 @click.option(
     "--kernel", is_flag=True, help=f"Of the kernel, from {KERNEL} or the copy of it that WHICH names."
 )
-@click.option("--all", "show_all", is_flag=True, help=f"All ranges, free ones too, not {MOST}; with --kernel, every caller.")
+@click.option(
+    "--all",
+    "show_all",
+    is_flag=True,
+    help=f"All ranges, free ones too, not {MOST}; with --kernel, every caller.",
+)
 @json_option
 def command(which: str | None, kernel: bool, show_all: bool, json_path: str | None) -> None:
     """Show the ranges of the region WHICH (name, pid, path or image), as /proc/vmallocinfo does.

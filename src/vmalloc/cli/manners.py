@@ -234,7 +234,6 @@ class Output:
         else:
             Path(self.json_path).write_text(text + "\n")
 
-
     def json_list(self, head: Mapping[str, Any], name: str, items: Iterable[str]) -> None:
         """Write `head` and below it, as `name`, a list too long for objects: its text comes in parts."""
         if self.json_path is None:
