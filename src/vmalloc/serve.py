@@ -7,8 +7,8 @@ and gets the descriptor by SCM_RIGHTS. Both sides look at the other's user id (S
 of abstract sockets can be read by every user of the machine.
 
 A socket that is a file (`start_at()`) serves one region, whose id nobody needs to know; its folder may be
-shared between containers. Asked with ANY as the id, and else the same. Both sides may name further users whom they
-trust with the region. It ends with the region's close(), or with the region.
+shared between containers. Asked with ANY as the id, and else the same. Both sides may name further users
+whom they trust with the region. It ends with the region's close(), or with the region.
 
 One socket and one daemon thread for a process, however many regions it serves; none before the first
 one is needed, because a thread makes os.fork warn from Python 3.12 on. A forked child has neither.
@@ -52,7 +52,8 @@ _FOR_US, _FOR_ALL = 0o600, 0o666
 _WAIT_S = 5.0  # for the process that serves: it may be stopped
 _WAIT_FOR_CLIENT_S = 0.5  # the others queue meanwhile
 _PASSING = (  # refusals of accept() after which the next one may go well
-    errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED, errno.EPERM, errno.EINTR, errno.EPROTO,
+    errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED, errno.EPERM, errno.EINTR,
+    errno.EPROTO,
 )  # fmt: skip
 _HERE, _NOT_HERE = b"+", b"-"
 _FD = struct.Struct("i")
@@ -159,7 +160,7 @@ def _checked(path: str) -> str:
 
 
 def _open_to_all_who_get_it(fd: int) -> None:
-    """Who attaches opens the memfd once more, for the lock by which others see that it lives: its mode must allow that."""
+    """Who attaches opens the memfd once more, for the lock by which others see that it lives."""
     if os.fstat(fd).st_mode & _FOR_ALL != _FOR_ALL:
         os.fchmod(fd, _FOR_ALL)
 

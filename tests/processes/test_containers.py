@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Two containers that share a folder, imitated by namespaces: attach, hand over, and the death of either.
 
-A container here is a process with user, pid and mount namespaces of its own: it sees neither the processes nor the
-descriptors of the other, which `test_containers_do_not_see_each_other` makes sure of.
+A container here is a process with user, pid and mount namespaces of its own: it sees neither the processes
+nor the descriptors of the other, which `test_containers_do_not_see_each_other` makes sure of.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Container:
         self.process.wait(WAIT_S)
 
     def recovers_to(self, nr_pages: int) -> bool:
-        """Whether so many pages are busy once the dead are recovered; the kernel takes its time to bury them."""
+        """Whether so many pages are busy once the dead are recovered; the kernel takes its time."""
         until = time.monotonic() + WAIT_S
         while time.monotonic() < until:
             self.run("region.recover()")

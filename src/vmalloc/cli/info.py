@@ -142,7 +142,8 @@ def command(which: str | None, kernel: bool, show_all: bool, json_path: str | No
     """Show the ranges of the region WHICH (name, pid, path or image), as /proc/vmallocinfo does.
 
     Start and end, bytes, pages, state, and the process that holds it; then the whole region as one line.
-    With --kernel: the kernel's areas by caller, most bytes first, and the addresses as one line. --json has all.
+    With --kernel: the kernel's areas by caller, most bytes first, and the addresses as one line.
+    --json has all of them.
 
     \b
     Examples:

@@ -12,7 +12,8 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -238,11 +239,12 @@ class Output:
         """Write `head` and below it, as `name`, a list too long for objects: its text comes in parts."""
         if self.json_path is None:
             return
-        out = nullcontext(sys.stdout) if self.json_is_alone else open(self.json_path, "w")
-        with out as stream:
-            stream.write(f'{json.dumps(head)[:-1]},\n "{name}": [')
-            stream.writelines(items)
-            stream.write("]}\n")
+        text = chain([f'{json.dumps(head)[:-1]},\n "{name}": ['], items, ["]}\n"])
+        if self.json_is_alone:
+            sys.stdout.writelines(text)
+        else:
+            with open(self.json_path, "w") as out:
+                out.writelines(text)
 
 
 def console(stream: Any) -> Console:

@@ -197,7 +197,8 @@ class Summary:
         plain = b"\n".join(text.splitlines()) if b"\r" in text else text
         self._table = AreaTable(HIDDEN.sub(b"0", plain) if b"ptrval" in plain else plain)
         self._odd = list(_areas(self._table.odd, problems))
-        self._words = [self._say(*one, text, problems) for one in zip(self._table.rests, self._table.first)]
+        rests = zip(self._table.rests, self._table.first, strict=True)
+        self._words = [self._say(rest, line, text, problems) for rest, line in rests]
         _note_a_cut(text, problems)
         unreal = self._table.unreal(PAGE_SIZE_MIN)
         unreal += [(a.line, a.start, a.end, a.size) for a in self._odd if not _can_be_real(a)]
@@ -230,7 +231,10 @@ class Summary:
         return [(*key, counts[key], total) for key, total in nbytes.most_common()]
 
     def map(self, nr_parts: int) -> tuple[int, int, str]:
-        """(start, end, a letter for each part between): '#' busy for the most, '+' in part, '~' unpurged, '.' free."""
+        """(start, end, a letter for each part between).
+
+        '#' is busy for the most, '+' in part, '~' unpurged, '.' free.
+        """
         start, end = self._table.bounds()
         part = max(-(-(end - start) // nr_parts), 1)
         kinds = [int(kind == "unpurged") for _, kind in self._words]
