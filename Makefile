@@ -44,7 +44,7 @@ export REQUIREMENTS
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test adapters soak bench lint format pythons cpython cpython-suites dist sdist wheels clean spin
+.PHONY: help demo test adapters soak bench docs lint format pythons cpython cpython-suites dist sdist wheels clean spin
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s%s\n", $$1, $$2 }' Makefile
@@ -70,6 +70,10 @@ bench: $(VENV)/.release ## every benchmarks/bench_*.py; results in build/bench
 		echo "== $$bench"; \
 		$(PY) $$bench --json $(BUILD)/bench/$$(basename $$bench .py).json || exit 1; \
 	done
+
+docs: $(SITE)/.installed $(VENV)/.tools-docs ## the documents as a site in build/site; strictly, without the network
+	NO_MKDOCS_2_WARNING=1 $(WITH_SITE) $(PY) -m mkdocs build --quiet --strict --site-dir $(BUILD)/site
+	@echo "$(BUILD)/site/index.html; with the search: $(PY) -m http.server -d $(BUILD)/site"
 
 lint: $(VENV)/.tools-lint $(VENV)/.tools-test ## all linters, strictly; LINTERS="ruff mypy" for some
 	@failed=; for linter in $(LINTERS); do \

@@ -32,6 +32,8 @@ VM_API int vm_attach(int fd, vm_region **out); /* fd: the region's memfd; it sta
 /* To look only: describe, stats, walk, check, lookup, names; all else is EROFS. The mapping is read-only, no slot
  * is taken and no lock: what is seen may be torn where others work. `fd` may be open for reading only. */
 VM_API int vm_attach_readonly(int fd, vm_region **out);
+/* Either, of whatever user: the descriptor comes from whom the caller trusts. docs/security.md: what such a user can do. */
+VM_API int vm_attach_given(int fd, bool readonly, vm_region **out);
 /* The region that a process of this user made with the name `which`, or, if there is none, the only one that process
  * `which` has. As `vmalloc ps` lists them. ENOENT: none; EEXIST: several. */
 VM_API int vm_attach_named(const char *which, vm_region **out);

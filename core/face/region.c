@@ -247,7 +247,7 @@ static int look_in(vm_region *r, vm_region **out)
     return rc;
 }
 
-static int attach(int fd, bool readonly, vm_region **out)
+static int attach(int fd, bool readonly, bool is_given, vm_region **out)
 {
     vm_header h;
     uint64_t file_bytes;
@@ -262,7 +262,7 @@ static int attach(int fd, bool readonly, vm_region **out)
         rc = vm__note_file(r);
     if (rc == 0)
         rc = vm__check_header(&h, file_bytes);
-    if (rc == 0 && !is_allowed)
+    if (rc == 0 && !is_allowed && !is_given)
         rc = -EACCES;
     if (rc == 0)
         rc = vm__pages_map(r->fd, h.total_bytes, readonly, &base);
@@ -276,8 +276,9 @@ static int attach(int fd, bool readonly, vm_region **out)
     return rc;
 }
 
-int vm_attach(int fd, vm_region **out) { return attach(fd, false, out); }
-int vm_attach_readonly(int fd, vm_region **out) { return attach(fd, true, out); }
+int vm_attach(int fd, vm_region **out) { return attach(fd, false, false, out); }
+int vm_attach_readonly(int fd, vm_region **out) { return attach(fd, true, false, out); }
+int vm_attach_given(int fd, bool readonly, vm_region **out) { return attach(fd, readonly, true, out); }
 
 int vm_attach_named(const char *which, vm_region **out)
 {
@@ -287,7 +288,7 @@ int vm_attach_named(const char *which, vm_region **out)
         return fd;
     int rc = vm__identify(fd, &inode, &device);
     if (rc == 0)
-        rc = attach(fd, false, out);
+        rc = attach(fd, false, false, out);
     vm__close_same(fd, inode, device);
     return rc;
 }

@@ -82,6 +82,7 @@ cdef extern from "vmalloc.h" nogil:
     int vm_create(const vm_options *options, vm_region **out)
     int vm_attach(int fd, vm_region **out)
     int vm_attach_readonly(int fd, vm_region **out)
+    int vm_attach_given(int fd, c_bool readonly, vm_region **out)
     int vm_detach(vm_region *r)
     int vm_fd(const vm_region *r)
     void *vm_pointer(const vm_region *r, uint64_t page)
@@ -146,6 +147,7 @@ cdef extern from "vmalloc.h" nogil:
     void vm_get_glance(const vm_region *r, vm_glance *out)
     enum:
         VM_POOL_PAGES_MAX
+        VM_PROCESSES_MAX
 
     ctypedef struct vm_monitored:
         vm_stats counters
@@ -254,6 +256,7 @@ cdef class RegionUpkeep(RegionHandle):
     cdef object upkeep(self, Work work, str what)
     cdef list findings(self, Work work, bint at_rest, str what)
     cdef list collected(self, Work work, Call *call, ListOf list_of, str what, bint may_be_corrupt)
+    cdef int collect(self, Work work, Call *call, Found *found, str what, bint may_be_corrupt) except -1
 
 
 cdef class Holding

@@ -77,11 +77,14 @@ cdef class RegionHandle:
             raise error_of(-rc, "create", what=f"cannot create a region of {nr_pages} pages")
         self.remember()
 
-    def _attach(self, int fd, bint readonly=False):
+    def _attach(self, int fd, bint readonly=False, bint is_given=False):
         cdef int rc
         self.readonly = readonly
         with nogil:
-            rc = vm_attach_readonly(fd, &self.r) if readonly else vm_attach(fd, &self.r)
+            if is_given:
+                rc = vm_attach_given(fd, readonly, &self.r)
+            else:
+                rc = vm_attach_readonly(fd, &self.r) if readonly else vm_attach(fd, &self.r)
         if rc:
             self.closed = True
             raise attach_error(rc, fd)

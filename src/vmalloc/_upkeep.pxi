@@ -109,19 +109,24 @@ cdef class RegionUpkeep(RegionHandle):
     cdef list collected(self, Work work, Call *call, ListOf list_of, str what, bint may_be_corrupt):
         """A list of what a call finds: without the interpreter lock until all is there, then made at once."""
         cdef Found found
-        cdef int rc
-        self.open_check()
         memset(&found, 0, sizeof(found))
-        call.found = &found
         try:
-            rc = self.result_of(work, call)
-            if found.is_short:
-                rc = -ENOMEM
-            if rc < 0 and not (may_be_corrupt and rc == -EUCLEAN):
-                raise self.fail(rc, what)
+            self.collect(work, call, &found, what, may_be_corrupt)
             return list_of(&found)
         finally:
             c_free(found.data)
+
+    cdef int collect(self, Work work, Call *call, Found *found, str what, bint may_be_corrupt) except -1:
+        """What a call finds, in `found`, whose data the caller frees also after a failure."""
+        cdef int rc
+        self.open_check()
+        call.found = found
+        rc = self.result_of(work, call)
+        if found.is_short:
+            rc = -ENOMEM
+        if rc < 0 and not (may_be_corrupt and rc == -EUCLEAN):
+            raise self.fail(rc, what)
+        return 0
 
     def _stats(self):
         cdef vm_stats s
@@ -142,6 +147,14 @@ cdef class RegionUpkeep(RegionHandle):
         """A Range for every range, in address order."""
         cdef Call c
         return self.collected(call_walk, &c, ranges_of, "ranges", False)
+
+    def _range_table(self):
+        """The same natively, for who looks at millions."""
+        cdef Call c
+        cdef RangeTable table = RangeTable.__new__(RangeTable)
+        table.granule, table.nr_pages = self.granule, self._info()["nr_pages"]
+        self.collect(call_walk, &c, &table.found, "ranges", False)
+        return table
 
 
 def cgroup_limit():

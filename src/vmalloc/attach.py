@@ -27,7 +27,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vmalloc._core import attached
@@ -62,6 +62,7 @@ _MAGIC = b"vmalloc1"
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 _attach_lock = threading.RLock()  # a finalizer may attach, too
+_serve_lock = threading.RLock()  # or close
 
 #: What a process that is being started was already given: by descriptor, once each.
 _given: weakref.WeakKeyDictionary[Any, dict[int, Any]] = weakref.WeakKeyDictionary()
@@ -75,8 +76,8 @@ T = TypeVar("T")
 
 
 def _start_anew_in_child() -> None:
-    global _attach_lock
-    _attach_lock = threading.RLock()
+    global _attach_lock, _serve_lock
+    _attach_lock, _serve_lock = threading.RLock(), threading.RLock()
     for region in attached.values():
         region._where = None
 
@@ -93,12 +94,17 @@ def attach(
     expected_id: str | None,
     readonly: bool = False,
     helper: bool = True,
+    allow_uids: Collection[int] = (),
 ) -> AnyRegion:
     """What Region.attach() does."""
+    is_served = isinstance(source, str) and source.startswith("unix:")
+    if allow_uids and not is_served:
+        raise ValueError("allow_uids are for a socket, unix:PATH: elsewhere nobody says whose it is")
     if isinstance(source, int):
         return _attach_fd(cls, source, expected_id, readonly, helper)
-    if isinstance(source, str) and source.startswith("unix:"):
-        return _attach_served(cls, source.removeprefix("unix:"), expected_id, readonly, helper)
+    if isinstance(source, str) and is_served:
+        path = source.removeprefix("unix:")
+        return _attach_served(cls, path, expected_id, readonly, helper, allow_uids)
     if isinstance(source, str) and "/" not in source:
         return attach_found(cls, _named(source), expected_id, readonly, helper)
     try:
@@ -132,18 +138,23 @@ def attach_found(
 
 
 def _attach_served(
-    cls: type[AnyRegion], path: str, expected_id: str | None, readonly: bool, helper: bool
+    cls: type[AnyRegion],
+    path: str,
+    expected_id: str | None,
+    readonly: bool,
+    helper: bool,
+    allow_uids: Collection[int],
 ) -> AnyRegion:
     """Attach what a process serves at a socket that is a file. RegionUnavailable."""
     from vmalloc import serve
 
     try:
-        fd = serve.fetch_at(path)
+        fd, uid = serve.fetch_at(path, allow_uids)
     except OSError as e:
         hint = "; does its process still serve it?" if e.errno in (errno.ECONNREFUSED, errno.ENOENT) else ""
         raise RegionUnavailable(e.errno, f"cannot attach by the socket {path}: {_reason(e)}{hint}") from None
     try:
-        return _attach_fd(cls, fd, expected_id, readonly, helper)
+        return _attach_fd(cls, fd, expected_id, readonly, helper, uid in allow_uids)
     finally:
         os.close(fd)
 
@@ -186,8 +197,14 @@ def _list(regions: list[Found]) -> str:
 
 
 def _attach_fd(
-    cls: type[AnyRegion], fd: int, expected_id: str | None, readonly: bool = False, helper: bool = True
+    cls: type[AnyRegion],
+    fd: int,
+    expected_id: str | None,
+    readonly: bool = False,
+    helper: bool = True,
+    is_given: bool = False,
 ) -> AnyRegion:
+    """`is_given`: by a process of another user that ours chose to trust."""
     try:
         there = os.fstat(fd)
     except (OSError, OverflowError) as e:
@@ -203,14 +220,14 @@ def _attach_fd(
         raise RegionUnavailable(errno.ESTALE, f"descriptor {fd} is region {id.hex()}, not {expected_id}")
     if readonly:
         looked_in = cls.__new__(cls)
-        looked_in._attach(fd, True)
+        looked_in._attach(fd, True, is_given)
         looked_in._opened()
         return looked_in
     with _attach_lock:
         region = attached.get(id)
         if region is None or region.closed or not os.path.samestat(os.fstat(region.fileno()), there):
             region = cls.__new__(cls)
-            region._attach(fd)
+            region._attach(fd, is_given=is_given)
             region._opened(helper=helper)
     if not isinstance(region, cls):
         raise RegionUnavailable(errno.EINVAL, f"descriptor {fd} is {region!r}; attach it by its own class")
@@ -261,13 +278,14 @@ def serve_region(region: RegionBase) -> None:
     region._where = None
 
 
-def serve_at(region: RegionBase, path: str) -> None:
+def serve_at(region: RegionBase, path: str, allow_uids: Collection[int]) -> None:
     """What Region.serve(path) does."""
     from vmalloc import serve
 
     region.fileno()  # RegionClosed
     try:
-        serve.start_at(path, weakref.ref(region))
+        serve.start_at(path, region, allow_uids)
+        region._serves_at = True
     except OSError as e:
         raise RegionUnavailable(e.errno, f"cannot serve {region!r} at {path}: {_reason(e)}") from None
 
@@ -276,9 +294,23 @@ def _open_socket(region: RegionBase) -> str:
     """Its name; the process has one."""
     from vmalloc import serve  # most processes never need it
 
-    name = serve.start(_served)
-    region._is_served = True
+    with _serve_lock:
+        name = serve.start(_served)
+        region._is_served = True
     return name
+
+
+def stop_serving(region: RegionBase) -> None:
+    """After close(): its sockets end, the common one with the last region that it serves."""
+    from vmalloc import serve
+
+    if region._serves_at:
+        serve.stop_at(region)
+    if region._is_served:
+        with _serve_lock:
+            region._is_served = False
+            if not any(other._is_served and not other.closed for other in list(attached.values())):
+                serve.stop()
 
 
 def _served(id: bytes) -> RegionBase | None:

@@ -82,6 +82,8 @@ def open_or_create(
 
     if not name:
         raise ValueError("a region to be found again needs a name")
+    if not timeout_s >= 0:  # nor a NaN, which no time is beyond
+        raise ValueError(f"timeout_s must be 0 or more, not {timeout_s}")
     with _mutex(name, timeout_s):
         for _ in range(_ATTEMPTS):
             found = _called(name)

@@ -7,7 +7,7 @@ import errno
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -15,7 +15,7 @@ from vmalloc import stand_in
 from vmalloc._core import CoreRegion, attached
 from vmalloc.adapters.registry import describe, holding_of, place, rebuild
 from vmalloc.array import ArrayFunctions
-from vmalloc.attach import Where, attach, attach_where, serve_at, serve_region, where_of
+from vmalloc.attach import Where, attach, attach_where, serve_at, serve_region, stop_serving, where_of
 from vmalloc.description import decode, encode
 from vmalloc.errors import OutOfPages, RegionCorrupt, RegionUnavailable, VmallocError
 from vmalloc.facts import (
@@ -76,9 +76,10 @@ def parse_size(size: int | str) -> int:
 class RegionBase(CoreRegion):
     """What memory regions and address spaces share: options, attach, look at, check, context manager."""
 
-    __slots__ = ("_is_served", "_nr_recovered_told")
+    __slots__ = ("_is_served", "_nr_recovered_told", "_serves_at")
     _has_pages: ClassVar[bool] = True
     _is_served: bool
+    _serves_at: bool
     _nr_recovered_told: int
 
     def _open(
@@ -289,6 +290,7 @@ class RegionBase(CoreRegion):
         expected_id: str | None = None,
         readonly: bool = False,
         helper: bool = True,
+        allow_uids: Collection[int] = (),
     ) -> Self:
         """Attach what a descriptor, a path, a socket, a name or a pid leads to.
 
@@ -305,29 +307,41 @@ class RegionBase(CoreRegion):
 
         `helper=False`: without a helper thread in this process, see Region. A process that has the region
         already keeps what it has.
-        """
-        return attach(cls, source, expected_id, readonly, helper)
 
-    def serve(self, path: str | os.PathLike[str] | None = None) -> None:
+        `allow_uids`, with a socket: users other than this one and root whose region is taken too. Such a user
+        can do to this process what its own may: docs/security.md.
+        """
+        return attach(cls, source, expected_id, readonly, helper, allow_uids)
+
+    def serve(self, path: str | os.PathLike[str] | None = None, *, allow_uids: Collection[int] = ()) -> None:
         """Let references to this region also name a socket of this process, which hands the region out.
 
         With `path`, open a socket of that name instead: `Region.attach("unix:PATH")` gets the region there,
-        also from another container that shares the folder. It is this user's (mode 0600) and goes with the
-        process; one that a dead process left is replaced. ValueError for a path that is too long.
+        also from another container that shares the folder. It is this user's (mode 0600) and goes with
+        close() or the process; one that a dead process left is replaced. `allow_uids` are users who may have
+        the region besides this one and root: they can read and write all of it (docs/security.md), and the
+        folder decides who may connect (mode 0666). ValueError for a path that is none or too long.
 
         For receivers of this user that cannot open its /proc/<pid>/fd: in another pid namespace, or where
         /proc is restricted. (A process that hides its descriptors itself, PR_SET_DUMPABLE, serves without
         being asked.) It takes one daemon thread, so os.fork warns from Python 3.12 on; forked children have
         a socket of their own. References made before this call do not name it. Raises RegionUnavailable.
         """
-        if path is None:
-            serve_region(self)
+        if path is not None:
+            serve_at(self, os.fspath(path), allow_uids)
+        elif allow_uids:
+            raise ValueError("allow_uids are for a socket that is a file: say at which path")
         else:
-            serve_at(self, os.fspath(path))
+            serve_region(self)
+
+    def close(self) -> None:
+        """Refuse further requests; the mapping stays until the last array or block of it is gone."""
+        super().close()
+        stop_serving(self)
 
     def _opened(self, *, helper: bool = True) -> None:
         """After create and attach: found again by its id; of the right kind."""
-        self._is_served = False
+        self._is_served = self._serves_at = False
         self._nr_recovered_told = 0
         info = self._info()
         if info["has_pages"] != self._has_pages:
@@ -439,7 +453,7 @@ class Region(RegionBase, ArrayFunctions):
         However many processes ask at once, one makes it and the others attach it. Nobody else's regions
         count, and one of that name that exists keeps its size and options. `options` are Region()'s. Raises
         RegionUnavailable if several have the name, RegionBusy if another process takes longer than
-        `timeout_s`, ValueError for an empty name.
+        `timeout_s`, ValueError for an empty name or a `timeout_s` that is no time.
         """
         helper = bool(options.get("helper", True))
         return open_or_create(cls, name, lambda: cls(size, name=name, **options), timeout_s, helper)

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 EXTRAS = [
     name
     for name in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    if name not in ("peers", "test")  # gigabytes; tools of the Makefile
+    if name not in ("peers", "test", "docs")  # gigabytes; tools of the Makefile
 ]
 COMMANDS: list[tuple[str, int]] = [
     ("--help", 0), ("--version", 0), ("doctor", 0), ("ps", 0), ("info --kernel", 0),

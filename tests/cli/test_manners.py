@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -209,6 +210,39 @@ def test_a_size_that_is_none_is_one_line(text: str) -> None:
 def test_colours_are_for_terminals_only(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b" not in run("doctor").stdout
     assert "\x1b" not in run("suite", "test_loop_count=10", "nr_threads=2", "test_repeat_count=1").stdout
+
+
+def test_no_color_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    def printed() -> str:
+        terminal = Terminal()
+        manners.console(terminal).print("[red]x")
+        return terminal.getvalue()
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\x1b[31m" in printed()
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in printed()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_has_its_completion(shell: str) -> None:
+    assert "_VMALLOC_COMPLETE" in run("completion", shell).stdout
+
+
+def test_a_shell_completes_options() -> None:
+    env = os.environ | {
+        "_VMALLOC_COMPLETE": "bash_complete",
+        "COMP_WORDS": "vmalloc info --",
+        "COMP_CWORD": "2",
+    }
+    code = "from vmalloc.cli import main; main(prog_name='vmalloc')"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+    assert {"plain,--kernel", "plain,--all", "plain,--json"} <= set(done.stdout.split())
 
 
 def test_a_shell_completes_commands() -> None:

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -18,7 +19,9 @@ from click.testing import CliRunner
 from tests.conftest import PAGE
 
 import vmalloc
-from vmalloc.cli import main, ps
+import vmalloc.stats
+from vmalloc._core import STATES
+from vmalloc.cli import info, main, ps
 from vmalloc.facts import REGION_NAME_BYTES_MAX
 from vmalloc.overview import look_at_all
 
@@ -124,11 +127,47 @@ def test_info_shows_ranges_as_the_kernel_does(region: vmalloc.Region) -> None:
     held = [line for line in lines if f"pages=5 busy pid={os.getpid()}" in line]
     assert len(held) == 1
     assert held[0].split()[1] == str(5 * PAGE)
-    assert lines[-2].startswith("[")
+    assert lines[-3].startswith("[")
     assert lines[-1] == "requests: 1 served: space 100.0%"
+    assert any(line.startswith("free ") and "busy 20K in 1" in line for line in lines)
     told = json.loads(CliRunner().invoke(main, ["info", "--json", region.name]).output)
     assert sum(r["end"] - r["start"] for r in told["ranges"]) == told["nr_pages"]
     block.release()
+
+
+def test_info_of_many_ranges_shows_the_first_and_says_how_to_see_all(region: vmalloc.Region) -> None:
+    blocks = [region.alloc(PAGE) for _ in range(info.MOST + 7)]
+    lines = CliRunner().invoke(main, ["info", region.name]).output.splitlines()
+    ranges = [line for line in lines if line.startswith("0x")]
+    more = next(line for line in lines if line.startswith("..."))
+    everything = CliRunner().invoke(main, ["info", region.name, "--all"]).output.splitlines()
+    assert len(ranges) == info.MOST
+    assert more.endswith("--all shows them")
+    assert len([line for line in everything if line.startswith("0x")]) == len(region.ranges())
+    del blocks
+
+
+def test_the_table_tells_the_ranges_as_ranges_does(region: vmalloc.Region) -> None:
+    blocks = [region.alloc(n * PAGE) for n in (1, 300, 2, 5)]
+    blocks.pop(1).release()
+    region["named"] = blocks[0]
+    table, ranges = region._range_table(), region.ranges()
+    table.know({ranges[0].owner: 7})
+    assert table.rows() == ranges
+    rows = json.loads("[" + table.lines(0, len(table), True, True)[0] + "]")
+    assert [vmalloc.stats.Range(**{k: v for k, v in row.items() if k != "pid"}) for row in rows] == ranges
+    fields = struct.iter_unpack("QQQII??6x", table)
+    assert [(r.start, r.nr_pages, r.id) for r in ranges] == [row[:3] for row in fields]
+    assert sum(pages for _, pages in table.totals().values()) == region.nr_pages
+    letters = [STATES[state] for state in table.most_of_each(region.nr_pages)]
+    assert letters == [r.state for r in ranges for _ in range(r.nr_pages)]
+    del blocks
+
+
+def test_the_map_fits_a_small_terminal(region: vmalloc.Region, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(info.sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "40")
+    assert len(f"[{info._map(region._range_table(), info._width())}]") == 40
 
 
 def test_info_shows_the_kernels_areas_by_caller(tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -141,3 +180,4 @@ def test_info_shows_the_kernels_areas_by_caller(tmp_path) -> None:  # type: igno
     lines = CliRunner().invoke(main, ["info", "--kernel", str(path)]).output.splitlines()
     assert lines[1].split() == ["40K", "2", "vmap", "a_caller"]
     assert "3 areas, 52K" in lines[-1]
+    assert lines[-3] == "[" + "#" * info.MAP_WIDTH + "]"

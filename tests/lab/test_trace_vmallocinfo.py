@@ -8,7 +8,9 @@ from collections import Counter
 import pytest
 from tests.lab.trace_samples import ALLOC, DATA, SAMPLES
 
+from vmalloc.lab.events import Problems
 from vmalloc.lab.trace import Area, Problem, TraceError, read_events, read_vmallocinfo
+from vmalloc.lab.vmallocinfo import Summary, parse_vmallocinfo, summarize
 
 
 def test_every_line_of_a_snapshot_is_an_area_with_a_kind():
@@ -86,3 +88,51 @@ def test_ptrval_addresses_are_hidden_and_a_cut_line_is_noted_and_used(tmp_path):
     assert info.addresses == "hidden"
     assert [area.size for area in info] == [8192, 12288, 8192]
     assert any("cut" in problem.what for problem in problems)
+
+
+@pytest.mark.parametrize("name", ["real", "hashed", "hidden"])
+def test_a_summary_says_in_all_what_the_areas_say_one_by_one(name):
+    path = SAMPLES / f"vmallocinfo.{name}.xz"
+    areas, summary = read_vmallocinfo(path), summarize(path)
+    assert (len(summary), summary.addresses) == (len(areas), areas.addresses)
+    nbytes: Counter[tuple[str, str]] = Counter()
+    for area in areas:
+        nbytes[area.caller.partition("+")[0], area.kind] += area.size
+    assert {(caller, kind): n for caller, kind, _, n in summary.groups()} == nbytes
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "0xffffc90000000000-0xffffc90000005000   20480 vm_map_ram",
+        "0xffffc90000000000-0xffffc90000005000   20480",
+        "0xffffc90000000000-0xffffc90000005000   20480 caller+0x1/0x2 pages=x vmalloc",
+        "0xffffc90000000000-0xffffc90000005000 99999999999999999999 vm_map_ram",
+        "0x12345678901234567-0x1   1 vm_map_ram",
+        "0xffffc90000000000 0xffffc90000005000   20480 vm_map_ram",
+        "0xffffc9",
+        "  ",
+        "",
+    ],
+)
+def test_a_summary_and_the_areas_agree_on_odd_lines(line, end):
+    text = (
+        "0xffffc90000007000-0xffffc90000009000    8192 other+0x1/0x2 pages=1 vmalloc\n" + line + end
+    ).encode()
+    there, noted = Problems(), Problems()
+    areas, summary = parse_vmallocinfo(text, there), Summary(text, noted)
+    assert sum(n for *_, n in summary.groups()) == sum(area.size for area in areas)
+    assert (len(summary), summary.addresses) == (len(areas), areas.addresses)
+    assert {p.what for p in noted} == {p.what for p in there}
+
+
+def test_a_map_shows_where_the_areas_lie():
+    page, start = 4096, 0xFFFFC90000000000
+
+    def line(first, last, what):
+        return f"0x{start + first * page:x}-0x{start + last * page:x} {(last - first) * page} {what}\n"
+
+    text = line(0, 2, "vm_map_ram") + line(7, 8, "vm_map_ram") + line(2, 4, "unpurged vm_area")
+    assert Summary(text.encode(), Problems()).map(4) == (start, start + 8 * page, "#~.#")
+    assert Summary(text.encode(), Problems()).map(1)[2] == "+"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import subprocess
@@ -180,3 +181,83 @@ def test_who_ends_leaves_the_socket_of_who_came_after(tmp_path: Path) -> None:
     assert attached_by(path) == id
     second.communicate("end\n", timeout=60)
     assert not path.exists()
+
+
+def serving_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("vmalloc-serve")]
+
+
+def sockets_of_ours() -> set[str]:
+    found = set[str]()
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found.add(os.readlink(f"/proc/self/fd/{fd}"))
+        except OSError:
+            pass  # of listdir() itself
+    return {name for name in found if name.startswith("socket:")}
+
+
+@pytest.mark.parametrize("how", ["close", "collect"])
+def test_with_a_region_its_sockets_end(how: str, tmp_path: Path) -> None:
+    paths = [tmp_path / "a.sock", tmp_path / "b.sock"]
+    threads, sockets = serving_threads(), sockets_of_ours()
+    region = vmalloc.Region("1M", helper=False)
+    for path in paths:
+        region.serve(path)
+    new = [thread for thread in serving_threads() if thread not in threads]
+    if how == "close":
+        region.close()
+    del region
+    gc.collect()
+    assert [path for path in paths if path.exists()] == []
+    for thread in new:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert len(new) == 2
+    assert sockets_of_ours() <= sockets
+
+
+def test_the_common_socket_ends_with_the_last_region_it_serves() -> None:
+    code = """if True:
+    import threading, vmalloc
+    a, b = vmalloc.Region("1M", helper=False), vmalloc.Region("1M", helper=False)
+    a.serve(); b.serve()
+    thread, = [t for t in threading.enumerate() if t.name == "vmalloc-serve"]
+    a.close()
+    print(thread.is_alive())
+    b.close()
+    thread.join(60)
+    print(thread.is_alive())
+    c = vmalloc.Region("1M", helper=False)
+    c.serve()
+    print(sum(t.name == "vmalloc-serve" for t in threading.enumerate()))
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout.split(), done.stderr) == (["True", "False", "1"], "")
+
+
+def test_a_child_that_closes_leaves_its_parents_socket(tmp_path: Path) -> None:
+    path = tmp_path / "region.sock"
+    with vmalloc.Region("1M", helper=False) as region:
+        region.serve(path)
+        pid = os.fork()
+        if pid == 0:
+            region.close()
+            os._exit(0)
+        os.waitpid(pid, 0)
+        assert attached_by(path) == region.id
+
+
+@pytest.mark.parametrize("path", ["", "\0x", "a\0b"])
+def test_what_is_no_path_serves_nothing(path: str) -> None:
+    with vmalloc.Region("1M", helper=False) as region:
+        with pytest.raises(ValueError, match="no path of a socket"):
+            region.serve(path)
+        with pytest.raises(vmalloc.RegionUnavailable, match="no path of a socket"):
+            vmalloc.Region.attach(f"unix:{path}")
+
+
+@pytest.mark.parametrize("timeout_s", [float("nan"), -1.0])
+def test_a_time_that_is_none_is_refused(timeout_s: float) -> None:
+    with pytest.raises(ValueError, match="timeout_s must be 0 or more"):
+        vmalloc.Region.open_or_create("never-made", "1M", timeout_s=timeout_s)

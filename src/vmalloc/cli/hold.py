@@ -28,8 +28,13 @@ def _tell_systemd(state: str) -> None:
 @click.option(
     "--socket", "path", metavar="PATH", help="Also hand it out there, for Region.attach('unix:PATH')."
 )
+@click.option(
+    "--allow-uid", "uids", type=click.IntRange(min=0), multiple=True, help="Also to this user, by the socket."
+)
 @json_option
-def command(name: str, size: int, limit: int | None, path: str | None, json_path: str | None) -> None:
+def command(
+    name: str, size: int, limit: int | None, path: str | None, uids: tuple[int, ...], json_path: str | None
+) -> None:
     """Keep the region called NAME alive until SIGTERM or Ctrl-C; make it if it is not there.
 
     What has a name in it (region["model"] = array) stays while all other processes restart. The keeper's
@@ -47,7 +52,9 @@ def command(name: str, size: int, limit: int | None, path: str | None, json_path
     try:
         region = Region.open_or_create(name, size, limit=limit)
         if path is not None:
-            region.serve(path)
+            region.serve(path, allow_uids=uids)
+        elif uids:
+            raise Refusal("--allow-uid goes with --socket")
     except ValueError as error:  # no name for a region, or a path too long
         raise Refusal(safe(str(error))) from None
     told = {"name": name, "pid": os.getpid(), "id": region.id, "size": region.size, "socket": path}

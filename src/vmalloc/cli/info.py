@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-import gc
 import os
+import shutil
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,52 +16,59 @@ import click
 from vmalloc.cli.manners import Command, Output, Refusal, human_bytes, json_option, plain_table, safe
 
 if TYPE_CHECKING:
-    from vmalloc.lab.vmallocinfo import Area
+    from vmalloc._core import RangeTable
+    from vmalloc.lab.vmallocinfo import Summary
     from vmalloc.region import RegionBase
-    from vmalloc.stats import Range
 
 KERNEL = "/proc/vmallocinfo"
-TOP = 20
-LINES_AT_ONCE = 10_000
-STATES_OF_PROCESS = ("busy",)
+TOP = 20  # callers
+MOST = 100  # ranges, unless all are asked for
+LINES_AT_ONCE = 20_000
+MAP_WIDTH = 72
+MAP_LETTERS = {"free": ".", "busy": "#", "lazy": "~", "cached": "+", "pooled": "+"}
 
 
-def _range_lines(ranges: list[Range], granule: int, pids: dict[int, int], show_all: bool) -> Iterator[str]:
-    """As the kernel's: addresses (here offsets), bytes, who, pages, words."""
-    words: dict[tuple[str, int, bool, bool], str] = {}
-    for start, end, state, owner, _, shared, dirty in ranges:
-        if state == "free" and not show_all:
-            continue
-        key = (state, owner, shared, dirty)
-        if key not in words:
-            words[key] = _words(state, owner, shared, dirty, pids)
-        nr = end - start
-        first = start * granule
-        yield f"0x{first:012x}-0x{end * granule:012x} {nr * granule:>12} pages={nr} {words[key]}\n"
+def _width() -> int:
+    """Of a map: it takes one line, in a small terminal too."""
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else MAP_WIDTH + 2
+    return max(min(MAP_WIDTH, columns - 2), 1)
 
 
-def _words(state: str, owner: int, shared: bool, dirty: bool, pids: dict[int, int]) -> str:
-    who = ""
-    if state in STATES_OF_PROCESS:
-        who = f"pid={pids[owner]}" if owner in pids else f"process={owner}"
-    return " ".join(filter(None, (state, who, "shared" if shared else "", "dirty" if dirty else "")))
+def _map(table: RangeTable, width: int) -> str:
+    """The region as one line: a letter for what most pages of each part are."""
+    from vmalloc._core import STATES
+
+    letters = [MAP_LETTERS.get(state, "?") for state in STATES]
+    return "".join(letters[state] for state in table.most_of_each(width))
 
 
-def _map(ranges: list[Range], nr_pages: int, width: int = 72) -> str:
-    """The region as one line: a letter for what most pages of each part are; '.' is free."""
-    letters = {"free": ".", "busy": "#", "lazy": "~", "cached": "+", "pooled": "+"}
-    parts: list[Counter[str]] = [Counter() for _ in range(width)]
-    part, part_end = 0, -(-nr_pages // width)
-    for at, range_end, state, *_ in ranges:
-        letter = letters.get(state, "?")
-        while range_end > part_end:
-            if at < part_end:
-                parts[part][letter] += part_end - at
-                at = part_end
-            part += 1
-            part_end = -(-(part + 1) * nr_pages // width)
-        parts[part][letter] += range_end - at
-    return "".join(part.most_common(1)[0][0] if part else "." for part in parts)
+def _totals(table: RangeTable) -> str:
+    return "  ".join(
+        f"{state} {human_bytes(nr_pages * table.granule)} in {nr:,}"
+        for state, (nr, nr_pages) in table.totals().items()
+    )
+
+
+def _chunks(table: RangeTable, with_free: bool, as_json: bool) -> Iterator[str]:
+    at = 0
+    while at < len(table):
+        text, at = table.lines(at, LINES_AT_ONCE, with_free, as_json)
+        yield text
+
+
+def _show(table: RangeTable, show_all: bool) -> None:
+    if show_all:
+        for text in _chunks(table, True, False):
+            sys.stdout.write(text)
+    else:
+        sys.stdout.write(table.lines(0, MOST, False, False)[0])
+        totals = table.totals()
+        more = len(table) - totals.get("free", (0, 0))[0] - MOST
+        if more > 0:
+            click.echo(f"... and {more:,} ranges more: --all shows them")
+    click.echo(_totals(table))
+    click.echo(f"[{_map(table, _width())}]")
+    click.echo("# busy  + ready  ~ lazy  . free")
 
 
 def _shares(served: dict[str, int]) -> str:
@@ -78,74 +83,59 @@ def _of_region(region: RegionBase, show_all: bool, output: Output) -> None:
     from vmalloc.stats import served_of
 
     info = region._info()  # pyright: ignore[reportPrivateUsage]
-    pids = {process.slot: process.pid for process in region.processes() if process.pid}
     served = served_of(Monitor(region).look()[0])
-    gc.disable()  # a million tuples in a short life: collecting them takes most of the time
-    ranges = region.ranges()
+    table = region._range_table()  # pyright: ignore[reportPrivateUsage]
+    table.know({process.slot: process.pid for process in region.processes() if process.pid})
     if not output.json_is_alone:
-        lines = _range_lines(ranges, info["granule"], pids, show_all)
-        while chunk := "".join(islice(lines, LINES_AT_ONCE)):
-            sys.stdout.write(chunk)
-        click.echo(f"[{_map(ranges, info['nr_pages'])}]  # busy  + ready  ~ lazy  . free")
+        _show(table, show_all)
         click.echo(f"requests: {_shares(served)}")
-    output.json(
-        {
-            "id": info["id"].hex(),
-            "granule": info["granule"],
-            "nr_pages": info["nr_pages"],
-            "served": served,
-            "ranges": [
-                r._asdict() | {"pid": pids.get(r.owner) if r.state == "busy" else None} for r in ranges
-            ],
-        }
-    )
-
-
-def _groups(areas: Iterator[Area]) -> list[dict[str, Any]]:
-    """Areas by caller and kind, most bytes first."""
-    counts: Counter[tuple[str, str]] = Counter()
-    nbytes: Counter[tuple[str, str]] = Counter()
-    for area in areas:
-        key = (area.caller.partition("+")[0] or "-", area.kind or "-")
-        counts[key] += 1
-        nbytes[key] += area.size
-    return [
-        {"caller": caller, "kind": kind, "areas": counts[caller, kind], "bytes": n}
-        for (caller, kind), n in nbytes.most_common()
-    ]
+    head = {"id": info["id"].hex(), "granule": info["granule"], "nr_pages": info["nr_pages"], "served": served}
+    output.json_list(head, "ranges", _chunks(table, True, True))
 
 
 def _of_kernel(path: str, show_all: bool, output: Output) -> None:
     from vmalloc.lab.events import TraceError
-    from vmalloc.lab.vmallocinfo import read_vmallocinfo
+    from vmalloc.lab.vmallocinfo import read_vmallocinfo, summarize
 
     try:
-        found = read_vmallocinfo(path)
+        summary = summarize(path)
+        groups = [
+            {"caller": caller or "-", "kind": kind or "-", "areas": nr, "bytes": nbytes}
+            for caller, kind, nr, nbytes in summary.groups()
+        ]
+        if not output.json_is_alone:
+            _show_kernel(summary, groups, show_all)
+        if output.json_path is not None:
+            found = read_vmallocinfo(path)
+            areas = [asdict(area) | {"flags": sorted(area.flags)} for area in found]
+            output.json({"addresses": found.addresses, "callers": groups, "areas": areas})
     except PermissionError:
         raise Refusal(f"{path} is for root: sudo vmalloc info --kernel, or give a copy of it") from None
     except TraceError as error:
         raise Refusal(safe(str(error))) from None
-    groups = _groups(iter(found))
-    if not output.json_is_alone:
-        rows = [
-            {
-                "bytes": human_bytes(g["bytes"]),
-                "areas": str(g["areas"]),
-                "kind": g["kind"],
-                "caller": safe(g["caller"]),
-            }
-            for g in (groups if show_all else groups[:TOP])
-        ]
-        click.echo("\n".join(plain_table(rows, ("bytes", "areas", "kind", "caller"), ("bytes", "areas"))))
-        more = len(groups) - len(rows)
-        total = sum(g["bytes"] for g in groups)
-        click.echo(
-            f"{len(found):,} areas, {human_bytes(total)}, addresses {found.addresses}"
-            + (f"; {more} more callers (--all)" if more else "")
-        )
-    if output.json_path is not None:
-        areas = [asdict(area) | {"flags": sorted(area.flags)} for area in found]
-        output.json({"addresses": found.addresses, "callers": groups, "areas": areas})
+
+
+def _show_kernel(summary: Summary, groups: list[dict[str, Any]], show_all: bool) -> None:
+    rows = [
+        {
+            "bytes": human_bytes(g["bytes"]),
+            "areas": str(g["areas"]),
+            "kind": g["kind"],
+            "caller": safe(g["caller"]),
+        }
+        for g in (groups if show_all else groups[:TOP])
+    ]
+    click.echo("\n".join(plain_table(rows, ("bytes", "areas", "kind", "caller"), ("bytes", "areas"))))
+    if summary.addresses == "real":
+        start, end, letters = summary.map(_width())
+        click.echo(f"[{letters}]")
+        click.echo(f"0x{start:x} to 0x{end:x}: # busy  + busy in part  ~ lazy  . free")
+    more = len(groups) - len(rows)
+    total = sum(g["bytes"] for g in groups)
+    click.echo(
+        f"{len(summary):,} areas, {human_bytes(total)}, addresses {summary.addresses}"
+        + (f"; {more} more callers (--all)" if more else "")
+    )
 
 
 @click.command("info", cls=Command)
@@ -153,13 +143,19 @@ def _of_kernel(path: str, show_all: bool, output: Output) -> None:
 @click.option(
     "--kernel", is_flag=True, help=f"Of the kernel, from {KERNEL} or the copy of it that WHICH names."
 )
-@click.option("--all", "show_all", is_flag=True, help="Free ranges too; with --kernel, every caller.")
+@click.option(
+    "--all",
+    "show_all",
+    is_flag=True,
+    help=f"All ranges, free ones too, not {MOST}; with --kernel, every caller.",
+)
 @json_option
 def command(which: str | None, kernel: bool, show_all: bool, json_path: str | None) -> None:
     """Show the ranges of the region WHICH (name, pid, path or image), as /proc/vmallocinfo does.
 
     Start and end, bytes, pages, state, and the process that holds it; then the whole region as one line.
-    With --kernel: the kernel's areas by caller, most bytes first.
+    With --kernel: the kernel's areas by caller, most bytes first, and the addresses as one line.
+    --json has all of them.
 
     \b
     Examples:

@@ -11,8 +11,9 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -233,6 +234,17 @@ class Output:
             click.echo(text)
         else:
             Path(self.json_path).write_text(text + "\n")
+
+    def json_list(self, head: Mapping[str, Any], name: str, items: Iterable[str]) -> None:
+        """Write `head` and below it, as `name`, a list too long for objects: its text comes in parts."""
+        if self.json_path is None:
+            return
+        text = chain([f'{json.dumps(head)[:-1]},\n "{name}": ['], items, ["]}\n"])
+        if self.json_is_alone:
+            sys.stdout.writelines(text)
+        else:
+            with open(self.json_path, "w") as out:
+                out.writelines(text)
 
 
 def console(stream: Any) -> Console:

@@ -14,9 +14,10 @@ kinds and callers stay useful. After: Linux mm/vmalloc.c, vmalloc_info_show().
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
-from typing import overload
+from typing import TypeVar, overload
 
 from vmalloc.lab.events import PAGE_SIZE_MIN, Problem, Problems, TraceError
 from vmalloc.lab.files import StrPath, chunks, open_bytes
@@ -30,6 +31,8 @@ CALLER = re.compile(r"\S+\+0x[0-9a-f]+/0x[0-9a-f]+(?: \[\S+\])?|0x[0-9a-f]+")
 # there wins.
 KINDS = ("ioremap", "sparse", "vmalloc", "vmap", "dma-coherent")
 FLAGS = ("user", "vpages")
+
+Found = TypeVar("Found", bound=Sized)
 
 
 @dataclass(frozen=True)
@@ -77,37 +80,46 @@ class VmallocInfo(Sequence[Area]):
 
 def read_vmallocinfo(path: StrPath, *, problems: list[Problem] | None = None) -> VmallocInfo:
     """Read a snapshot, compressed or not. Raises TraceError if no line of it is one of /proc/vmallocinfo."""
+    noted = Problems(problems)
+    return _checked(path, noted, lambda text: parse_vmallocinfo(text, noted))
+
+
+def _checked(path: StrPath, noted: Problems, parse: Callable[[bytes], Found]) -> Found:
     damage: list[str] = []
     with open_bytes(path) as stream:
         text = b"".join(chunks(stream, damage))
-    noted = Problems(problems)
-    info = parse_vmallocinfo(text, noted)
+    found = parse(text)
     for what in damage:
         noted.note("compressed", text.count(b"\n"), what)
-    if not info and noted:
+    if not found and noted:
         raise TraceError(f"{path}: not /proc/vmallocinfo: {next(iter(noted))}")
     noted.say(str(path))
-    return info
+    return found
 
 
 def parse_vmallocinfo(text: bytes, problems: Problems | None = None) -> VmallocInfo:
     """The areas in a text as the kernel prints it; nothing is logged."""
     noted = Problems() if problems is None else problems
-    areas = list(_areas(text.splitlines(), noted))
+    areas = list(_areas(enumerate(text.splitlines(), 1), noted))
+    _note_a_cut(text, noted)
+    unreal = [(a.line, a.start, a.end, a.size) for a in areas if not _can_be_real(a)]
+    return VmallocInfo(areas, _addresses(unreal, len(areas), noted), noted.noted)
+
+
+def _note_a_cut(text: bytes, problems: Problems) -> None:
     if text and not text.endswith(b"\n"):
-        noted.note(
+        problems.note(
             "cut", text.count(b"\n") + 1, "the file ends in the middle of a line: its last field may be short"
         )
-    return VmallocInfo(areas, _addresses(areas, noted), noted.noted)
 
 
-def _areas(lines: list[bytes], problems: Problems) -> Iterator[Area]:
-    for number, line in enumerate(lines, 1):
+def _areas(lines: Iterable[tuple[int, bytes]], problems: Problems) -> Iterator[Area]:
+    for number, line in lines:
         if not line.strip():
             continue
         matched = LINE.fullmatch(HIDDEN.sub(b"0", line))
-        text = line[:60].decode("utf-8", "replace")
         if matched is None:
+            text = line[:60].decode("utf-8", "replace")
             problems.note("grammar", number, f"not a line of /proc/vmallocinfo, skipped: {text!r}")
             continue
         start, end, size = int(matched[1], 16), int(matched[2], 16), int(matched[3])
@@ -115,11 +127,14 @@ def _areas(lines: list[bytes], problems: Problems) -> Iterator[Area]:
         try:
             area = _area(start, end, size, rest, number)
         except ValueError:  # a number that is none
-            problems.note(
-                "fields", number, f"a damaged or cut line, used without what it says last: {text!r}"
-            )
+            _note_damage(number, line, problems)
             area = Area(start, end, size, "", line=number)
         yield area
+
+
+def _note_damage(number: int, line: bytes, problems: Problems) -> None:
+    text = line[:60].decode("utf-8", "replace")
+    problems.note("fields", number, f"a damaged or cut line, used without what it says last: {text!r}")
 
 
 def _area(start: int, end: int, size: int, rest: str, number: int) -> Area:
@@ -144,21 +159,95 @@ def _area(start: int, end: int, size: int, rest: str, number: int) -> Area:
     )
 
 
-def _addresses(areas: list[Area], problems: Problems) -> str:
-    """What the addresses are: a real area starts on a page and is as long as its size says."""
-    if all(area.end - area.start == area.size and area.start % PAGE_SIZE_MIN == 0 for area in areas):
+def _can_be_real(area: Area) -> bool:
+    """A real area starts on a page and is as long as its size says."""
+    return area.end - area.start == area.size and area.start % PAGE_SIZE_MIN == 0
+
+
+def _addresses(unreal: list[tuple[int, int, int, int]], nr_areas: int, problems: Problems) -> str:
+    """What the addresses are, from (line, start, end, size) of those that cannot be real."""
+    if not unreal:
         return "real"
-    hidden = [area for area in areas if area.start == 0 == area.end]
+    hidden = [line for line, start, end, _ in unreal if start == 0 == end]
     if hidden:
         what = "addresses are hidden (kptr_restrict 2, or no randomness yet): sizes and callers can be used, "
-        problems.note("hidden", hidden[0].line, what + "places cannot", len(hidden))
-        if 2 * len(hidden) > len(areas):
+        problems.note("hidden", hidden[0], what + "places cannot", len(hidden))
+        if 2 * len(hidden) > nr_areas:
             return "hidden"
-    wrong = [area for area in areas if area.end - area.start != area.size and area.end]
-    if len(wrong) > len(areas) // 2:
+    wrong = [(line, start, end, size) for line, start, end, size in unreal if end - start != size and end]
+    if len(wrong) > nr_areas // 2:
         what = "addresses are hashed (kptr_restrict 0): sizes and callers can be used, places cannot"
-        problems.note("hashed", wrong[0].line, what)
+        problems.note("hashed", wrong[0][0], what)
         return "hashed"
-    for area in wrong:
-        problems.note("size", area.line, f"size {area.size} is not end - start = {area.end - area.start}")
+    for line, start, end, size in wrong:
+        problems.note("size", line, f"size {size} is not end - start = {end - start}")
     return "real"
+
+
+# ---- a summary, for snapshots of millions of lines ----
+
+
+class Summary:
+    """What a snapshot says in all: its areas by caller and kind, and where they lie."""
+
+    def __init__(self, text: bytes, problems: Problems) -> None:
+        from vmalloc._core import AreaTable
+
+        # one end of lines, and digits for addresses that are hidden, as the table wants them
+        plain = b"\n".join(text.splitlines()) if b"\r" in text else text
+        self._table = AreaTable(HIDDEN.sub(b"0", plain) if b"ptrval" in plain else plain)
+        self._odd = list(_areas(self._table.odd, problems))
+        rests = zip(self._table.rests, self._table.first, strict=True)
+        self._words = [self._say(rest, line, text, problems) for rest, line in rests]
+        _note_a_cut(text, problems)
+        unreal = self._table.unreal(PAGE_SIZE_MIN)
+        unreal += [(a.line, a.start, a.end, a.size) for a in self._odd if not _can_be_real(a)]
+        self.addresses = _addresses(unreal, len(self), problems)
+
+    @staticmethod
+    def _say(rest: bytes, line: int, text: bytes, problems: Problems) -> tuple[str, str]:
+        """Caller and kind in the words of a line, the first that has them."""
+        try:
+            area = _area(0, 0, 0, rest.decode("utf-8", "replace"), line)
+        except ValueError:  # a number that is none
+            _note_damage(line, text.splitlines()[line - 1], problems)
+            return "", ""
+        return area.caller.partition("+")[0], area.kind
+
+    def __len__(self) -> int:
+        return len(self._table) + len(self._odd)
+
+    def groups(self) -> list[tuple[str, str, int, int]]:
+        """(caller, kind, areas, bytes), most bytes first."""
+        counts: Counter[tuple[str, str]] = Counter()
+        nbytes: Counter[tuple[str, str]] = Counter()
+        for key, (nr, total) in zip(self._words, self._table.sums(), strict=True):
+            counts[key] += nr
+            nbytes[key] += total
+        for area in self._odd:
+            key = (area.caller.partition("+")[0], area.kind)
+            counts[key] += 1
+            nbytes[key] += area.size
+        return [(*key, counts[key], total) for key, total in nbytes.most_common()]
+
+    def map(self, nr_parts: int) -> tuple[int, int, str]:
+        """(start, end, a letter for each part between).
+
+        '#' is busy for the most, '+' in part, '~' unpurged, '.' free.
+        """
+        start, end = self._table.bounds()
+        part = max(-(-(end - start) // nr_parts), 1)
+        kinds = [int(kind == "unpurged") for _, kind in self._words]
+        shares = self._table.covered(start, part, nr_parts, [*kinds])
+        busy, lazy = [*shares, [0] * nr_parts][:2]
+        letters = (
+            "#" if 2 * b >= part else "." if not b + z else "~" if z > b else "+"
+            for b, z in zip(busy, lazy, strict=True)
+        )
+        return start, end, "".join(letters)
+
+
+def summarize(path: StrPath) -> Summary:
+    """A snapshot in all. TraceError as of read_vmallocinfo()."""
+    noted = Problems(None)
+    return _checked(path, noted, lambda text: Summary(text, noted))
