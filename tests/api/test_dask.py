@@ -3,7 +3,11 @@
 
 import gc
 import os
+import pathlib
+import re
 import signal
+import subprocess
+import sys
 import time
 import warnings
 
@@ -374,3 +378,11 @@ def test_a_cluster_of_threads_needs_no_references():
             vmalloc.dask.install(client, size="64M")
             assert client.submit(look, client.submit(make)).result() == (False, True, LARGE - 1)
             vmalloc.dask.uninstall(client)
+
+
+def test_the_page_of_the_documents_runs(tmp_path):
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "dask.md").read_text()
+    script = tmp_path / "page.py"
+    script.write_text("".join(re.findall(r"(?ms)^```python\n(.*?)^```$", page)))
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -126,7 +126,7 @@ class Wire:
         """A reference to an array; None: it goes as before."""
         return None if x.dtype.hasobject or not x.nbytes else self._packed(x, x, None)
 
-    def buffer(self, raw: memoryview, value: Any) -> bytes | None:
+    def bytes_of(self, raw: memoryview, value: Any) -> bytes | None:
         """A reference to bytes that are part of a value."""
         import numpy as np
 
@@ -238,7 +238,7 @@ def _pickle_dumps(x: Any, context: Any = None) -> Any:
 
     def take(buffer: Any) -> None:
         view = memoryview(buffer)
-        packed = wire.buffer(buffer.raw(), x)
+        packed = wire.bytes_of(buffer.raw(), x)
         if packed is not None:
             references.append(len(frames))
         frames.append(view if packed is None else packed)
