@@ -236,9 +236,9 @@ def _pickle_dumps(x: Any, context: Any = None) -> Any:
     writeable: list[bool] = []
     references: list[int] = []
 
-    def take(buffer: Any) -> None:
-        view = memoryview(buffer)
-        packed = wire.bytes_of(buffer.raw(), x)
+    def take(found: Any) -> None:
+        view = memoryview(found)
+        packed = wire.bytes_of(found.raw(), x)
         if packed is not None:
             references.append(len(frames))
         frames.append(view if packed is None else packed)
