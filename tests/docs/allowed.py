@@ -19,7 +19,7 @@ _NAMES = {
     "the name np.ndarray has for what it lies in": "buffer",
     "of multiprocessing and executors": "Process",
     "of pyarrow, polars, joblib": "pa.array pl.Series.to_numpy joblib.parallel_config backend",
-    "of distributed": "client.gather client.scatter gather scatter Client Client.run direct direct_to_workers",
+    "of Dask": "client.gather client.scatter gather scatter Client Client.run direct direct_to_workers",
     "of torch": "share_memory_ pin_memory default_collate_fn_map torch.from_dlpack",
     "of prctl()": "PR_SET_DUMPABLE",
     "defined by the build": "VM_HOOKS",
