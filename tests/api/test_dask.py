@@ -21,7 +21,7 @@ import vmalloc.adapters.dask as wire  # noqa: E402
 import vmalloc.dask  # noqa: E402
 
 LARGE = 300_000
-PATIENCE_S = 60
+PATIENCE_S = 150
 
 
 @pytest.fixture(scope="module")
