@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Dask: a real cluster of worker processes on this machine; what goes by reference, and what does not."""
 
+import copy
 import gc
 import os
 import pathlib
@@ -152,7 +153,8 @@ def test_readers_cannot_write_by_default(client):
 )
 def test_every_value_arrives_as_it_was(client, value):
     maker, reader = workers_of(client)[:2]
-    made = client.submit(lambda: value, workers=maker, pure=False)
+    # a copy: workers keep functions that they have seen, and with them what those keep
+    made = client.submit(lambda: copy.deepcopy(value), workers=maker, pure=False)
     got = client.submit(give, made, workers=reader, pure=False).result()
     assert type(got) is type(value)
     if isinstance(value, np.ndarray):
