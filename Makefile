@@ -16,7 +16,8 @@ PYTHONS ?= 3.12 3.13
 CPYTHONS ?= 3.11 3.12 3.13
 SUITES ?=
 TEST_EXTRAS ?= numpy lab test
-ADAPTER_TESTS := tests/api/test_frames.py tests/api/test_joblib.py tests/api/test_torch.py tests/api/test_examples.py
+ADAPTER_TESTS := tests/api/test_frames.py tests/api/test_joblib.py tests/api/test_torch.py \
+	tests/api/test_dask.py tests/api/test_examples.py
 
 PY   := $(VENV)/bin/python
 PIP  := $(PY) -m pip --quiet --disable-pip-version-check
@@ -59,7 +60,7 @@ test: $(SITE)/.installed $(if $(TESTS),$(if $(findstring spin,$(TESTS)),spin),sp
 
 adapters: ## the tests of adapters, with their libraries in an environment of their own; PyTorch is large
 	$(MAKE) --no-print-directory test BUILD=$(BUILD)/adapters VENV=$(BUILD)/adapters/venv \
-		TEST_EXTRAS="numpy test adapters torch" TESTS="$(or $(TESTS),$(ADAPTER_TESTS))"
+		TEST_EXTRAS="numpy test adapters torch dask beside" TESTS="$(or $(TESTS),$(ADAPTER_TESTS))"
 
 soak: $(SITE)/.installed spin ## the long runs
 	$(PYTEST) -m soak -o timeout=0 -o faulthandler_timeout=0 $(TESTS)

@@ -574,19 +574,26 @@ def default_region() -> Region:
     with _default_lock:
         region = default_region_if_made()
         if region is None:
-            region = _default = _new_default()
+            region = _default = new_default()
         return region
 
 
-def _new_default() -> Region:
-    """As large as the machine's memory, or as the limits of this process allow."""
+def new_default(name: str = "default", *, is_found: bool = False) -> Region:
+    """As large as the machine's memory, or as the limits of this process allow.
+
+    `is_found`: if this user has one of that name, it is that one.
+    """
     size = os.environ.get("VMALLOC_DEFAULT_SIZE")
+
+    def made(size: int | str) -> Region:
+        return Region.open_or_create(name, size) if is_found else Region(size, name=name)
+
     if size is not None:
-        return Region(size, name="default")
+        return made(size)
     nbytes, limited_by = room_for_a_region()
     while True:
         try:
-            region = Region(nbytes, name="default")
+            region = made(nbytes)
         except (OutOfPages, RegionUnavailable):
             if nbytes <= SMALLEST_DEFAULT_BYTES:
                 raise

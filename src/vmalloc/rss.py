@@ -12,7 +12,7 @@ import re
 
 from vmalloc._core import attached
 
-__all__ = ["resident"]
+__all__ = ["held", "resident"]
 
 _MAPPING = re.compile(r"^[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \d+ *(.*)$")
 
@@ -26,11 +26,16 @@ def resident(pid: int | None = None) -> int:
     is another user's.
     """
     who = os.getpid() if pid is None else pid
-    held = 0
+    return _outside_regions(who) + held(who)
+
+
+def held(pid: int) -> int:
+    """Bytes that a process holds in the regions that are attached here, each for one of its holders."""
+    nr = 0
     for region in attached.values():
         if not region.closed and region._info()["has_pages"]:
-            held += sum(nbytes for _, holder, nbytes in region._held_once() if holder == who)
-    return _outside_regions(who) + held
+            nr += sum(nbytes for _, holder, nbytes in region._held_once() if holder == pid)
+    return nr
 
 
 def _outside_regions(pid: int) -> int:

@@ -26,6 +26,7 @@ ENDS_WITH = {
     "14_numpy_arrays.py": "True\n1000000.0\n0 pages in use\n",
     "15_tables_and_joblib.py": "done\n",
     "16_dataloader.py": "done\n",
+    "17_dask.py": "done\n",
 }
 
 

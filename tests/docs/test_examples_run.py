@@ -3,8 +3,8 @@
 
 Python runs as it stands. So does a line `vmalloc ...`; a `pip install` names extras that exist, a `make` a
 target.
-A fenced block without a language is a picture. docs/pytorch.md needs PyTorch: tests/api/test_torch.py tries
-it.
+A fenced block without a language is a picture. What needs PyTorch or Dask is tried by tests/api/test_torch.py
+and test_dask.py.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ USER_DOCUMENTS = [
     for path in tracked()
     if re.fullmatch(r"README\.md|docs/[\w-]+\.md", path) and Path(path).stem not in FOR_MAINTAINERS
 ]
+TRIED_ELSEWHERE = ("docs/pytorch.md", "docs/dask.md")
 LANGUAGES = ("python", "ini", "")
 SHORT = {"top": ["--once"], "suite": ["test_loop_count=10", "test_repeat_count=1"]}
 """What is added to a command that would take minutes."""
@@ -77,11 +78,11 @@ def test_every_block_has_a_language_that_is_tried() -> None:
     assert [(where, language) for where, language, _ in fenced() if language not in LANGUAGES] == []
 
 
-def python_without_torch() -> Iterator[tuple[str, str]]:
-    return ((where, code) for where, code in fenced_as("python") if not where.startswith("docs/pytorch.md"))
+def python_for_everybody() -> Iterator[tuple[str, str]]:
+    return ((where, code) for where, code in fenced_as("python") if not where.startswith(TRIED_ELSEWHERE))
 
 
-@each(python_without_torch())
+@each(python_for_everybody())
 def test_python_runs(what: str, tmp_path: Path) -> None:
     script = tmp_path / "block.py"
     script.write_text(what)
