@@ -87,8 +87,8 @@ THREAD_ASK_SLOTS = 16
 NODES_MAX = 128
 """The kernel's cap. Nodes = clamp(CPUs, 1, NODES_MAX) ..."""
 PROCESS_GROUPS = 64
-"""... for each of so many groups of processes, by turns, where magazines stand in front of memory: a place that
-another process made resident faults once more in this one. But ..."""
+"""... for each of so many groups of processes, by turns, where magazines stand in front of memory: a place
+that another process made resident faults once more in this one. But ..."""
 NODES_OF_ALL_MAX = 1024
 """... so many nodes altogether."""
 POOL_PAGES_MAX = 256

@@ -8,6 +8,7 @@ import multiprocessing
 import random
 import resource
 
+import numpy as np
 import pytest
 from tests.conftest import PAGE
 
@@ -34,10 +35,15 @@ def faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
-def epoch(region: vmalloc.Region, sizes: list[int]) -> None:
+def taken(region: vmalloc.Region, sizes: list[int]) -> list[np.ndarray]:
     arrays = [region.empty(n, "u1") for n in sizes]
     for a in arrays:
         a[::PAGE] = 1
+    return arrays
+
+
+def epoch(region: vmalloc.Region, sizes: list[int]) -> None:
+    taken(region, sizes)
 
 
 @pytest.mark.parametrize("prelude", [False, True], ids=["", "after an odd prelude"])
@@ -76,12 +82,10 @@ def work_in_epochs(regions: list[vmalloc.Region], barrier, counted, index: int) 
     for region, sizes in zip(regions, OF_EACH_PROCESS.values(), strict=True):
         for _ in range(EPOCHS):
             before = faults()
-            arrays = [region.empty(n, "u1") for n in sizes]
-            for a in arrays:
-                a[::PAGE] = 1
+            arrays = taken(region, sizes)
             counted[index] = faults() - before
             barrier.wait()  # all is in use
-            del arrays, a
+            del arrays
             barrier.wait()  # all is free
             barrier.wait()  # and was looked at
 
