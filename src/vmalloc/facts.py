@@ -149,7 +149,7 @@ PURGE_STEP_PAGES = 256
 PURGE_STEP_PAGES_MAX = 4096
 """... up to so many."""
 PURGE_STEP_PROCESSES = 64
-"""Beside so many attached processes it is half of all that, beside twice as many a third: each has its mapping
+"""Beside so many attached processes it is half of all that, beside twice as many a third: each has a mapping
 of what is given back."""
 RUNS_PER_LOCK = 64
 """What is given back goes to space by so many runs for one turn at its lock; others get theirs in between."""
