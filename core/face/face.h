@@ -27,6 +27,7 @@ static inline void vm__helpers_resume_if_missing(void)
 bool vm__helper_keeps_up(vm_region *r); /* beside it a free gives nothing back */
 uint32_t vm__helper_pid(const vm_region *r); /* 0: none lives */
 bool vm__helper_round(vm_thread *t, bool (*may_go_on)(vm_thread *));
+long vm__helper_rest_ns(uint64_t began_ns, uint64_t now_ns);
 void vm__helper_resign(vm_region *r);
 void vm__helper_end(vm_region *r);
 void vm__helpers_stop(void);         /* [registry] */

@@ -86,13 +86,21 @@ bool vm__helper_round(vm_thread *t, bool (*may_go_on)(vm_thread *))
 
 void vm__helper_resign(vm_region *r) { VM_CAS(&r->map.h->helper, token_here(r), 0); }
 
+/* Until the next round begins, however long this one took; but some rest in any case. */
+long vm__helper_rest_ns(uint64_t began_ns, uint64_t now_ns)
+{
+    uint64_t took = now_ns - began_ns, most = TICK_NS - TICK_NS / 4;
+    return TICK_NS - (long)(took < most ? took : most);
+}
+
 /* As long as it is elected. */
 static void serve(vm_region *r)
 {
     vm_thread t;
     vm__thread_borrow(r, &t);
-    while (!stops(r) && vm__health(r) == 0 && vm__helper_round(&t, go_on))
-        vm__futex_wait(&r->map.h->helper_wake, 0, TICK_NS);
+    for (uint64_t began = vm__now_ns(); !stops(r) && vm__health(r) == 0 && vm__helper_round(&t, go_on);
+         began = vm__now_ns())
+        vm__futex_wait(&r->map.h->helper_wake, 0, vm__helper_rest_ns(began, vm__now_ns()));
     vm__thread_return(&t);
     vm__helper_resign(r);
 }

@@ -163,8 +163,8 @@ PURGE_STEP_PAGES = 256
 PURGE_STEP_PAGES_MAX = 4096
 """... up to so many."""
 PURGE_STEP_PROCESSES = 64
-"""Beside so many attached processes it is half of all that, beside twice as many a third: each has its mapping of
-what is given back."""
+"""Beside so many attached processes it is half of all that, beside twice as many a third: each has a mapping
+of what is given back."""
 RUNS_PER_LOCK = 64
 """What is given back goes to space by so many runs for one turn at its lock; others get theirs in between."""
 PEAK_SINK_STEPS = 64
@@ -179,7 +179,7 @@ ROOM_ATTEMPTS = 8
 """How often a request that found no room makes some and tries again."""
 
 MUCH_CLEAN_FACTOR = 8
-"""Pages that go to space with their contents are given back beside a clean range so many times as long, ..."""
+"""Pages that go to space with their contents are given back beside a clean range so many times as long ..."""
 CLEAN_TURN_PAGES = 1024
 """... if they are few, for it is done under the space lock: so many for one turn at it."""
 

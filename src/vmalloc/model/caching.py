@@ -591,7 +591,7 @@ class CachingAllocator(Allocator):
             may_clean -= self._put(run, has_pages=True, may_clean=may_clean)
 
     def _put(self, area: Area, has_pages: bool, may_clean: int) -> int:
-        """Into the space; a free range may have pages or not as a whole. Returns the pages that it lost for that."""
+        """Into the space; a free range may have pages or not as a whole. Returns what it lost for that."""
         around = [self.space.covering(at) for at in (area.start - 1, area.end)]
         free = [one for one in around if one is not None]
         dirty = [one for one in free if one[0] in self.dirty]
