@@ -100,16 +100,16 @@ typedef struct vm_glance {
 
 /* What bounds a region; pages, 0: no bound. All may be changed while others work. */
 typedef struct vm_limits {
-    uint64_t limit_pages;      /* outside space at once, for all: more is ENOSPC                      */
+    uint64_t limit_pages; /* outside space at once, for all: more is ENOSPC                      */
     uint64_t soft_limit_pages; /* the same; what is warm above it goes back at the next tick           */
-    uint64_t quota_pages;      /* busy or in magazines, for each process: more is EDQUOT               */
-    uint64_t floor_pages;      /* so many warm pages stay, however idle, unless memory is short        */
+    uint64_t quota_pages; /* busy or in magazines, for each process: more is EDQUOT               */
+    uint64_t floor_pages; /* so many warm pages stay, however idle, unless memory is short        */
 } vm_limits;
 typedef enum vm_limit { VM_LIMIT, VM_SOFT_LIMIT, VM_QUOTA, VM_FLOOR } vm_limit; /* each of them */
 
 typedef struct vm_holding {
     uint32_t process, pid; /* slot; pid as its own pid namespace has it */
-    uint64_t nr_pages;     /* what several share counts for each        */
+    uint64_t nr_pages; /* what several share counts for each        */
     uint64_t nr_pages_once; /* ... and here for the first of them only   */
 } vm_holding;
 
