@@ -367,16 +367,18 @@ typedef struct vm_header {
     uint64_t off_holders;    /* the sharings' further words of holders                                            */
     uint32_t nr_groups;      /* of processes; each has as many nodes, and a shelf of warm ranges */
     uint64_t off_shelves;
+    uint64_t
+        high_group; /* changes a few times in a region's life: no process was ever of this group or a higher one; 0: of
+                            any but the first */
 
-    _Alignas(64) uint64_t corrupt;     /* 0, or the line that found it: no more changes  */
-    uint64_t purge_needs_scan;         /* a death may have hidden ranges from the lists */
-    uint64_t next_id;                  /* numbers of ids are handed to threads in blocks */
-    uint64_t lazy_pages_fixed;         /* threshold set by the user; 0: automatic       */
-    uint64_t high_slot;                /* thread slots from here up were never used     */
-    uint64_t lease_ttl_ns;             /* how long an unclaimed lease outlives its owner */
-    uint64_t high_process;             /* process slots from here up, and their bits of holders, were never used */
-    uint64_t free_slot;                /* hint: threads' own slots below it are taken   */
-    uint64_t high_group; /* no process was ever of this group or a higher one; 0: of any but the first */
+    _Alignas(64) uint64_t corrupt; /* 0, or the line that found it: no more changes  */
+    uint64_t purge_needs_scan; /* a death may have hidden ranges from the lists */
+    uint64_t next_id; /* numbers of ids are handed to threads in blocks */
+    uint64_t lazy_pages_fixed; /* threshold set by the user; 0: automatic       */
+    uint64_t high_slot; /* thread slots from here up were never used     */
+    uint64_t lease_ttl_ns; /* how long an unclaimed lease outlives its owner */
+    uint64_t high_process; /* process slots from here up, and their bits of holders, were never used */
+    uint64_t free_slot; /* hint: threads' own slots below it are taken   */
 
     _Alignas(64) uint64_t lazy_pages; /* atomic; at rest the sum of all LAZY lengths   */
     /* Hints, by whoever takes pages: since the last turn of a watch (mend/decay.c) */
