@@ -89,7 +89,12 @@ def _of_region(region: RegionBase, show_all: bool, output: Output) -> None:
     if not output.json_is_alone:
         _show(table, show_all)
         click.echo(f"requests: {_shares(served)}")
-    head = {"id": info["id"].hex(), "granule": info["granule"], "nr_pages": info["nr_pages"], "served": served}
+    head = {
+        "id": info["id"].hex(),
+        "granule": info["granule"],
+        "nr_pages": info["nr_pages"],
+        "served": served,
+    }
     output.json_list(head, "ranges", _chunks(table, True, True))
 
 
