@@ -153,7 +153,7 @@ def test_sizes_drawn_anew_each_time_stay_near_the_largest_live_set():
             sizes = drawn(chance, 400)
             live = max(live, sum(sizes))
             epoch(region, sizes)
-        # 64 MiB is wanted; what magazines keep for sizes that are not drawn again (decision 0031) is up to 4 MiB more here.
+        # 64 MiB is wanted; what magazines keep for sizes not drawn again (decision 0031) is up to 4 MiB more.
         assert region.stats().resident_bytes <= 1.1 * live + 112 * MIB
         region.check(at_rest=True)
 
