@@ -303,6 +303,7 @@ void vm__free_process(vm_region *r, uint32_t process); /* its slot, under the ne
 void vm__retire_threads(vm_region *r, uint32_t process, const vm_thread *but);
 void vm__free_slot(vm_region *r, uint32_t i, uint64_t state); /* a thread's, which has that state */
 void vm__raise_high_process(vm_region *r, uint32_t process); /* it is used */
+void vm__raise_high_group(vm_region *r, uint32_t group); /* a process is, or was, of it */
 
 /* ---- pipe.c: what /proc and the kernel tell of pipes and sockets of this machine ---- */
 
