@@ -183,6 +183,27 @@ static void a_step_takes_the_oldest_of_however_many_lists(vm_pools d)
     FINISH(r);
 }
 
+/* Also by the scan of all words with which another one leaves: else all of it would be faulted in once more. */
+static void what_a_process_freed_stays_its_groups_when_another_ends(void)
+{
+    vm_region *r = MAKE(.nr_pages = 2000, .pools = VM_POOLS_MAGAZINE, SMALL), *other;
+    CHECK_EQ(vm_attach(vm_fd(r), &other), 0);
+    vm_range own = take(r, 300), others = take(other, 400), held = take(other, 500);
+    GIVE_BACK(r, own);
+    GIVE_BACK(other, others);
+    CHECK_EQ(vm_detach(other), 0);
+    const struct {
+        uint64_t page;
+        uint32_t group;
+    } rows[] = {{own.page, 0}, {others.page, 1}, {held.page, 1}};
+    for (size_t i = 0; i < LENGTH(rows); i++) {
+        vm_word w = r->map.heads[rows[i].page].word;
+        CHECK_EQ(vm__state(w), VM_LAZY);
+        CHECK_EQ(vm__group_of_node(r, vm__owner(w)), rows[i].group);
+    }
+    FINISH(r);
+}
+
 /* However many there are, of one size: what was taken once is taken again. */
 static void repeated_work_touches_no_new_page(vm_pools d)
 {
@@ -566,6 +587,7 @@ int main(void)
         for_every_pool[i](VM_POOLS_LLIST);
         for_every_pool[i](VM_POOLS_TAGGED);
     }
+    what_a_process_freed_stays_its_groups_when_another_ends();
     who_finds_no_room_waits_for_a_taker_that_is_held_up();
     return 0;
 }
