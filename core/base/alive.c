@@ -94,7 +94,7 @@ void vm__raise_high_process(vm_region *r, uint32_t p)
 }
 
 /* Before anybody of the group frees, so that whoever looks for what lies ready finds it. */
-static void raise_high_group(vm_region *r, uint32_t group)
+void vm__raise_high_group(vm_region *r, uint32_t group)
 {
     uint64_t seen;
     while (group && (seen = VM_ACQUIRE(&r->map.h->high_group)) <= group
@@ -121,7 +121,7 @@ bool vm__take_process(vm_region *r, bool clean, const vm_tie *tie, uint32_t *pro
         }
         vm__raise_high_process(r, p);
         uint64_t *common = &r->map.slots[p].state;
-        raise_high_group(r, vm__group_of_process(r, p));
+        vm__raise_high_group(r, vm__group_of_process(r, p));
         VM_PUT(&r->map.processes[p].pid, vm__pid());
         VM_PUT(&r->map.processes[p].no_barrier, !r->can_drain);
         VM_PUT(&r->map.processes[p].marks_reads, r->marks_reads);

@@ -303,6 +303,7 @@ void vm__free_process(vm_region *r, uint32_t process); /* its slot, under the ne
 void vm__retire_threads(vm_region *r, uint32_t process, const vm_thread *but);
 void vm__free_slot(vm_region *r, uint32_t i, uint64_t state); /* a thread's, which has that state */
 void vm__raise_high_process(vm_region *r, uint32_t process); /* it is used */
+void vm__raise_high_group(vm_region *r, uint32_t group); /* a process is, or was, of it */
 
 /* ---- pipe.c: what /proc and the kernel tell of pipes and sockets of this machine ---- */
 
@@ -425,7 +426,9 @@ static inline uint64_t vm__percent_up(uint64_t n, uint64_t percent) { return (n 
 /* ---- batch.c: ranges that a purge collects; private, for what a dead purger held is in the words ---- */
 
 typedef struct vm_piece {
-    uint64_t page, nr_pages;
+    uint64_t page;
+    uint32_t nr_pages;
+    uint32_t node; /* whose it stays if it stays warm; UINT32_MAX: whose collects it */
 } vm_piece;
 
 typedef struct vm_batch {
@@ -435,6 +438,7 @@ typedef struct vm_batch {
 } vm_batch;
 
 void vm__batch_add(vm_thread *t, vm_batch *b, uint64_t page, uint64_t nr_pages);
+void vm__batch_add_of(vm_thread *t, vm_batch *b, uint64_t page, uint64_t nr_pages, uint32_t node);
 void vm__batch_merge(vm_batch *b); /* sorts, and makes one piece of neighbours */
 
 /* ---- report.c: findings of check and repair ---- */

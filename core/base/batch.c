@@ -8,7 +8,7 @@
 
 /* Collect a range whose word is PURGING(t). Without memory to remember it, it is lazy again, in no
  * list: the next purge's scan finds it. */
-void vm__batch_add(vm_thread *t, vm_batch *b, uint64_t page, uint64_t nr_pages)
+void vm__batch_add_of(vm_thread *t, vm_batch *b, uint64_t page, uint64_t nr_pages, uint32_t node)
 {
     vm_region *r = t->region;
     VM_ASSERT_HELD(t, &r->map.h->purge_lock);
@@ -24,7 +24,12 @@ void vm__batch_add(vm_thread *t, vm_batch *b, uint64_t page, uint64_t nr_pages)
         b->piece = grown;
         b->room = room;
     }
-    b->piece[b->nr++] = (vm_piece){page, nr_pages};
+    b->piece[b->nr++] = (vm_piece){page, (uint32_t)nr_pages, node};
+}
+
+void vm__batch_add(vm_thread *t, vm_batch *b, uint64_t page, uint64_t nr_pages)
+{
+    vm__batch_add_of(t, b, page, nr_pages, UINT32_MAX);
 }
 
 static int by_page(const void *a, const void *b)

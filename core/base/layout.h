@@ -97,6 +97,7 @@ _Static_assert(VM_OWNER_MASK == (1u << (VM_WORD_INC_SHIFT - VM_WORD_OWNER_SHIFT)
 _Static_assert(VM_THREAD_SLOTS_MAX <= VM_OWNER_MASK, "owner field; and a token's, which holds one more");
 _Static_assert((int)VM_NODES_MAX + (int)VM_SLAB_CPUS_MAX <= (int)VM_OWNER_MASK, "owner field");
 _Static_assert((int)VM_NODES_OF_ALL_MAX <= (int)VM_OWNER_MASK, "owner field");
+_Static_assert((int)VM_NODES_MAX <= (int)VM_NODES_OF_ALL_MAX, "at least one group");
 
 /* One per page; only a range's first counts. `aux` is the allocation's id while BUSY, and the link
  * (page + 1 of the next, 0 at the end) while POOLED, LAZY or MOVING through a list. */
@@ -126,6 +127,7 @@ static inline uint32_t vm__process_of(uint32_t holder, uint32_t nr_processes)
 /* So many processes, at least, as the slots of whole words of holders are, less the region's own slot. */
 static inline uint32_t vm__whole_processes(uint32_t nr_processes) { return nr_processes | 63; }
 _Static_assert(VM_PROCESSES % 64 == 0, "holders are whole words");
+_Static_assert((VM_PROCESSES & (VM_PROCESSES - 1)) == 0, "vm__slot_process() masks");
 
 /* ---- locks ----------------------------------------------------------------------------------- */
 
@@ -185,6 +187,7 @@ static inline const uint32_t *vm__magazine_top(const vm_magazine *m, uint64_t he
     return &m->cell[(header + 1) % 32];
 }
 _Static_assert(sizeof(vm_magazine) == 128, "two cache lines");
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the mark is the low byte of the header");
 
 #define VM_SLOT_HELPER (1ull << 31) /* a helper's: no thread of the program */
 

@@ -226,6 +226,38 @@ static void repair_processes(vm_region *r, vm_report *report)
     vm__report(report, "process slot %u: it is used, and was said never to have been", last);
 }
 
+/* The last group that a process is of, or of which something lies ready. */
+static uint32_t last_group(const vm_region *r)
+{
+    VM_ASSERT_RANK_HELD(r, VM_RANK_SPACE);
+    uint32_t last = 0, group;
+    uint64_t page = 0;
+    for (uint32_t p = 0; p < vm__high_process(r); p++)
+        if ((uint32_t)VM_ACQUIRE(&r->map.processes[p].state) && (group = vm__group_of_process(r, p)) > last)
+            last = group;
+    for (vm_word w; (w = vm__word_at(r, page)); page += vm__len(w))
+        if ((vm__state(w) == VM_POOLED || vm__state(w) == VM_LAZY)
+            && (group = vm__group_of_node(r, vm__owner(w))) > last)
+            last = group;
+    return last;
+}
+
+/* Pools and shelves from high_group up are not looked at: what lies there would be nobody's but that group's. */
+static int repair_groups(vm_thread *t, vm_report *report)
+{
+    vm_region *r = t->region;
+    int rc = vm__space_lock(t, 0);
+    if (rc)
+        return rc;
+    uint32_t last = last_group(r);
+    vm__space_unlock(t);
+    if (last && VM_ACQUIRE(&r->map.h->high_group) <= last) {
+        vm__raise_high_group(r, last);
+        vm__report(report, "group %u of processes: it is used, and was said never to have been", last);
+    }
+    return 0;
+}
+
 static int repair(vm_thread *t, vm_report *report)
 {
     vm_region *r = t->region;
@@ -237,6 +269,8 @@ static int repair(vm_thread *t, vm_report *report)
     }
     repair_processes(r, report);
     int rc = repair_space(t, report);
+    if (rc == 0)
+        rc = repair_groups(t, report);
     if (rc == 0)
         rc = repair_counters(t, report);
     if (rc == 0)

@@ -17,26 +17,25 @@
 
 #define LOOK_FOR_DEATH_EVERY 64
 
-/* Put pieces back on a node's lazy list, range by range as their words say (`merged`: a piece may hold
- * several). */
-static void keep_lazy_for(vm_thread *t, const vm_batch *b, size_t from, uint32_t node)
+/* Put a piece back on a node's lazy list, range by range as their words say (merged, it may hold several). */
+static void keep_piece(vm_thread *t, const vm_piece *piece, uint32_t node)
 {
     vm_region *r = t->region;
-    for (size_t i = from; i < b->nr; i++) {
-        uint64_t end = b->piece[i].page + b->piece[i].nr_pages;
-        for (uint64_t page = b->piece[i].page, len; page < end; page += len) {
-            len = vm__len(VM_ACQUIRE(&r->map.heads[page].word));
-            if (len == 0 || len > end - page)
-                break;
-            VM_STORE(&r->map.heads[page].word, vm__moving(t, len));
-            vm__lazy_put_for(t, page, len, node);
-        }
+    uint64_t end = piece->page + piece->nr_pages;
+    for (uint64_t page = piece->page, len; page < end; page += len) {
+        len = vm__len(VM_ACQUIRE(&r->map.heads[page].word));
+        if (len == 0 || len > end - page)
+            break;
+        VM_STORE(&r->map.heads[page].word, vm__moving(t, len));
+        vm__lazy_put_for(t, page, len, node);
     }
 }
 
 static void keep_lazy(vm_thread *t, const vm_batch *b, size_t from)
 {
-    keep_lazy_for(t, b, from, vm__node_here(t->region));
+    uint32_t here = vm__node_here(t->region);
+    for (size_t i = from; i < b->nr; i++)
+        keep_piece(t, &b->piece[i], b->piece[i].node == UINT32_MAX ? here : b->piece[i].node);
 }
 
 /* Discard outside the lock, unless the pages go along, then hand runs to space. On failure the rest stays lazy. */
@@ -260,7 +259,8 @@ bool vm__pools_to_warm(vm_thread *t)
         return false;
     for (uint32_t i = 0; i < vm__nodes_used(r); i++, b.nr = 0) {
         r->design->kept->decay(t, &r->map.nodes[i], vm__decay_all, VM_NO_WAIT, &b);
-        keep_lazy_for(t, &b, 0, i);
+        for (size_t k = 0; k < b.nr; k++)
+            keep_piece(t, &b.piece[k], i);
     }
     vm__unlock(t, &r->map.h->purge_lock);
     free(b.piece);

@@ -58,6 +58,12 @@ static bool is_lost(const vm_region *r, const vm_thread *t, vm_word w)
     }
 }
 
+/* What was lazy stays with those who freed it: all of it is taken, and nearly all only for a moment. */
+static uint32_t node_of(const vm_region *r, vm_word w)
+{
+    return vm__state(w) == VM_LAZY && vm__owner(w) < vm__nodes_used(r) ? vm__owner(w) : UINT32_MAX;
+}
+
 /* Walk the words; collect into `out` what the dead owned and what lists may have lost. */
 int vm__scan(vm_thread *t, unsigned flags, vm_batch *out)
 {
@@ -79,7 +85,7 @@ int vm__scan(vm_thread *t, unsigned flags, vm_batch *out)
         if (taken) {
             lazy += vm__state(w) == VM_LAZY ? vm__len(w) : 0;
             reclaimed += vm__state(w) == VM_LAZY || vm__state(w) == VM_POOLED ? 0 : vm__len(w);
-            vm__batch_add(t, out, page, vm__len(w));
+            vm__batch_add_of(t, out, page, vm__len(w), node_of(r, w));
         }
     }
     VM_ADD(&r->map.h->lazy_pages, (uint64_t)0 - lazy);

@@ -115,7 +115,8 @@ static uint64_t metadata_bytes_most(const vm_region *r)
     uint64_t high = VM_RELAXED(&r->map.h->high_slot), first = vm__first_thread(r);
     uint64_t nr_slots = vm__high_process(r) + (high > first ? high - first : 0);
     uint64_t each = sizeof(vm_head) + sizeof(vm_sharing) + (vm__nr_holders(r) - 1) * sizeof *r->map.holders;
-    return VM_RELAXED(&r->map.h->high_pages) * each + vm__nodes_used(r) * sizeof(vm_node) + nr_slots * sizeof(vm_slot);
+    uint64_t ready = vm__nodes_used(r) * sizeof(vm_node) + vm__groups_used(r) * sizeof(vm_shelf);
+    return VM_RELAXED(&r->map.h->high_pages) * each + ready + nr_slots * sizeof(vm_slot);
 }
 
 uint64_t vm__resident_pages(const vm_region *r)

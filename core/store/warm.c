@@ -479,22 +479,40 @@ uint32_t vm__warm_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, ui
 
 static uint32_t age_of(vm_word w) { return ((uint32_t)vm__now_s() - vm__inc(w)) & AGE_MASK; }
 
-/* The list whose last one is the oldest of all; NULL: all are empty. */
-static const vm_list *oldest_list(vm_region *r)
+/* Lists whose last ones are the oldest of all, the oldest first. */
+#define OLDEST_LISTS 8
+typedef struct oldest {
+    const vm_list *list[OLDEST_LISTS];
+    uint32_t age[OLDEST_LISTS], nr;
+} oldest;
+
+static void keep_if_old(oldest *o, const vm_list *list, uint32_t age)
 {
-    const vm_list *best = NULL;
-    uint32_t best_age = 0;
+    bool is_full = o->nr == OLDEST_LISTS;
+    if (is_full && age <= o->age[OLDEST_LISTS - 1])
+        return;
+    uint32_t at = is_full ? OLDEST_LISTS - 1 : o->nr++;
+    for (; at && o->age[at - 1] < age; at--) {
+        o->list[at] = o->list[at - 1];
+        o->age[at] = o->age[at - 1];
+    }
+    o->list[at] = list;
+    o->age[at] = age;
+}
+
+/* Many processes have many lists, so a walk over all is for several of them. */
+static oldest oldest_lists(vm_region *r)
+{
+    oldest o = {.nr = 0};
     for (uint32_t g = 0; g < vm__groups_used(r); g++) {
         const vm_shelf *s = &r->map.shelves[g];
         for (uint32_t class = next_used(s, 0); class < VM_WARM_CLASSES; class = next_used(s, class + 1)) {
             vm_word w = listed_word(r, VM_RELAXED(&s->list[class].tail));
-            if (w && (!best || age_of(w) > best_age)) {
-                best = &s->list[class];
-                best_age = age_of(w);
-            }
+            if (w)
+                keep_if_old(&o, &s->list[class], age_of(w));
         }
     }
-    return best;
+    return o;
 }
 
 /* The last pages of a long range: the rest stays warm. Under space_lock. */
@@ -533,6 +551,25 @@ static uint64_t collect_one(vm_thread *t, const vm_list *list, uint64_t most_pag
     return len;
 }
 
+/* So much of what a step may still collect. */
+typedef struct budget {
+    uint64_t pages;
+    uint32_t ranges;
+} budget;
+
+/* A few from the end of a list: the next are about as old. False: it has more, or not now. */
+static bool collect_some(vm_thread *t, const vm_list *list, budget *left, vm_batch *out)
+{
+    for (int i = 0; i < VM_WARM_LOOK_RANGES && left->ranges && left->pages; i++) {
+        uint64_t pages = collect_one(t, list, left->pages, out);
+        if (!pages)
+            break;
+        left->pages -= pages;
+        left->ranges--;
+    }
+    return !VM_RELAXED(&list->tail);
+}
+
 /* Collect the oldest, up to so many pages and ranges; waits for nobody. [purge_lock] */
 int vm__warm_collect(vm_thread *t, uint64_t most_pages, uint32_t most_ranges, vm_batch *out)
 {
@@ -541,21 +578,16 @@ int vm__warm_collect(vm_thread *t, uint64_t most_pages, uint32_t most_ranges, vm
     int rc = enter(t, VM_NO_WAIT);
     if (rc)
         return rc;
-    uint64_t pages = 0, got = 1;
+    budget left = {most_pages, most_ranges};
+    uint32_t before = 0;
     sort(r);
-    for (uint32_t nr = 0; nr < most_ranges && pages < most_pages && got;) {
-        const vm_list *list = oldest_list(r);
-        got = 0;
-        int look = list ? VM_WARM_LOOK_RANGES : 0;
-        for (int i = 0; i < look && nr < most_ranges && pages < most_pages; i++, nr++) {
-            uint64_t one = collect_one(t, list, most_pages - pages, out); /* the next are about as old */
-            if (!one)
-                break;
-            pages += one;
-            got = 1;
-        }
+    while (left.ranges && left.pages && left.ranges != before) {
+        oldest o = oldest_lists(r);
+        before = left.ranges;
+        for (uint32_t i = 0; i < o.nr && collect_some(t, o.list[i], &left, out); i++)
+            ;
     }
-    VM_ADD(&r->map.h->lazy_pages, (uint64_t)0 - pages);
+    VM_ADD(&r->map.h->lazy_pages, left.pages - most_pages);
     vm__warm_unlock(t);
     return 0;
 }

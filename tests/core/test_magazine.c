@@ -233,6 +233,28 @@ static void a_stale_entry_is_skipped(void)
     CHECK_EQ(vm_detach(r), 0);
 }
 
+/* What a process of the second group left in its pools. */
+static void a_group_that_seems_never_used_is_found_by_a_repair(void)
+{
+    vm_region *r = make(2000), *other;
+    CHECK_EQ(vm_attach(vm_fd(r), &other), 0);
+    CHECK_EQ(vm__group_here(other), 1);
+    vm_range a = take(other, 3);
+    GIVE_BACK(other, a);
+    CHECK_EQ(vm_detach(other), 0);
+    CHECK_EQ(r->map.h->high_group, 2);
+    r->map.h->high_group = 0; /* scribbled over */
+    CHECK_EQ(vm_shrink(r, NULL), 0);
+    CHECK(stats_of(r).pooled_pages > 0);
+    CHECK(vm_repair(r, NULL, NULL) > 0);
+    CHECK_EQ(r->map.h->high_group, 2);
+    CHECK_CLEAN(r);
+    CHECK_EQ(vm_shrink(r, NULL), 0);
+    CHECK_EQ(stats_of(r).pooled_pages, 0);
+    CHECK_EQ(vm_repair(r, NULL, NULL), 0);
+    FINISH(r);
+}
+
 /* ---- threads ---- */
 
 static void *fill_and_exit(void *arg)
@@ -439,6 +461,7 @@ int main(void)
     after_each_time_that_space_was_short_magazines_grow_as_before();
     a_hit_takes_the_range_freed_last();
     a_stale_entry_is_skipped();
+    a_group_that_seems_never_used_is_found_by_a_repair();
     a_thread_that_exits_leaves_nothing_in_its_magazines();
     a_slot_is_reused_under_another_incarnation();
     a_request_drains_a_neighbours_magazines_before_it_fails();

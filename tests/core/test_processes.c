@@ -176,7 +176,7 @@ static void a_file_that_is_no_region_is_refused(void)
     CHECK_EQ(vm_attach(made, &other), -EUCLEAN); /* not sealed, and truncated */
     close(fd);
     close(made);
-    for (int i = 0; i < 8; i++) {
+    for (int i = 0; i < 10; i++) {
         vm_header *broken = r->map.h;
         *(i == 0   ? &broken->format
           : i == 1 ? &broken->page_bytes
@@ -185,14 +185,25 @@ static void a_file_that_is_no_region_is_refused(void)
           : i == 4 ? &broken->nr_threads
           : i == 5 ? &broken->pools
           : i == 6 ? &broken->nr_processes
+          : i == 7 ? &broken->nr_groups
+          : i == 8 ? &broken->nr_cpus
                    : &broken->nr_levels) ^= i == 2 ? 1 : 0x40000001;
         int rc = vm_attach(vm_fd(r), &other);
         CHECK_EQ(rc, i < 2 ? -EPROTO : -EUCLEAN);
         *r->map.h = h;
     }
-    r->map.h->off_heads += 4096;
-    CHECK_EQ(vm_attach(vm_fd(r), &other), -EUCLEAN);
-    *r->map.h = h;
+    static const size_t offsets[] = {
+        offsetof(vm_header, off_processes), offsetof(vm_header, off_threads), offsetof(vm_header, off_nodes),
+        offsetof(vm_header, off_names),     offsetof(vm_header, off_leases),  offsetof(vm_header, off_bits),
+        offsetof(vm_header, off_summaries), offsetof(vm_header, off_heads),   offsetof(vm_header, off_sharings),
+        offsetof(vm_header, off_data),      offsetof(vm_header, off_slabs),   offsetof(vm_header, off_holders),
+        offsetof(vm_header, off_shelves),   offsetof(vm_header, total_bytes),
+    };
+    for (size_t i = 0; i < LENGTH(offsets); i++) {
+        *(uint64_t *)((char *)r->map.h + offsets[i]) += 4096;
+        CHECK_EQ(vm_attach(vm_fd(r), &other), -EUCLEAN);
+        *r->map.h = h;
+    }
     CHECK(other == NULL);
     FINISH(r);
 }

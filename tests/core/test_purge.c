@@ -162,6 +162,48 @@ static void stay_on_one_of(const cpu_set_t *all)
     CHECK_EQ(sched_setaffinity(0, sizeof one, &one), 0);
 }
 
+/* One range in each of more lists than one look finds; no list's order helps. */
+static void a_step_takes_the_oldest_of_however_many_lists(vm_pools d)
+{
+    enum { NR = 20, STEP = 7 };
+    vm_region *r = MAKE(.nr_pages = 40000, .pools = d, SMALL);
+    vm_range a[NR];
+    for (uint64_t i = 0; i < NR; i++)
+        a[i] = take(r, (256ull << i / 8) / 8 * (8 + i % 8) + 1);
+    for (uint64_t i = 0; i < NR; i++) {
+        vm_clock_hold(1000 + i);
+        GIVE_BACK(r, a[i * 7 % NR]);
+    }
+    for (uint64_t gone = STEP; gone <= 2 * STEP; gone += STEP) {
+        CHECK(vm__purge_step(vm__thread(r), 1u << 20, STEP, 0) > 0);
+        for (uint64_t i = 0; i < NR; i++)
+            CHECK_EQ(vm__state(r->map.heads[a[i * 7 % NR].page].word) == VM_LAZY, i >= gone);
+    }
+    vm_clock_hold(0);
+    FINISH(r);
+}
+
+/* Also by the scan of all words with which another one leaves: else all of it would be faulted in once more. */
+static void what_a_process_freed_stays_its_groups_when_another_ends(void)
+{
+    vm_region *r = MAKE(.nr_pages = 2000, .pools = VM_POOLS_MAGAZINE, SMALL), *other;
+    CHECK_EQ(vm_attach(vm_fd(r), &other), 0);
+    vm_range own = take(r, 300), others = take(other, 400), held = take(other, 500);
+    GIVE_BACK(r, own);
+    GIVE_BACK(other, others);
+    CHECK_EQ(vm_detach(other), 0);
+    const struct {
+        uint64_t page;
+        uint32_t group;
+    } rows[] = {{own.page, 0}, {others.page, 1}, {held.page, 1}};
+    for (size_t i = 0; i < LENGTH(rows); i++) {
+        vm_word w = r->map.heads[rows[i].page].word;
+        CHECK_EQ(vm__state(w), VM_LAZY);
+        CHECK_EQ(vm__group_of_node(r, vm__owner(w)), rows[i].group);
+    }
+    FINISH(r);
+}
+
 /* However many there are, of one size: what was taken once is taken again. */
 static void repeated_work_touches_no_new_page(vm_pools d)
 {
@@ -508,6 +550,7 @@ static void the_peak_at_which_magazines_were_drained_sinks_with_it(vm_pools d)
 static void (*const for_every_design[])(vm_pools) = {
     a_large_range_is_reused_warm,
     the_tightest_warm_fit_wins,
+    a_step_takes_the_oldest_of_however_many_lists,
     repeated_work_touches_no_new_page,
     warm_neighbours_become_one_when_a_longer_one_is_wanted,
     the_lists_are_made_anew_after_a_death,
@@ -544,6 +587,7 @@ int main(void)
         for_every_pool[i](VM_POOLS_LLIST);
         for_every_pool[i](VM_POOLS_TAGGED);
     }
+    what_a_process_freed_stays_its_groups_when_another_ends();
     who_finds_no_room_waits_for_a_taker_that_is_held_up();
     return 0;
 }
