@@ -302,8 +302,9 @@ def _open_socket(region: RegionBase) -> str:
 
 def stop_serving(region: RegionBase) -> None:
     """After close(): its sockets end, the common one with the last region that it serves."""
-    from vmalloc import serve
-
+    serve = sys.modules.get("vmalloc.serve")
+    if serve is None:  # never asked for, or the interpreter ends and a finalizer closes: an import would fail
+        return
     if region._serves_at:
         serve.stop_at(region)
     if region._is_served:

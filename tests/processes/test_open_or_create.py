@@ -236,6 +236,29 @@ def test_the_common_socket_ends_with_the_last_region_it_serves() -> None:
     assert (done.stdout.split(), done.stderr) == (["True", "False", "1"], "")
 
 
+@pytest.mark.parametrize("serve_first", ["", "region.serve(); region.serve(sys.argv[1])"])
+def test_a_region_is_closed_as_the_interpreter_ends(serve_first: str, tmp_path: Path) -> None:
+    code = f"""if True:
+    import sys, vmalloc
+    class Kept:
+        def __del__(self): self.region.close(); print("closed")
+    region = vmalloc.Region("1M", helper=False)
+    {serve_first}
+    sys.modules["kept"] = kept = Kept()
+    kept.region = region
+    """
+    words = [sys.executable, "-c", code, str(tmp_path / "region.sock")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("closed\n", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_never_served_does_not_load_what_serves_to_close() -> None:
+    code = "import sys, vmalloc; vmalloc.Region('1M').close(); print('vmalloc.serve' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("False\n", "")
+
+
 def test_a_child_that_closes_leaves_its_parents_socket(tmp_path: Path) -> None:
     path = tmp_path / "region.sock"
     with vmalloc.Region("1M", helper=False) as region:
