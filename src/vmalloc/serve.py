@@ -165,6 +165,17 @@ def _open_to_all_who_get_it(fd: int) -> None:
         os.fchmod(fd, _FOR_ALL)
 
 
+def _set_mode(path: str, mode: int) -> None:
+    """Of the socket that was bound there. OSError for what took its place: a link, which is not followed."""
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            raise OSError(errno.EEXIST, "something else took the socket's place")
+        os.chmod(f"/proc/self/fd/{fd}", mode)
+    finally:
+        os.close(fd)
+
+
 def start_at(path: str, region: HasFileno, allow_uids: Collection[int]) -> None:
     """Serve the region at a socket file, in place of one that a dead process left. OSError, ValueError."""
     path = _checked(path)
@@ -185,7 +196,7 @@ def start_at(path: str, region: HasFileno, allow_uids: Collection[int]) -> None:
             if uids:
                 _open_to_all_who_get_it(region.fileno())
             listener.bind(path)
-            os.chmod(path, _FOR_ALL if uids else _FOR_US)
+            _set_mode(path, _FOR_ALL if uids else _FOR_US)
             listener.listen()
             there = _at[path] = _SocketFile(path, listener, region)
         threading.Thread(

@@ -217,6 +217,27 @@ def test_with_a_region_its_sockets_end(how: str, tmp_path: Path) -> None:
     assert sockets_of_ours() <= sockets
 
 
+@pytest.mark.parametrize("uids", [[], [5]])
+def test_a_link_that_took_the_sockets_place_is_not_followed(
+    uids: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, ours = tmp_path / "region.sock", tmp_path / "ours"
+    ours.touch(0o640)
+
+    class Replaced(socket.socket):
+        def bind(self, address: object) -> None:
+            super().bind(address)  # type: ignore[arg-type]
+            path.unlink()
+            path.symlink_to(ours)
+
+    monkeypatch.setattr(socket, "socket", Replaced)
+    region = vmalloc.Region("1M", helper=False)
+    with pytest.raises(vmalloc.RegionUnavailable, match="took the socket's place"):
+        region.serve(path, allow_uids=uids)
+    assert ours.stat().st_mode & 0o777 == 0o640
+    assert serve._at == {}
+
+
 def test_the_common_socket_ends_with_the_last_region_it_serves() -> None:
     code = """if True:
     import threading, vmalloc
