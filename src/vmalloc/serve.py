@@ -198,6 +198,8 @@ def start_at(path: str, region: HasFileno, allow_uids: Collection[int]) -> None:
             listener.bind(path)
             _set_mode(path, _FOR_ALL if uids else _FOR_US)
             listener.listen()
+            if path in _at:  # its file is gone
+                _end(_at.pop(path).listener)
             there = _at[path] = _SocketFile(path, listener, region)
         threading.Thread(
             target=_serve, args=(listener, lookup, uids), name="vmalloc-serve-at", daemon=True

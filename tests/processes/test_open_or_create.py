@@ -217,6 +217,19 @@ def test_with_a_region_its_sockets_end(how: str, tmp_path: Path) -> None:
     assert sockets_of_ours() <= sockets
 
 
+def test_a_socket_whose_file_is_gone_ends_when_its_path_is_served_anew(tmp_path: Path) -> None:
+    path = tmp_path / "region.sock"
+    with vmalloc.Region("1M", helper=False) as region:
+        threads = serving_threads()
+        region.serve(path)
+        (first,) = [thread for thread in serving_threads() if thread not in threads]
+        path.unlink()
+        region.serve(path)
+        first.join(60)
+        assert not first.is_alive()
+        assert attached_by(path) == region.id
+
+
 @pytest.mark.parametrize("uids", [[], [5]])
 def test_a_link_that_took_the_sockets_place_is_not_followed(
     uids: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
