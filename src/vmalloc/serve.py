@@ -268,6 +268,7 @@ def _answers(path: str) -> bool:
 
 def _serve(listener: socket.socket, lookup: Lookup, allow_uids: Collection[int]) -> None:
     """Until _end()."""
+    listener.settimeout(None)  # what is the program's default is not ours
     while True:
         try:
             asking, _ = listener.accept()

@@ -230,6 +230,19 @@ def test_a_socket_whose_file_is_gone_ends_when_its_path_is_served_anew(tmp_path:
         assert attached_by(path) == region.id
 
 
+def test_a_programs_default_timeout_for_sockets_ends_no_socket(tmp_path: Path) -> None:
+    path = tmp_path / "region.sock"
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(0.05)
+    try:
+        with vmalloc.Region("1M", helper=False) as region:
+            region.serve(path)
+            time.sleep(0.2)
+            assert attached_by(path) == region.id
+    finally:
+        socket.setdefaulttimeout(before)
+
+
 @pytest.mark.parametrize("uids", [[], [5]])
 def test_a_link_that_took_the_sockets_place_is_not_followed(
     uids: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
