@@ -295,9 +295,12 @@ def _open_socket(region: RegionBase) -> str:
     from vmalloc import serve  # most processes never need it
 
     with _serve_lock:
-        name = serve.start(_served)
-        region._is_served = True
-    return name
+        region._is_served = True  # so that a finalizer which closes another one leaves the socket
+        try:
+            return serve.start(_served)
+        except BaseException:
+            region._is_served = False
+            raise
 
 
 def stop_serving(region: RegionBase) -> None:

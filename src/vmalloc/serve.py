@@ -59,7 +59,7 @@ _HERE, _NOT_HERE = b"+", b"-"
 _FD = struct.Struct("i")
 _CREDENTIALS = struct.Struct("iII")  # pid, uid, gid
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a finalizer may call stop()
 _listener: socket.socket | None = None
 _name = ""
 _at: dict[str, _SocketFile] = {}  # this process's
@@ -68,7 +68,7 @@ _at: dict[str, _SocketFile] = {}  # this process's
 def _forget_in_child() -> None:
     """Close the parent's socket here: it must end with the parent, not with its last child."""
     global _listener, _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     if _listener is not None:
         _listener.close()
         _listener = None

@@ -306,6 +306,30 @@ def test_who_never_served_does_not_load_what_serves_to_close() -> None:
     assert (done.stdout, done.stderr) == ("False\n", "")
 
 
+def test_a_finalizer_may_close_a_region_while_another_one_s_socket_opens() -> None:
+    """In a forked child, which has no socket yet, the inherited region is still one that is served."""
+    code = """if True:
+    import os, signal, socket, vmalloc
+    a, b = vmalloc.Region("1M", helper=False), vmalloc.Region("1M", helper=False)
+    a.serve()
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)
+        class Interrupted(socket.socket):
+            def bind(self, address):
+                a.close()
+                super().bind(address)
+        socket.socket = Interrupted
+        b.serve()
+        from vmalloc import serve
+        print(serve._listener is not None, flush=True)
+        os._exit(0)
+    print(os.waitpid(pid, 0)[1])
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["True", "0"]
+
+
 def test_a_child_that_closes_leaves_its_parents_socket(tmp_path: Path) -> None:
     path = tmp_path / "region.sock"
     with vmalloc.Region("1M", helper=False) as region:
