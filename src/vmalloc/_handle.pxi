@@ -119,7 +119,7 @@ cdef class RegionHandle:
             return False
         vm_describe(self.r, &info)
         if info.process_slot >= info.nr_processes or any(
-                h[0] == info.process_slot for h in self._holdings(PROCESSES_MAX)):
+                h[0] == info.process_slot for h in self._holdings(PROCESSES_MAX + 1)):
             return False
         self.close()
         _attached.pop(self.id_[:16])

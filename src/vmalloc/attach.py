@@ -295,15 +295,19 @@ def _open_socket(region: RegionBase) -> str:
     from vmalloc import serve  # most processes never need it
 
     with _serve_lock:
-        name = serve.start(_served)
-        region._is_served = True
-    return name
+        region._is_served = True  # so that a finalizer which closes another one leaves the socket
+        try:
+            return serve.start(_served)
+        except BaseException:
+            region._is_served = False
+            raise
 
 
 def stop_serving(region: RegionBase) -> None:
     """After close(): its sockets end, the common one with the last region that it serves."""
-    from vmalloc import serve
-
+    serve = sys.modules.get("vmalloc.serve")
+    if serve is None:  # never asked for, or the interpreter ends and a finalizer closes: an import would fail
+        return
     if region._serves_at:
         serve.stop_at(region)
     if region._is_served:

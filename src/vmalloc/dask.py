@@ -21,6 +21,7 @@ from distributed.diagnostics.plugin import NannyPlugin, WorkerPlugin
 from distributed.sizeof import safe_sizeof
 
 from vmalloc.adapters import dask as adapter
+from vmalloc.errors import VmallocError
 from vmalloc.facts import COPY_IN_THRESHOLD_BYTES
 from vmalloc.region import Region, default_region, new_default, set_default_region
 from vmalloc.rss import held
@@ -152,7 +153,8 @@ def _look_after(look: Any, nanny: Any) -> None:
 def _memory_of(process: Any) -> int:
     """As Dask asks for it, ten times a second: what is not shared, and what is held in the region.
 
-    resident() would be exact about other shared memory, and takes 0.1 s where a GiB is mapped.
+    resident() would be exact about other shared memory, and takes 0.1 s where a GiB is mapped. Where a region
+    cannot tell, damaged or closed meanwhile, all that is resident counts.
     """
     memory = {"VmRSS": 0, "RssShmem": 0}
     with open(f"/proc/{process.pid}/status") as file:
@@ -160,7 +162,10 @@ def _memory_of(process: Any) -> int:
             name, _, rest = line.partition(":")
             if name in memory:
                 memory[name] = int(rest.split()[0]) << 10
-    return memory["VmRSS"] - memory["RssShmem"] + held(process.pid)
+    try:
+        return memory["VmRSS"] - memory["RssShmem"] + held(process.pid)
+    except VmallocError:
+        return memory["VmRSS"]
 
 
 def _weight(key: Any, value: Any) -> int:

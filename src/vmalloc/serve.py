@@ -59,7 +59,7 @@ _HERE, _NOT_HERE = b"+", b"-"
 _FD = struct.Struct("i")
 _CREDENTIALS = struct.Struct("iII")  # pid, uid, gid
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a finalizer may call stop()
 _listener: socket.socket | None = None
 _name = ""
 _at: dict[str, _SocketFile] = {}  # this process's
@@ -68,7 +68,7 @@ _at: dict[str, _SocketFile] = {}  # this process's
 def _forget_in_child() -> None:
     """Close the parent's socket here: it must end with the parent, not with its last child."""
     global _listener, _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     if _listener is not None:
         _listener.close()
         _listener = None
@@ -165,6 +165,17 @@ def _open_to_all_who_get_it(fd: int) -> None:
         os.fchmod(fd, _FOR_ALL)
 
 
+def _set_mode(path: str, mode: int) -> None:
+    """Of the socket that was bound there. OSError for what took its place: a link, which is not followed."""
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            raise OSError(errno.EEXIST, "something else took the socket's place")
+        os.chmod(f"/proc/self/fd/{fd}", mode)
+    finally:
+        os.close(fd)
+
+
 def start_at(path: str, region: HasFileno, allow_uids: Collection[int]) -> None:
     """Serve the region at a socket file, in place of one that a dead process left. OSError, ValueError."""
     path = _checked(path)
@@ -185,8 +196,10 @@ def start_at(path: str, region: HasFileno, allow_uids: Collection[int]) -> None:
             if uids:
                 _open_to_all_who_get_it(region.fileno())
             listener.bind(path)
-            os.chmod(path, _FOR_ALL if uids else _FOR_US)
+            _set_mode(path, _FOR_ALL if uids else _FOR_US)
             listener.listen()
+            if path in _at:  # its file is gone
+                _end(_at.pop(path).listener)
             there = _at[path] = _SocketFile(path, listener, region)
         threading.Thread(
             target=_serve, args=(listener, lookup, uids), name="vmalloc-serve-at", daemon=True
@@ -255,6 +268,7 @@ def _answers(path: str) -> bool:
 
 def _serve(listener: socket.socket, lookup: Lookup, allow_uids: Collection[int]) -> None:
     """Until _end()."""
+    listener.settimeout(None)  # what is the program's default is not ours
     while True:
         try:
             asking, _ = listener.accept()

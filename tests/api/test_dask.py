@@ -329,6 +329,18 @@ def test_memory_that_was_freed_or_is_anothers_does_not_count():
     assert looks == [1, 1]
 
 
+def test_where_a_region_cannot_tell_all_that_is_resident_counts(monkeypatch):
+    psutil = pytest.importorskip("psutil")
+
+    def damaged(pid):
+        raise vmalloc.RegionCorrupt("damaged")
+
+    monkeypatch.setattr("vmalloc.dask.held", damaged)
+    with open("/proc/self/status") as file:
+        rss = next(int(line.split()[1]) << 10 for line in file if line.startswith("VmRSS:"))
+    assert abs(vmalloc.dask._memory_of(psutil.Process()) - rss) < 16 << 20
+
+
 def test_nothing_is_sent_by_reference_outside_a_transfer_or_to_others():
     with vmalloc.Region("16M") as region:
         w = wire.Wire(region, 0, "r")

@@ -275,9 +275,8 @@ def test_sizes_and_ages_are_short() -> None:
 
 def test_a_keeper_keeps_what_is_named_until_it_is_told_to_end(tmp_path: Path) -> None:
     name, path = f"kept-{os.getpid()}", tmp_path / "region.sock"
-    keeper = subprocess.Popen(
-        [*PROGRAM, "hold", name, "--size", "16M", "--socket", str(path)], stdout=subprocess.PIPE, text=True
-    )
+    words = ["--size=16M", f"--socket={path}", "--allow-uid=5", "--allow-uid=6"]
+    keeper = subprocess.Popen([*PROGRAM, "hold", name, *words], stdout=subprocess.PIPE, text=True)
     try:
         assert keeper.stdout is not None
         assert keeper.stdout.readline().startswith(f"holding {name} (16 MiB)")
@@ -285,6 +284,7 @@ def test_a_keeper_keeps_what_is_named_until_it_is_told_to_end(tmp_path: Path) ->
         subprocess.run([sys.executable, "-c", put, name], check=True, timeout=60)
         region = vmalloc.Region.attach(f"unix:{path}")
         assert (region.names(), region.name, region.size) == (["x"], name, 16 << 20)
+        assert path.stat().st_mode & 0o777 == 0o666
         region.close()
         del region
         keeper.send_signal(signal.SIGTERM)
@@ -300,7 +300,13 @@ def test_a_keeper_keeps_what_is_named_until_it_is_told_to_end(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "words", [("a/b",), ("",), ("hold-x", "--size", "1M", "--socket", "/tmp/" + "s" * 200)]
+    "words",
+    [
+        ("a/b",),
+        ("",),
+        ("hold-x", "--size", "1M", "--socket", "/tmp/" + "s" * 200),
+        ("hold-x", "--allow-uid", "5"),
+    ],
 )
 def test_a_name_or_path_that_cannot_be_is_told_in_one_line(words: tuple[str, ...]) -> None:
     done = run("hold", *words)

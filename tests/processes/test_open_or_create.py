@@ -217,6 +217,53 @@ def test_with_a_region_its_sockets_end(how: str, tmp_path: Path) -> None:
     assert sockets_of_ours() <= sockets
 
 
+def test_a_socket_whose_file_is_gone_ends_when_its_path_is_served_anew(tmp_path: Path) -> None:
+    path = tmp_path / "region.sock"
+    with vmalloc.Region("1M", helper=False) as region:
+        threads = serving_threads()
+        region.serve(path)
+        (first,) = [thread for thread in serving_threads() if thread not in threads]
+        path.unlink()
+        region.serve(path)
+        first.join(60)
+        assert not first.is_alive()
+        assert attached_by(path) == region.id
+
+
+def test_a_programs_default_timeout_for_sockets_ends_no_socket(tmp_path: Path) -> None:
+    path = tmp_path / "region.sock"
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(0.05)
+    try:
+        with vmalloc.Region("1M", helper=False) as region:
+            region.serve(path)
+            time.sleep(0.2)
+            assert attached_by(path) == region.id
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+@pytest.mark.parametrize("uids", [[], [5]])
+def test_a_link_that_took_the_sockets_place_is_not_followed(
+    uids: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, ours = tmp_path / "region.sock", tmp_path / "ours"
+    ours.touch(0o640)
+
+    class Replaced(socket.socket):
+        def bind(self, address: object) -> None:
+            super().bind(address)  # type: ignore[arg-type]
+            path.unlink()
+            path.symlink_to(ours)
+
+    monkeypatch.setattr(socket, "socket", Replaced)
+    region = vmalloc.Region("1M", helper=False)
+    with pytest.raises(vmalloc.RegionUnavailable, match="took the socket's place"):
+        region.serve(path, allow_uids=uids)
+    assert ours.stat().st_mode & 0o777 == 0o640
+    assert str(path) not in serve._at
+
+
 def test_the_common_socket_ends_with_the_last_region_it_serves() -> None:
     code = """if True:
     import threading, vmalloc
@@ -234,6 +281,53 @@ def test_the_common_socket_ends_with_the_last_region_it_serves() -> None:
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.stdout.split(), done.stderr) == (["True", "False", "1"], "")
+
+
+@pytest.mark.parametrize("serve_first", ["", "region.serve(); region.serve(sys.argv[1])"])
+def test_a_region_is_closed_as_the_interpreter_ends(serve_first: str, tmp_path: Path) -> None:
+    code = f"""if True:
+    import sys, vmalloc
+    class Kept:
+        def __del__(self): self.region.close(); print("closed")
+    region = vmalloc.Region("1M", helper=False)
+    {serve_first}
+    sys.modules["kept"] = kept = Kept()
+    kept.region = region
+    """
+    words = [sys.executable, "-c", code, str(tmp_path / "region.sock")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("closed\n", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_never_served_does_not_load_what_serves_to_close() -> None:
+    code = "import sys, vmalloc; vmalloc.Region('1M').close(); print('vmalloc.serve' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("False\n", "")
+
+
+def test_a_finalizer_may_close_a_region_while_another_one_s_socket_opens() -> None:
+    """In a forked child, which has no socket yet, the inherited region is still one that is served."""
+    code = """if True:
+    import os, signal, socket, vmalloc
+    a, b = vmalloc.Region("1M", helper=False), vmalloc.Region("1M", helper=False)
+    a.serve()
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)
+        class Interrupted(socket.socket):
+            def bind(self, address):
+                a.close()
+                super().bind(address)
+        socket.socket = Interrupted
+        b.serve()
+        from vmalloc import serve
+        print(serve._listener is not None, flush=True)
+        os._exit(0)
+    print(os.waitpid(pid, 0)[1])
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["True", "0"]
 
 
 def test_a_child_that_closes_leaves_its_parents_socket(tmp_path: Path) -> None:

@@ -14,14 +14,9 @@ from typing import Any
 
 import pytest
 from tests.conftest import PAGE
-from tests.processes.workers import wait_until
+from tests.processes.workers import NOBODY, needs_root, told_by_nobody, wait_until
 
 import vmalloc
-from vmalloc._core import attached
-
-NOBODY = 65534
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
 
 @pytest.fixture
@@ -34,27 +29,6 @@ def region() -> Iterator[vmalloc.Region]:
 
 def path_of(region: vmalloc.Region) -> str:
     return f"/proc/{os.getpid()}/fd/{region.fileno()}"
-
-
-def told_by(work: Callable[[], str]) -> str:
-    """What a forked child that is another user says."""
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.setgroups([])
-            os.setgid(NOBODY)
-            os.setuid(NOBODY)
-            attached.clear()  # or it would find the one it was born with
-            os.write(write, work().encode())
-        except BaseException as e:
-            os.write(write, f"unexpected {e!r}".encode())
-        os._exit(0)
-    os.close(write)
-    with os.fdopen(read) as answer:
-        text = answer.read()
-    os.waitpid(pid, 0)
-    return text
 
 
 def refusal(source: int | str, readonly: bool) -> str:
@@ -81,7 +55,7 @@ def test_nobody_can_cut_a_region_short(region: vmalloc.Region) -> None:
 @needs_root
 @pytest.mark.parametrize("readonly", [False, True])
 def test_another_user_who_got_the_descriptor_is_refused(region: vmalloc.Region, readonly: bool) -> None:
-    said = told_by(lambda: refusal(region.fileno(), readonly))
+    said = told_by_nobody(lambda: refusal(region.fileno(), readonly))
     assert said.startswith("EACCES")
     assert "another user" in said
 
@@ -89,7 +63,7 @@ def test_another_user_who_got_the_descriptor_is_refused(region: vmalloc.Region, 
 @needs_root
 def test_another_user_cannot_open_it_through_proc(region: vmalloc.Region) -> None:
     path = path_of(region)
-    assert told_by(lambda: refusal(path, True)).startswith("EACCES")
+    assert told_by_nobody(lambda: refusal(path, True)).startswith("EACCES")
 
 
 @needs_root

@@ -14,11 +14,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 from tests.conftest import PAGE
 
 import vmalloc
+from vmalloc._core import attached
 
 WAIT_S = 60
+NOBODY = 65534
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
 
 def wait_until(is_so: Callable[[], bool], what: str = "") -> None:
@@ -79,6 +84,28 @@ def forked(work: Callable[[], object], uid: int | None = None) -> Iterator[int]:
         for fd in (done[0], *leave):
             os.close(fd)
         os.waitpid(pid, 0)
+
+
+def told_by_nobody(work: Callable[[], str]) -> str:
+    """What a forked child that is another user says; it does not find the regions it was born with."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+            attached.clear()
+            text = work()
+        except BaseException as e:
+            text = f"{type(e).__name__}: {e}"
+        os.write(write, text.encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as answer:
+        text = answer.read()
+    os.waitpid(pid, 0)
+    return text
 
 
 def died(process: Any) -> None:

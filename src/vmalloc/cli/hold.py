@@ -47,14 +47,14 @@ def command(
     """
     from vmalloc.region import Region
 
+    if uids and path is None:
+        raise Refusal("--allow-uid goes with --socket")
     output = Output(json_path)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     try:
         region = Region.open_or_create(name, size, limit=limit)
         if path is not None:
             region.serve(path, allow_uids=uids)
-        elif uids:
-            raise Refusal("--allow-uid goes with --socket")
     except ValueError as error:  # no name for a region, or a path too long
         raise Refusal(safe(str(error))) from None
     told = {"name": name, "pid": os.getpid(), "id": region.id, "size": region.size, "socket": path}
