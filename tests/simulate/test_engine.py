@@ -185,6 +185,25 @@ def test_one_thread_pays_for_its_own_work_alone() -> None:
     assert run_plan(plan)["us_per_pair"] == pytest.approx(0.15 + 4 * 0.015, rel=0.01)
 
 
+@pytest.mark.parametrize("pools", ["locked", "llist", "tagged", "percpu", "magazine"])
+def test_one_thread_pays_what_was_measured_of_one_thread(pools: str) -> None:
+    """The costs of a design have the lock that nobody else wants, and the compare-exchange, in them."""
+    costs = FREE_OF_COST | {f"ours_{pools}": 100.0, "locked_instruction": 5.0}
+    plan = Plan(
+        f"vmalloc/{pools}", nr_threads=1, run_test_mask=1, test_loop_count=2000, shrunk=1, costs=costs
+    )
+    assert run_plan(plan)["us_per_pair"] == pytest.approx(0.2, rel=0.01)
+
+
+def test_who_takes_from_a_neighbours_pool_pays_for_its_line() -> None:
+    """Eight sockets, a node each: nothing costs but a line that comes from another one, 1 us."""
+    costs = FREE_OF_COST | {"ours_locked": 1.0, "line_remote": 1000.0}
+    eight = Plan("vmalloc/locked", topology="8x1x1x1", run_test_mask=8, test_loop_count=1000, shrunk=1)
+    found = simulation_of(replace(eight, costs=costs)).run()
+    us_per_pair = found["thread_ns"] / found["warm_pairs"] / 1000
+    assert 0 < found["served"]["neighbour"] / found["pairs"] < us_per_pair
+
+
 def test_threads_on_one_lock_take_turns() -> None:
     """Each pair has the busy lock three times, twice for 60 ns and once, for the set-up, for 0."""
     costs = FREE_OF_COST | {"tree_change": 60.0, "handover_floor": 40.0}

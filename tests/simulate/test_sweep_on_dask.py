@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 from dataclasses import replace
@@ -11,6 +12,7 @@ from dataclasses import replace
 import pytest
 
 from vmalloc.simulate import sweep
+from vmalloc.simulate.costs import FOLDER
 from vmalloc.simulate.plan import Plan
 from vmalloc.simulate.sweep import SweepError, run_on_cluster, run_sweep
 
@@ -54,6 +56,13 @@ def test_finished_cells_are_kept_and_not_run_again(cluster, tmp_path) -> None:
     again = run_on_cluster(PLANS[:3], cluster.scheduler_address, store, lambda done, total: ran.append(done))
     assert again == first
     assert ran == [3]
+
+
+def test_a_machines_file_that_is_here_only_is_said_in_one_line(cluster, tmp_path, monkeypatch) -> None:
+    shutil.copy(FOLDER / "threadripper-3970x.toml", tmp_path / "here.toml")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SweepError, match=r"on a worker: here\.toml: No such file"):
+        run_on_cluster([replace(BASE, machine="here.toml")], cluster.scheduler_address)
 
 
 def test_a_scheduler_that_is_not_there_is_said_in_one_line(monkeypatch) -> None:

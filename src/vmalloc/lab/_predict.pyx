@@ -49,11 +49,6 @@ cdef enum:
     NR_LAZY = 11
 
 
-cdef inline uint64_t last_of(uint64_t start, uint64_t size) noexcept:
-    """The last byte of a range, which is not beyond the last address."""
-    return start + (size - 1) if size - 1 <= <uint64_t>-1 - start else <uint64_t>-1
-
-
 cdef class Ledger:
     """The free ranges, and the areas that are out of them; LedgerSpace in C."""
 
@@ -347,7 +342,7 @@ cdef class Replay:
         if purge is None:
             return False
         if purge.collected:
-            return self.lazy_pages + pages <= <long long>event[NR_LAZY]
+            return <uint64_t>(self.lazy_pages + pages) <= <uint64_t>event[NR_LAZY]  # of 64 bits, in a damaged line
         return self.world.nr_lazy() + purge.nr_purged < self.events[self.world.purge_index].npurged
 
     # ------------------------------------------------------------------ alloc

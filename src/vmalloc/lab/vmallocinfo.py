@@ -17,6 +17,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TypeVar, overload
 
 from vmalloc.lab.events import PAGE_SIZE_MIN, Problem, Problems, TraceError
@@ -198,19 +199,20 @@ class Summary:
         self._table = AreaTable(HIDDEN.sub(b"0", plain) if b"ptrval" in plain else plain)
         self._odd = list(_areas(self._table.odd, problems))
         rests = zip(self._table.rests, self._table.first, strict=True)
-        self._words = [self._say(rest, line, text, problems) for rest, line in rests]
+        lines = cache(text.splitlines)  # split once, and only if one of them is damaged
+        self._words = [self._say(rest, line, lines, problems) for rest, line in rests]
         _note_a_cut(text, problems)
         unreal = self._table.unreal(PAGE_SIZE_MIN)
         unreal += [(a.line, a.start, a.end, a.size) for a in self._odd if not _can_be_real(a)]
         self.addresses = _addresses(unreal, len(self), problems)
 
     @staticmethod
-    def _say(rest: bytes, line: int, text: bytes, problems: Problems) -> tuple[str, str]:
+    def _say(rest: bytes, line: int, lines: Callable[[], list[bytes]], problems: Problems) -> tuple[str, str]:
         """Caller and kind in the words of a line, the first that has them."""
         try:
             area = _area(0, 0, 0, rest.decode("utf-8", "replace"), line)
         except ValueError:  # a number that is none
-            _note_damage(line, text.splitlines()[line - 1], problems)
+            _note_damage(line, lines()[line - 1], problems)
             return "", ""
         return area.caller.partition("+")[0], area.kind
 

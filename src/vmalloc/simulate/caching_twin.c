@@ -645,12 +645,13 @@ static uint32_t from_pool(sim_twin *t, uint32_t pages, uint32_t align, uint32_t 
     slab *l = t->design.has_slabs ? t->caching->slab[cpu * SIM_POOL_SIZES + pages] : NULL;
     uint32_t hit = l ? slab_take(t->caching, l, align) : SIM_NONE;
     if (hit != SIM_NONE) {
-        t->caching->work->is_slab = 1;
+        t->caching->work->level = SIM_SLAB;
         return hit;
     }
     for (uint32_t offset = 0; offset < nodes && t->design.has_pools; offset++) {
         sim_pool *p = t->pool[(cpu + offset) % nodes * SIM_POOL_SIZES + pages];
         t->caching->work->nodes_asked++;
+        t->caching->work->level = offset ? SIM_NEIGHBOUR : SIM_POOL;
         uint32_t start = p ? take_pooled(t, p, pages, align) : SIM_NONE;
         if (start == SIM_NONE)
             continue;
@@ -815,10 +816,8 @@ uint32_t sim_caching_alloc(sim_twin *t, uint32_t cpu, uint32_t thread, uint32_t 
     } else {
         start = kept ? take_kept(c, kept, pages, align) : SIM_NONE;
         did->level = SIM_MAGAZINE;
-        if (start == SIM_NONE) {
+        if (start == SIM_NONE)
             start = from_pool(t, pages, align, cpu, kept);
-            did->level = did->is_slab ? SIM_SLAB : did->nodes_asked > 1 ? SIM_NEIGHBOUR : SIM_POOL;
-        }
         if (start == SIM_NONE && t->design.has_pools) {
             start = from_warm(t, pages, align, cpu, kept);
             did->level = SIM_LAZY;
@@ -870,8 +869,7 @@ bool sim_caching_release(sim_twin *t, uint32_t cpu, uint32_t thread, uint32_t st
         to_lazy(t, start, cpu);
     } else if (!kept) {
         to_pool(t, &start, 1, cpu);
-        did->level = SIM_POOL;
-        did->is_slab = t->design.has_slabs;
+        did->level = t->design.has_slabs ? SIM_SLAB : SIM_POOL;
     } else {
         uint32_t left[VM_MAGAZINE_CAP], nr = 0;
         did->level = SIM_MAGAZINE;

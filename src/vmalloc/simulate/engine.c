@@ -237,10 +237,10 @@ static void visit(sim_sim *s, thread *th, lock *l, int64_t hold)
         l->nr--;
     }
     bool is_contended = l->nr > 0;
-    if (l->kind == SIM_COUNTER || l->is_atomic)
+    if (l->kind == SIM_COUNTER)
         begin = (is_contended ? l->free_at : now) + distance(s, l->cpu, th->cpu);
     else if (is_contended)
-        begin = l->free_at + handover(s, l, th);
+        begin = l->free_at + (l->is_atomic ? distance(s, l->cpu, th->cpu) : handover(s, l, th));
     else if (l->cpu != th->cpu || !s->plan.design.is_caching)
         begin = now + distance(s, l->cpu, th->cpu);
     int64_t end = begin + hold;
@@ -724,17 +724,17 @@ static int64_t pool_cost(const sim_sim *s)
 /* What one operation did, as visits to locks; the time of a lock that nobody wants is in the costs. */
 static void price(sim_sim *s, thread *th, const sim_work *did)
 {
-    uint32_t node = th->cpu % s->nodes;
-    int64_t pool = pool_cost(s);
+    uint32_t node = th->cpu % s->nodes, away = did->level == SIM_NEIGHBOUR ? did->nodes_asked - 1 : 0;
+    bool is_pool = did->level == SIM_POOL || did->level == SIM_NEIGHBOUR;
     th->nr_todo = th->at_todo = 0;
     if (did->level == SIM_MAGAZINE)
         work(s, th, cost(s, SIM_ours_magazine));
-    if (did->is_slab)
+    if (did->level == SIM_SLAB)
         work(s, th, cost(s, SIM_ours_percpu));
     if (did->nodes_asked > 1)
         work(s, th, (did->nodes_asked - 1) * cost(s, SIM_line_cluster));
-    if (((did->level == SIM_POOL || did->level == SIM_NEIGHBOUR) && !did->is_slab) || did->moved)
-        due(th, &s->pool[node], pool + did->moved * cost(s, SIM_ours_move));
+    if (is_pool || did->moved)
+        due(th, &s->pool[(node + away) % s->nodes], pool_cost(s) + did->moved * cost(s, SIM_ours_move));
     if (did->sorted || did->level == SIM_LAZY)
         due(th, &s->upkeep, (did->sorted + 1) * cost(s, SIM_ours_sort));
     if (did->space_calls)

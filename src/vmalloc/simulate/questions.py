@@ -59,7 +59,8 @@ QUESTIONS = {
         " user space and no pages, so its times are not the kernel's. The llist variant detaches the whole"
         " list and puts the rest back, so its hold grows with the"
         " pool: one"
-        " cached access for each entry. A list that remembers its tail would not; ours does (decision 0004).",
+        " cached access for each entry. A list that remembers its tail would not; ours does (decision 0004)."
+        " Why `percpu` is the slowest of ours: [percpu](percpu.md).",
     ),
     "percpu": Question(
         "A pool for each CPU?",
@@ -71,7 +72,12 @@ QUESTIONS = {
             "ours: off": {"design": "vmalloc/off"},
         },
         "All of it is our own allocator in user space. A thread stays on its CPU here, so a restartable"
-        " sequence is never begun again. What slabs and magazines keep is not in the column of the pools.",
+        " sequence is never begun again. What slabs and magazines keep is not in the column of the pools."
+        " `percpu` is slower than `locked` here by what it decides, not by what it costs: before more is used"
+        " than ever, pools and slabs are emptied into the warm store if a sixteenth of the peak lies in them."
+        " So random sizes find little ready. A neighbour's pool may still have one, another CPU's slab cannot"
+        " be asked; so nearly all of them go to the warm store with `percpu`, behind one lock. The core does"
+        " so only where memory is resident, and the simulation takes all of it for that.",
     ),
     "shrinker-fairness": Question(
         "Is the shrinker unfair to the first nodes?",

@@ -224,4 +224,7 @@ def run_on_cluster(
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise SweepError(f"no scheduler at {scheduler}: {reason}") from None
     with client:
-        return run_sweep(plans, client.get_executor(pure=False, retries=LOST_MAX), store, progress)
+        try:
+            return run_sweep(plans, client.get_executor(pure=False, retries=LOST_MAX), store, progress)
+        except ValueError as error:
+            raise SweepError(f"on a worker: {error}") from None

@@ -50,8 +50,7 @@ typedef struct sim_pool {
 
 /* What a request to ours cost, for who prices it. */
 typedef struct sim_work {
-    uint32_t level;
-    uint32_t is_slab;     /* a slab of the CPU served it, or took it          */
+    uint32_t level;       /* what served it, or took it                       */
     uint32_t nodes_asked; /* pools that were looked at                       */
     uint32_t moved;       /* ranges moved between a magazine and a pool      */
     uint32_t to_lazy;     /* ranges that became lazy                         */
