@@ -23,6 +23,7 @@ from distributed.sizeof import safe_sizeof
 from vmalloc.adapters import dask as adapter
 from vmalloc.errors import VmallocError
 from vmalloc.facts import COPY_IN_THRESHOLD_BYTES
+from vmalloc.reference import pack
 from vmalloc.region import Region, default_region, new_default, set_default_region
 from vmalloc.rss import held
 
@@ -44,7 +45,7 @@ class Options:
         return Region.open_or_create(self.name, self.size)
 
     def wire(self) -> adapter.Wire:
-        return adapter.Wire(self.region(), self.threshold, self.mmap_mode)
+        return adapter.Wire(self.region(), self.threshold, self.mmap_mode, pack)
 
 
 def install(

@@ -20,6 +20,7 @@ distributed = pytest.importorskip("distributed")
 import vmalloc  # noqa: E402
 import vmalloc.adapters.dask as wire  # noqa: E402
 import vmalloc.dask  # noqa: E402
+from vmalloc.reference import pack  # noqa: E402
 
 LARGE = 300_000
 PATIENCE_S = 150
@@ -343,7 +344,7 @@ def test_where_a_region_cannot_tell_all_that_is_resident_counts(monkeypatch):
 
 def test_nothing_is_sent_by_reference_outside_a_transfer_or_to_others():
     with vmalloc.Region("16M") as region:
-        w = wire.Wire(region, 0, "r")
+        w = wire.Wire(region, 0, "r", pack)
         ours = {"recipient": {"vmalloc": w.id}}
         assert not w.reaches(ours)
         with wire._transfer():
@@ -357,7 +358,7 @@ def test_nothing_is_sent_by_reference_outside_a_transfer_or_to_others():
 
 def test_a_reference_that_cannot_be_loaded_breaks_the_connection():
     with vmalloc.Region("16M") as region:
-        w = wire.Wire(region, 0, "r")
+        w = wire.Wire(region, 0, "r", pack)
         with wire._transfer():
             packed = w.array(region.zeros(10))
         with pytest.raises(EOFError, match="cannot be loaded"):

@@ -26,7 +26,6 @@ from vmalloc._core import load_reference
 from vmalloc.adapters import registry
 from vmalloc.errors import OutOfPages, VmallocError
 from vmalloc.full import warn_once
-from vmalloc.reference import pack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -100,14 +99,17 @@ class Copies:
 
 
 class Wire:
-    """How this process sends and receives; `region`: where copies are made, and which all have."""
+    """How this process sends and receives.
 
-    def __init__(self, region: Region, threshold: int, mmap_mode: str) -> None:
+    `region`: where copies are made, and which all have. `pack`: vmalloc.reference's, which makes a reference.
+    """
+
+    def __init__(self, region: Region, threshold: int, mmap_mode: str, pack: Callable[..., bytes]) -> None:
         if mmap_mode not in MODES:
             raise ValueError(f"mmap_mode must be one of {', '.join(MODES)}, not {mmap_mode!r}")
         if threshold < 0:
             raise ValueError(f"threshold must not be negative, not {threshold}")
-        self.region, self.threshold, self.mmap_mode = region, threshold, mmap_mode
+        self.region, self.threshold, self.mmap_mode, self._pack = region, threshold, mmap_mode, pack
         self.id = region._info()["id"].hex()
         self._copies = Copies()
 
@@ -151,7 +153,7 @@ class Wire:
             return None
         sending.kept.append(array)
         self.region._share(holding)
-        return pack(array, holding, 0, readonly=self.mmap_mode == "r", private=self.mmap_mode == "c")
+        return self._pack(array, holding, 0, readonly=self.mmap_mode == "r", private=self.mmap_mode == "c")
 
 
 _wire: Wire | None = None
