@@ -216,6 +216,13 @@ def test_a_page_is_one_file_with_every_figure(page: Path) -> None:
     assert {name.removeprefix("figure-") for name in parser.ids if name.startswith("figure-")} == FIGURES
 
 
+def test_a_page_has_no_button_that_sends_its_data_away(page: Path) -> None:
+    text = page.read_text()
+    figures = text[text.index("<h1>") :]
+    assert figures.count('"showSendToCloud": false') == len(FIGURES)
+    assert "http" not in figures
+
+
 def test_a_page_has_no_colours(page: Path) -> None:
     text = page.read_text()
     figures = text[text.index("<h1>") :]
@@ -303,3 +310,5 @@ def test_in_a_browser_the_page_draws_zooms_and_hides_lines_without_an_error(page
     assert 'data-first="legendonly"' in body
     drawn = re.findall(r'id="figure-(\w+)" class="plotly-graph-div[^"]*js-plotly-plot', shown)
     assert set(drawn) == FIGURES
+    assert 'data-title="Zoom"' in shown
+    assert 'data-title="Share' not in shown

@@ -23,6 +23,13 @@ DASHES = ("solid", "dash", "dot", "dashdot")
 SYMBOLS = ("circle", "square-open", "diamond", "x")
 PATTERNS = ("", "/", "x", ".")
 SYMBOLS_SHOWN = 12  # on a line
+CONFIG = {
+    "displaylogo": False,
+    "responsive": True,
+    "showSendToCloud": False,  # plotly's button for it: what is in a page stays with its owner
+    "plotlyServerURL": "",
+    "modeBarButtonsToRemove": ["select2d", "lasso2d"],
+}
 TICKS = 9  # on the axis of addresses
 
 PAGE = """<!DOCTYPE html>
@@ -30,7 +37,7 @@ PAGE = """<!DOCTYPE html>
 <head>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'unsafe-inline' \
-'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:">
+'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:; form-action 'none'">
 <title>{title}</title>
 <style>
 body {{ font: 16px/1.4 sans-serif; color: #000; background: #fff; }}
@@ -85,10 +92,9 @@ def _text(text: str) -> str:
 def _section(name: str, title: str, says: str, figure: Figure | None) -> str:
     if figure is None:
         return ""
-    config = {"displaylogo": False, "responsive": True}
-    drawn = to_html(
+    drawn: str = to_html(
         figure,
-        config,
+        CONFIG,
         include_plotlyjs=False,
         full_html=False,
         default_height="26em",

@@ -118,8 +118,15 @@ class Lives:
         return len(self.start)
 
     def where(self, chosen: Array) -> Lives:
-        rows = (self.start, self.nr_pages, self.born, self.died, self.measured, self.caller)
-        return Lives(*(row[chosen] for row in rows), callers=self.callers)
+        return Lives(
+            self.start[chosen],
+            self.nr_pages[chosen],
+            self.born[chosen],
+            self.died[chosen],
+            self.measured[chosen],
+            self.caller[chosen],
+            self.callers,
+        )
 
     def alive(self, instant: float) -> Array:
         return np.asarray((self.born <= instant) & (instant < self.died))
