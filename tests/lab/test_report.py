@@ -296,6 +296,16 @@ def test_a_region_is_told_from_its_pictures():
     }
 
 
+def test_a_range_in_the_place_of_another_is_told_apart_by_its_id():
+    watch = Watch(PAGE, STATES)
+    for second, id in ((0.0, 1), (1.0, 2), (2.0, 2), (3.0, 3)):
+        watch.add(second, picture((0, 4, id, "busy", 3)), {3: 1234})
+    lives = watch.lives()
+    assert lives.born.tolist() == [0, 1, 3]
+    assert lives.died.tolist() == [1, 3, NEVER]
+    assert lives.measured.tolist() == [False, True, False]
+
+
 def test_a_region_in_which_nothing_is_busy_has_no_map():
     watch = Watch(PAGE, STATES)
     watch.add(0.0, picture((0, 8, 0, "free", 0)), {})

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vmalloc.region import RegionBase
 
 PICTURES = 50
-"""Of a region, while it is watched."""
+"""Of a region, while it is watched, at most."""
 
 
 class OneDesign(Design):
@@ -40,7 +40,7 @@ class OneDesign(Design):
 @click.option(
     "--seconds",
     type=click.FloatRange(0, 3600),
-    help=f"With --region: how long to watch it, in {PICTURES} pictures; 0 for one picture.  [default: 5]",
+    help=f"With --region: how long to watch, in up to {PICTURES} pictures; 0 for one.  [default: 5]",
 )
 @click.option("--replay", "design", type=OneDesign(), help="Pools and levels of this design's model, too.")
 @click.option(
@@ -149,12 +149,14 @@ def _of_region(which: str, seconds: float) -> Report:
 
 
 def _look(region: RegionBase, watch: Watch, seconds: float) -> None:
-    """Pictures evenly apart, as far as the region's size allows; one at once where no time is given."""
+    """Pictures evenly apart, fewer where one takes long; one at once where no time is given."""
     import numpy as np
 
     began = time.monotonic()
     for picture in range(PICTURES if seconds else 1):
         due = began + seconds * picture / (PICTURES - 1)
+        if picture and time.monotonic() > began + seconds:
+            break
         time.sleep(max(due - time.monotonic(), 0))
         table = region._range_table()  # pyright: ignore[reportPrivateUsage]
         rows = np.frombuffer(memoryview(table), np.dtype(list(table.DTYPE)))

@@ -11,9 +11,9 @@ import html
 from collections.abc import Sequence
 from typing import Any
 
-from plotly.graph_objects import Bar, Figure, Heatmap, Scatter
-from plotly.io import to_html
-from plotly.offline import get_plotlyjs
+from plotly.graph_objects import Bar, Figure, Heatmap, Scatter  # pyright: ignore[reportMissingImports]
+from plotly.io import to_html  # pyright: ignore[reportMissingImports]
+from plotly.offline import get_plotlyjs  # pyright: ignore[reportMissingImports]
 
 from vmalloc.cli.manners import safe
 from vmalloc.lab.report import Bars, Line, Map, Report

@@ -426,7 +426,10 @@ class Watch:
         self.granule, self.states = granule, states
         self.times: list[float] = []
         self.names: dict[int, str] = {}
-        self._busy: list[Array] = []
+        self._fresh: list[Array] = []  # of each picture, the busy ranges that the one before did not show
+        self._gone: list[tuple[Array, float]] = []  # of each picture, which of all those were there no more
+        self._ids = np.zeros(0, "u8")  # of the last picture
+        self._at = np.zeros(0, "i8")  # and which of all those they are
         self._pages: dict[str, list[float]] = {state: [] for state in self.STATES}
         self._largest: list[float] = []
 
@@ -439,23 +442,32 @@ class Watch:
             pages.append(float(rows["nr_pages"][rows["state"] == self.states.index(state)].sum()))
         free = rows["nr_pages"][rows["state"] == self.states.index("free")]
         self._largest.append(float(free.max(initial=0)))
-        self._busy.append(rows[rows["state"] == self.states.index("busy")].copy())
+        self._add_busy(seconds, rows[rows["state"] == self.states.index("busy")])
+
+    def _add_busy(self, seconds: float, busy: Array) -> None:
+        """A million ranges that stay are kept once, not once a picture."""
+        stays = np.isin(self._ids, busy["id"])
+        fresh = busy[~np.isin(busy["id"], self._ids)]
+        at = sum(map(len, self._fresh)) + np.arange(len(fresh))
+        self._gone.append((self._at[~stays], seconds))
+        self._fresh.append(fresh)
+        self._ids = np.concatenate((self._ids[stays], fresh["id"]))
+        self._at = np.concatenate((self._at[stays], at))
 
     def lives(self) -> Lives:
         """A range lives from the first picture that shows its id until the first that does not any more."""
-        rows = np.concatenate(self._busy)
-        picture = np.repeat(np.arange(len(self._busy)), [len(rows) for rows in self._busy])
-        _, first, inverse = np.unique(rows["id"], return_index=True, return_inverse=True)
-        last = np.zeros(len(first), int)
-        np.maximum.at(last, inverse, picture)
-        times = np.append(self.times, np.inf)
-        owners, caller = np.unique(rows["owner"][first], return_inverse=True)
+        rows = np.concatenate(self._fresh)
+        picture = np.repeat(np.arange(len(self._fresh)), [len(fresh) for fresh in self._fresh])
+        died = np.full(len(rows), np.inf)
+        for at, seconds in self._gone:
+            died[at] = seconds
+        owners, caller = np.unique(rows["owner"], return_inverse=True)
         return Lives(
-            start=rows["start"][first].astype("i8"),
-            nr_pages=rows["nr_pages"][first].astype("i8"),
-            born=times[picture[first]],
-            died=times[last + 1],
-            measured=(picture[first] > 0) & (last + 1 < len(self.times)),
+            start=rows["start"].astype("i8"),
+            nr_pages=rows["nr_pages"].astype("i8"),
+            born=np.array(self.times)[picture],
+            died=died,
+            measured=(picture > 0) & np.isfinite(died),
             caller=caller,
             callers=[self.names.get(int(owner), f"slot {owner}") for owner in owners],
         )
