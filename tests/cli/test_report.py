@@ -11,9 +11,11 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -82,6 +84,24 @@ def test_a_region_is_watched_for_the_seconds_asked_for(region: vmalloc.Region) -
     told = numbers("--region", region.name, "--seconds", 0.05)
     assert 1 <= int(told["facts"]["pictures"].split()[0]) <= PICTURES
     assert told["map"] is None
+
+
+def test_what_was_seen_until_an_interrupt_is_shown(
+    region: vmalloc.Region, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            raise KeyboardInterrupt
+
+    clock = SimpleNamespace(sleep=sleep, monotonic=time.monotonic)
+    monkeypatch.setattr("vmalloc.cli.report.time", clock)
+    result = run("--region", region.name, "--seconds", 3600, "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["facts"]["pictures"].startswith("2 in ")
+    assert "interrupted" in result.stderr
 
 
 # ---- what goes wrong ----

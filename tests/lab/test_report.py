@@ -11,7 +11,8 @@ import pytest
 
 np = pytest.importorskip("numpy")
 
-from tests.lab.trace_samples import DATA, SAMPLES  # noqa: E402
+from tests.lab.trace_samples import DATA, SAMPLES
+from tests.lab.trace_samples import FREE as FREED  # noqa: E402
 
 from vmalloc.lab.columns import DTYPES, Columns, Names  # noqa: E402
 from vmalloc.lab.events import ALLOC, FREE, PURGE, TraceError  # noqa: E402
@@ -252,6 +253,15 @@ def test_hidden_addresses_make_no_map_and_say_so(tmp_path: Path):
     assert report.fragmentation == []
     assert any("hidden or hashed" in note for note in report.notes)
     assert report.sizes.labels[-1] == "2"
+
+
+def test_of_frees_alone_the_backlog_is_told(tmp_path: Path):
+    path = tmp_path / "frees.trace"
+    path.write_bytes(FREED)
+    report = report_of_recording(path)
+    assert (report.map, report.sizes.labels, report.callers.labels) == (None, [], [])
+    assert [line.values for line in report.lazy] == [[118], [16384]]
+    assert len(report.notes) == 1
 
 
 def test_what_is_wrong_with_a_recording_stands_in_its_notes():

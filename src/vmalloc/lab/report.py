@@ -373,6 +373,8 @@ def _add_places(report: Report, columns: Columns, lives: Lives, instants: Sequen
     """What wants real addresses; of the window that most requests were for."""
     is_alloc = columns.is_kind(ALLOC) & (columns["failed"] == 0)
     addresses = columns["addr"][is_alloc]
+    if not len(addresses):
+        return
     if (addresses % PAGE_SIZE_MIN).any() or not addresses.any():
         report.notes.append("The addresses are hidden or hashed: no map, nothing of fragmentation.")
         return
