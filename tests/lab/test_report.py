@@ -11,8 +11,8 @@ import pytest
 
 np = pytest.importorskip("numpy")
 
-from tests.lab.trace_samples import DATA, SAMPLES
-from tests.lab.trace_samples import FREE as FREED  # noqa: E402
+from tests.lab import trace_samples  # noqa: E402
+from tests.lab.trace_samples import DATA, SAMPLES  # noqa: E402
 
 from vmalloc.lab.columns import DTYPES, Columns, Names  # noqa: E402
 from vmalloc.lab.events import ALLOC, FREE, PURGE, TraceError  # noqa: E402
@@ -257,7 +257,7 @@ def test_hidden_addresses_make_no_map_and_say_so(tmp_path: Path):
 
 def test_of_frees_alone_the_backlog_is_told(tmp_path: Path):
     path = tmp_path / "frees.trace"
-    path.write_bytes(FREED)
+    path.write_bytes(trace_samples.FREE)
     report = report_of_recording(path)
     assert (report.map, report.sizes.labels, report.callers.labels) == (None, [], [])
     assert [line.values for line in report.lazy] == [[118], [16384]]
