@@ -25,6 +25,7 @@ COMMANDS = {
     "hold": "Keep a region alive while its users restart.",
     "record": "Record what an allocator does, for `vmalloc replay`.",
     "replay": "Replay a recording: predict its addresses, or serve its requests.",
+    "report": "Make a page of a recording, a replay or a live region.",
     "simulate": "Simulate the kernel's test suite on virtual CPUs.",
     "compare": "Compare designs in simulation, with the uncertainty over seeds.",
     "calibrate": "Measure the costs of this machine.",

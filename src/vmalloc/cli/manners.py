@@ -55,6 +55,7 @@ EXTRAS = {
     "matplotlib": "lab",
     "sklearn": "demo",
     "prometheus_client": "metrics",
+    "plotly": "report",
 }
 """Which extra of this package brings a module."""
 
