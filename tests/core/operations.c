@@ -108,6 +108,7 @@ const operation operations[] = {
     {"fork without descriptors", .before = share_gifts, .setup = use_up_descriptors, .run = fork_without_a_slot},
     {"fork in a dead one's place", .before = leave_no_clean_process_slot, .run = fork_and_wait, .flags = ALONE},
     {"thread exit", .setup = warm_up, .run = run_a_thread},
+    {"thread in a former one's slot", .setup = leave_a_slot_with_hits, .run = run_a_thread},
     {"thread exit while drained", .setup = warm_up, .run = run_a_thread_while_drained, .flags = ALONE},
     {"recover a process that was killed", .before = let_another_be_killed, .run = recover, .flags = ONCE},
     {"join while another is dead", .before = let_another_be_killed, .run = attach, .flags = ONCE},

@@ -117,6 +117,7 @@ void fork_without_a_slot(stage *s);
 void hold_of_every_kind(stage *s);
 void use_up_descriptors(stage *s);
 void run_a_thread(stage *s);
+void leave_a_slot_with_hits(stage *s);
 void run_a_thread_while_drained(stage *s);
 
 /* ---- steps_deaths.c ---- */

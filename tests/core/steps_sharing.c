@@ -357,6 +357,13 @@ void run_a_thread(stage *s)
     CHECK_EQ(pthread_create(&thread, NULL, take_free_and_exit, s), 0);
     pthread_join(thread, NULL);
 }
+/* Whoever takes its slot next finds ids in its magazines. */
+void leave_a_slot_with_hits(stage *s)
+{
+    warm_up(s);
+    for (int i = 0; i < 2; i++)
+        run_a_thread(s);
+}
 void run_a_thread_while_drained(stage *s)
 {
     drain_at_exit = vm__thread(s->r)->token;
