@@ -369,10 +369,9 @@ typedef struct vm_header {
     uint32_t nr_processes;   /* slots for processes, 64 n - 1; the one after them is the region's own (names)     */
     uint64_t off_holders;    /* the sharings' further words of holders                                            */
     uint32_t nr_groups;      /* of processes; each has as many nodes, and a shelf of warm ranges */
+    uint32_t lazy_is_off;    /* a scan could not tell how much is lazy, as others worked meanwhile */
     uint64_t off_shelves;
-    uint64_t
-        high_group; /* changes a few times in a region's life: no process was ever of this group or a higher one; 0: of
-                            any but the first */
+    uint64_t high_group;     /* no process was ever of it or a higher one; 0: of any but the first. Changes rarely */
 
     _Alignas(64) uint64_t corrupt; /* 0, or the line that found it: no more changes  */
     uint64_t purge_needs_scan; /* a death may have hidden ranges from the lists */

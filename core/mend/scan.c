@@ -94,20 +94,39 @@ int vm__scan(vm_thread *t, unsigned flags, vm_batch *out)
     return page == r->map.nr_pages ? 0 : VM_CORRUPT(r);
 }
 
-/* A death between a counter and its word leaves the sum of lazy pages off: set it right. Exact when
- * nobody frees meanwhile; else off by what is in flight, and read as signed. */
+#define LAZY_LOOKS 3 /* at all words, while others work */
+
+/* Is the sum of the words exact? Who makes a range lazy, or takes one, has it MOVING between counter and word. */
+static bool count_lazy(const vm_region *r, uint64_t *before, uint64_t *sum)
+{
+    uint64_t page = 0;
+    bool is_under_way = false;
+    *before = VM_ACQUIRE(&r->map.h->lazy_pages);
+    *sum = 0;
+    for (vm_word w; (w = vm__word_at(r, page)); page += vm__len(w)) {
+        *sum += vm__state(w) == VM_LAZY ? vm__len(w) : 0;
+        is_under_way = is_under_way || vm__state(w) == VM_MOVING;
+    }
+    return !is_under_way && VM_ACQUIRE(&r->map.h->lazy_pages) == *before;
+}
+
+/* A death between a counter and its word leaves the sum of lazy pages off: set it right. While others free and take, a
+ * walk counts some of their pages twice: then it stays as it is, off by what the dead one had under way, and is read as
+ * signed; the next scan looks again. */
 int vm__mend_lazy_pages(vm_thread *t, unsigned flags)
 {
-    vm_region *r = t->region;
-    VM_ASSERT_HELD(t, &r->map.h->purge_lock);
+    vm_header *h = t->region->map.h;
+    VM_ASSERT_HELD(t, &h->purge_lock);
     int rc = vm__space_lock(t, flags & VM_LOCK_FLAGS);
     if (rc)
         return rc;
-    uint64_t before = VM_ACQUIRE(&r->map.h->lazy_pages), sum = 0, page = 0;
-    for (vm_word w; (w = vm__word_at(r, page)); page += vm__len(w))
-        sum += vm__state(w) == VM_LAZY ? vm__len(w) : 0;
-    if (sum != before)
-        VM_ADD(&r->map.h->lazy_pages, sum - before);
+    uint64_t before, sum;
+    bool is_exact = false;
+    for (int i = 0; i < LAZY_LOOKS && !is_exact; i++)
+        is_exact = count_lazy(t->region, &before, &sum);
+    if (is_exact && sum != before)
+        VM_ADD(&h->lazy_pages, sum - before);
+    VM_PUT(&h->lazy_is_off, !is_exact);
     vm__space_unlock(t);
     return 0;
 }

@@ -547,7 +547,31 @@ static void the_peak_at_which_magazines_were_drained_sinks_with_it(vm_pools d)
     FINISH(r);
 }
 
+/* Counted, and not lazy yet: who sums up the words now must not take the pages off the counter. */
+static void a_free_that_is_under_way_is_counted_once_by_a_scan(vm_pools d)
+{
+    vm_region *r = MAKE(.nr_pages = 100, .pools = d, SMALL);
+    vm_thread *t = vm__thread(r);
+    vm_range a = take(r, 3);
+    uint64_t before = r->map.h->lazy_pages;
+    r->map.heads[a.page].word = vm__moving(t, 3);
+    r->map.h->lazy_pages += 3;
+    r->map.h->purge_needs_scan = 1;
+    CHECK_EQ(vm_recover(r, NULL), 0);
+    CHECK_EQ(r->map.h->lazy_pages, before + 3);
+    CHECK_EQ(r->map.h->lazy_is_off, 1);
+    r->map.h->lazy_pages -= 3;
+    vm__lazy_put(t, a.page, 3); /* from its beginning, to its end */
+    r->map.h->lazy_pages += 7;  /* as a death left it */
+    CHECK_EQ(vm_recover(r, NULL), 0);
+    CHECK_EQ(r->map.h->lazy_pages, before + 3);
+    CHECK_EQ(r->map.h->lazy_is_off, 0);
+    CHECK_CLEAN(r);
+    FINISH(r);
+}
+
 static void (*const for_every_design[])(vm_pools) = {
+    a_free_that_is_under_way_is_counted_once_by_a_scan,
     a_large_range_is_reused_warm,
     the_tightest_warm_fit_wins,
     a_step_takes_the_oldest_of_however_many_lists,
