@@ -427,7 +427,8 @@ static vm_word find_own(vm_region *r, uint64_t nr_pages, uint64_t align_pages, u
 {
     vm_reach own = reach_of(r, true);
     vm_word w = find_close(r, own, nr_pages, align_pages, page);
-    for (bool more = true; !w && more;) {
+    uint64_t left = r->map.nr_pages / VM_WARM_SORT_RANGES + vm__nodes_used(r) + 1; /* scribbled links may go round */
+    for (bool more = true; !w && more && left; left--) {
         more = sort(r);
         w = find_close(r, own, nr_pages, align_pages, page);
     }

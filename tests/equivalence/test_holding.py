@@ -44,7 +44,10 @@ def layouts(draw):
 def test_an_array_is_held_where_python_finds_that_all_of_it_lies(owned, layout):
     first, dtype, shape, strides = layout
     start = owned[first:]
-    a = as_strided(start[: np.dtype(dtype).itemsize].view(dtype)[:1], shape, strides)
+    try:
+        a = as_strided(start[: np.dtype(dtype).itemsize].view(dtype)[:1], shape, strides)
+    except ValueError:  # more bytes than an array of numpy's may have
+        return
     expected = owned.base if lies_within(a, owned.base) else None
     assert holding_below(a) is holding_of(a) is holding_by_adapter(a) is expected
 
