@@ -47,8 +47,10 @@ int vm_recover(vm_region *r, uint64_t *pages_reclaimed)
         return health;
     vm__enter(t);
     int rc = vm__recover_dead(t, 0, &pages);
-    if (rc == 0 && (VM_ACQUIRE(&r->map.h->purge_needs_scan) || VM_RELAXED(&r->map.h->lazy_is_off)))
+    if (rc == 0 && VM_ACQUIRE(&r->map.h->purge_needs_scan))
         rc = vm__purge_scan(t, 0, NULL, NULL);
+    else if (rc == 0 && VM_RELAXED(&r->map.h->lazy_is_off))
+        rc = vm__purge_count(t, 0);
     vm__leave(t);
     if (rc == 0 && pages_reclaimed)
         *pages_reclaimed = pages;

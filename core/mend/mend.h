@@ -32,6 +32,7 @@ bool vm__purge_is_behind(vm_region *r); /* a death may have hidden something fro
 void vm__count_tick(vm_thread *t, uint64_t decayed_pages);
 /* A purge in scan mode; `then` runs after a complete one, still under purge_lock. */
 int vm__purge_scan(vm_thread *t, unsigned flags, void (*then)(vm_region *, const void *), const void *arg);
+int vm__purge_count(vm_thread *t, unsigned flags); /* what is lazy, anew, where a scan could not tell */
 
 /* ---- recover.c ---- */
 

@@ -284,3 +284,13 @@ int vm__purge_scan(vm_thread *t, unsigned flags, void (*then)(vm_region *, const
     free(b.piece);
     return rc;
 }
+
+int vm__purge_count(vm_thread *t, unsigned flags)
+{
+    int rc = lock_purge(t, flags);
+    if (rc)
+        return rc;
+    rc = vm__mend_lazy_pages(t, flags);
+    vm__unlock(t, &t->region->map.h->purge_lock);
+    return rc;
+}
