@@ -26,7 +26,7 @@ def main() -> None:
 
     def measure(design: str, workers: int) -> float:
         command = [program, str(POOLS.index(design)), str(workers), str(milliseconds)]
-        return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[0])
 
     results, rows = [], []
     for workers in [1, 2, 8, 64] if args.quick else WORKERS:

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: MIT */
-/* One measurement of bench_contention.py: `contend_loop POOLS WORKERS MS` forks WORKERS processes that
- * allocate and free for MS milliseconds, sizes random from 1..16 pages, 16 live each, and prints the
- * pairs all of them did in a second, in millions. */
+/* One measurement of bench_contention.py and bench_thread.py: `contend_loop POOLS WORKERS MS` forks WORKERS
+ * processes that allocate and free for MS milliseconds, sizes random from 1..16 pages, 16 live each. Prints the
+ * pairs all of them did in a second, in millions; the ns that a pair waited for locks; and the pages that were
+ * neither in use nor free when all had stopped. */
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,10 +15,10 @@
 
 #define NR_LIVE 16
 #define PAIRS_PER_LOOK 64
-enum { ALL_READY = 1, STOP = 2 };
+enum { ALL_READY = 1, STOP, LEAVE };
 
 typedef struct shared {
-    uint32_t ready, state;
+    uint32_t ready, stopped, state;
     uint64_t pairs[64];
 } shared;
 
@@ -28,7 +30,7 @@ static void work(vm_region *r, shared *s, int index)
     __atomic_add_fetch(&s->ready, 1, __ATOMIC_SEQ_CST);
     while (__atomic_load_n(&s->state, __ATOMIC_RELAXED) == 0)
         usleep(100);
-    while (__atomic_load_n(&s->state, __ATOMIC_RELAXED) != STOP)
+    while (__atomic_load_n(&s->state, __ATOMIC_RELAXED) < STOP)
         for (int i = 0; i < PAIRS_PER_LOOK; i++, pairs++) {
             x ^= x << 13, x ^= x >> 17, x ^= x << 5;
             vm_range *a = &live[x % NR_LIVE];
@@ -36,7 +38,40 @@ static void work(vm_region *r, shared *s, int index)
                 _exit(1);
         }
     s->pairs[index] = pairs;
+    __atomic_add_fetch(&s->stopped, 1, __ATOMIC_SEQ_CST);
+    while (__atomic_load_n(&s->state, __ATOMIC_RELAXED) != LEAVE) /* what it keeps ready is counted first */
+        usleep(100);
     _exit(0);
+}
+
+/* Until all workers counted; false if one failed. */
+static bool have_all(uint32_t *count, int workers)
+{
+    while (__atomic_load_n(count, __ATOMIC_ACQUIRE) < (uint32_t)workers) {
+        if (waitpid(-1, NULL, WNOHANG) > 0)
+            return false;
+        usleep(100);
+    }
+    return true;
+}
+
+static double now_us(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec * 1e6 + (double)t.tv_nsec / 1e3;
+}
+
+/* The microseconds in which all worked; negative if one failed. */
+static double measure(shared *s, int workers, struct timespec pause)
+{
+    if (!have_all(&s->ready, workers))
+        return -1;
+    double began = now_us();
+    __atomic_store_n(&s->state, ALL_READY, __ATOMIC_SEQ_CST);
+    nanosleep(&pause, NULL);
+    __atomic_store_n(&s->state, STOP, __ATOMIC_SEQ_CST);
+    return have_all(&s->stopped, workers) ? now_us() - began : -1;
 }
 
 int main(int argc, char **argv)
@@ -45,7 +80,7 @@ int main(int argc, char **argv)
         return 2;
     vm_options options = {.nr_pages = 1 << 20, .pools = (vm_pools)atoi(argv[1])};
     int workers = atoi(argv[2]), failed = 0, status;
-    struct timespec a, b, pause = {atol(argv[3]) / 1000, atol(argv[3]) % 1000 * 1000000};
+    struct timespec pause = {atol(argv[3]) / 1000, atol(argv[3]) % 1000 * 1000000};
     vm_region *r;
     shared *s = mmap(NULL, sizeof *s, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (workers < 1 || workers > 64 || vm_create(&options, &r) != 0)
@@ -53,18 +88,16 @@ int main(int argc, char **argv)
     for (int i = 0; i < workers; i++)
         if (fork() == 0)
             work(r, s, i);
-    while (__atomic_load_n(&s->ready, __ATOMIC_RELAXED) < (uint32_t)workers)
-        usleep(100);
-    clock_gettime(CLOCK_MONOTONIC, &a);
-    __atomic_store_n(&s->state, ALL_READY, __ATOMIC_SEQ_CST);
-    nanosleep(&pause, NULL);
-    __atomic_store_n(&s->state, STOP, __ATOMIC_SEQ_CST);
+    double us = measure(s, workers, pause);
+    vm_stats stats;
+    int rc = vm_get_stats(r, &stats);
+    __atomic_store_n(&s->state, LEAVE, __ATOMIC_SEQ_CST);
     while (wait(&status) > 0)
         failed |= status;
-    clock_gettime(CLOCK_MONOTONIC, &b);
     uint64_t pairs = 0;
     for (int i = 0; i < workers; i++)
         pairs += s->pairs[i];
-    printf("%.4f\n", (double)pairs / ((double)(b.tv_sec - a.tv_sec) * 1e6 + (double)(b.tv_nsec - a.tv_nsec) / 1e3));
-    return failed != 0;
+    printf("%.4f %.2f %lu\n", (double)pairs / us, (double)stats.lock_wait_ns / (double)pairs,
+           (unsigned long)(stats.cached_pages + stats.pooled_pages + stats.lazy_pages));
+    return failed || rc || us < 0;
 }

@@ -30,6 +30,7 @@ from vmalloc.cli import main
 from vmalloc.cli.report import PICTURES
 
 RECORDING = DATA / "guest" / "random_size.trace.xz"
+STATE = DATA / "guest" / "random_size.state0.xz"
 PLOTLY = "plotly is not there (pip install 'vmalloc[report]'): no page is drawn"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FIGURES = {"map", "sizes", "callers", "lifetimes", "pages", "lazy", "purged", "fragmentation"}
@@ -68,6 +69,16 @@ def test_a_replay_shows_the_pools_of_a_model() -> None:
     told = numbers(RECORDING, "--replay", "linux-6.9")
     assert told["pools"][0]["name"] == "in pools (linux-6.9)"
     assert max(told["pools"][0]["values"]) > 0
+
+
+def test_a_start_state_adds_the_areas_that_were_there_before() -> None:
+    told = numbers(RECORDING, "--state", STATE)
+    assert told["facts"]["areas before"] == "109, by random_size.state0.xz"
+    assert "(before)" in told["callers"]["labels"]
+
+
+def test_a_recording_is_no_start_state() -> None:
+    refused(run(RECORDING, "--state", RECORDING, "--json"), 1)
 
 
 def test_one_picture_of_a_region_shows_who_holds_what(region: vmalloc.Region) -> None:
@@ -193,8 +204,18 @@ def test_a_region_that_is_not_there_is_refused() -> None:
         [RECORDING],
         [RECORDING, "--seconds", "1", "--json"],
         ["--region", "frames", "--replay", "linux-6.9", "--json"],
+        ["--region", "frames", "--state", STATE, "--json"],
+        [RECORDING, "--state", STATE, "--vmallocinfo", STATE, "--json"],
     ],
-    ids=["nothing", "both", "no output", "seconds of a recording", "replay of a region"],
+    ids=[
+        "nothing",
+        "both",
+        "no output",
+        "seconds of a recording",
+        "replay of a region",
+        "state of a region",
+        "two starts",
+    ],
 )
 def test_what_does_not_go_together_is_refused_in_one_line(words: list[object]) -> None:
     refused(run(*words), 2)

@@ -19,6 +19,7 @@ from vmalloc.lab.events import ALLOC, FREE, PURGE, TraceError  # noqa: E402
 from vmalloc.lab.report import (  # noqa: E402
     GAP_KEPT,
     INSTANTS,
+    Earlier,
     Lives,
     Watch,
     add_replay,
@@ -32,7 +33,10 @@ from vmalloc.lab.report import (  # noqa: E402
     purged_of,
     report_of_recording,
     sizes_of,
+    start_of_state,
+    start_of_vmallocinfo,
 )
+from vmalloc.lab.vmallocinfo import read_vmallocinfo  # noqa: E402
 
 PAGE = 4096
 NEVER = math.inf
@@ -93,6 +97,17 @@ def test_an_area_whose_free_was_lost_ends_when_its_address_is_given_again_and_is
 
 def test_failed_allocations_and_frees_of_older_areas_are_no_areas():
     assert len(lives_of(columns(alloc(0, 7, failed=1), free(1, 99)))) == 0
+
+
+def test_an_area_of_before_lives_until_its_free_and_is_not_measured():
+    earlier = [Earlier(8 * PAGE, 2 * PAGE, "vmap_pages"), Earlier(20 * PAGE, PAGE, "stack")]
+    found = lives_of(columns(free(2, 8), alloc(3, 8)), earlier)
+    assert found.start.tolist() == [8, 8, 20]
+    assert found.born.tolist() == [-NEVER, 1, -NEVER]
+    assert found.died.tolist() == [0, NEVER, NEVER]
+    assert found.nr_pages.tolist() == [2, 1, 1]
+    assert found.measured.tolist() == [False, False, False]
+    assert [found.callers[n] for n in found.caller] == ["vmap_pages", "a", "stack"]
 
 
 # ---- bars ----
@@ -220,6 +235,30 @@ def test_a_recording_of_a_kernel_is_counted_as_its_events_are():
     assert len(report.map.percent) == len(report.map.starts) == 120
 
 
+def test_with_a_snapshot_before_all_that_is_in_the_snapshot_after_is_still_there():
+    live = DATA / "live"
+    start = start_of_vmallocinfo(live / "l8_snap_before.real.xz")
+    report = report_of_recording(live / "l8_consist.trace.xz", start)
+    after = read_vmallocinfo(live / "l8_snap_after.real.xz").busy()
+    there = dict(zip(report.lifetimes.labels, report.lifetimes.values["areas"], strict=True))["still there"]
+    assert (report.facts["areas before"], there) == ("640, by l8_snap_before.real.xz", len(after))
+    assert "kernel_clone" in report.callers.labels
+
+
+def test_a_start_state_is_of_the_moment_of_its_mark():
+    path = DATA / "guest" / "random_size.trace.xz"
+    report = report_of_recording(path, start_of_state(DATA / "guest" / "random_size.state0.xz"))
+    assert report.facts["areas before"] == "109, by random_size.state0.xz"
+    lived = dict(zip(report.lifetimes.labels, report.lifetimes.values["areas"], strict=True))
+    assert (report.facts["areas"], report.facts["frees"]) == ("8,008", "8,009, 1 of them of older areas")
+    assert (lived["not known"], lived["still there"]) == (1, 108)
+
+
+def test_a_snapshot_with_hashed_addresses_is_no_start():
+    with pytest.raises(TraceError, match="addresses are hashed"):
+        start_of_vmallocinfo(DATA / "traces" / "vmallocinfo.hashed.xz")
+
+
 def test_a_replay_adds_pools_on_the_same_time_axis():
     pytest.importorskip("sortedcontainers")
     from vmalloc.lab import replay
@@ -261,7 +300,7 @@ def test_of_frees_alone_the_backlog_is_told(tmp_path: Path):
     report = report_of_recording(path)
     assert (report.map, report.sizes.labels, report.callers.labels) == (None, [], [])
     assert [line.values for line in report.lazy] == [[118], [16384]]
-    assert len(report.notes) == 1
+    assert len(report.notes) == 2  # of what a recording does not tell
 
 
 def test_what_is_wrong_with_a_recording_stands_in_its_notes():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vmalloc.cli.manners import Command, Output, Refusal, json_option, safe
-from vmalloc.cli.replay import Design
+from vmalloc.cli.replay import PATH, Design
 
 if TYPE_CHECKING:
     from vmalloc.lab.report import Report, Watch
@@ -44,6 +44,12 @@ class OneDesign(Design):
 )
 @click.option("--replay", "design", type=OneDesign(), help="Pools and levels of this design's model, too.")
 @click.option(
+    "--state", type=PATH, help="With a recording: its complete start state (a guest's NAME.state0)."
+)
+@click.option(
+    "--vmallocinfo", type=PATH, help="/proc/vmallocinfo at a recording's start, with real addresses."
+)
+@click.option(
     "-o", "--output", "page", type=click.Path(path_type=Path), help="The page, a file that is not there yet."
 )
 @click.option("--force", is_flag=True, help="Replace the page if it is there.")
@@ -53,6 +59,8 @@ def command(
     which: str | None,
     seconds: float | None,
     design: str | None,
+    state: Path | None,
+    vmallocinfo: Path | None,
     page: Path | None,
     force: bool,
     json_path: str | None,
@@ -66,6 +74,7 @@ def command(
     Examples:
       vmalloc report kernel.trace.gz -o page.html
       vmalloc report kernel.trace.gz --replay linux-6.16 -o page.html
+      vmalloc report kernel.trace.gz --vmallocinfo before.txt -o page.html
       vmalloc report --region frames --seconds 10 -o page.html
     """
     if (recording is None) == (which is None):
@@ -74,15 +83,24 @@ def command(
         raise Refusal("say where the page goes: -o page.html; or --json")
     if which is None and seconds is not None:
         raise Refusal("--seconds goes with --region")
-    if which is not None and design is not None:
-        raise Refusal("--replay goes with a recording")
+    if which is not None and (design or state or vmallocinfo):
+        raise Refusal("--replay, --state and --vmallocinfo go with a recording")
+    if state is not None and vmallocinfo is not None:
+        raise Refusal("--state tells all that --vmallocinfo tells, and more: say one of them")
+
+    def make() -> Report:
+        if recording is not None:
+            return _of_recording(recording, design, state, vmallocinfo)
+        assert which is not None
+        return _of_region(which, 5.0 if seconds is None else seconds)
+
     if page is None:
-        Output(json_path).json(_report(recording, which, seconds, design).as_dict())
+        Output(json_path).json(make().as_dict())
         return
     with _new_file(page, force):
         from vmalloc.cli.report_page import page_of  # before any work: plotly may be missing
 
-        report = _report(recording, which, seconds, design)
+        report = make()
         page.write_text(page_of(report), encoding="utf-8")
     Output(json_path).json(report.as_dict())
 
@@ -102,25 +120,24 @@ def _new_file(path: Path, force: bool) -> Iterator[None]:
         raise
 
 
-def _report(recording: Path | None, which: str | None, seconds: float | None, design: str | None) -> Report:
-    if recording is not None:
-        return _of_recording(recording, design)
-    assert which is not None
-    return _of_region(which, 5.0 if seconds is None else seconds)
-
-
-def _of_recording(path: Path, design: str | None) -> Report:
+def _of_recording(path: Path, design: str | None, state: Path | None, vmallocinfo: Path | None) -> Report:
     from vmalloc.lab.events import TraceError
-    from vmalloc.lab.report import add_replay, report_of_recording
+    from vmalloc.lab.report import add_replay, report_of_recording, start_of_state, start_of_vmallocinfo
+    from vmalloc.lab.state import StateError
 
     try:
-        report = report_of_recording(path)
+        if state is not None:
+            report = report_of_recording(path, start_of_state(state))
+        elif vmallocinfo is not None:
+            report = report_of_recording(path, start_of_vmallocinfo(vmallocinfo))
+        else:
+            report = report_of_recording(path)
         if design is not None:
             from vmalloc.lab.replay import load
             from vmalloc.model import PRESETS
 
             add_replay(report, load(path), PRESETS[design])
-    except (TraceError, ValueError) as error:
+    except (TraceError, StateError, ValueError) as error:
         raise click.ClickException(safe(str(error))) from None
     return report
 

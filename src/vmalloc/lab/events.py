@@ -9,7 +9,7 @@ docs/trace-format.md). Trouble in a file is not an exception but a `Problem` wit
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -48,6 +48,12 @@ class Event(NamedTuple):
 
 ALLOC, FREE, PURGE, MARK, LOST = "alloc", "free", "purge", "mark", "lost"
 KERNEL_KINDS = (ALLOC, FREE, PURGE, MARK, LOST)
+
+
+def rows_between_marks(marks: Iterable[tuple[int, str]], nr_rows: int) -> slice:
+    """The rows after a mark STATE0 and before a mark STATE1, where there are such; marks: rows and texts."""
+    named = {text.split()[0]: row for row, text in marks if text}
+    return slice(named.get("STATE0", -1) + 1, named.get("STATE1", nr_rows))
 
 
 class TraceError(ValueError):

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vmalloc.lab.events import ALLOC, FREE, MARK, Event
+from vmalloc.lab.events import ALLOC, FREE, MARK, Event, rows_between_marks
 from vmalloc.lab.files import StrPath
 from vmalloc.lab.orders import Timeline
 from vmalloc.lab.predict import Prediction, Predictor, lost_events, most_used_window
@@ -102,10 +102,8 @@ def load(
 
 def between_marks(events: list[Event]) -> list[Event]:
     """The events after a mark STATE0 and before the following STATE1, if there are such marks."""
-    marks = {
-        event.text.split()[0]: at for at, event in enumerate(events) if event.kind == MARK and event.text
-    }
-    return events[marks.get("STATE0", -1) + 1 : marks.get("STATE1", len(events))]
+    marks = ((at, event.text) for at, event in enumerate(events) if event.kind == MARK)
+    return events[rows_between_marks(marks, len(events))]
 
 
 # ---------------------------------------------------------------------- prediction

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What `vmalloc report` shows, as plain numbers: cli/report_page.py draws it, cli/report.py asks for it.
 
-    report = report_of_recording("run.trace.gz")        the kernel's areas
+    report = report_of_recording("run.trace.gz")        the kernel's areas; start: those before, too
     add_replay(report, load("run.trace.gz"), design)    beside them, what the model had in its pools
     report = watch.report("frames")                     a live region, from pictures of it (Watch)
 
@@ -14,14 +14,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from vmalloc.lab.columns import Array, Columns
-from vmalloc.lab.events import ALLOC, FREE, LOST, PAGE_SIZE_MIN, PURGE, Problem, TraceError
+from vmalloc.lab.events import (
+    ALLOC,
+    FREE,
+    LOST,
+    MARK,
+    PAGE_SIZE_MIN,
+    PURGE,
+    Problem,
+    TraceError,
+    rows_between_marks,
+)
 from vmalloc.lab.files import StrPath
+from vmalloc.lab.state import read_state
 from vmalloc.lab.trace import header_of, read_columns
+from vmalloc.lab.vmallocinfo import read_vmallocinfo
 
 if TYPE_CHECKING:
     from vmalloc.lab.replay import Recording
@@ -141,12 +153,29 @@ def instants_until(end: float) -> list[float]:
     return [end * n / INSTANTS for n in range(1, INSTANTS + 1)] if end > 0 else [0.0]
 
 
-def lives_of(columns: Columns) -> Lives:
-    """The areas whose allocation is in the recording, which is in time order."""
-    seconds = _seconds(columns)
-    is_alloc = columns.is_kind(ALLOC) & (columns["failed"] == 0)
-    chosen = np.flatnonzero(is_alloc | columns.is_kind(FREE))
-    addresses = columns["addr"][chosen]
+class Earlier(NamedTuple):
+    """An area that was there before the first event."""
+
+    start: int
+    size: int  # bytes
+    caller: str
+
+
+def lives_of(columns: Columns, earlier: Sequence[Earlier] = ()) -> Lives:
+    """The areas whose allocation is in the recording, which is in time order; and those of before.
+
+    An earlier one was born at no time that is known: minus infinity.
+    """
+    nr = len(earlier)
+    seconds = np.concatenate((np.full(nr, -np.inf), _seconds(columns)))
+    is_alloc = np.concatenate((np.ones(nr, bool), columns.is_kind(ALLOC) & (columns["failed"] == 0)))
+    is_free = np.concatenate((np.zeros(nr, bool), columns.is_kind(FREE)))
+    all_addresses = np.concatenate((np.array([area.start for area in earlier], "u8"), columns["addr"]))
+    sizes = np.concatenate((np.array([area.size for area in earlier], "u8"), columns["size"]))
+    comms = np.array([columns.names.code(area.caller) for area in earlier], "i4")
+    comms = np.concatenate((comms, columns["comm"]))
+    chosen = np.flatnonzero(is_alloc | is_free)
+    addresses = all_addresses[chosen]
     order = np.argsort(addresses, kind="stable")  # of one address, still by time
     rows, addresses = chosen[order], addresses[order]
     follows = np.zeros(len(rows), bool)  # the next event is one of the same address
@@ -154,13 +183,13 @@ def lives_of(columns: Columns) -> Lives:
     begins = np.flatnonzero(is_alloc[rows])
     ends = np.minimum(begins + 1, len(rows) - 1)
     has_end = follows[begins]
-    names, caller = np.unique(columns["comm"][rows[begins]], return_inverse=True)
+    names, caller = np.unique(comms[rows[begins]], return_inverse=True)
     return Lives(
         start=(addresses[begins] // PAGE_SIZE_MIN).astype("i8"),
-        nr_pages=np.maximum(columns["size"][rows[begins]] // PAGE_SIZE_MIN, 1).astype("i8"),
+        nr_pages=np.maximum(sizes[rows[begins]] // PAGE_SIZE_MIN, 1).astype("i8"),
         born=seconds[rows[begins]],
         died=np.where(has_end, seconds[rows[ends]], np.inf),
-        measured=has_end & ~is_alloc[rows[ends]],
+        measured=has_end & ~is_alloc[rows[ends]] & (rows[begins] >= nr),
         caller=caller,
         callers=[columns.names.strings[name] for name in names],
     )
@@ -330,38 +359,84 @@ def _most_at(at: Array, values: Array, nr: int) -> list[float]:
 # ---------------------------------------------------------------------- a recording
 
 
-def report_of_recording(path: StrPath) -> Report:
-    """Of a recording of a kernel. Raises TraceError where nothing in it can be used."""
+class Start(NamedTuple):
+    """What is known of a recording's start: from which file, its areas, and what is wrong with the file."""
+
+    of: str
+    areas: list[Earlier]
+    problems: list[Problem]
+
+
+NOTHING_KNOWN = Start("", [], [])
+
+
+def start_of_state(path: StrPath) -> Start:
+    """The areas in use in a guest's dump, which does not say whose they are. Raises StateError."""
+    busy = read_state(path).busy
+    return Start(Path(path).name, [Earlier(a.start, a.size, "(before)") for a in busy], [])
+
+
+def start_of_vmallocinfo(path: StrPath) -> Start:
+    """The areas in use in a snapshot, each with the function that made it. Raises TraceError."""
     problems: list[Problem] = []
+    info = read_vmallocinfo(path, problems=problems)
+    if info.addresses != "real":
+        raise TraceError(
+            f"{path}: addresses are {info.addresses}: the areas cannot be found in the recording"
+        )
+    areas = [Earlier(a.start, a.size, a.function or "(before)") for a in info.busy()]
+    return Start(Path(path).name, areas, problems)
+
+
+def report_of_recording(path: StrPath, start: Start = NOTHING_KNOWN) -> Report:
+    """Of a recording of a kernel and what was there before it. Raises TraceError if nothing can be used."""
+    problems: list[Problem] = list(start.problems)
     columns = read_columns(path, problems=problems).by_time()
-    lives = lives_of(columns)
+    if start.of:
+        columns = _between_marks(columns)
+    lives = lives_of(columns, start.areas)
     nr_frees = int(np.count_nonzero(columns.is_kind(FREE)))
-    if not len(lives) and not nr_frees:
+    if len(lives) == len(start.areas) and not nr_frees:
         raise TraceError(f"{path}: no allocation and no free in it")
     end = float(_seconds(columns)[-1])
     instants = instants_until(end)
     report = Report(f"Recording {Path(path).name}", began_ns=int(columns["time_ns"][0]))
     report.notes = [str(problem) for problem in problems]
-    report.facts = _facts(columns, lives, nr_frees, end) | {
+    report.facts = _facts(columns, lives, nr_frees, end, start) | {
         "machine": "; ".join(header_of(path)) or "not told"
     }
     report.sizes, report.callers = sizes_of(lives), callers_of(lives)
     report.lifetimes = lifetimes_of(lives)
     report.lazy, report.purged = lazy_of(columns, instants), purged_of(columns, instants)
     _add_places(report, columns, lives, instants)
+    if not start.of:
+        report.notes.append(
+            "A recording tells of areas that were made while it ran. --state or --vmallocinfo add those that "
+            "were there before."
+        )
     report.notes.append(
-        "A recording tells of areas that were made while it ran, not of those that were there before, and "
-        "not what waits in pools: --replay DESIGN shows those of the model."
+        "A recording does not tell what waits in pools: --replay DESIGN shows the pools of the model, which "
+        "begin empty."
     )
     return report
 
 
-def _facts(columns: Columns, lives: Lives, nr_frees: int, end: float) -> dict[str, str]:
+def _between_marks(columns: Columns) -> Columns:
+    """The rows that the replay takes too: a start state is of the moment of its mark."""
+    texts = columns.names.strings
+    marks = ((int(row), texts[columns["text"][row]]) for row in np.flatnonzero(columns.is_kind(MARK)))
+    rows = rows_between_marks(marks, columns.nr_rows)
+    return Columns({name: column[rows] for name, column in columns.items()}, columns.names)
+
+
+def _facts(columns: Columns, lives: Lives, nr_frees: int, end: float, start: Start) -> dict[str, str]:
     failed = np.count_nonzero(columns.is_kind(ALLOC) & (columns["failed"] != 0))
     lost = columns["lost"][columns.is_kind(LOST)]
+    before = {"areas before": f"{len(start.areas):,}, by {start.of}"} if start.of else {}
     return {
         "seconds": f"{end:,.3f}",
-        "areas": f"{len(lives):,}",
+        "areas": f"{len(lives) - len(start.areas):,}",
+        **before,
         "frees": f"{nr_frees:,}, {nr_frees - np.count_nonzero(lives.measured):,} of them of older areas",
         "failed": f"{failed:,}",
         "purges": f"{np.count_nonzero(columns.is_kind(PURGE)):,}",

@@ -51,6 +51,11 @@ class Area:
     node_pages: dict[int, int] = field(default_factory=dict, hash=False)
     line: int = 0
 
+    @property
+    def function(self) -> str:
+        """The caller without its offset."""
+        return self.caller.partition("+")[0]
+
 
 class VmallocInfo(Sequence[Area]):
     """The areas of a snapshot, in the file's order, and what its addresses are worth."""
@@ -214,7 +219,7 @@ class Summary:
         except ValueError:  # a number that is none
             _note_damage(line, lines()[line - 1], problems)
             return "", ""
-        return area.caller.partition("+")[0], area.kind
+        return area.function, area.kind
 
     def __len__(self) -> int:
         return len(self._table) + len(self._odd)
@@ -227,7 +232,7 @@ class Summary:
             counts[key] += nr
             nbytes[key] += total
         for area in self._odd:
-            key = (area.caller.partition("+")[0], area.kind)
+            key = (area.function, area.kind)
             counts[key] += 1
             nbytes[key] += area.size
         return [(*key, counts[key], total) for key, total in nbytes.most_common()]

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: MIT
+"""The thread's question in figures: a list and a lock, llist, tagged list, per CPU, or magazines?
+
+Two measurements by 1 to 64 workers. The kernel's tests of mask 127, by threads: medians of a worker's time,
+over those of `locked` in the same rounds. Then processes that take and free 1 to 16 pages at random, 16 live
+each: pairs a second, how long a pair waited for locks, and how many pages the design kept ready, all workers
+still there. More workers than CPUs: what a preempted lock holder costs, not scaling.
+
+`--page FILE` writes the tables between the two marks of the document, and the picture beside it.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import _common as common
+from _common import median, result
+
+from vmalloc.facts import POOLS
+from vmalloc.suite.driver import Plan, run
+from vmalloc.suite.parameters import Parameters
+
+WORKERS = (1, 2, 4, 8, 16, 32, 64)
+SHOWN = (1, 16, 64)
+LOOPS = 2000
+BEGIN, END = "<!-- measured by benchmarks/bench_thread.py -->", "<!-- end of what was measured -->"
+
+Key = tuple[int, str, str]  # workers, test, design
+
+
+class Held(NamedTuple):
+    """What processes saw that take and free at random."""
+
+    mpairs: float
+    wait_ns: float  # a pair
+    pages: float  # neither in use nor free
+
+
+def suite(rounds: int, loops: int) -> dict[Key, float]:
+    """Microseconds of a worker for each test, of `all` the wall time; medians over rounds."""
+    seen: dict[Key, list[float]] = {}
+    for _ in range(rounds):
+        for workers in WORKERS:
+            parameters = Parameters(nr_threads=workers, run_test_mask=127, test_loop_count=loops)
+            for line in run(Plan(parameters, designs=POOLS, single=False)).results:
+                assert not line.failed, line
+                seen.setdefault((workers, line.test, line.pools), []).append(line.usec)
+    return {key: median(values) for key, values in seen.items()}
+
+
+def held(rounds: int, milliseconds: int) -> dict[tuple[int, str], Held]:
+    source = Path(__file__).with_name("contend_loop.c")
+    program = common.build(source, "contend_loop", common.library_flags())
+    seen: dict[tuple[int, str], list[list[float]]] = {}
+    for _ in range(rounds):
+        for workers in WORKERS:
+            for at, design in enumerate(POOLS):
+                command = [program, str(at), str(workers), str(milliseconds)]
+                told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                seen.setdefault((workers, design), []).append([float(word) for word in told.split()])
+    return {key: Held(*map(median, zip(*rows, strict=True))) for key, rows in seen.items()}
+
+
+def suite_rows(times: dict[Key, float]) -> list[list[str]]:
+    """A row for each test and number of workers shown: ratios to `locked`, and its time."""
+    tests = list(dict.fromkeys(test for _, test, _ in times))
+    return [
+        [
+            test,
+            str(workers),
+            *(f"{times[workers, test, design] / times[workers, test, 'locked']:.2f}" for design in POOLS),
+            f"{times[workers, test, 'locked'] / 1e3:,.1f} ms",
+        ]
+        for workers in SHOWN
+        for test in tests
+    ]
+
+
+def held_rows(seen: dict[tuple[int, str], Held]) -> list[list[str]]:
+    return [
+        [
+            str(workers),
+            design,
+            f"{one.mpairs:.2f}",
+            f"{one.mpairs / seen[workers, 'locked'].mpairs:.2f}",
+            f"{one.wait_ns:,.0f}",
+            f"{one.pages:,.0f}",
+        ]
+        for workers in SHOWN
+        for design, one in ((design, seen[workers, design]) for design in POOLS)
+    ]
+
+
+SUITE_COLUMNS = ["test", "workers", *POOLS, "locked took"]
+HELD_COLUMNS = [
+    "workers",
+    "design",
+    "million pairs/s",
+    "to locked",
+    "lock wait, ns a pair",
+    "pages kept ready",
+]
+
+
+def markdown(columns: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *rows])
+
+
+def write_page(path: Path, times: dict[Key, float], seen: dict[tuple[int, str], Held], rounds: int) -> None:
+    """Put the tables between the marks and the picture beside the page."""
+    text = path.read_text()
+    head, tail = text[: text.index(BEGIN)], text[text.index(END) :]
+    body = (
+        f"{BEGIN}\n\n{common.machine()}; medians of {rounds} interleaved rounds.\n\n"
+        f"![time of a test and of a pair, by workers]({path.stem}.png)\n\n"
+        f"{markdown(SUITE_COLUMNS, suite_rows(times))}\n\n{markdown(HELD_COLUMNS, held_rows(seen))}\n\n"
+    )
+    path.write_text(head + body + tail)
+    draw(path.with_suffix(".png"), times, seen)
+
+
+def draw(path: Path, times: dict[Key, float], seen: dict[tuple[int, str], Held]) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels: Any = figure.subplots(1, 3)
+    for panel, test in zip(panels, ("fix_size_alloc", "all"), strict=False):
+        panel.set_title(f"{test}, time over that of locked")
+        for marker, design in zip("os^vDx", POOLS, strict=True):
+            ratios = [times[w, test, design] / times[w, test, "locked"] for w in WORKERS]
+            panel.plot(WORKERS, ratios, marker=marker, label=design)
+    panels[2].set_title("random 1..16 pages, lock wait of a pair, ns")
+    for marker, design in zip("os^vDx", POOLS, strict=True):
+        panels[2].plot(WORKERS, [seen[w, design].wait_ns + 1 for w in WORKERS], marker=marker)
+    for panel in panels:
+        panel.set_xscale("log", base=2)
+        panel.set_yscale("log")
+        panel.set_xlabel("workers")
+        panel.grid(alpha=0.3)
+    panels[0].legend(fontsize=8)
+    figure.savefig(path, dpi=90)
+
+
+def main() -> None:
+    parser = common.options(__doc__)
+    parser.add_argument("--page", type=Path, help="the document that gets the tables and the picture")
+    args = parser.parse_args()
+    rounds, loops, milliseconds = (1, 100, 20) if args.quick else (11, LOOPS, 200)
+    times, seen = suite(rounds, loops), held(rounds, milliseconds)
+    common.show("The kernel's tests, time over that of `locked`", SUITE_COLUMNS, suite_rows(times))
+    common.show("Random 1..16 pages, 16 live, by processes", HELD_COLUMNS, held_rows(seen))
+    if args.page:
+        write_page(args.page, times, seen, rounds)
+    results = [
+        result(f"{workers} workers, {test}", design, usec, "us", {"locked": times[workers, test, "locked"]})
+        for (workers, test, design), usec in times.items()
+    ]
+    for (workers, design), one in seen.items():
+        for unit, value in zip(("Mpairs/s", "ns lock wait a pair", "pages kept"), one, strict=True):
+            results.append(result(f"{workers} workers, random 1..16", design, value, unit))
+    common.finish(args, results)
+
+
+if __name__ == "__main__":
+    main()
