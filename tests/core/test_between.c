@@ -15,7 +15,8 @@ typedef struct scene {
     vm_region *r;
     vm_range used;
     void (*comes)(vm_region *);
-    uint64_t before; /* which write of the operation it comes before */
+    const char *where; /* in which files */
+    uint64_t before;   /* which write of the operation there it comes before */
     uint64_t nr_writes;
 } scene;
 
@@ -83,7 +84,7 @@ static void *come(void *arg)
 static bool before_each_write(const char *file, int line, uint64_t nr_passed)
 {
     (void)line, (void)nr_passed;
-    if (!is_watched || !strstr(file, "pool_") || now->nr_writes++ != now->before)
+    if (!is_watched || !strstr(file, now->where) || now->nr_writes++ != now->before)
         return true;
     pthread_t other;
     CHECK_EQ(pthread_create(&other, NULL, come, now), 0);
@@ -126,7 +127,7 @@ static void nothing_is_lost(vm_pools d, void (*run)(scene *), void (*comes)(vm_r
 {
     bool is_over = false;
     for (uint64_t before = 0; !is_over; before++) {
-        scene s = {.comes = comes, .before = before};
+        scene s = {.comes = comes, .where = "pool_", .before = before};
         set_up(&s, d);
         now = &s;
         is_watched = true;
@@ -138,14 +139,36 @@ static void nothing_is_lost(vm_pools d, void (*run)(scene *), void (*comes)(vm_r
     }
 }
 
+/* ---- what is charged meanwhile ---- */
+
+static void a_third_of_the_quota(vm_region *r) { take(r, 300); }
+
+static void what_another_thread_takes_while_the_words_are_counted_is_charged(vm_pools d)
+{
+    scene s = {.r = MAKE(.nr_pages = 2000, .pools = d, SMALL), .comes = a_third_of_the_quota, .where = "charge.c"};
+    vm_range a, b;
+    CHECK_EQ(vm_set_limit(s.r, VM_QUOTA, 900), 0);
+    a = take(s.r, 500);
+    GIVE_BACK(s.r, a);
+    now = &s;
+    is_watched = true;
+    a = take(s.r, 500); /* more than the quota, by what was charged: counted anew, and another takes its third */
+    is_watched = false;
+    CHECK_EQ(s.nr_writes > 0, 1);
+    CHECK_EQ(vm_alloc(s.r, 200, 1, 0, &b), -EDQUOT);
+    CHECK_EQ(vm_detach(s.r), 0);
+}
+
 int main(void)
 {
     static void (*const runs[])(scene *) = {a_free, an_alloc, the_decay};
     static void (*const comers[])(vm_region *) = {a_scan, a_purge_that_scans, a_decay, a_pair, two_pairs};
     vm_fault_filter(before_each_write);
-    FOR_EACH_DESIGN (d)
+    FOR_EACH_DESIGN (d) {
+        what_another_thread_takes_while_the_words_are_counted_is_charged(d);
         for (size_t i = 0; i < LENGTH(runs); i++)
             for (size_t k = 0; k < LENGTH(comers); k++)
                 nothing_is_lost(d, runs[i], comers[k]);
+    }
     return 0;
 }
