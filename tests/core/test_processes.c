@@ -232,6 +232,25 @@ static void a_file_that_is_no_region_is_refused(void)
     FINISH(r);
 }
 
+/* Only some regions have groups of processes; a maker who says that another has is hostile. */
+static void groups_where_there_are_none_are_refused(void)
+{
+    vm_region *r = MAKE(.nr_pages = 10, .pools = VM_POOLS_MAGAZINE, SMALL);
+    vm_header h = *r->map.h;
+    CHECK(h.nr_groups > 1);
+    CHECK_EQ(vm__check_header(&h, h.total_bytes), 0);
+    for (uint32_t pools = 0; pools < VM_NR_POOL_DESIGNS; pools++) {
+        h.pools = pools;
+        vm__lay_out(&h);
+        CHECK_EQ(vm__check_header(&h, h.total_bytes), vm__pool_design(pools)->has_magazines ? 0 : -EUCLEAN);
+    }
+    h = *r->map.h;
+    h.flags |= VM_FLAG_NO_DATA;
+    vm__lay_out(&h);
+    CHECK_EQ(vm__check_header(&h, h.total_bytes), -EUCLEAN);
+    FINISH(r);
+}
+
 static void out_of_process_slots_is_said(uint32_t nr_processes)
 {
     vm_region *r = MAKE(.nr_pages = 100, .nr_nodes = 1, .nr_threads = 4, .nr_processes = nr_processes);
@@ -411,6 +430,7 @@ int main(void)
         for (size_t i = 0; i < LENGTH(for_every_design); i++)
             for_every_design[i](d);
     a_file_that_is_no_region_is_refused();
+    groups_where_there_are_none_are_refused();
     out_of_process_slots_is_said(63);
     out_of_process_slots_is_said(VM_PROCESSES_FEW);
     out_of_process_slots_is_said(VM_PROCESSES_MAX / SLOWER | 63);
