@@ -32,7 +32,7 @@ static uint64_t gone(vm_region *r)
     return sum;
 }
 
-/* The lock goes with a process's memory, which may be in use a moment longer than the process: by a child of vfork(), by
+/* The lock goes with a process's memory, which may be in use a moment longer than the process: by the child of a vfork, by
  * whoever reads /proc/PID/maps. Waits for that. False: there is no such process, or it stayed: one of another pid namespace
  * looks the same, so nobody is waited for twice. */
 bool vm__await_gone(vm_region *r)

@@ -127,7 +127,8 @@ struct vm_region {
     vm_marks *marks;       /* where ranges of ours begin (face/find.c) */
     vm_heir heir, inheritance; /* for the next child; from our parent [holder_mutex] */
     uint64_t looked_for_deaths_ns; /* [holder_mutex] */
-    uint64_t awaited_in_vain; /* a sum over processes whose pid is nobody's and who live all the same; vm__await_gone() */
+    uint64_t
+        awaited_in_vain; /* a sum over processes whose pid is nobody's and who live all the same; vm__await_gone() */
     pthread_mutex_t common_mutex, tick_mutex, recover_mutex, holder_mutex;
     vm_watch *watch; /* [tick_mutex] */
     vm_doubts *doubts; /* the same */

@@ -66,6 +66,7 @@ int vm__quota_fits(vm_thread *t, uint64_t nr_pages)
         return -EDQUOT;
     vm__magazine_flush_all(t);
     vm__count_held(r, false, held);
-    VM_CAS(charged, before, held[r->process]); /* what another thread was charged meanwhile stays; who comes next counts again */
+    VM_CAS(charged, before,
+           held[r->process]); /* what another thread was charged meanwhile stays; who comes next counts again */
     return held[r->process] + nr_pages <= quota ? 0 : -EDQUOT;
 }

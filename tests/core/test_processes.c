@@ -54,7 +54,7 @@ static void a_request_that_would_fail_recovers_the_dead_first(vm_pools d)
     FINISH(r);
 }
 
-/* As a child of vfork(), or whoever just reads /proc/PID/maps: it uses a process's memory after that has ended. It lets go
+/* As the child of a vfork, or whoever just reads /proc/PID/maps: it uses a process's memory after that has ended. It lets go
  * when a request has looked everywhere once. */
 static int stay_a_little(void *arg)
 {

@@ -193,7 +193,9 @@ def test_another_user_has_it_when_both_name_each_other(owner: vmalloc.Region, fo
     assert sorted(owner.names()) == ["a", "b"]
 
 
-def test_a_region_that_could_not_be_served_is_as_closed_as_before(owner: vmalloc.Region, folder: Path) -> None:
+def test_a_region_that_could_not_be_served_is_as_closed_as_before(
+    owner: vmalloc.Region, folder: Path
+) -> None:
     mode = os.fstat(owner.fileno()).st_mode
     with pytest.raises(OSError, match="No such file"):
         owner.serve(folder / "missing" / "region.sock", allow_uids=[NOBODY])

@@ -230,6 +230,7 @@ def hidden_region(post):
     return region
 
 
+@pytest.mark.skipif(os.geteuid() == 0 and NOBODY is None, reason="nothing is hidden from this root")
 def test_a_process_that_hides_its_descriptors_serves_them_to_its_user(post):
     with forked(lambda: hidden_region(post), uid=NOBODY):
         where = post.get()
