@@ -8,12 +8,46 @@
  */
 #include "base.h"
 
+#define GONE_WAIT_NS 500000000ull
+#define GONE_PAUSE_NS 1000000
+
 /* ---- who is dead ---- */
 
 /* Undecidable means alive. */
 bool vm__process_is_dead(vm_region *r, uint32_t process)
 {
     return process != r->process && process < r->map.nr_processes && !vm__process_is_claimed(r, process);
+}
+
+/* A sum over those whose pid is nobody's and whose lock is held; 0: there is none. */
+static uint64_t gone(vm_region *r)
+{
+    uint64_t sum = 0;
+    for (uint32_t p = 0; p < vm__high_process(r); p++) {
+        uint64_t state = VM_ACQUIRE(&r->map.processes[p].state);
+        if (state & VM_PROCESS_LIVE && p != r->process && vm__pid_is_nobodys(VM_RELAXED(&r->map.processes[p].pid))
+            && !vm__process_is_dead(r, p))
+            sum = (sum + state + p + 1) * 0x9e3779b97f4a7c15ull;
+    }
+    return sum;
+}
+
+/* The lock goes with a process's memory, which may be in use a moment longer than the process: by the child of a vfork, by
+ * whoever reads /proc/PID/maps. Waits for that. False: there is no such process, or it stayed: one of another pid namespace
+ * looks the same, so nobody is waited for twice. */
+bool vm__await_gone(vm_region *r)
+{
+    uint64_t first = gone(r), until = vm__now_ns() + GONE_WAIT_NS;
+    if (!first || first == __atomic_load_n(&r->awaited_in_vain, __ATOMIC_RELAXED))
+        return false;
+    while (gone(r) == first) {
+        if (vm__now_ns() > until) {
+            __atomic_store_n(&r->awaited_in_vain, first, __ATOMIC_RELAXED);
+            return false;
+        }
+        vm__sleep_ns(GONE_PAUSE_NS);
+    }
+    return true;
 }
 
 bool vm__incarnation_is_dead(vm_region *r, uint32_t process, uint32_t incarnation)

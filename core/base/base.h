@@ -127,6 +127,8 @@ struct vm_region {
     vm_marks *marks;       /* where ranges of ours begin (face/find.c) */
     vm_heir heir, inheritance; /* for the next child; from our parent [holder_mutex] */
     uint64_t looked_for_deaths_ns; /* [holder_mutex] */
+    uint64_t
+        awaited_in_vain; /* a sum over processes whose pid is nobody's and who live all the same; vm__await_gone() */
     pthread_mutex_t common_mutex, tick_mutex, recover_mutex, holder_mutex;
     vm_watch *watch; /* [tick_mutex] */
     vm_doubts *doubts; /* the same */
@@ -184,6 +186,7 @@ uint32_t vm__online_cpus(void);
 uint32_t vm__configured_cpus(void);
 uint32_t vm__pid(void);
 bool vm__is_stopped(uint32_t pid); /* by its state in /proc; undecidable means yes */
+bool vm__pid_is_nobodys(uint32_t pid); /* as far as this pid namespace knows */
 uint64_t vm__process_began(uint32_t pid,
                            uint32_t *parent); /* in the system's ticks; 0: there is none. `parent` may be NULL */
 uint32_t vm__process_user(uint32_t pid);                    /* its real one; UINT32_MAX: there is none */
@@ -291,6 +294,7 @@ static inline uint32_t vm__slot_process(const vm_region *r, uint64_t state)
     return process < r->map.nr_processes ? process : r->map.nr_processes;
 }
 bool vm__process_is_dead(vm_region *r, uint32_t process);
+bool vm__await_gone(vm_region *r); /* whose lock outlasts them; up to half a second, each once */
 bool vm__incarnation_is_dead(vm_region *r, uint32_t process, uint32_t incarnation);
 bool vm__owner_is_dead(vm_region *r, vm_token token);
 /* Dead by incarnation, which needs no system call to see. */

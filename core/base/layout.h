@@ -219,13 +219,17 @@ _Static_assert(offsetof(vm_slot, magazine) % 128 == 64 && sizeof(vm_slot) % 4096
 typedef struct vm_pool {
     union {
         struct {
-            uint32_t head; /* page + 1 of the first ready range; 0 if empty                           */
-            uint32_t tail; /* llist: last of the chain that was put back, page + 1    [in_use]        */
+            uint32_t head;      /* page + 1 of the first ready range; 0 if empty                      */
+            uint32_t nr_listed; /* llist: ranges in the list, or of it in its one taker's hand        */
         };
-        uint64_t tagged; /* tagged: the head, above it what is raised by every change; one CAS        */
+        uint64_t counted; /* llist: both; one CAS changes a list and its count                        */
+        uint64_t tagged;  /* tagged: the head, above it what is raised by every change; one CAS       */
     };
-    uint32_t nr_ranges; /* exact in `locked` [node.pool_lock]; an atomic counter in the lock-free ones */
-    vm_token in_use;  /* llist: the one taker                                                        */
+    union {
+        uint32_t nr_ranges; /* `locked` and behind `percpu`: exact [node.pool_lock]; others: vm__pool_count() */
+        uint32_t tail;      /* llist: last of the chain that was put back, page + 1 [in_use]          */
+    };
+    vm_token in_use; /* llist: the one taker                                                         */
 } vm_pool;
 _Static_assert(sizeof(vm_pool) == 16, "region format");
 

@@ -99,6 +99,8 @@ bool vm__is_stopped(uint32_t pid)
     return !name_end || name_end[1] != ' ' || strchr("TtDZX", name_end[2]);
 }
 
+bool vm__pid_is_nobodys(uint32_t pid) { return pid && kill((pid_t)pid, 0) < 0 && errno == ESRCH; }
+
 uint64_t vm__process_began(uint32_t pid, uint32_t *parent)
 {
     char path[32], text[512] = "";

@@ -35,6 +35,8 @@ typedef struct vm_pools_kept {
     uint32_t (*give)(vm_thread *, vm_node *, uint64_t nr_pages, uint32_t count, const uint64_t *pages);
     /* Take so many of each pool as vm__decay_quota() says, coldest first. Words become PURGING(t). [purge_lock] */
     int (*decay)(vm_thread *, vm_node *, const uint32_t *quota, unsigned flags, vm_batch *out);
+    /* How many ranges a pool has, where `nr_ranges` does not say so; NULL: it does. */
+    uint32_t (*count)(const vm_region *, const vm_pool *);
     /* A watch turns (mend/decay.c): what this design notes itself of the fewest; NULL: `low` of the nodes is all. */
     void (*turn)(vm_region *, uint32_t node);
     uint64_t (*pages_here)(const vm_region *, uint32_t node); /* what no pool of the node counts; or NULL */
@@ -75,6 +77,7 @@ uint64_t vm__pooled_pages(const vm_region *r); /* by counters: a hint */
 
 static inline uint32_t vm__pool_index(uint64_t nr_pages) { return (uint32_t)nr_pages - 1; }
 static inline uint32_t vm__node_index(const vm_region *r, const vm_node *n) { return (uint32_t)(n - r->map.nodes); }
+uint32_t vm__pool_count(const vm_region *r, const vm_pool *p); /* ranges in it; a hint while others use it */
 uint32_t vm__pool_cap(uint64_t nr_pages);    /* most ranges of a size a pool keeps */
 /* How many of a pool's ranges a decay gives back: as `quota` says for its size, or, without one, its share. */
 uint32_t vm__decay_quota(const uint32_t *quota, uint64_t nr_pages, uint32_t nr_ranges);

@@ -59,13 +59,14 @@ int vm__quota_fits(vm_thread *t, uint64_t nr_pages)
 {
     vm_region *r = t->region;
     uint64_t quota = VM_RELAXED(&r->map.h->quota_pages), *charged = &r->map.processes[r->process].charged_pages;
-    uint64_t held[VM_PROCESSES];
-    if (!quota || VM_RELAXED(charged) + nr_pages <= quota)
+    uint64_t held[VM_PROCESSES], before = VM_ACQUIRE(charged);
+    if (!quota || before + nr_pages <= quota)
         return 0;
     if (nr_pages > quota)
         return -EDQUOT;
     vm__magazine_flush_all(t);
     vm__count_held(r, false, held);
-    VM_STORE(charged, held[r->process]);
+    VM_CAS(charged, before,
+           held[r->process]); /* what another thread was charged meanwhile stays; who comes next counts again */
     return held[r->process] + nr_pages <= quota ? 0 : -EDQUOT;
 }

@@ -38,7 +38,7 @@ static void take_all(vm_thread *t, const vm_magazine *m, uint64_t nr_pages, vm_w
 }
 
 /* What the words say is CACHED by a slot whose owner takes nothing now, wherever it is. Returns the pages. */
-static uint64_t take_by_words(vm_thread *t, vm_word cached)
+static uint64_t take_by_words(vm_thread *t, vm_word cached, uint32_t node)
 {
     vm_region *r = t->region;
     uint64_t page = 0, pages = 0;
@@ -47,7 +47,7 @@ static uint64_t take_by_words(vm_thread *t, vm_word cached)
     for (vm_word w; (w = vm__word_at(r, page)); page += vm__len(w)) {
         vm_word len = w & VM_WORD_LEN_MASK;
         if (w == (cached | len) && VM_CAS(&r->map.heads[page].word, w, t->moving | len)) {
-            vm__lazy_put(t, page, vm__len(w));
+            vm__lazy_put_for(t, page, vm__len(w), node);
             pages += vm__len(w);
         }
     }
@@ -82,7 +82,7 @@ static int drain(vm_thread *t, uint32_t index, uint64_t *lost)
             rc = -EAGAIN;
     }
     if (rc == 0 && lost)
-        *lost += take_by_words(t, cached);
+        *lost += take_by_words(t, cached, node);
     VM_CAS(&slot->drain, t->token, 0);
     return rc;
 }
@@ -110,7 +110,7 @@ uint64_t vm__magazines_reclaim(vm_thread *t)
     if (!r->design->has_magazines)
         return 0;
     if (t->fast_pages && vm__magazine_flush_all(t))
-        lost += take_by_words(t, t->cached);
+        lost += take_by_words(t, t->cached, vm__node_here(r));
     for (uint32_t i = vm__first_thread(r); r->can_drain && i < r->map.nr_threads; i++)
         if (i != t->index && vm__slot_was_used(r, i))
             drain(t, i, &lost);

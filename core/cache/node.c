@@ -10,6 +10,14 @@ uint32_t vm__pool_cap(uint64_t nr_pages)
     return cap < VM_POOL_CAP_RANGES_MIN ? VM_POOL_CAP_RANGES_MIN : (uint32_t)cap;
 }
 
+/* Not more than there are pages, whatever a neighbour wrote. */
+uint32_t vm__pool_count(const vm_region *r, const vm_pool *p)
+{
+    const vm_pools_kept *kept = r->design->kept;
+    uint32_t nr = kept->count ? kept->count(r, p) : VM_RELAXED(&p->nr_ranges);
+    return nr <= r->map.nr_pages ? nr : (uint32_t)r->map.nr_pages;
+}
+
 const uint32_t vm__decay_all[VM_POOL_PAGES_MAX] = {[0 ... VM_POOL_PAGES_MAX - 1] = UINT32_MAX};
 
 uint32_t vm__decay_quota(const uint32_t *quota, uint64_t nr_pages, uint32_t nr_ranges)
@@ -24,7 +32,7 @@ uint64_t vm__check_lists_of_pools(const vm_region *r, uint32_t node, vm_report *
     char what[64];
     for (uint32_t k = 0; k < VM_POOL_PAGES_MAX; k++) {
         vm_pool *p = &r->map.nodes[node].pool[k];
-        uint32_t nr, counted = VM_RELAXED(&p->nr_ranges), in_use = VM_RELAXED(&p->in_use);
+        uint32_t nr, counted = vm__pool_count(r, p), in_use = VM_RELAXED(&p->in_use);
         snprintf(what, sizeof what, "node %u, pool of %u pages", node, k + 1);
         listed += vm__list_check(r, VM_RELAXED(&p->head), VM_POOLED, k + 1, what, &nr, report);
         if (nr != counted)

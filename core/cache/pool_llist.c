@@ -6,7 +6,10 @@
  * moment, detaches the whole list with one exchange, takes the first range and puts the rest back as
  * a batch, for which it must know first and last; a taker who finds the flag set falls through to
  * the next level. The last is remembered from put-back to put-back, so only ranges that were pushed
- * onto an empty list are ever walked, each once. An atomic counter beside it serves the decay.
+ * onto an empty list are ever walked, each once.
+ *
+ * Head and count are one 64-bit word: a range and its count come and go in one CAS, so neither a death nor a scan, which
+ * empties the list while others add to it, can lose one of the two. What a taker has in hand stays counted.
  *
  * Death: a range is MOVING(owner) between word and link and a chain that a dead taker detached is
  * found by the scan of the words (scan.c); the flag names its owner.
@@ -23,6 +26,33 @@ static uint32_t link_after(const vm_region *r, uint32_t link)
     return next <= r->map.nr_pages ? (uint32_t)next : 0;
 }
 static bool is_link(const vm_region *r, uint32_t link) { return link && link <= r->map.nr_pages; }
+static uint32_t count(const vm_region *r, const vm_pool *p) { return (void)r, VM_RELAXED(&p->nr_listed); }
+
+/* That head, and so many fewer than `old` counts. */
+static uint64_t counted(uint32_t head, uint64_t old, uint32_t taken)
+{
+    uint64_t nr = old >> 32;
+    return (nr > taken ? nr - taken : 0) << 32 | head;
+}
+
+static void push(vm_region *r, vm_pool *p, uint64_t page)
+{
+    uint64_t old;
+    do {
+        old = VM_ACQUIRE(&p->counted);
+        VM_PUT(&r->map.heads[page].aux, (uint32_t)old);
+    } while (!VM_CAS(&p->counted, old, ((old >> 32) + 1) << 32 | (page + 1)));
+}
+
+/* The whole list; it stays counted. [in_use] */
+static uint32_t detach(vm_pool *p)
+{
+    uint64_t old;
+    do
+        old = VM_ACQUIRE(&p->counted);
+    while (!VM_CAS(&p->counted, old, counted(0, old, 0)));
+    return (uint32_t)old;
+}
 
 static bool enter_pool(vm_thread *t, vm_pool *p)
 {
@@ -45,15 +75,25 @@ static uint32_t last_of(const vm_region *r, uint32_t link)
     return link;
 }
 
-/* Put back first..last; what was pushed meanwhile ends up behind it. [in_use] */
-static void put_back(vm_region *r, vm_pool *p, uint32_t first, uint32_t last)
+/* Put back first..last, `taken` fewer than were detached; what was pushed meanwhile ends up behind it. [in_use] */
+static void put_back(vm_region *r, vm_pool *p, uint32_t first, uint32_t last, uint32_t taken)
 {
-    uint32_t head;
+    uint64_t old;
     do {
-        head = VM_ACQUIRE(&p->head);
-        VM_PUT(&r->map.heads[last - 1].aux, head);
-    } while (!VM_CAS(&p->head, head, first));
-    VM_PUT(&p->tail, is_link(r, head) ? last_of(r, head) : last);
+        old = VM_ACQUIRE(&p->counted);
+        VM_PUT(&r->map.heads[last - 1].aux, (uint32_t)old);
+    } while (!VM_CAS(&p->counted, old, counted(first, old, taken)));
+    VM_PUT(&p->tail, is_link(r, (uint32_t)old) ? last_of(r, (uint32_t)old) : last);
+}
+
+/* The same where nothing is left of what was detached. [in_use] */
+static void put_back_none(vm_pool *p, uint32_t taken)
+{
+    uint64_t old;
+    do
+        old = VM_ACQUIRE(&p->counted);
+    while (!VM_CAS(&p->counted, old, counted((uint32_t)old, old, taken)));
+    VM_PUT(&p->tail, 0);
 }
 
 /* A listed range's word, if it may be taken: POOLED, or MOVING while its pusher finishes. */
@@ -76,19 +116,18 @@ static uint32_t take(vm_thread *t, vm_node *n, uint64_t nr_pages, uint64_t align
     (void)max;
     if (!enter_pool(t, p))
         return 0;
-    uint32_t got = 0, first = VM_SWAP(&p->head, 0), tail = VM_RELAXED(&p->tail);
+    uint32_t got = 0, first = detach(p), tail = VM_RELAXED(&p->tail);
     if (is_link(r, first)) {
         uint32_t rest = link_after(r, first);
         if (!((first - 1) & (align_pages - 1)) && claim(r, first - 1, nr_pages, t->moving)) {
             pages[got++] = first - 1;
-            VM_ADD(&p->nr_ranges, UINT32_MAX);
         } else {
             rest = first; /* a miss, as in the kernel: only the first is looked at */
         }
         if (rest)
-            put_back(r, p, rest, is_link(r, tail) ? tail : last_of(r, rest));
+            put_back(r, p, rest, is_link(r, tail) ? tail : last_of(r, rest), got);
         else
-            VM_PUT(&p->tail, 0);
+            put_back_none(p, got);
     }
     leave_pool(p);
     return got;
@@ -101,9 +140,8 @@ static uint32_t give(vm_thread *t, vm_node *n, uint64_t nr_pages, uint32_t count
     vm_word moving = vm__moving(t, nr_pages);
     vm_word pooled = vm__word(VM_POOLED, VM_WORD_DIRTY, nr_pages, (uint32_t)(n - r->map.nodes), 0);
     uint32_t kept = 0;
-    for (; kept < count && (int32_t)VM_RELAXED(&p->nr_ranges) < (int32_t)vm__pool_cap(nr_pages); kept++) {
-        VM_ADD(&p->nr_ranges, 1);
-        vm__list_push(r, &p->head, pages[kept]);
+    for (; kept < count && vm__pool_count(r, p) < vm__pool_cap(nr_pages); kept++) {
+        push(r, p, pages[kept]);
         VM_CAS(&r->map.heads[pages[kept]].word, moving, pooled); /* fails if somebody took it already */
     }
     return kept;
@@ -131,7 +169,7 @@ static void decay_one(vm_thread *t, vm_node *n, uint64_t nr_pages, const uint32_
 {
     vm_region *r = t->region;
     vm_pool *p = pool_of(n, nr_pages);
-    uint32_t head = VM_SWAP(&p->head, 0), first = is_link(r, head) ? head : 0, len = 0, last_kept = 0;
+    uint32_t head = detach(p), first = is_link(r, head) ? head : 0, len = 0, last_kept = 0;
     for (uint32_t at = first; at && len < r->map.nr_pages; at = link_after(r, at))
         len++;
     uint32_t keep = len - vm__decay_quota(quota, nr_pages, len), at = first;
@@ -147,11 +185,10 @@ static void decay_one(vm_thread *t, vm_node *n, uint64_t nr_pages, const uint32_
         taken++;
         at = next;
     }
-    VM_ADD(&p->nr_ranges, (uint32_t)0 - taken);
     if (last_kept)
-        put_back(r, p, first, last_kept);
+        put_back(r, p, first, last_kept, taken);
     else
-        VM_PUT(&p->tail, 0);
+        put_back_none(p, taken);
     leave_pool(p);
 }
 
@@ -202,9 +239,8 @@ static void after_scan(vm_thread *t, vm_node *n, vm_batch *out)
         vm_pool *p = &n->pool[i];
         if (VM_RELAXED(&p->in_use) != t->token)
             continue;
-        vm__chain_take(t, VM_SWAP(&p->head, 0), out);
+        vm__chain_take(t, (uint32_t)VM_SWAP(&p->counted, 0), out);
         VM_PUT(&p->tail, 0);
-        VM_PUT(&p->nr_ranges, 0);
         leave_pool(p);
     }
 }
@@ -213,6 +249,7 @@ const vm_pools_kept vm__pools_llist = {
     .take = take,
     .give = give,
     .decay = decay,
+    .count = count,
     .before_scan = before_scan,
     .after_scan = after_scan,
     .scan_takes_from = 0,

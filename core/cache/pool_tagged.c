@@ -10,6 +10,9 @@
  * A range is linked while it is MOVING(owner) and becomes POOLED after; a head that is MOVING yet is a miss. Only POOLED
  * is ever claimed.
  *
+ * There is no counter, which a death or a scan could leave off: each range's head has, above its link, how many the list had
+ * with it, and what lies under it does not change while it is listed.
+ *
  * Death: a range popped and not claimed, and a chain that a dead decay detached, are POOLED in no list; the scan of the
  * words takes every POOLED range (scan.c), and takers go on meanwhile.
  * After: R. K. Treiber, "Systems Programming: Coping with Parallelism" (IBM RJ 5118, 1986).
@@ -29,8 +32,25 @@ static uint64_t with_link(uint64_t tagged, uint32_t link) { return ((tagged >> 3
 /* The link behind `link`, or 0 at the end of the list or where a hint is wrong. */
 static uint32_t link_after(const vm_region *r, uint32_t link)
 {
-    uint64_t next = VM_RELAXED(&r->map.heads[link - 1].aux);
-    return next <= r->map.nr_pages ? (uint32_t)next : 0;
+    return link_of(r, VM_RELAXED(&r->map.heads[link - 1].aux));
+}
+/* How many there are from `link` on; 0 at the end. */
+static uint32_t height_of(const vm_region *r, uint32_t link)
+{
+    return link ? (uint32_t)(VM_ACQUIRE(&r->map.heads[link - 1].aux) >> 32) : 0;
+}
+
+/* The tag says whether the range was still the first when it was looked at. */
+static uint32_t count(const vm_region *r, const vm_pool *p)
+{
+    uint32_t nr = 0;
+    for (int i = 0; i < TRIES; i++) {
+        uint64_t head = VM_ACQUIRE(&p->tagged);
+        nr = height_of(r, link_of(r, head));
+        if (VM_RELAXED(&p->tagged) == head)
+            break;
+    }
+    return nr;
 }
 
 static vm_word pooled(const vm_region *r, const vm_node *n, uint64_t nr_pages)
@@ -38,13 +58,24 @@ static vm_word pooled(const vm_region *r, const vm_node *n, uint64_t nr_pages)
     return vm__word(VM_POOLED, VM_WORD_DIRTY, nr_pages, vm__node_index(r, n), 0);
 }
 
-/* Link first..last in front. */
-static void push(vm_region *r, vm_pool *p, uint32_t first, uint32_t last)
+/* Put a chain of `nr` on top of `under`: the last one's link, and how high each lies. */
+static void stack(vm_region *r, uint32_t first, uint32_t nr, uint32_t under)
+{
+    uint64_t height = (uint64_t)height_of(r, under) + nr;
+    for (uint32_t at = first; at && nr--; height--) {
+        uint32_t next = nr ? link_after(r, at) : under;
+        VM_PUT(&r->map.heads[at - 1].aux, height << 32 | next);
+        at = next;
+    }
+}
+
+/* Link a chain of `nr` in front. */
+static void push(vm_region *r, vm_pool *p, uint32_t first, uint32_t nr)
 {
     uint64_t head;
     do {
         head = VM_ACQUIRE(&p->tagged);
-        VM_PUT(&r->map.heads[last - 1].aux, link_of(r, head));
+        stack(r, first, nr, link_of(r, head));
     } while (!VM_CAS(&p->tagged, head, with_link(head, first)));
 }
 
@@ -90,7 +121,6 @@ static uint32_t take(vm_thread *t, vm_node *n, uint64_t nr_pages, uint64_t align
         }
         if (!VM_CAS(&p->tagged, head, with_link(head, next)))
             continue;
-        VM_ADD(&p->nr_ranges, UINT32_MAX);
         if (w == ready && VM_CAS(&r->map.heads[page].word, ready, vm__moving(t, nr_pages))) {
             pages[0] = page;
             return 1;
@@ -106,17 +136,15 @@ static uint32_t give(vm_thread *t, vm_node *n, uint64_t nr_pages, uint32_t count
     vm_pool *p = pool_of(n, nr_pages);
     vm_word ready = pooled(r, n, nr_pages);
     uint32_t kept = 0;
-    for (; kept < count && (int32_t)VM_RELAXED(&p->nr_ranges) < (int32_t)vm__pool_cap(nr_pages); kept++) {
-        uint32_t link = (uint32_t)pages[kept] + 1;
-        VM_ADD(&p->nr_ranges, 1);
-        push(r, p, link, link);
+    for (; kept < count && vm__pool_count(r, p) < vm__pool_cap(nr_pages); kept++) {
+        push(r, p, (uint32_t)pages[kept] + 1, 1);
         VM_STORE(&r->map.heads[pages[kept]].word, ready);
     }
     return kept;
 }
 
-/* A detached chain: keep its hot front, take the rest. What its pusher has not finished stays. Returns how many stay. */
-static uint32_t cut(vm_thread *t, vm_node *n, uint64_t nr_pages, uint32_t first, uint32_t keep, vm_batch *out)
+/* A detached chain: keep its hot front, take the rest. What its pusher has not finished stays. */
+static void cut(vm_thread *t, vm_node *n, uint64_t nr_pages, uint32_t first, uint32_t keep, vm_batch *out)
 {
     vm_region *r = t->region;
     vm_pool *p = pool_of(n, nr_pages);
@@ -140,8 +168,7 @@ static uint32_t cut(vm_thread *t, vm_node *n, uint64_t nr_pages, uint32_t first,
         }
     }
     if (last_kept)
-        push(r, p, first, last_kept);
-    return kept;
+        push(r, p, first, kept);
 }
 
 static uint32_t length_of(const vm_region *r, uint32_t link)
@@ -163,7 +190,7 @@ static int decay(vm_thread *t, vm_node *n, const uint32_t *quota, unsigned flags
             continue;
         uint32_t first = detach(r, p), len = length_of(r, first);
         uint32_t keep = len - vm__decay_quota(quota, nr_pages, len);
-        VM_ADD(&p->nr_ranges, cut(t, n, nr_pages, first, keep, out) - len);
+        cut(t, n, nr_pages, first, keep, out);
     }
     return 0;
 }
@@ -176,9 +203,8 @@ static void after_scan(vm_thread *t, vm_node *n, vm_batch *out)
     vm_region *r = t->region;
     for (uint32_t nr_pages = 1; nr_pages <= VM_POOL_PAGES_MAX; nr_pages++) {
         vm_pool *p = pool_of(n, nr_pages);
-        if (!VM_RELAXED(&p->head) && !VM_RELAXED(&p->nr_ranges))
-            continue;
-        VM_PUT(&p->nr_ranges, cut(t, n, nr_pages, detach(r, p), 0, out));
+        if (VM_RELAXED(&p->head))
+            cut(t, n, nr_pages, detach(r, p), 0, out);
     }
 }
 
@@ -186,6 +212,7 @@ const vm_pools_kept vm__pools_tagged = {
     .take = take,
     .give = give,
     .decay = decay,
+    .count = count,
     .before_scan = before_scan,
     .after_scan = after_scan,
     .scan_takes_from = 0,

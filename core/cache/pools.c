@@ -39,8 +39,11 @@ static uint32_t take_from(vm_thread *t, vm_node *n, uint64_t nr_pages, uint64_t 
     uint32_t index = vm__pool_index(nr_pages), got = 0;
     if (VM_RELAXED(&n->pool[index].head))
         got = t->region->design->kept->take(t, n, nr_pages, align_pages, max, pages);
-    if (got && VM_RELAXED(&n->pool[index].nr_ranges) < VM_RELAXED(&n->low[index]))
-        VM_PUT(&n->low[index], VM_RELAXED(&n->pool[index].nr_ranges));
+    if (got) {
+        uint32_t nr = vm__pool_count(t->region, &n->pool[index]);
+        if (nr < VM_RELAXED(&n->low[index]))
+            VM_PUT(&n->low[index], nr);
+    }
     return got;
 }
 
@@ -106,10 +109,8 @@ uint64_t vm__pooled_pages(const vm_region *r)
     uint64_t pages = 0;
     for (uint32_t i = 0; i < vm__nodes_used(r); i++) {
         pages += r->design->kept->pages_here ? r->design->kept->pages_here(r, i) : 0;
-        for (uint32_t k = 0; k < VM_POOL_PAGES_MAX; k++) {
-            int32_t nr = (int32_t)VM_RELAXED(&r->map.nodes[i].pool[k].nr_ranges);
-            pages += nr > 0 ? (uint64_t)nr * (k + 1) : 0;
-        }
+        for (uint32_t k = 0; k < VM_POOL_PAGES_MAX; k++)
+            pages += (uint64_t)vm__pool_count(r, &r->map.nodes[i].pool[k]) * (k + 1);
     }
     return pages;
 }

@@ -174,6 +174,8 @@ int vm__make_room(vm_thread *t, uint64_t nr_pages, int attempt, unsigned flags)
         vm__magazine_flush_all(t);
         return vm__purge(t, flags | keeping | VM_PURGE_FULL, &pages);
     }
+    if (attempt == VM_ROOM_ATTEMPTS - 1 && !(flags & VM_LOCK_FLAGS))
+        vm__await_gone(t->region);
     vm__drain_all(t); /* again each time: neighbours who run fill theirs again, and one who is at work keeps his */
     int rc = attempt == 3 ? 0 : vm__recover_dead(t, flags, &pages);
     return rc ? rc : vm__purge(t, flags | VM_PURGE_FULL, &pages);

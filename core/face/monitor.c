@@ -35,7 +35,7 @@ void vm_monitor_pools(const vm_region *r, uint32_t node, uint32_t nr_ranges[VM_P
         nr_ranges[i] = 0;
     for (uint32_t n = node; node < r->map.nodes_each && n < vm__nodes_used(r); n += r->map.nodes_each)
         for (uint32_t i = 0; i < VM_POOL_PAGES_MAX; i++)
-            nr_ranges[i] += VM_RELAXED(&r->map.nodes[n].pool[i].nr_ranges);
+            nr_ranges[i] += vm__pool_count(r, &r->map.nodes[n].pool[i]);
 }
 
 /* ---- survey ---- */

@@ -36,10 +36,12 @@ static uint32_t most_nodes(void)
 }
 
 /* Only where there are pages to fault in, and not in the kernel's designs. */
+static bool has_groups(bool no_data, uint32_t pools) { return !no_data && vm__pool_design(pools)->has_magazines; }
+
 static uint32_t nr_groups(const vm_options *o, uint32_t nodes_each)
 {
     uint32_t most = VM_NODES_OF_ALL_MAX / nodes_each;
-    if (o->granule_bytes || !vm__pool_design((uint32_t)o->pools)->has_magazines)
+    if (!has_groups(o->granule_bytes != 0, (uint32_t)o->pools))
         return 1;
     return most < VM_PROCESS_GROUPS ? most : VM_PROCESS_GROUPS;
 }
@@ -104,7 +106,8 @@ int vm__check_header(const vm_header *h, uint64_t file_bytes)
         || h->nr_groups > VM_PROCESS_GROUPS || h->nr_nodes == 0 || h->nr_nodes % h->nr_groups
         || h->nr_nodes / h->nr_groups > VM_NODES_MAX || h->nr_nodes > VM_NODES_OF_ALL_MAX
         || h->nr_cpus > VM_SLAB_CPUS_MAX || !is_size_of_slots(h) || !vm__is_power_of_two(h->granule_bytes)
-        || (!(h->flags & VM_FLAG_NO_DATA) && h->granule_bytes != h->page_bytes) || !vm__pool_design(h->pools))
+        || (!(h->flags & VM_FLAG_NO_DATA) && h->granule_bytes != h->page_bytes) || !vm__pool_design(h->pools)
+        || (h->nr_groups > 1 && !has_groups(h->flags & VM_FLAG_NO_DATA, h->pools)))
         return -EUCLEAN;
     vm__lay_out(&expected);
     return vm__same_layout(h, &expected) && h->total_bytes == file_bytes ? 0 : -EUCLEAN;

@@ -101,7 +101,7 @@ static uint64_t decay_pools(vm_thread *t, const vm_watch *w, uint32_t node, vm_p
     vm_node *n = &t->region->map.nodes[node];
     uint32_t *before = w->low + (size_t)node * VM_POOL_PAGES_MAX, quota[VM_POOL_PAGES_MAX], any = 0;
     for (uint32_t k = 0; k < VM_POOL_PAGES_MAX; k++) {
-        uint32_t nr = VM_RELAXED(&n->pool[k].nr_ranges), since = VM_RELAXED(&n->low[k]);
+        uint32_t nr = vm__pool_count(t->region, &n->pool[k]), since = VM_RELAXED(&n->low[k]);
         quota[k] = (uint32_t)share_of_idle(before[k], since, nr, pressure);
         any |= quota[k];
     }
@@ -202,7 +202,7 @@ static void turn(vm_thread *t, vm_watch *w, bool (*go_on)(vm_thread *))
             r->design->kept->turn(r, i);
         for (uint32_t k = 0; k < VM_POOL_PAGES_MAX; k++) {
             vm_node *n = &r->map.nodes[i];
-            uint32_t low = VM_RELAXED(&n->low[k]), nr = VM_RELAXED(&n->pool[k].nr_ranges);
+            uint32_t low = VM_RELAXED(&n->low[k]), nr = vm__pool_count(r, &n->pool[k]);
             w->low[(size_t)i * VM_POOL_PAGES_MAX + k] = low;
             if (low != nr)
                 VM_PUT(&n->low[k], nr);

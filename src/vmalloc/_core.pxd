@@ -278,6 +278,8 @@ cdef class CoreRegion(RegionReferences):
     cdef bint end_oldest(self, object nr_pages) except -1
     cdef vm_range *take_bulk(self, uint64_t nr_pages, uint64_t align_pages, size_t n) except NULL
     cdef int guard_new(self, vm_range *got, Py_ssize_t nbytes) except -1
+    cdef int guard_bulk(self, vm_range *got, size_t i, size_t n, Py_ssize_t nbytes) except -1
+    cdef int free_guarded(self, uint64_t page, uint64_t id, bint inherited, object freeing) except? -1
     cdef object new_array(self, object shape, object dtype, object order, bint zero, object timeout)
 
 
@@ -296,6 +298,7 @@ cdef class Holding:
     cdef int let_go(self) except -1
     cdef int let_go_slowly(self) except -1
     cdef int let_go_guarded(self) except -1
+    cdef int finalize_guarded(self) except -1
     cdef int free_quietly(self) noexcept
     cdef int alive_check(self, RegionHandle region) except -1
     cdef str released_text(self)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
 from mmap import mmap
@@ -7,7 +8,7 @@ from typing import Any, Self, SupportsIndex, final
 
 from numpy.typing import DTypeLike, NDArray
 
-from vmalloc.hardened import Guard
+from vmalloc.hardened import Guard, Quarantined
 from vmalloc.stats import Range
 
 STATES: tuple[str, ...]
@@ -105,7 +106,9 @@ class CoreRegion(RegionReferences):
     def _populate(self, page: int, nr_pages: int) -> None: ...
     def _keep_warm(self, nr_pages: int) -> None: ...
     def _free_range(self, page: int, id: int, inherited: bool = False) -> int: ...
-    def _free_kept(self, page: int, id: int, inherited: bool) -> tuple[int, int, int]: ...
+    def _let_out(
+        self, quarantine: deque[Quarantined], oldest: Quarantined, inherited: bool = False
+    ) -> bool: ...
     def _fill(self, start: int, nbytes: int, value: int) -> None: ...
     def _first_other(self, start: int, nbytes: int, value: int) -> int: ...
     def _read(self, start: int, nbytes: int) -> bytes: ...

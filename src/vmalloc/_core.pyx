@@ -19,6 +19,7 @@ import weakref
 from io import BytesIO
 from time import monotonic
 from operator import index
+from sys import is_finalizing
 
 cimport cython
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_SIMPLE, PyBUF_STRIDES, PyBUF_WRITABLE

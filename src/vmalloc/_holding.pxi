@@ -58,16 +58,35 @@ cdef class Holding:
         cdef bint inherited = self.fork_epoch != fork_epoch
         cdef int rc
         try:
-            rc = self._region._guard.freed(self._region, self.page, self.nr_pages, self.id, self.nbytes, inherited)
-        except errors.MemoryMisused:
-            raise
-        except BaseException:
+            freeing = self._region._guard.freeing(self._region, self.page, self.nr_pages, self.id, self.nbytes)
+            rc = self._region.free_guarded(self.page, self.id, inherited, freeing)
+        except BaseException:  # so far nothing was done
             self.held = True
             raise
+        if rc == 0:
+            self._region._guard.freed(self._region, freeing)
         if rc == 0 or inherited:
             return 0
         self.held = rc == -EBUSY
         raise self._region.fail(rc, "release")
+
+    cdef int finalize_guarded(self) except -1:
+        """The same, by a finalizer: nobody comes again to free what a signal's handler broke off."""
+        if is_finalizing():
+            self.held = False
+            self.free_quietly()
+            return 0
+        try:
+            self.let_go()
+        except errors.MemoryMisused as e:
+            self._region._guard.tell_later(e)
+            raise
+        except BaseException:
+            if self.held:
+                self.held = False
+                self.free_quietly()
+            raise
+        return 0
 
     cdef int let_go_slowly(self) except -1:
         """Nothing was freed if this is interrupted or the region is busy: then it is held as before."""
@@ -96,11 +115,11 @@ cdef class Holding:
 
     def __dealloc__(self):
         if self.held and self._region is not None and self._region.r != NULL:
-            self.held = False
             if self._region._guard is None:
+                self.held = False
                 self.free_quietly()
             else:
-                self._region._guard.finalized(self._region, self.page, self.nr_pages, self.id, self.nbytes, self.fork_epoch != fork_epoch)
+                self.finalize_guarded()
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         if not self.held:

@@ -108,9 +108,9 @@ cdef class CoreRegion(RegionReferences):
             raise _bad_size(nbytes, align)
         self.take(size, alignment, timeout, &got)
         block = Block.__new__(Block)
-        block.bind(self, &got, size)
         if self._guard is not None:
             self.guard_new(&got, size)
+        block.bind(self, &got, size)
         return block
 
     def alloc_bulk(self, nbytes, count, align=1):
@@ -130,10 +130,10 @@ cdef class CoreRegion(RegionReferences):
             blocks = []
             for i in range(n):
                 block = Block.__new__(Block)
-                block.bind(self, &got[i], size)
                 blocks.append(block)
                 if self._guard is not None:
-                    self.guard_new(&got[i], size)
+                    self.guard_bulk(got, i, n, size)
+                block.bind(self, &got[i], size)
             return blocks
         finally:
             c_free(got)
@@ -183,9 +183,9 @@ cdef class CoreRegion(RegionReferences):
             raise ValueError(f"order must be 'C' or 'F', not {order!r}")
         self.take(nbytes or 1, 1, timeout, &got)
         owner = ArrayOwner.__new__(ArrayOwner)
-        owner.bind(self, &got, nbytes)
         if self._guard is not None:
             self.guard_new(&got, nbytes)
+        owner.bind(self, &got, nbytes)
         if zero and not got.zeroed:
             with nogil:
                 vm_zero(self.r, got.page, nbytes)
@@ -194,8 +194,76 @@ cdef class CoreRegion(RegionReferences):
     # ---- plain ranges, for prefault() and for hardened regions ----
 
     cdef int guard_new(self, vm_range *got, Py_ssize_t nbytes) except -1:
-        self._guard.made(self, got.page, got.nr_pages, got.id, nbytes)
+        """Before anything holds it: what a signal's handler breaks off has no canary yet, and is given back as it is."""
+        try:
+            self._guard.made(self, got.page, got.nr_pages, got.id, nbytes)
+        except BaseException:
+            with nogil:
+                vm_free(self.r, got.page, got.id, 0)
+            raise
         return 0
+
+    cdef int guard_bulk(self, vm_range *got, size_t i, size_t n, Py_ssize_t nbytes) except -1:
+        """The i-th of n; if that is broken off, nobody will hold those behind it either."""
+        try:
+            self.guard_new(&got[i], nbytes)
+        except BaseException:
+            for i in range(i + 1, n):
+                with nogil:
+                    vm_free(self.r, got[i].page, got[i].id, 0)
+            raise
+        return 0
+
+    cdef int free_guarded(self, uint64_t page, uint64_t id, bint inherited, object freeing) except? -1:
+        """Drop a reference. If it was the last, the range is poisoned and the newest of the quarantine.
+
+        One step: it is C from the drop on, so no signal's handler comes in between. If one raises before, nothing was done.
+        """
+        cdef vm_range got
+        cdef Call c
+        cdef uint64_t start
+        cdef object guard = self._guard
+        cdef bytes record
+        kind, made, where, record, found, poison = freeing
+        cdef unsigned char value = poison
+        c.page, c.id, c.flags = page, id, VM_INHERITED if inherited else 0
+        c.out = &got
+        got.nr_pages = got.id = 0
+        cdef int rc = self.result_of(call_free_kept, &c)
+        if rc:
+            return rc
+        known = guard._live.get(page)
+        if known is not None and known[0] == id:
+            del guard._live[page]
+        if got.nr_pages:
+            start = page * self.granule
+            with nogil:
+                memset(<char *>vm_pointer(self.r, 0) + start, value, got.nr_pages * self.granule)
+            memcpy(<char *>vm_pointer(self.r, 0) + start + got.nr_pages * self.granule - len(record), <const char *>record,
+                   len(record))
+            newest = tuple.__new__(kind, (page, got.nr_pages, got.id, id, made, where))
+            guard._told[id] = newest
+            guard._nbytes += got.nr_pages * self.granule
+            guard._quarantine.append(newest)
+        return 0
+
+    def _let_out(self, quarantine, oldest, bint inherited=False):
+        """Free what is the oldest in quarantine, in one step too. False: another thread was first."""
+        cdef object guard = self._guard
+        if not quarantine or quarantine[0] is not oldest:
+            return False
+        page, nr_pages, id, former_id = oldest[:4]
+        cdef uint64_t nbytes = 0 if inherited else nr_pages * self.granule
+        quarantine.popleft()
+        guard._nbytes -= nbytes
+        try:
+            self._free_range(page, id, inherited)
+        except BaseException:  # a handler raised while it waited: nothing was done
+            quarantine.appendleft(oldest)
+            guard._nbytes += nbytes
+            raise
+        guard._told.pop(former_id, None)
+        return True
 
     def _alloc_cold(self, uint64_t nr_pages):
         """(page, nr_pages, id) of a range that comes from space, or None; never purges."""
@@ -231,16 +299,6 @@ cdef class CoreRegion(RegionReferences):
         cdef Call c
         c.page, c.id, c.flags = page, id, VM_INHERITED if inherited else 0
         return self.result_of(call_free, &c)
-
-    def _free_kept(self, uint64_t page, uint64_t id, bint inherited):
-        """Drop a reference. (0, nr_pages, id) of the range if it was the last, and it is the caller's now; else (errno, 0, 0)."""
-        cdef vm_range got
-        cdef Call c
-        c.page, c.id, c.flags = page, id, VM_INHERITED if inherited else 0
-        c.out = &got
-        got.nr_pages = got.id = 0
-        cdef int rc = self.result_of(call_free_kept, &c)
-        return rc, got.nr_pages, got.id
 
     def _fill(self, uint64_t start, uint64_t nbytes, unsigned char value):
         """Write one value to bytes of the data."""

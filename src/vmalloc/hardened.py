@@ -18,7 +18,6 @@ from __future__ import annotations
 import inspect
 import os
 import struct
-import sys
 import zlib
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
@@ -49,7 +48,7 @@ class Made(NamedTuple):
 
 
 class Quarantined(NamedTuple):
-    """A range that is poisoned and ours until it may be used again."""
+    """A range that is poisoned and ours until it may be used again. The core makes it, in free_guarded()."""
 
     page: int
     nr_pages: int
@@ -57,6 +56,17 @@ class Quarantined(NamedTuple):
     former_id: int
     made: Made
     freed: str
+
+
+class Freeing(NamedTuple):
+    """What is known of a range before it is freed, and what the core does with it."""
+
+    kind: type[Quarantined]
+    made: Made
+    where: str
+    record: bytes
+    found: MemoryMisused | None
+    poison: int
 
 
 def _caller() -> str:
@@ -89,22 +99,25 @@ class Guard:
         self._granule = granule
         self._most_bytes = min(QUARANTINE_BYTES, nr_pages * granule // QUARANTINE_SHARE)
         self._live: dict[int, tuple[int, Made]] = {}  # page -> id, and what it was made as, here
+        self._quarantine: deque[Quarantined] = deque()
+        self._inherited: deque[Quarantined] = deque()  # in a forked child: the parent's
         self._start_anew()
 
     def _start_anew(self) -> None:
-        self._pid = os.getpid()
-        self._quarantine: deque[Quarantined] = deque()
+        """Also if it was begun and broken off."""
+        self._inherited = self._quarantine or self._inherited
+        self._quarantine = deque()
         self._nbytes = 0
         self._told: dict[int, Quarantined] = {}  # by the id it had
         self._found: list[MemoryMisused] = []  # by finalizers, for check()
+        self._pid = os.getpid()
 
     def _drop_inherited(self, region: CoreRegion) -> None:
         """In a forked child the quarantine is the parent's: let go of it."""
         if self._pid != os.getpid():
-            inherited = list(self._quarantine)
             self._start_anew()
-            for q in inherited:
-                region._free_range(q.page, q.id, True)
+        for q in list(self._inherited):
+            region._let_out(self._inherited, q, True)
 
     # ---- ranges come and go ----
 
@@ -118,64 +131,34 @@ class Guard:
         region._write(end, _record(*made))
         self._live[page] = id, made
 
-    def freed(
-        self, region: CoreRegion, page: int, nr_pages: int, id: int, nbytes: int, inherited: bool
-    ) -> int:
-        """Drop a reference; the last one's range goes into quarantine. A negative errno: it was not dropped.
-
-        MemoryMisused, after it was, if bytes past the end were changed, or some of what leaves quarantine.
-        """
+    def freeing(self, region: CoreRegion, page: int, nr_pages: int, id: int, nbytes: int) -> Freeing:
+        """Look at what is to be freed."""
         self._drop_inherited(region)
         where = _caller()
         found = self._overrun(region, page, nr_pages, id, nbytes, where)
         made = self._made_as(region, page, nr_pages, id, nbytes)
-        rc, nr_kept, new_id = region._free_kept(page, id, inherited)
-        if rc == 0 and self._live.get(page, (0,))[0] == id:
-            del self._live[page]
-        errors = [found] if found is not None and rc == 0 else []
-        if nr_kept:
-            self._put(region, Quarantined(page, nr_kept, new_id, id, made, where))
-            errors += self._let_out(region, -1 if region.closed else self._most_bytes)
-        self._raise(errors)
-        return rc
+        return Freeing(Quarantined, made, where, _record(*made), found, POISON)
 
-    def finalized(
-        self, region: CoreRegion, page: int, nr_pages: int, id: int, nbytes: int, inherited: bool
-    ) -> None:
-        """As freed(), by a finalizer."""
-        if sys.is_finalizing():
-            region._free_range(page, id, inherited)
-            return
-        try:
-            self.freed(region, page, nr_pages, id, nbytes, inherited)
-        except MemoryMisused as e:
-            self._found.append(e)
-            raise
+    def freed(self, region: CoreRegion, freeing: Freeing) -> None:
+        """MemoryMisused if bytes past its end were changed, or some of what leaves quarantine for it."""
+        errors = [freeing.found] if freeing.found is not None else []
+        self._raise(errors + self._let_out(region, -1 if region.closed else self._most_bytes))
 
-    def _put(self, region: CoreRegion, q: Quarantined) -> None:
-        granule = self._granule
-        region._fill(q.page * granule, q.nr_pages * granule - GUARD_RECORD_BYTES, POISON)
-        end = (q.page + q.nr_pages) * granule - GUARD_RECORD_BYTES
-        region._write(end, _record(*q.made))
-        self._told[q.former_id] = q
-        self._nbytes += q.nr_pages * granule
-        self._quarantine.append(q)
+    def tell_later(self, error: MemoryMisused) -> None:
+        """What a finalizer found, for check()."""
+        self._found.append(error)
 
     def _let_out(self, region: CoreRegion, most_bytes: int) -> list[MemoryMisused]:
-        """The oldest, until no more is left. A finalizer may come in between: each step is whole."""
-        granule = self._granule
+        """The oldest, until no more is left. A finalizer or a signal may come in between two steps."""
         errors: list[MemoryMisused] = []
         while self._nbytes > most_bytes:
             try:
-                q = self._quarantine.popleft()
+                q = self._quarantine[0]
             except IndexError:  # another thread took the last one
                 break
-            self._nbytes -= q.nr_pages * granule
-            self._told.pop(q.former_id, None)
             found = self._use_after_free(region, q)
-            if found is not None:
+            if region._let_out(self._quarantine, q) and found is not None:
                 errors.append(found)
-            region._free_range(q.page, q.id)
         return errors
 
     # ---- looked at ----
@@ -232,7 +215,7 @@ class Guard:
     def check(self, region: CoreRegion) -> None:
         """Look at all that is in quarantine, and at the ends of what this process made. MemoryMisused."""
         self._drop_inherited(region)
-        errors, self._found = self._found, []
+        errors = list(self._found)
         errors += [e for q in list(self._quarantine) if (e := self._use_after_free(region, q)) is not None]
         for page, (id, made) in list(self._live.items()):
             try:
@@ -243,7 +226,7 @@ class Guard:
                 self._live.pop(page, None)
             elif (e := self._overrun(region, page, nr_pages, id, made.nbytes, "")) is not None:
                 errors.append(e)
-        self._raise(errors)
+        self._tell(errors)
 
     def empty(self, region: CoreRegion) -> bool:
         """Let all out of the quarantine, for whoever found no pages. Whether there was anything."""
@@ -255,13 +238,21 @@ class Guard:
     def end(self, region: CoreRegion) -> None:
         """The region is closed: let all out. MemoryMisused."""
         self._drop_inherited(region)
-        errors, self._found = self._found, []
-        self._raise(errors + self._let_out(region, -1))
+        self._found += self._let_out(region, -1)
+        self._tell(list(self._found))
 
     def told_of(self, id: int) -> str:
         """For the text of an error: where a range of the quarantine was made and freed."""
         q = self._told.get(id)
         return "" if q is None else f" at {q.freed}; it was made at {q.made.where}"
+
+    def _tell(self, errors: list[MemoryMisused]) -> None:
+        """They are forgotten once they are raised: who is interrupted is told the next time."""
+        try:
+            self._raise(errors)
+        except MemoryMisused:
+            self._found = [e for e in self._found if e not in errors]
+            raise
 
     @staticmethod
     def _raise(errors: list[MemoryMisused]) -> None:

@@ -193,10 +193,10 @@ def start_at(path: str, region: HasFileno, allow_uids: Collection[int]) -> None:
                 if _answers(path):
                     raise OSError(errno.EADDRINUSE, "a process serves there already")
                 os.unlink(path)
-            if uids:
-                _open_to_all_who_get_it(region.fileno())
             listener.bind(path)
             _set_mode(path, _FOR_ALL if uids else _FOR_US)
+            if uids:  # nobody is answered before the next line
+                _open_to_all_who_get_it(region.fileno())
             listener.listen()
             if path in _at:  # its file is gone
                 _end(_at.pop(path).listener)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import multiprocessing
@@ -11,6 +12,7 @@ import pickle
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -336,3 +338,116 @@ def test_a_forked_child_lets_go_of_its_parents_quarantine(region: vmalloc.Region
     region.recover()
     region.check()
     assert np.asarray(kept).nbytes == 80
+
+
+# ---- Ctrl-C ----
+
+
+def is_broken_off(nth: int, run: Callable[[], object]) -> bool:
+    """Whether `run` was still at it at the nth place where a signal may raise: any step of hardened.py."""
+    left = nth
+
+    def trace(frame: FrameType, event: str, arg: Any) -> Any:
+        nonlocal left
+        if not frame.f_code.co_filename.endswith("hardened.py"):
+            return None
+        frame.f_trace_opcodes = True
+        left -= event == "opcode"
+        if left < 0:
+            sys.settrace(None)
+            left = nth
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        run()
+    except KeyboardInterrupt as e:
+        if isinstance(e.__context__, vmalloc.MemoryMisused):
+            raise e.__context__ from None  # it is told above the interrupt
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def in_quarantine(region: vmalloc.Region) -> int:
+    return sum(q.nr_pages for q in region._guard._quarantine) if region._guard is not None else 0
+
+
+def nothing_is_lost(region: vmalloc.Region) -> bool:
+    return region.stats().busy_pages == in_quarantine(region)
+
+
+@pytest.fixture
+def full(unraisable: list[Any]) -> Iterator[vmalloc.Region]:
+    """A region whose quarantine is full: each free lets another one out."""
+    with vmalloc.Region("1M", nodes=1, hardened=True) as region:
+        come_and_go(region, region.nr_pages // QUARANTINE_SHARE + 1)
+        yield region
+        assert [e for e in unraisable if not isinstance(e, KeyboardInterrupt)] == []
+
+
+def at_each_step(run: Callable[[int], bool], stride: int = 1) -> None:
+    nth = 0
+    while run(nth):
+        nth += stride
+    assert nth > 10
+
+
+def test_a_broken_off_request_leaves_nothing_and_tells_nothing(full: vmalloc.Region) -> None:
+    def run(nth: int) -> bool:
+        more = is_broken_off(nth, lambda: full.alloc(100))
+        more = is_broken_off(nth, lambda: full.zeros(100, "u1")) or more
+        more = is_broken_off(nth, lambda: full.alloc_bulk(100, 2)) or more
+        full.check()
+        assert nothing_is_lost(full)
+        return more
+
+    at_each_step(run)
+
+
+def test_a_broken_off_release_is_done_or_can_be_done_again(full: vmalloc.Region) -> None:
+    def run(nth: int) -> bool:
+        block = full.alloc(100)
+        more = is_broken_off(nth, block.release)
+        block.release()
+        full.check()
+        assert nothing_is_lost(full)
+        return more
+
+    at_each_step(run)
+
+
+def test_a_finalizer_that_is_broken_off_frees_all_the_same(
+    full: vmalloc.Region, unraisable: list[Any]
+) -> None:
+    def run(nth: int) -> bool:
+        arrays = [full.zeros(100, "u1")]
+        nr_told = len(unraisable)
+        is_broken_off(nth, arrays.clear)
+        full.check()
+        assert nothing_is_lost(full)
+        return len(unraisable) > nr_told
+
+    at_each_step(run)
+
+
+def test_a_broken_off_check_tells_the_next_time(full: vmalloc.Region, unraisable: list[Any]) -> None:
+    def run(nth: int) -> bool:
+        array = full.zeros(100, "u1")
+        scribble(array.ctypes.data + 100)
+        del array
+        assert unraisable.pop().kind == "overrun"
+        try:
+            more = is_broken_off(nth, full.check)
+        except vmalloc.MemoryMisused:
+            with contextlib.suppress(vmalloc.MemoryMisused):
+                full.check()  # broken off between telling and forgetting: told twice
+            return False
+        with pytest.raises(vmalloc.MemoryMisused, match="overrun"):
+            full.check()
+        return more
+
+    at_each_step(run, stride=7)  # it looks at all that is in quarantine

@@ -20,7 +20,7 @@ static void mark_pools(vm_region *r)
 {
     for (uint32_t i = 0; i < vm__nodes_used(r); i++)
         for (uint32_t k = 0; k < VM_POOL_PAGES_MAX; k++)
-            r->map.nodes[i].low[k] = r->map.nodes[i].pool[k].nr_ranges;
+            r->map.nodes[i].low[k] = vm__pool_count(r, &r->map.nodes[i].pool[k]);
     for (uint32_t i = 0; r->design->kept->turn && i < vm__nodes_used(r); i++)
         r->design->kept->turn(r, i);
 }

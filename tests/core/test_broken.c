@@ -267,8 +267,32 @@ static void (*const kinds[])(vm_region *) = {
     hand_out_twice,
 };
 
+/* What a magazine does not list any more goes to the group of whose it is, wherever the repairer belongs. */
+static void what_a_magazine_lost_stays_its_groups(void)
+{
+    vm_region *r = MAKE(.nr_pages = 2000, .pools = VM_POOLS_MAGAZINE, SMALL), *other;
+    CHECK_EQ(vm_attach(vm_fd(r), &other), 0);
+    uint32_t group = vm__group_of_process(r, other->process);
+    CHECK(group != vm__group_of_process(r, r->process));
+    vm_range a = take(other, 3);
+    GIVE_BACK(other, a);
+    CHECK_EQ(vm__state(r->map.heads[a.page].word), VM_CACHED);
+    vm_thread *t = vm__thread(other);
+    for (int n = 1; n <= VM_POOL_PAGES_MAX; n++)
+        t->slot->magazine[n].header &= ~(uint64_t)UINT8_MAX; /* it lists none */
+    CHECK(vm_repair(r, NULL, NULL) >= r->can_drain);
+    vm_word w = r->map.heads[a.page].word;
+    if (r->can_drain) {
+        CHECK_EQ(vm__state(w), VM_LAZY);
+        CHECK_EQ(vm__group_of_node(r, vm__owner(w)), group);
+    }
+    CHECK_EQ(vm_detach(other), 0);
+    FINISH(r);
+}
+
 int main(void)
 {
+    what_a_magazine_lost_stays_its_groups();
     CHECK_EQ(prctl(PR_SET_CHILD_SUBREAPER, 1), 0);
     FOR_EACH_DESIGN (d) {
         a_proper_recovery_is_not(d);

@@ -144,7 +144,8 @@ static void bend(const vm_region *r, uint64_t *seed)
         return;
     put(&r->map.heads[link - 1].aux, link);
     if (head == &pool->head)
-        __atomic_store_n(&pool->nr_ranges, (uint32_t)edge(seed), __ATOMIC_RELAXED);
+        __atomic_store_n(r->design->kept->count ? &pool->nr_listed : &pool->nr_ranges, (uint32_t)edge(seed),
+                         __ATOMIC_RELAXED);
 }
 
 /* Words that parse, and no mark: or everybody refuses from the first good hit on, and nothing more is tried. */

@@ -54,6 +54,30 @@ static void a_request_that_would_fail_recovers_the_dead_first(vm_pools d)
     FINISH(r);
 }
 
+/* As the child of a vfork, or whoever just reads /proc/PID/maps: it uses a process's memory after that has ended. It lets go
+ * when a request has looked everywhere once. */
+static int stay_a_little(void *arg)
+{
+    const vm_header *h = arg;
+    for (double until = seconds() + 60; VM_ACQUIRE(&h->tight_s) == 0 && seconds() < until;)
+        sched_yield();
+    _exit(0);
+}
+
+static void a_request_waits_for_a_dead_process_whose_memory_is_in_use_yet(vm_pools d)
+{
+    static uint8_t stack[1 << 16];
+    vm_region *r = make(d);
+    IN_CHILD({
+        take(r, 2900);
+        r->map.h->tight_s = 0;
+        CHECK(clone(stay_a_little, stack + sizeof stack, CLONE_VM | SIGCHLD, r->map.h) > 0);
+    });
+    vm_range a = take(r, 2900);
+    GIVE_BACK(r, a);
+    FINISH(r);
+}
+
 static void a_region_is_attached_by_its_descriptor(vm_pools d)
 {
     vm_region *r = make(d), *same;
@@ -205,6 +229,25 @@ static void a_file_that_is_no_region_is_refused(void)
         *r->map.h = h;
     }
     CHECK(other == NULL);
+    FINISH(r);
+}
+
+/* Only some regions have groups of processes; a maker who says that another has is hostile. */
+static void groups_where_there_are_none_are_refused(void)
+{
+    vm_region *r = MAKE(.nr_pages = 10, .pools = VM_POOLS_MAGAZINE, SMALL);
+    vm_header h = *r->map.h;
+    CHECK(h.nr_groups > 1);
+    CHECK_EQ(vm__check_header(&h, h.total_bytes), 0);
+    for (uint32_t pools = 0; pools < VM_NR_POOL_DESIGNS; pools++) {
+        h.pools = pools;
+        vm__lay_out(&h);
+        CHECK_EQ(vm__check_header(&h, h.total_bytes), vm__pool_design(pools)->has_magazines ? 0 : -EUCLEAN);
+    }
+    h = *r->map.h;
+    h.flags |= VM_FLAG_NO_DATA;
+    vm__lay_out(&h);
+    CHECK_EQ(vm__check_header(&h, h.total_bytes), -EUCLEAN);
     FINISH(r);
 }
 
@@ -374,6 +417,7 @@ static void (*const for_every_design[])(vm_pools) = {
     a_child_has_a_slot_of_its_own,
     what_a_dead_process_held_comes_back,
     a_request_that_would_fail_recovers_the_dead_first,
+    a_request_waits_for_a_dead_process_whose_memory_is_in_use_yet,
     a_region_is_attached_by_its_descriptor,
     a_process_attaches_through_proc,
     a_lock_of_a_dead_owner_is_stolen_and_mended,
@@ -386,6 +430,7 @@ int main(void)
         for (size_t i = 0; i < LENGTH(for_every_design); i++)
             for_every_design[i](d);
     a_file_that_is_no_region_is_refused();
+    groups_where_there_are_none_are_refused();
     out_of_process_slots_is_said(63);
     out_of_process_slots_is_said(VM_PROCESSES_FEW);
     out_of_process_slots_is_said(VM_PROCESSES_MAX / SLOWER | 63);

@@ -15,7 +15,7 @@ static void fill_pool(vm_region *r, uint64_t nr_pages, uint32_t count, vm_range 
     for (uint32_t i = 0; i < count; i++)
         a[i] = take(r, nr_pages);
     CHECK_EQ(vm_free_bulk(r, count, a), 0);
-    CHECK_EQ(r->map.nodes[0].pool[vm__pool_index(nr_pages)].nr_ranges, count);
+    CHECK_EQ(vm__pool_count(r, &r->map.nodes[0].pool[vm__pool_index(nr_pages)]), count);
     CHECK_EQ(stats_of(r).pooled_pages, count * nr_pages);
 }
 

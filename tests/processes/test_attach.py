@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from tests.conftest import PAGE, assert_at_rest
 from tests.processes import workers
-from tests.processes.workers import WAIT_S, child, forked, join, python
+from tests.processes.workers import NOBODY, WAIT_S, child, forked, join, needs_root, python
 
 import vmalloc
 from vmalloc._core import attached
@@ -364,7 +364,7 @@ def test_text_with_a_slash_is_a_path_and_no_name():
     assert vmalloc.Region.attach("file") is region
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be two users")
+@needs_root
 def test_a_name_finds_the_regions_of_its_own_user_only():
     ours = vmalloc.Region("1M", name="whose")
 
@@ -374,9 +374,9 @@ def test_a_name_finds_the_regions_of_its_own_user_only():
         assert "'whose' (" not in str(caught.value)  # those it cannot look at are left out
         return vmalloc.Region("1M", name="theirs")
 
-    with forked(as_another_user, uid=65534):
+    with forked(as_another_user, uid=NOBODY):
         with pytest.raises(vmalloc.RegionUnavailable, match="called 'theirs'"):
             vmalloc.Region.attach("theirs")
         (theirs,) = (f for f in find_regions() if f.name == "theirs")  # which root may see
-        assert theirs.uid == 65534
+        assert theirs.uid == NOBODY
         assert vmalloc.Region.attach(theirs.path).nr_pages == ours.nr_pages  # and attach if it insists

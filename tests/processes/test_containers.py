@@ -7,6 +7,7 @@ nor the descriptors of the other, which `test_containers_do_not_see_each_other` 
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -190,6 +191,15 @@ def test_another_user_has_it_when_both_name_each_other(owner: vmalloc.Region, fo
     assert told_by_nobody(lambda: attach_and_name(path, allow_uids=[0])) == "a b"
     owner.recover()
     assert sorted(owner.names()) == ["a", "b"]
+
+
+def test_a_region_that_could_not_be_served_is_as_closed_as_before(
+    owner: vmalloc.Region, folder: Path
+) -> None:
+    mode = os.fstat(owner.fileno()).st_mode
+    with pytest.raises(OSError, match="No such file"):
+        owner.serve(folder / "missing" / "region.sock", allow_uids=[NOBODY])
+    assert os.fstat(owner.fileno()).st_mode == mode
 
 
 def test_users_are_named_for_sockets_only() -> None:

@@ -11,7 +11,7 @@ import time
 import pytest
 from tests.conftest import PAGE, assert_at_rest
 from tests.processes.forks import Forked, fill_anew, forked, nr_slots, region_for_children
-from tests.processes.workers import python
+from tests.processes.workers import needs_root, python
 
 import vmalloc
 
@@ -106,7 +106,7 @@ print("fine")
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become a user without processes")
+@needs_root
 def test_a_fork_that_fails_is_undone():
     done = python(NO_MORE_PROCESSES, env=os.environ | {"OPENBLAS_NUM_THREADS": "1"})
     assert (done.stdout, done.stderr) == ("fine\n", "")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.processes.workers import needs_root
 
 import vmalloc
 
@@ -267,9 +268,8 @@ print(os.read(reader, 1))
     ) == ["b'y'"]
 
 
+@needs_root
 def test_prefork_workers_that_change_their_user_go_on():
-    if os.geteuid() != 0:
-        pytest.skip("only root may become somebody else")
     assert run(
         FORKED
         + """

@@ -17,6 +17,7 @@ import pytest
 from tests.api.installed import installed_region
 from tests.processes.kinds import KINDS, facts
 from tests.processes.workers import WAIT_S, python, wait_until
+from tests.processes.workers import needs_root as needs_nobody
 
 import vmalloc
 from vmalloc import window
@@ -164,7 +165,7 @@ def lose_proc():
 
 HINDRANCES = {
     "address space": limit_addresses,
-    "user": pytest.param(become_nobody, marks=needs_root),
+    "user": pytest.param(become_nobody, marks=needs_nobody),
     "no /proc": pytest.param(lose_proc, marks=needs_root),
 }
 

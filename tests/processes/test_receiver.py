@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from tests.api.installed import installed_region
 from tests.equivalence.sent import CLASSES, facts
+from tests.processes.workers import NOBODY, needs_root
 
 import vmalloc
 from vmalloc.receiver import can_attach
@@ -102,10 +103,10 @@ def test_a_closed_connection_tells_so_itself(region):
         here.send(region.zeros(100))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@needs_root
 def test_another_users_process_gets_values():
     def become_another(address):
-        os.seteuid(65534)
+        os.seteuid(NOBODY)
         with Client(address) as there:
             there.recv()
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from tests.conftest import PAGE, assert_at_rest
 from tests.processes.test_attach import METHODS
-from tests.processes.workers import WAIT_S, child, forked, join, python
+from tests.processes.workers import NOBODY, WAIT_S, child, forked, join, needs_root, python
 
 import vmalloc
 from vmalloc import shared_memory as ours_module
@@ -496,13 +496,13 @@ SharedMemory(create=True, size=10)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be two users")
+@needs_root
 def test_the_default_regions_of_other_users_are_left_alone(name):
     def as_another_user():
         region = vmalloc.Region("1M", name="default")
         return region, SharedMemory(name, create=True, size=5, region=region)
 
-    with forked(as_another_user, uid=65534), pytest.raises(FileNotFoundError):
+    with forked(as_another_user, uid=NOBODY), pytest.raises(FileNotFoundError):
         SharedMemory(name)
 
 
