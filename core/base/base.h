@@ -238,6 +238,7 @@ void vm__point(vm_map *m, void *base, const vm_header *h); /* the header was che
 
 uint64_t vm__now_ns(void);
 uint64_t vm__now_s(void); /* coarse and cheap, for ages */
+uint64_t vm__cpu_ns(void); /* of this thread */
 void vm__sleep_ns(uint64_t ns);
 uint64_t vm__wait_start(void); /* the time now; before the first look at whoever is in the way */
 /* Between looks at whoever is in the way, `owner` (any number that tells him from others) of process `pid`: 0 to go on,

@@ -23,7 +23,7 @@
 
 #define AGE_NS (VM_CHANNEL_AGE_MS * 1000000ull)
 #define GRACE_NS (VM_CHANNEL_GRACE_MS * 1000000ull)
-#define PAUSE_SHARE 20 /* a look takes at most one such part of the time */
+#define PAUSE_SHARE 20 /* looks take at most one such part of a CPU */
 
 typedef struct vm_doubt {
     uint64_t id, channel, since_ns;
@@ -187,11 +187,10 @@ vm_lost *vm__look_at_channels(vm_thread *t, bool (*go_on)(vm_thread *))
     vm_lost *lost = malloc(sizeof *lost + room * sizeof lost->lease[0]);
     if (!lost)
         return NULL;
-    uint64_t started = vm__now_ns();
+    uint64_t began = vm__cpu_ns(); /* by the clock it takes long where others are busy; that is no reason to wait */
     size_t nr = collect(r, lost->lease, room);
     lost->nr = nr ? look(t, lost->lease, nr, go_on) : 0;
-    uint64_t now = vm__now_ns();
-    r->doubts->next_ns = now + (now - started) * PAUSE_SHARE;
+    r->doubts->next_ns = vm__now_ns() + (vm__cpu_ns() - began) * PAUSE_SHARE;
     if (lost->nr)
         return lost;
     free(lost);

@@ -364,6 +364,40 @@ static void what_a_process_had_read_and_lost_ends_and_nothing_else_does(void)
     FINISH(r);
 }
 
+static bool takes_an_hour(vm_thread *t)
+{
+    (void)t;
+    vm_clock_advance(3600 * 1000000000ull);
+    return true;
+}
+
+static void look_for_an_hour(vm_thread *t)
+{
+    for (int i = 0; i < VM_CHANNEL_TICKS; i++) { /* of these one looks */
+        vm_clock_advance(VM_TICK_MS * 1000000ull);
+        CHECK(vm__helper_round(t, takes_an_hour));
+    }
+}
+
+static void a_look_that_had_to_wait_for_the_cpu_puts_off_no_other(void)
+{
+    vm_region *r = make();
+    vm_thread t;
+    int p[2];
+    CHECK_EQ(pipe(p), 0);
+    sent s = written_to(r, p[1], 4);
+    CHECK(!close(p[0]) && !close(p[1]));
+    vm__thread_borrow(r, &t);
+    look_for_an_hour(&t);
+    CHECK(is_there(r, s));
+    vm_clock_advance(60 * 1000000000ull);
+    look_for_an_hour(&t);
+    CHECK(!is_there(r, s));
+    vm__thread_return(&t);
+    vm__helper_resign(r);
+    FINISH(r);
+}
+
 static void a_move_of_what_is_gone_or_no_message_moves_nothing(void)
 {
     vm_region *r = make();
@@ -388,6 +422,7 @@ int main(void)
     what_a_process_had_read_ends_with_it();
     a_user_s_message_to_one_that_cannot_be_looked_into_stays();
     what_a_process_had_read_and_lost_ends_and_nothing_else_does();
+    a_look_that_had_to_wait_for_the_cpu_puts_off_no_other();
     of_many_that_one_process_has_the_system_is_asked_once();
     what_was_passed_on_is_where_it_was_passed_to();
     what_was_written_to_several_stays_though_one_of_them_is_closed();
