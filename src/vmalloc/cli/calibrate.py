@@ -27,12 +27,12 @@ def command(json_path: str | None, out: Path | None, is_beside: bool) -> None:
     vmalloc simulate --machine here.toml --design vmalloc/locked nr_threads=8
     vmalloc calibrate --beside
 
-    Takes some seconds; other work on the machine makes it wrong. With --beside the suite runs on the real
+    Takes half a minute, with --beside two; other work on the machine makes it wrong. With --beside the suite runs on the real
     allocator with each pool design, and the table says whether the simulation orders the designs alike.
     """
     if out is not None and (out.suffix != ".toml" or not out.absolute().parent.is_dir()):
         raise BadPlan(f"--out {out}: wanted NAME.toml in a directory that exists")
-    from vmalloc.simulate.calibrate import beside, calibrated, ranking, write_machine
+    from vmalloc.simulate.calibrate import beside, calibrated, table, write_machine
 
     def say(text: str) -> None:
         click.echo(text, err=True)
@@ -60,13 +60,4 @@ def command(json_path: str | None, out: Path | None, is_beside: bool) -> None:
             found = beside(str(path), say=say)
     except OSError as error:
         raise click.ClickException(f"{error.filename or 'measuring'}: {error.strerror or error}") from None
-    click.echo(f"{machine.meaning}: ns a pair, fix_size, all workers together\n")
-    click.echo("| workers | design | measured | simulated |\n|---|---|---|---|")
-    for one in found:
-        click.echo(f"| {one.workers} | {one.pools} | {one.measured:.1f} | {one.simulated:.1f} |")
-    click.echo("")
-    for workers in (2, 8, 64):
-        clear, same = ranking(found, workers)
-        click.echo(
-            f"{workers} workers: {same} of {clear} pairs of designs that differ clearly are in the same order"
-        )
+    click.echo(table(machine.meaning, found))
