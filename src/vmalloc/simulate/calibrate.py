@@ -8,6 +8,7 @@ design `off` is shared among its steps by OFF_SHARES, which nothing measures one
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from collections.abc import Callable, Iterable
@@ -21,7 +22,7 @@ from vmalloc.simulate.costs import Cost, Machine, Topology, load_machine
 from vmalloc.simulate.design import SIMULATED_POOLS
 from vmalloc.simulate.plan import Plan, run_plan
 
-__all__ = ["Beside", "beside", "calibrated", "here", "ranking", "table", "write_machine"]
+__all__ = ["Beside", "beside", "calibrated", "found_in", "here", "ranking", "table", "write_machine"]
 
 BASE = "threadripper-3970x"
 ROUNDS = 7
@@ -253,6 +254,12 @@ def ranking(found: Iterable[Beside], workers: int) -> tuple[int, list[tuple[Besi
     """(How many pairs of designs differ clearly, those of them that the simulation has the other way round)."""
     clear = clear_pairs(found, workers)
     return len(clear), [(a, b) for a, b in clear if a.simulated > b.simulated]
+
+
+def found_in(path: Path) -> tuple[str, list[Beside]]:
+    """What `vmalloc calibrate --beside --json` wrote: the machine, and the rows."""
+    document = json.loads(path.read_text())
+    return document["meaning"], [Beside(**row) for row in document["beside"]]
 
 
 def table(meaning: str, found: Iterable[Beside]) -> str:
