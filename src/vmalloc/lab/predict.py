@@ -105,7 +105,7 @@ class Prediction:
 
 
 class Score(NamedTuple):
-    """What is counted of one allocation. The compiled part makes plain tuples of this order."""
+    """What is counted of one allocation. It is noted as a plain tuple of this order, which takes half the time."""
 
     cpu: int
     level: Level | None
@@ -139,7 +139,7 @@ class Predictor:
         self.passed = -1  # the range that the kernel passed over last, against the forecast
         self.verdicts = bytearray(len(line.events))  # 1: as forecast in the printed order; purges: as told
         self.before_steps: list[tuple[int, World]] = []
-        self.scored: dict[Score, int] = {}  # counted once a round, as what follows
+        self.scored: dict[tuple[Any, ...], int] = {}  # by Score's fields; counted once a round, as what follows
         self.sized: dict[tuple[int, bool], int] = {}  # of each size: how many came as forecast, or did not
         self.purge_from = self._first_opening()
 
@@ -290,8 +290,7 @@ class Predictor:
         for lane, count in enumerate(_settled(purge, excess)):
             for _ in range(count):
                 self._remember(index)
-                while purge.advance(self.kernel, lane).op != "settle":
-                    pass
+                purge.settle_next(self.kernel, lane)
 
     def _unseen_area(self, index: int, event: Event) -> Area:
         """A freed area that was never seen allocated: its size is what the lazy counter grew by."""
@@ -483,7 +482,7 @@ class Predictor:
         bounded: bool = False,
         forecast: Level | None = None,
     ) -> None:
-        score = Score(
+        score = (
             event.cpu,
             level,
             forecast is None or forecast == level,
@@ -495,7 +494,8 @@ class Predictor:
             (event.vstart, event.vend) == self.kernel.window,
         )
         self.scored[score] = self.scored.get(score, 0) + 1
-        self.sized[event.size, exact] = self.sized.get((event.size, exact), 0) + 1
+        size = event.size, exact
+        self.sized[size] = self.sized.get(size, 0) + 1
 
     def _miss(self, index: int, event: Event, forecast: Forecast, category: Category) -> None:
         self.result.misses[category] += 1

@@ -164,6 +164,14 @@ class Purge:
         self.lanes[lane].popleft()
         return part.give_back(allocator)
 
+    def settle_next(self, allocator: Allocator, lane: int) -> None:
+        """Do the lane's steps up to its next settling, with nobody looking in between."""
+        parts = self.lanes[lane]
+        if parts[0].settled:
+            parts.popleft().give_back(allocator)
+        parts[0].fill_all(allocator, self._largest(allocator))
+        parts[0].settle(allocator)
+
     def run(self, allocator: Allocator) -> None:
         """Do all the steps that are left."""
         while self._collect:
