@@ -248,8 +248,9 @@ def _place(world: World, event: Event) -> tuple[str, int | None]:
     pages, is_out = event.size // PAGE, ledger_of(world.kernel).is_out(event.addr)
     for node in world.kernel.nodes if is_out and event.addr not in world.kernel.busy.areas else ():
         pool = node.pools.get(pages)
-        if pool is not None and any(area.start == event.addr for area in pool.areas):
-            return "pool", node.id
+        for area in pool.areas if pool is not None else ():
+            if area.start == event.addr:
+                return "pool", node.id
     free = world.kernel.space.covering(event.addr)
     if free is not None and event.addr + event.size <= free[1]:
         return "space", None

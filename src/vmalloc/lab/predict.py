@@ -257,8 +257,7 @@ class Predictor:
             self.learner.purge_begins(self.world)
         self._remember(index)
         assert self.world.purge is not None
-        while not self.world.purge.collected:
-            self.world.advance()
+        self.world.purge.collect(self.kernel)
 
     def _remember(self, index: int) -> None:
         """Keep the world as it is before steps that the trace forces, for allocations printed late."""
@@ -305,14 +304,14 @@ class Predictor:
         If the model would have given out just this range, to the task that frees it, it was an allocation
         whose line is lost. Otherwise it is a per-CPU area: these are found from the window's end, unstamped.
         """
-        kernel, (vstart, vend) = self.kernel, self.kernel.window
-        request = event._replace(kind=ALLOC, size=size, align=1, vstart=vstart, vend=vend)
-        cpus = dict.fromkeys((self._cpu_before(index, event), event.cpu))
-        for cpu in cpus if kernel.nr_nodes > 1 else ():
-            if kernel.peek(size, 1, cpu)[0] == event.addr:
-                claim(self.world, request._replace(cpu=cpu))
-                return
-        claim(self.world, request._replace(vstart=0, vend=0))
+        kernel, cpu, (vstart, vend) = self.kernel, event.cpu, (0, 0)
+        if kernel.nr_nodes > 1:
+            for tried in {self._cpu_before(index, event): True, event.cpu: True}:
+                if kernel.peek(size, 1, tried)[0] == event.addr:
+                    cpu, (vstart, vend) = tried, kernel.window
+                    break
+        request = event._replace(kind=ALLOC, size=size, align=1, cpu=cpu, vstart=vstart, vend=vend)
+        claim(self.world, request)
 
     # ------------------------------------------------------------------ allocations
 
