@@ -32,6 +32,7 @@ from vmalloc.lab.learn import Learner
 from vmalloc.lab.ledger import ledger_of, with_ledger
 from vmalloc.lab.orders import Forecast, Timeline, World, explain, shrunk, witness
 from vmalloc.lab.reconcile import Origin, claim, evict
+from vmalloc.lab.restore import fits
 from vmalloc.model import PAGE, Area, Kernel, Level, Purge, Space
 
 Category = Literal[
@@ -295,7 +296,7 @@ class Predictor:
         """A freed area that was never seen allocated: its size is what the lazy counter grew by."""
         self.result.assumed["area freed but never seen allocated"] += 1
         pages = self.line.unseen.get(index) or max(1, event.nr_lazy - self.kernel.lazy_pages)
-        self._born(index, event, pages * PAGE)
+        self._born(index, event, (pages if fits(event.addr, pages) else 1) * PAGE)
         return self.kernel.busy.areas[event.addr]
 
     def _born(self, index: int, event: Event, size: int) -> None:
