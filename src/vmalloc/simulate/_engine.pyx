@@ -15,7 +15,7 @@ from vmalloc.facts import LEVELS as SERVED_BY
 cdef extern from "space.h":
     const uint32_t SIM_NONE
     ctypedef struct sim_space:
-        uint32_t nr_ranges
+        pass
 
 cdef extern from "twin.h":
     ctypedef struct sim_design:

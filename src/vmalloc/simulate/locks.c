@@ -119,7 +119,7 @@ int64_t sim_change_busy(const sim_sim *s, uint32_t areas)
 }
 int64_t sim_change_space(const sim_sim *s)
 {
-    return sim_change(s, (uint64_t)s->twin->space.nr_ranges * s->plan.shrunk, 1);
+    return sim_change(s, (uint64_t)sim_space_nr(&s->twin->space) * s->plan.shrunk, 1);
 }
 
 static void init_lock(lock *l, enum sim_kind kind, uint32_t cpu)

@@ -34,7 +34,7 @@ static void sample(sim_sim *s)
     r->lazy_max = t->lazy_pages > r->lazy_max ? t->lazy_pages : r->lazy_max;
     r->pooled_max = t->pooled_pages > r->pooled_max ? t->pooled_pages : r->pooled_max;
     r->live_max = t->live_pages > r->live_max ? t->live_pages : r->live_max;
-    r->ranges_max = t->space.nr_ranges > r->ranges_max ? t->space.nr_ranges : r->ranges_max;
+    r->ranges_max = t->space.free.nr > r->ranges_max ? t->space.free.nr : r->ranges_max;
     s->pooled_sum += (double)t->pooled_pages;
     s->lazy_sum += (double)t->lazy_pages;
     s->nr_samples++;
