@@ -174,9 +174,7 @@ def test_a_purge_taken_step_by_step_or_part_by_part_ends_where_a_whole_one_does(
     for _ in range(nr_settled):
         parts.settle_next(c, 0)
     parts.run(c)
-    pools = [
-        [{p: list(pool.areas) for p, pool in n.pools.items()} for n in k.nodes] for k in (a, b, c)
-    ]
+    pools = [[{p: list(pool.areas) for p, pool in n.pools.items()} for n in k.nodes] for k in (a, b, c)]
     assert pools[0] == pools[1] == pools[2]
     assert list(a.space) == list(b.space) == list(c.space)
     assert a.lazy_pages == b.lazy_pages == c.lazy_pages == 0

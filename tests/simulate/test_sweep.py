@@ -178,7 +178,7 @@ def cluster_of(monkeypatch: pytest.MonkeyPatch, executor: Executor) -> None:
 def test_a_cell_whose_workers_die_is_said_in_one_line_and_the_others_are_kept(tmp_path, monkeypatch) -> None:
     cluster_of(monkeypatch, EndedExecutor(KilledWorker("run_as-1: 4 workers died\nsee the logs")))
     store = tmp_path / "cells.parquet"
-    with pytest.raises(SweepError, match="died again and again: run_as-1: 4 workers died$"):
+    with pytest.raises(SweepError, match=r"died again and again: run_as-1: 4 workers died$"):
         run_on_cluster(PLANS, "tcp://host:8786", store)
     assert len(sweep.Store(store).rows) == len(PLANS) - 1
 

@@ -34,8 +34,9 @@ def command(json_path: str | None, out: Path | None, is_beside: bool) -> None:
     vmalloc simulate --machine here.toml --design vmalloc/locked nr_threads=8
     vmalloc calibrate --beside
 
-    Takes half a minute, with --beside two; other work on the machine makes it wrong. With --beside the suite runs on the real
-    allocator with each pool design, and the table says whether the simulation orders the designs alike.
+    Takes half a minute, with --beside two; other work on the machine makes it wrong. With --beside the suite
+    runs on the real allocator with each pool design, and the table says whether the simulation orders the
+    designs alike.
     """
     if out is not None and (out.suffix != ".toml" or not out.absolute().parent.is_dir()):
         raise BadPlan(f"--out {out}: wanted NAME.toml in a directory that exists")

@@ -33,7 +33,7 @@ Key = tuple[int, int]
 
 
 class Frontiers:
-    """For each length, the highest address that a request of it, or of a shorter one, was served at from the space.
+    """For each length, the highest address at which the space served a request of it, or of a shorter one.
 
     A longer length with a lower address says nothing that a shorter one does not. So both lists ascend.
     """

@@ -106,7 +106,7 @@ class Prediction:
 
 
 class Score(NamedTuple):
-    """What is counted of one allocation. It is noted as a plain tuple of this order, which takes half the time."""
+    """What is counted of one allocation; noted as a plain tuple of this order, which takes half the time."""
 
     cpu: int
     level: Level | None
@@ -140,7 +140,7 @@ class Predictor:
         self.passed = -1  # the range that the kernel passed over last, against the forecast
         self.verdicts = bytearray(len(line.events))  # 1: as forecast in the printed order; purges: as told
         self.before_steps: list[tuple[int, World]] = []
-        self.scored: dict[tuple[Any, ...], int] = {}  # by Score's fields; counted once a round, as what follows
+        self.scored: dict[tuple[Any, ...], int] = {}  # a Score's fields; once a round, as what follows
         self.sized: dict[tuple[int, bool], int] = {}  # of each size: how many came as forecast, or did not
         self.purge_from = self._first_opening()
 

@@ -9,8 +9,8 @@ A line can get lost, and two can be swapped. Events are redundant enough to noti
   next allocation that overlaps a live area of that size.
 * Counts. A purge's event says how many areas it took, and the oldest go first, so each fall of the counter is
   so many areas. Those that no event tells, then or later, were settled by a purge whose event is lost.
-* An allocation of no pages, of half a page, aligned to no power of two or reaching beyond the last address is a
-  damaged line. It is left out, so it counts as lost.
+* An allocation of no pages, of half a page, aligned to no power of two or reaching beyond the last address is
+  a damaged line. It is left out, so it counts as lost.
 * A failed allocation is followed by its task's full purge before the task tries that size again.
 
 What is lost comes back as an event with the text RESTORED. Lost allocations leave no such trace before they
@@ -114,9 +114,8 @@ def restore(
 def unseen_frees(events: Sequence[Event], busy: Sequence[Area]) -> dict[int, int]:
     """Pages of areas freed without being busy, by the free's event; 0 if nothing tells them."""
     frees = _frees(events, {area.start: area.pages for area in busy})
-    return {
-        free.at: free.pages if fits(events[free.at].addr, free.pages) else 0 for free in frees if not free.seen
-    }
+    unseen = [free for free in frees if not free.seen]
+    return {free.at: free.pages if fits(events[free.at].addr, free.pages) else 0 for free in unseen}
 
 
 def fits(addr: int, pages: int) -> bool:

@@ -138,7 +138,7 @@ def rounds_of(ns_per_pair: float, workers: int) -> int:
 
 
 def suite_ns_per_pair(pools: Iterable[str], workers: int) -> dict[str, float]:
-    """Medians of ROUNDS rounds of each design, the designs in turn: what disturbs a while disturbs all of them."""
+    """Medians of ROUNDS rounds of each design, in turn: what disturbs for a while disturbs all of them."""
     each = {
         name: rounds_of(_suite_once(name, workers, max(SUITE_LOOPS // workers, 1)), workers) for name in pools
     }
@@ -251,7 +251,7 @@ def clear_pairs(found: Iterable[Beside], workers: int) -> list[tuple[Beside, Bes
 
 
 def ranking(found: Iterable[Beside], workers: int) -> tuple[int, list[tuple[Beside, Beside]]]:
-    """(How many pairs of designs differ clearly, those of them that the simulation has the other way round)."""
+    """(How many pairs of designs differ clearly, those that the simulation has the other way round)."""
     clear = clear_pairs(found, workers)
     return len(clear), [(a, b) for a, b in clear if a.simulated > b.simulated]
 

@@ -262,7 +262,7 @@ def calibrated() -> str:
 
 
 def here_section(folder: Path) -> str:
-    """Designs of ours, measured and simulated: what `vmalloc calibrate --beside --json` left in the folder."""
+    """Our designs, measured and simulated: what `vmalloc calibrate --beside --json` left in the folder."""
     path = folder / "here.json"
     if not path.exists():
         return ""
