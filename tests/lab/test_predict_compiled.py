@@ -114,6 +114,64 @@ def test_a_damaged_counter_is_no_error():
     assert predicted(recording, "linux-6.9", True) == predicted(recording, "linux-6.9", False)
 
 
+TOP_PAGE = TOP - PAGE
+DAMAGE: list[dict[str, Any]] = [
+    {"align": 0},
+    {"align": 3},
+    {"align": TOP >> 1},
+    {"align": TOP - 1},
+    {"size": 0},
+    {"size": 1},
+    {"size": TOP_PAGE},
+    {"size": TOP - 1},
+    {"size": TOP_PAGE, "align": 0},
+    {"size": TOP >> 1, "vstart": 0, "addr": PAGE},
+    {"addr": 0},
+    {"addr": 5},
+    {"addr": TOP_PAGE},
+    {"addr": TOP - 1},
+    {"vstart": 0},
+    {"vstart": TOP - 1},
+    {"vend": 0},
+    {"vstart": 0, "vend": TOP - 1},
+    {"cpu": 1000},
+    {"failed": 1, "size": TOP_PAGE},
+    {"failed": 1, "align": 0},
+    {"kind": "free", "addr": 0, "nr_lazy": TOP - 1},
+    {"kind": "free", "addr": TOP_PAGE, "nr_lazy": TOP - 1},
+    {"kind": "free", "addr": TOP - 1},
+    {"kind": "free", "nr_lazy": TOP - 1},
+    {"kind": "purge", "npurged": TOP - 1},
+]
+
+
+@pytest.mark.parametrize("start_known", [True, False], ids=["start known", "start unseen"])
+def test_damaged_lines_are_the_same_for_both(start_known):
+    """A number of a line may be any of 64 bits: each kind of damage, five times in 300 events."""
+    state = DATA / "guest" / "random_size.state0.xz" if start_known else None
+    whole = load(DATA / "guest" / "random_size.trace.xz", state)
+    for number, damage in enumerate(DAMAGE):
+        events = whole.events[:300]
+        allocs = [at for at, event in enumerate(events) if event.kind == "alloc"]
+        for at in random.Random(number).sample(allocs, 5):
+            events[at] = events[at]._replace(**damage)
+        recording = Recording(events, whole.window, whole.cpus, whole.start, whole.complete)
+        for design in ("linux-6.8", "linux-6.9"):
+            compiled, plain = (predicted(recording, design, compiled) for compiled in (True, False))
+            assert compiled == plain, (damage, design)
+
+
+def test_requests_that_no_kernel_makes_are_left_out_and_counted():
+    whole = load(DATA / "guest" / "random_size.trace.xz", DATA / "guest" / "random_size.state0.xz")
+    events = whole.events[:300]
+    at = next(at for at, event in enumerate(events) if event.kind == "alloc")
+    for damage in ({"align": 0}, {"align": 3}, {"size": 0}, {"size": 5000}, {"size": TOP_PAGE}):
+        events[at] = whole.events[at]._replace(**damage)
+        recording = Recording(events, whole.window, whole.cpus, whole.start, whole.complete)
+        assert recording.restored["damaged"] == 1
+        assert len(recording.events) == len(events) - 1
+
+
 def predicted(recording: Recording, design: str, compiled: bool) -> tuple[object, ...]:
     """All that a prediction finds, and the state that it ends in."""
     kernel = recording.kernel(KERNEL_PRESETS[design])

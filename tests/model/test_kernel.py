@@ -157,9 +157,10 @@ def test_helpers_start_at_twice_the_threshold():
     assert [helpers(lazy, 100, 8) for lazy in (50, 199, 200, 399, 5000)] == [0, 0, 1, 2, 7]
 
 
-def test_a_purge_taken_step_by_step_ends_where_a_whole_one_does():
-    a, b = kernel(), kernel()
-    for k in (a, b):
+@pytest.mark.parametrize("nr_settled", [0, 1, 3])
+def test_a_purge_taken_step_by_step_or_part_by_part_ends_where_a_whole_one_does(nr_settled):
+    a, b, c = kernel(), kernel(), kernel()
+    for k in (a, b, c):
         fill_pool(k, 7)
         fill_pool(k, 9, pages=300)
         for start in [k.alloc(pages * PAGE, cpu=pages % 4).start for pages in range(1, 40)]:
@@ -168,11 +169,15 @@ def test_a_purge_taken_step_by_step_ends_where_a_whole_one_does():
     while not steps.done:
         steps.advance(a)
     b.purge()
-    assert list(a.space) == list(b.space)
-    assert [{p: list(pool.areas) for p, pool in n.pools.items()} for n in a.nodes] == [
-        {p: list(pool.areas) for p, pool in n.pools.items()} for n in b.nodes
-    ]
-    assert a.lazy_pages == b.lazy_pages == 0
+    parts = Purge(c, full=False)
+    parts.collect(c)
+    for _ in range(nr_settled):
+        parts.settle_next(c, 0)
+    parts.run(c)
+    pools = [[{p: list(pool.areas) for p, pool in n.pools.items()} for n in k.nodes] for k in (a, b, c)]
+    assert pools[0] == pools[1] == pools[2]
+    assert list(a.space) == list(b.space) == list(c.space)
+    assert a.lazy_pages == b.lazy_pages == c.lazy_pages == 0
 
 
 def test_shrinking_gives_every_pool_back():

@@ -10,7 +10,7 @@ import pytest
 from tests.docs.sources import text
 
 from vmalloc.simulate import validate
-from vmalloc.simulate.calibrate import Beside, ranking
+from vmalloc.simulate.calibrate import RANKED, RUN_S, Beside, found_in, ranking, rounds_of, table
 from vmalloc.simulate.compare import Group, draw, grid, group, markdown
 from vmalloc.simulate.plan import Plan
 from vmalloc.simulate.published import V1_CALIBRATES, V1_DEFAULT
@@ -100,4 +100,33 @@ def test_v1s_calibrating_points_are_not_scored() -> None:
 
 def test_the_order_of_designs_is_compared_where_they_differ_clearly() -> None:
     found = [Beside("a", 2, 100, 100), Beside("b", 2, 200, 150), Beside("c", 2, 205, 80)]
-    assert ranking(found, 2) == (2, 1)  # a-b alike, a-c not; b-c is close as measured
+    clear, others = ranking(found, 2)
+    assert clear == 2  # b-c is close as measured
+    assert [(fast.pools, slow.pools) for fast, slow in others] == [("a", "c")]
+
+
+def test_the_table_says_which_designs_are_the_other_way_round() -> None:
+    found = [Beside("a", 2, 100, 100), Beside("b", 2, 200, 150), Beside("c", 2, 205, 80)]
+    written = table("this machine", found)
+    assert "| 2 | b | 200.0 | 150.0 | 0.75 |" in written
+    assert "* 2 workers: 1 of 2 pairs are in the same order. Not a before c." in written
+
+
+def test_the_validation_page_has_what_was_measured_on_one_machine() -> None:
+    folder = Path(__file__).parent.parent.parent / "docs/simulator"
+    section = validate.here_section(folder)
+    assert section in (folder / "validation.md").read_text()
+    for workers in RANKED:
+        clear, others = ranking(found_in(folder / "here.json")[1], workers)
+        assert clear >= 10
+        assert not others
+
+
+def test_without_a_measurement_the_validation_page_has_no_such_section(tmp_path) -> None:
+    assert validate.here_section(tmp_path) == ""
+
+
+def test_a_round_of_the_suite_lasts_long_enough_to_be_measured() -> None:
+    for ns, workers in ((17, 1), (17, 64), (1500, 2), (1500, 64)):
+        assert rounds_of(ns, workers) * workers * ns == pytest.approx(RUN_S * 1e9, rel=0.01)
+    assert rounds_of(1e12, 64) == 1

@@ -7,16 +7,18 @@ import errno
 import multiprocessing
 import os
 import signal
-from concurrent.futures import ThreadPoolExecutor
+import sys
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from vmalloc.simulate import sweep
 from vmalloc.simulate.plan import Plan
-from vmalloc.simulate.sweep import SweepError, cell_key, run_on_processes, run_sweep
+from vmalloc.simulate.sweep import SweepError, cell_key, run_as, run_on_cluster, run_on_processes, run_sweep
 
 PLANS = [
     Plan(design, cpus=4, run_test_mask=1, test_loop_count=300, shrunk=1, seed=seed)
@@ -116,3 +118,80 @@ def test_the_progress_counts_cells(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     run_sweep(PLANS, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(n, len(PLANS)) for n in range(len(PLANS) + 1)]
+
+
+def test_two_names_of_one_design_are_one_cell_and_each_row_has_its_own_name() -> None:
+    plans = [replace(PLANS[0], design=name) for name in ("patch-v3", "linux-6.9")]
+    assert cell_key(plans[0]) == cell_key(plans[1])
+    seen: list[tuple[int, int]] = []
+    rows = run_sweep(plans, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(0, 1), (1, 1)]
+    assert [row["design"] for row in rows] == ["patch-v3", "linux-6.9"]
+
+
+class EndedExecutor(Executor):
+    """Everything that is submitted has ended at once, one plan by an error."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        if args[0] == PLANS[1]:
+            future.set_exception(self.error)
+        else:
+            future.set_result(fn(*args))
+        return future
+
+
+def test_what_ended_together_with_a_failure_is_kept(tmp_path: Path) -> None:
+    store = tmp_path / "cells.parquet"
+    with pytest.raises(OSError, match="gone"):
+        run_sweep(PLANS, EndedExecutor(OSError("gone")), store)
+    assert len(sweep.Store(store).rows) == len(PLANS) - 1
+
+
+# ---- a cluster, as far as it can be had without one ------------------------------------------------
+
+
+class KilledWorker(Exception):
+    """As distributed has it: its text has several lines."""
+
+
+def cluster_of(monkeypatch: pytest.MonkeyPatch, executor: Executor) -> None:
+    """`distributed`, with this executor for a cluster."""
+
+    class Client:
+        def __init__(self, *_: object, **__: object) -> None: ...
+        def __enter__(self) -> Client:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+        def get_executor(self, **_: object) -> Executor:
+            return executor
+
+    module = ModuleType("distributed")
+    module.Client, module.KilledWorker = Client, KilledWorker  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "distributed", module)
+
+
+def test_a_cell_whose_workers_die_is_said_in_one_line_and_the_others_are_kept(tmp_path, monkeypatch) -> None:
+    cluster_of(monkeypatch, EndedExecutor(KilledWorker("run_as-1: 4 workers died\nsee the logs")))
+    store = tmp_path / "cells.parquet"
+    with pytest.raises(SweepError, match=r"died again and again: run_as-1: 4 workers died$"):
+        run_on_cluster(PLANS, "tcp://host:8786", store)
+    assert len(sweep.Store(store).rows) == len(PLANS) - 1
+
+
+def test_a_worker_of_another_build_is_refused(monkeypatch) -> None:
+    def there(digest: str, plan: Plan) -> dict[str, Any]:
+        with monkeypatch.context() as worker:
+            worker.setattr(sweep, "code_digest", lambda: "another")
+            return run_as(digest, plan)
+
+    monkeypatch.setattr(sweep, "run_as", there)
+    with ThreadPoolExecutor(1) as pool:
+        cluster_of(monkeypatch, pool)
+        with pytest.raises(SweepError, match="on a worker: its vmalloc is another build") as caught:
+            run_on_cluster(PLANS[:1], "tcp://host:8786")
+    assert "\n" not in str(caught.value)

@@ -305,7 +305,8 @@ def _print_prediction(console: Console, recording: lab.Recording, result: dict[s
     for row in zip(*(_figures(figures) for figures in (result, null) if figures), strict=True):
         table.add_row(row[0][0], *(value for _, value in row))
     for kind, count in result["restored"].items():
-        what = "lines moved back" if kind == "swapped" else f"lost events restored: {kind}"
+        others = {"swapped": "lines moved back", "damaged": "damaged lines left out"}
+        what = others.get(kind, f"lost events restored: {kind}")
         table.add_row(what, f"{count:,}")
     for kind in ("by_cpu", "by_window"):
         shares = ", ".join(f"{key}: {share:.2%}" for key, share in result[kind].items())

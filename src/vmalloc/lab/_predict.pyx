@@ -29,6 +29,9 @@ cdef extern from "ranges.h" nogil:
     bint ranges_before(const ranges *r, ranges_place place, uint64_t *start, uint64_t *size)
     bint ranges_covering(const ranges *r, uint64_t address, uint64_t *start, uint64_t *size)
     bint ranges_fit(const ranges *r, uint64_t size, uint64_t align, uint64_t low, uint64_t length, uint64_t *fit)
+    const int RANGES_WRONG
+    int ranges_cut(ranges *r, uint64_t start, uint64_t size)
+    int ranges_join(ranges *r, uint64_t start, uint64_t size)
     int ranges_set(ranges *r, uint64_t start, uint64_t size)
     uint64_t ranges_pop(ranges *r, uint64_t start)
 
@@ -123,39 +126,18 @@ cdef class Ledger:
         self.cut(start, size)
 
     cdef int cut(self, uint64_t start, uint64_t size) except -1:
-        cdef uint64_t low, length
-        if not ranges_covering(&self.free, start, &low, &length) or length - (start - low) < size:
-            raise ValueError(f"{start:#x}-{start + size:#x} is not free as a whole")
-        cdef uint64_t before = start - low, behind = length - before - size
-        cdef int error = 0
-        if before:
-            error |= ranges_set(&self.free, low, before)
-        else:
-            ranges_pop(&self.free, low)
-        if behind:
-            error |= ranges_set(&self.free, start + size, behind)
+        cdef int error = ranges_cut(&self.free, start, size)
+        if error == RANGES_WRONG:
+            raise ValueError(f"{start:#x}-{<object>start + size:#x} is not free as a whole")
         if error or ranges_set(&self.out, start, size):
             raise MemoryError
         return 0
 
     def add(self, uint64_t start, uint64_t size):
-        cdef ranges_place place = ranges_from(&self.free, start)
-        cdef uint64_t low, length, next_start, next_length
-        cdef bint touches_next = False
-        if ranges_at(&self.free, place, &next_start, &next_length):
-            if next_start - start < size:
-                raise ValueError(f"{start:#x}-{start + size:#x} is free already")
-            touches_next = next_start - start == size
-        cdef uint64_t whole = size
-        cdef uint64_t at = start
-        if ranges_before(&self.free, place, &low, &length):
-            if start - low < length:
-                raise ValueError(f"{start:#x}-{start + size:#x} is free already")
-            if start - low == length:
-                at, whole = low, length + size
-        if touches_next:
-            whole += ranges_pop(&self.free, next_start)
-        if ranges_set(&self.free, at, whole):
+        cdef int error = ranges_join(&self.free, start, size)
+        if error == RANGES_WRONG:
+            raise ValueError(f"{start:#x}-{<object>start + size:#x} is free already")
+        if error:
             raise MemoryError
         if ranges_pop(&self.out, start) != size:
             self.forget(start, size)

@@ -18,6 +18,7 @@ reaches to the next known area. Every assumption is counted, and dropped when th
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import Counter
 
 from vmalloc.lab.events import Event
@@ -27,6 +28,42 @@ from vmalloc.lab.reconcile import Origin, claim, evict
 from vmalloc.model import PAGE, Kernel, Level, Space
 from vmalloc.model.space import search_length
 
+Key = tuple[int, int]
+"""A pool: its node, the pages of its areas."""
+
+
+class Frontiers:
+    """For each length, the highest address at which the space served a request of it, or of a shorter one.
+
+    A longer length with a lower address says nothing that a shorter one does not. So both lists ascend.
+    """
+
+    __slots__ = ("addresses", "lengths")
+
+    def __init__(self) -> None:
+        self.lengths: list[int] = []
+        self.addresses: list[int] = []
+
+    def of(self, length: int) -> int:
+        at = bisect_right(self.lengths, length)
+        return self.addresses[at - 1] if at else 0
+
+    def raise_to(self, length: int, address: int) -> None:
+        """A request of this length was served here."""
+        if address <= self.of(length):
+            return
+        at = bisect_left(self.lengths, length)
+        end = bisect_right(self.addresses, address, at)
+        self.lengths[at:end] = [length]
+        self.addresses[at:end] = [address]
+
+    def lower_to(self, address: int) -> None:
+        """None of them is higher than this."""
+        at = bisect_left(self.addresses, address)
+        if at < len(self.addresses):
+            self.addresses[at:] = [address]
+            del self.lengths[at + 1 :]
+
 
 class Learner:
     """Knowledge about an unseen start state, and the forecasts that follow from it."""
@@ -34,13 +71,13 @@ class Learner:
     def __init__(self, assumed: Counter[str], nothing: Space) -> None:
         """`nothing` is an empty space, of a kind that has `discard`, `add` and `covering`."""
         self.assumed = assumed
-        self.frontiers: dict[int, int] = {}
-        self.drained: set[tuple[int, int]] = set()
-        self.passed: dict[tuple[int, int], int] = {}  # pool: its head when it was last passed over
+        self.frontiers = Frontiers()
+        self.drained: set[Key] = set()
+        self.passed: dict[Key, int] = {}  # pool: its head when it was last passed over
         self.decayed_unseen: set[int] = set()  # entries of pools that an unseen length has decayed
         self.doubtful = nothing  # assumed free, not seen
-        self.walks: dict[tuple[int, int], tuple[int, int]] = {}  # pool: last address, steps up in a row
-        self.deep: set[tuple[int, int]] = set()  # pools last seen to give out unseen entries
+        self.walks: dict[Key, tuple[int, int]] = {}  # pool: last address, steps up in a row
+        self.deep: set[Key] = set()  # pools last seen to give out unseen entries
 
     def forecast(self, world: World, event: Event) -> Forecast:
         """The model's forecast; "pool" with no address while a pool keeps giving out what was never seen."""
@@ -60,7 +97,7 @@ class Learner:
             return drained or forecast.start not in self.decayed_unseen
         return (
             drained
-            and forecast.start <= self._frontier(_length(event))
+            and forecast.start <= self.frontiers.of(_length(event))
             and self.doubtful.covering(forecast.start) is None
         )
 
@@ -69,7 +106,7 @@ class Learner:
 
         Unseen entries decay too: there may be unseen free ranges anywhere again.
         """
-        self.frontiers = {}
+        self.frontiers = Frontiers()
         self.decayed_unseen = {
             area.start
             for node in world.kernel.nodes
@@ -80,41 +117,44 @@ class Learner:
 
     def right(self, world: World, event: Event, level: Level) -> None:
         """The forecast came true."""
-        self._walk(world, event)
+        key = self._key(world, event)
+        self._walk(key, event)
         self.doubtful.discard(event.addr, event.size)
         if level == "space":
-            self._from_space(world, event)
             length = _length(event)
-            self.frontiers[length] = max(self.frontiers.get(length, 0), event.addr)
+            self._from_space(key, event, length)
+            self.frontiers.raise_to(length, event.addr)
             if event.align <= PAGE:
-                self.drained.add(self._key(world, event))
+                self.drained.add(key)
 
     def wrong(self, world: World, event: Event, forecast: Forecast) -> tuple[Origin, Level | None]:
         """The forecast failed: put the model right; returns where it had the range, and the level."""
         offered = world.kernel.find_space(event.size, event.align, event.vstart, event.vend)
-        level = self._served_by(world, event, offered)
-        self._walk(world, event)
-        self._drop_pool_head(world, event, level)
+        key, place = self._key(world, event), _place(world, event)
+        level = self._served_by(world, event, key, place, offered)
+        self._walk(key, event)
+        self._drop_pool_head(world, event, key, place, level)
         self.doubtful.discard(event.addr, event.size)
         origin = claim(world, event)
         if level == "pool":
             if origin.place == "unseen":
-                self.drained.discard(self._key(world, event))
-                self.deep.add(self._key(world, event))
+                self.drained.discard(key)
+                self.deep.add(key)
                 self.assumed["pool entry never seen before"] += 1
         elif level == "space":
             self._drop_passed_over(world, event, offered)
-            self._from_space(world, event)
+            self._from_space(key, event, _length(event))
             if origin.place == "unseen":
                 self._assume_hole(world, event)
         return origin, level
 
-    def _served_by(self, world: World, event: Event, offered: int | None) -> Level | None:
+    def _served_by(
+        self, world: World, event: Event, key: Key, where: tuple[str, int | None], offered: int | None
+    ) -> Level | None:
         """Pool or space? None if the evidence does not tell."""
         if not has_pools(world.kernel):
             return "space"
-        key = self._key(world, event)
-        place, node = _place(world, event)
+        place, node = where
         if place == "pool":
             below_all = offered is None or event.addr < offered
             own = node == key[0]
@@ -137,24 +177,23 @@ class Learner:
             return "pool"
         return None if last is None else "space"
 
-    def _walk(self, world: World, event: Event) -> None:
-        key = self._key(world, event)
+    def _walk(self, key: Key, event: Event) -> None:
         last, ups = self.walks.get(key, (event.addr, 0))
         self.walks[key] = (event.addr, ups + 1 if event.addr > last else 0)
 
-    def _drop_pool_head(self, world: World, event: Event, level: Level | None) -> None:
+    def _drop_pool_head(
+        self, world: World, event: Event, key: Key, where: tuple[str, int | None], level: Level | None
+    ) -> None:
         """The kernel passed over our pool's head: what lies above its choice had been given back."""
-        kernel = world.kernel
-        node, pages = self._key(world, event)
+        kernel, (node, pages) = world.kernel, key
         pool = kernel.nodes[node].pools.get(pages)
         if pool is None or not pool.areas or level is None or pool.peek(event.align) is None:
             return
-        place, where = _place(world, event)
-        if place == "pool" and where != node and level == "pool":
+        if where[0] == "pool" and where[1] != node and level == "pool":
             return  # the task moved to another CPU: our head is untouched
         head = pool.areas[-1].start
-        if (place, where) != ("pool", node) and self.passed.get((node, pages)) != head:
-            self.passed[node, pages] = head  # once may be chance: wait for a second time
+        if where != ("pool", node) and self.passed.get(key) != head:
+            self.passed[key] = head  # once may be chance: wait for a second time
             return
         while pool.areas and pool.areas[-1].start != event.addr:
             gone = pool.areas[-1]
@@ -170,11 +209,11 @@ class Learner:
             world.kernel.space.discard(free[0], min(free[1], event.addr) - free[0])
             self.assumed["free range taken back"] += 1
 
-    def _from_space(self, world: World, event: Event) -> None:
+    def _from_space(self, key: Key, event: Event, length: int) -> None:
         """The pool was passed by; and a surprise below the frontier shows that the frontier was wrong."""
-        self.deep.discard(self._key(world, event))
-        if event.addr < self._frontier(_length(event)):
-            self.frontiers = {length: min(at, event.addr) for length, at in self.frontiers.items()}
+        self.deep.discard(key)
+        if event.addr < self.frontiers.of(length):
+            self.frontiers.lower_to(event.addr)
 
     def _assume_hole(self, world: World, event: Event) -> None:
         """What follows an unseen area from the space is free up to the next known area."""
@@ -190,11 +229,8 @@ class Learner:
         self.doubtful.discard(start, size)
         self.doubtful.add(start, size)
 
-    def _frontier(self, length: int) -> int:
-        return max((at for known, at in self.frontiers.items() if known <= length), default=0)
-
     @staticmethod
-    def _key(world: World, event: Event) -> tuple[int, int]:
+    def _key(world: World, event: Event) -> Key:
         return event.cpu % world.kernel.nr_nodes, event.size // PAGE
 
 
@@ -212,8 +248,9 @@ def _place(world: World, event: Event) -> tuple[str, int | None]:
     pages, is_out = event.size // PAGE, ledger_of(world.kernel).is_out(event.addr)
     for node in world.kernel.nodes if is_out and event.addr not in world.kernel.busy.areas else ():
         pool = node.pools.get(pages)
-        if pool is not None and any(area.start == event.addr for area in pool.areas):
-            return "pool", node.id
+        for area in pool.areas if pool is not None else ():
+            if area.start == event.addr:
+                return "pool", node.id
     free = world.kernel.space.covering(event.addr)
     if free is not None and event.addr + event.size <= free[1]:
         return "space", None

@@ -32,6 +32,7 @@ from vmalloc.lab.learn import Learner
 from vmalloc.lab.ledger import ledger_of, with_ledger
 from vmalloc.lab.orders import Forecast, Timeline, World, explain, shrunk, witness
 from vmalloc.lab.reconcile import Origin, claim, evict
+from vmalloc.lab.restore import fits
 from vmalloc.model import PAGE, Area, Kernel, Level, Purge, Space
 
 Category = Literal[
@@ -105,7 +106,7 @@ class Prediction:
 
 
 class Score(NamedTuple):
-    """What is counted of one allocation. The compiled part makes plain tuples of this order."""
+    """What is counted of one allocation; noted as a plain tuple of this order, which takes half the time."""
 
     cpu: int
     level: Level | None
@@ -139,7 +140,7 @@ class Predictor:
         self.passed = -1  # the range that the kernel passed over last, against the forecast
         self.verdicts = bytearray(len(line.events))  # 1: as forecast in the printed order; purges: as told
         self.before_steps: list[tuple[int, World]] = []
-        self.scored: dict[Score, int] = {}  # counted once a round, as what follows
+        self.scored: dict[tuple[Any, ...], int] = {}  # a Score's fields; once a round, as what follows
         self.sized: dict[tuple[int, bool], int] = {}  # of each size: how many came as forecast, or did not
         self.purge_from = self._first_opening()
 
@@ -257,8 +258,7 @@ class Predictor:
             self.learner.purge_begins(self.world)
         self._remember(index)
         assert self.world.purge is not None
-        while not self.world.purge.collected:
-            self.world.advance()
+        self.world.purge.collect(self.kernel)
 
     def _remember(self, index: int) -> None:
         """Keep the world as it is before steps that the trace forces, for allocations printed late."""
@@ -290,14 +290,13 @@ class Predictor:
         for lane, count in enumerate(_settled(purge, excess)):
             for _ in range(count):
                 self._remember(index)
-                while purge.advance(self.kernel, lane).op != "settle":
-                    pass
+                purge.settle_next(self.kernel, lane)
 
     def _unseen_area(self, index: int, event: Event) -> Area:
         """A freed area that was never seen allocated: its size is what the lazy counter grew by."""
         self.result.assumed["area freed but never seen allocated"] += 1
         pages = self.line.unseen.get(index) or max(1, event.nr_lazy - self.kernel.lazy_pages)
-        self._born(index, event, pages * PAGE)
+        self._born(index, event, (pages if fits(event.addr, pages) else 1) * PAGE)
         return self.kernel.busy.areas[event.addr]
 
     def _born(self, index: int, event: Event, size: int) -> None:
@@ -306,14 +305,14 @@ class Predictor:
         If the model would have given out just this range, to the task that frees it, it was an allocation
         whose line is lost. Otherwise it is a per-CPU area: these are found from the window's end, unstamped.
         """
-        kernel, (vstart, vend) = self.kernel, self.kernel.window
-        request = event._replace(kind=ALLOC, size=size, align=1, vstart=vstart, vend=vend)
-        cpus = dict.fromkeys((self._cpu_before(index, event), event.cpu))
-        for cpu in cpus if kernel.nr_nodes > 1 else ():
-            if kernel.peek(size, 1, cpu)[0] == event.addr:
-                claim(self.world, request._replace(cpu=cpu))
-                return
-        claim(self.world, request._replace(vstart=0, vend=0))
+        kernel, cpu, (vstart, vend) = self.kernel, event.cpu, (0, 0)
+        if kernel.nr_nodes > 1:
+            for tried in {self._cpu_before(index, event): True, event.cpu: True}:
+                if kernel.peek(size, 1, tried)[0] == event.addr:
+                    cpu, (vstart, vend) = tried, kernel.window
+                    break
+        request = event._replace(kind=ALLOC, size=size, align=1, cpu=cpu, vstart=vstart, vend=vend)
+        claim(self.world, request)
 
     # ------------------------------------------------------------------ allocations
 
@@ -483,7 +482,7 @@ class Predictor:
         bounded: bool = False,
         forecast: Level | None = None,
     ) -> None:
-        score = Score(
+        score = (
             event.cpu,
             level,
             forecast is None or forecast == level,
@@ -495,7 +494,8 @@ class Predictor:
             (event.vstart, event.vend) == self.kernel.window,
         )
         self.scored[score] = self.scored.get(score, 0) + 1
-        self.sized[event.size, exact] = self.sized.get((event.size, exact), 0) + 1
+        size = event.size, exact
+        self.sized[size] = self.sized.get(size, 0) + 1
 
     def _miss(self, index: int, event: Event, forecast: Forecast, category: Category) -> None:
         self.result.misses[category] += 1

@@ -28,9 +28,9 @@ def claim(world: World, event: Event) -> Origin:
     """Take the event's range from wherever the model has it and make it busy."""
     space = ledger_of(world.kernel)
     start, size = event.addr, event.size
-    origins = [evict(world, at, length) for at, length in space.overlapping(start, size)]
     overlapped = space.overlapping(start, size)
-    assert not overlapped
+    origins = [evict(world, at, length) for at, length in overlapped]
+    assert not overlapped or not space.overlapping(start, size)
     removed = space.discard(start, size)
     world.hold(event, origins[0].node if origins and origins[0].place == "pool" else None)
     space.rejoin(start, size)  # discard cut it out in pieces

@@ -23,7 +23,7 @@ from vmalloc.lab.events import ALLOC, FREE, MARK, Event, rows_between_marks
 from vmalloc.lab.files import StrPath
 from vmalloc.lab.orders import Timeline
 from vmalloc.lab.predict import Prediction, Predictor, lost_events, most_used_window
-from vmalloc.lab.restore import in_time_order, restore, unseen_frees
+from vmalloc.lab.restore import in_time_order, possible, restore, unseen_frees
 from vmalloc.lab.state import EndDifference, State, compare, read_state, state_of_vmallocinfo
 from vmalloc.lab.trace import header_of, read_events, read_vmallocinfo
 from vmalloc.model import (
@@ -56,12 +56,16 @@ class Recording:
     line: Timeline = field(init=False)
 
     def __post_init__(self) -> None:
-        ordered, moved = in_time_order(self.events)
+        whole = possible(self.events)
+        damaged = len(self.events) - len(whole)
+        ordered, moved = in_time_order(whole)
         busy = self.start.busy if self.start is not None else ()
         lazy = [area for _, area in self.start.lazy] if self.start is not None else None
         self.events, self.restored = restore(ordered, busy, lazy)
         if moved:
             self.restored["swapped"] = moved
+        if damaged:
+            self.restored["damaged"] = damaged
         self.line = Timeline(self.events, unseen_frees(self.events, busy) if self.complete else {})
 
     def kernel(self, design: Design) -> Kernel:

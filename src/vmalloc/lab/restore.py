@@ -9,6 +9,8 @@ A line can get lost, and two can be swapped. Events are redundant enough to noti
   next allocation that overlaps a live area of that size.
 * Counts. A purge's event says how many areas it took, and the oldest go first, so each fall of the counter is
   so many areas. Those that no event tells, then or later, were settled by a purge whose event is lost.
+* An allocation of no pages, of half a page, aligned to no power of two or reaching beyond the last address is
+  a damaged line. It is left out, so it counts as lost.
 * A failed allocation is followed by its task's full purge before the task tries that size again.
 
 What is lost comes back as an event with the text RESTORED. Lost allocations leave no such trace before they
@@ -28,6 +30,7 @@ from vmalloc.model import PAGE, Area
 
 RESTORED = "restored"
 NO_TASK = -1
+ADDRESSES = 1 << 64
 NEAR = 64
 """Events within which the prints of concurrent operations may be out of order."""
 STEADY = 16
@@ -36,6 +39,20 @@ RUN = 4
 """Frees in a row that make a step last."""
 SHARE_MAX = 0.01
 """A recording that lacks more than this share of its events is used as it is: too much to guess at."""
+
+
+def possible(events: Sequence[Event]) -> list[Event]:
+    """The events without requests that no kernel makes: their lines are damaged, and as good as lost."""
+    return [event for event in events if _is_possible(event)]
+
+
+def _is_possible(event: Event) -> bool:
+    if event.kind != ALLOC:
+        return event.kind != FREE or event.addr + PAGE <= ADDRESSES
+    size, align = event.size, event.align
+    if size <= 0 or size % PAGE or align <= 0 or align & (align - 1):
+        return False
+    return max(size, align) < ADDRESSES and (bool(event.failed) or event.addr + size <= ADDRESSES)
 
 
 def in_time_order(events: Sequence[Event]) -> tuple[list[Event], int]:
@@ -97,7 +114,13 @@ def restore(
 def unseen_frees(events: Sequence[Event], busy: Sequence[Area]) -> dict[int, int]:
     """Pages of areas freed without being busy, by the free's event; 0 if nothing tells them."""
     frees = _frees(events, {area.start: area.pages for area in busy})
-    return {free.at: free.pages for free in frees if not free.seen}
+    unseen = [free for free in frees if not free.seen]
+    return {free.at: free.pages if fits(events[free.at].addr, free.pages) else 0 for free in unseen}
+
+
+def fits(addr: int, pages: int) -> bool:
+    """Whether an area can be so long; the counter of a damaged line may tell any number."""
+    return pages * PAGE <= ADDRESSES - max(addr, PAGE)
 
 
 class _Free(NamedTuple):

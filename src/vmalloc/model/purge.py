@@ -153,7 +153,7 @@ class Purge:
         Raises IndexError when there is nothing left to do.
         """
         if self._collect:
-            return self._collect_one(allocator)
+            return Step(*self._collect_one(allocator))
         if lane is None:
             lane = next((at for at, parts in enumerate(self.lanes) if parts), 0)
         part = self.lanes[lane][0]
@@ -164,10 +164,22 @@ class Purge:
         self.lanes[lane].popleft()
         return part.give_back(allocator)
 
-    def run(self, allocator: Allocator) -> None:
-        """Do all the steps that are left."""
+    def collect(self, allocator: Allocator) -> None:
+        """Do what is left of part 1."""
         while self._collect:
             self._collect_one(allocator)
+
+    def settle_next(self, allocator: Allocator, lane: int) -> None:
+        """Do the lane's steps up to its next settling, with nobody looking in between."""
+        parts = self.lanes[lane]
+        if parts[0].settled:
+            parts.popleft().give_back(allocator)
+        parts[0].fill_all(allocator, self._largest(allocator))
+        parts[0].settle(allocator)
+
+    def run(self, allocator: Allocator) -> None:
+        """Do all the steps that are left."""
+        self.collect(allocator)
         for lane in self.lanes:
             for part in lane:
                 part.fill_all(allocator, self._largest(allocator))
@@ -200,18 +212,19 @@ class Purge:
                         return True
         return False
 
-    def _collect_one(self, allocator: Allocator) -> Step:
-        op, n = self._collect.popleft()
+    def _collect_one(self, allocator: Allocator) -> tuple[Op, int]:
+        op, n = at = self._collect.popleft()
         if op == "decay":
             self._decayed = allocator.decay_pools(allocator.nodes[n], self.full)
         elif op == "reclaim":
-            allocator.reclaim(self._decayed)
-            self._decayed = []
+            if self._decayed:
+                allocator.reclaim(self._decayed)
+                self._decayed = []
         else:
             self._detach(n, allocator.take_lazy(n))
         if not self._collect:
             self._share(allocator)
-        return Step(op, n)
+        return at
 
     def _detach(self, n: int, areas: list[Area]) -> None:
         if areas:

@@ -9,11 +9,13 @@ import os
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from vmalloc.facts import LEVELS as SERVED_BY
+
 
 cdef extern from "space.h":
     const uint32_t SIM_NONE
     ctypedef struct sim_space:
-        uint32_t nr_ranges
+        pass
 
 cdef extern from "twin.h":
     ctypedef struct sim_design:
@@ -117,7 +119,7 @@ cdef extern from "measure.h":
 
 COSTS = {sim_cost_names[i].decode(): sim_cost_units[i].decode() for i in range(SIM_NR_COSTS)}
 LOCKS = ("space", "busy", "lazy", "pool", "zone", "counter", "upkeep")
-LEVELS = ("magazine", "slab", "pool", "neighbour", "lazy", "space", "none")
+LEVELS = (*SERVED_BY, "none")  # the order of enum sim_level
 CALLS = ("alloc", "free", "begin", "decay", "reclaim", "detach", "fill", "settle", "give back", "shrink", "miss")
 PS_PER_NS = 1000
 EVENTS_AT_ONCE = 1 << 18

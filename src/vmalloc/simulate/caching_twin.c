@@ -242,7 +242,8 @@ static bool join(sim_twin *t, uint32_t moving)
             sim_push(&listed, start);
     sim_sort(&listed);
     c->nr_sorted = 0;
-    c->nr_walked = listed.nr + t->space.nr_ranges + c->nr_busy + t->nr_pooled + c->nr_kept + c->nr_slabbed + moving;
+    c->nr_walked = listed.nr + sim_space_nr(&t->space) + c->nr_busy + t->nr_pooled + c->nr_kept + c->nr_slabbed
+                   + moving;
     c->work->sorted += listed.nr;
     bool joined = false;
     uint32_t run = SIM_NONE;

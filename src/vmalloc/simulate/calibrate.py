@@ -8,6 +8,7 @@ design `off` is shared among its steps by OFF_SHARES, which nothing measures one
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from collections.abc import Callable, Iterable
@@ -21,15 +22,22 @@ from vmalloc.simulate.costs import Cost, Machine, Topology, load_machine
 from vmalloc.simulate.design import SIMULATED_POOLS
 from vmalloc.simulate.plan import Plan, run_plan
 
-__all__ = ["Beside", "beside", "calibrated", "here", "ranking", "write_machine"]
+__all__ = ["Beside", "beside", "calibrated", "found_in", "here", "ranking", "table", "write_machine"]
 
 BASE = "threadripper-3970x"
 ROUNDS = 7
 SUITE_LOOPS = 50_000
+"""Pairs of a first look at the suite, which says how long a round of RUN_S is."""
+RUN_S = 0.1
+"""A measured round lasts about so long: 64 threads take turns of some ms, and are started and waited for."""
+RUN_LOOPS_MAX = 1 << 24
+SIMULATED_PAIRS = 350_000
 OFF_SHARES = {"ours_space": 0.4, "ours_give": 0.25, "ours_lazy": 0.15, "ours_sort": 0.1}
 """Of a pair of design `off`; ours_sort is paid twice."""
 DIFFERS = 0.15
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
+RANKED = (2, 8, 64)
+"""The numbers of workers at which the order of the designs is compared."""
 
 Say = Callable[[str], None]
 
@@ -112,22 +120,33 @@ def _lines(places: list[Place], say: Say) -> dict[str, float]:
     return found
 
 
-def suite_ns_per_pair(pools: Iterable[str], workers: int, loops: int = SUITE_LOOPS) -> dict[str, float]:
+def _suite_once(pools: str, workers: int, each: int) -> float:
     """The suite's fix_size test on the real allocator: ns of wall time a pair, all workers together."""
     from vmalloc.suite import Plan as SuitePlan
     from vmalloc.suite import run
     from vmalloc.suite.parameters import Parameters
 
-    each = max(loops // workers, 1)
-    parameters = Parameters(
-        nr_threads=workers, run_test_mask=1, test_loop_count=each, test_repeat_count=ROUNDS
-    )
-    result = run(SuitePlan(parameters, tuple(pools), single=False))
-    return {
-        line.pools: line.usec * 1e3 / (each * workers * ROUNDS)
-        for line in result.results
-        if line.test == "all"
+    parameters = Parameters(nr_threads=workers, run_test_mask=1, test_loop_count=each)
+    result = run(SuitePlan(parameters, (pools,), single=False))
+    (line,) = (line for line in result.results if line.test == "all")
+    return line.usec * 1e3 / (each * workers)
+
+
+def rounds_of(ns_per_pair: float, workers: int) -> int:
+    """Pairs of each worker in a round of RUN_S."""
+    return max(min(int(RUN_S * 1e9 / ns_per_pair / workers), RUN_LOOPS_MAX), 1)
+
+
+def suite_ns_per_pair(pools: Iterable[str], workers: int) -> dict[str, float]:
+    """Medians of ROUNDS rounds of each design, in turn: what disturbs for a while disturbs all of them."""
+    each = {
+        name: rounds_of(_suite_once(name, workers, max(SUITE_LOOPS // workers, 1)), workers) for name in pools
     }
+    found: dict[str, list[float]] = {name: [] for name in each}
+    for _ in range(ROUNDS):
+        for name, loops in each.items():
+            found[name].append(_suite_once(name, workers, loops))
+    return {name: median(values) for name, values in found.items()}
 
 
 def _ours(say: Say) -> dict[str, float]:
@@ -214,19 +233,48 @@ def beside(machine_file: str, workers: Iterable[int] = WORKERS, say: Say = lambd
         measured = suite_ns_per_pair(SIMULATED_POOLS, count)
         for pools in SIMULATED_POOLS:
             plan = Plan(f"vmalloc/{pools}", machine_file, nr_threads=count, run_test_mask=1, shrunk=1,
-                        test_loop_count=max(SUITE_LOOPS * ROUNDS // count, 1))  # fmt: skip
+                        test_loop_count=max(SIMULATED_PAIRS // count, 1))  # fmt: skip
             row = run_plan(plan)
             found.append(Beside(pools, count, measured[pools], row["wall_s"] * 1e9 / row["pairs"]))
     return found
 
 
-def ranking(found: Iterable[Beside], workers: int) -> tuple[int, int]:
-    """(pairs of designs that differ by more than DIFFERS in both, of these in the same order)."""
-    mine = [one for one in found if one.workers == workers]
-    clear = same = 0
-    for a, b in combinations(mine, 2):
-        measured, simulated = a.measured / b.measured, a.simulated / b.simulated
-        if all(max(r, 1 / r) > 1 + DIFFERS for r in (measured, simulated)):
-            clear += 1
-            same += (measured > 1) == (simulated > 1)
-    return clear, same
+def clear_pairs(found: Iterable[Beside], workers: int) -> list[tuple[Beside, Beside]]:
+    """Pairs of designs that differ by more than DIFFERS in both, the faster one as measured first."""
+    mine = sorted((one for one in found if one.workers == workers), key=lambda one: one.measured)
+    return [
+        (a, b)
+        for a, b in combinations(mine, 2)
+        if b.measured / a.measured > 1 + DIFFERS
+        and max(a.simulated / b.simulated, b.simulated / a.simulated) > 1 + DIFFERS
+    ]
+
+
+def ranking(found: Iterable[Beside], workers: int) -> tuple[int, list[tuple[Beside, Beside]]]:
+    """(How many pairs of designs differ clearly, those that the simulation has the other way round)."""
+    clear = clear_pairs(found, workers)
+    return len(clear), [(a, b) for a, b in clear if a.simulated > b.simulated]
+
+
+def found_in(path: Path) -> tuple[str, list[Beside]]:
+    """What `vmalloc calibrate --beside --json` wrote: the machine, and the rows."""
+    document = json.loads(path.read_text())
+    return document["meaning"], [Beside(**row) for row in document["beside"]]
+
+
+def table(meaning: str, found: Iterable[Beside]) -> str:
+    """All of it as Markdown, and whether the designs are in the same order."""
+    found = list(found)
+    lines = [f"{meaning}: fix_size, one page, ns a pair of all workers together.", ""]
+    lines += ["| workers | design | measured | simulated | |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {one.workers} | {one.pools} | {one.measured:.1f} | {one.simulated:.1f} |"
+        f" {one.simulated / one.measured:.2f} |"
+        for one in found
+    ]
+    lines += ["", f"The order of the designs, in pairs that differ by more than {DIFFERS:.0%} in both:", ""]
+    for workers in RANKED:
+        clear, others = ranking(found, workers)
+        line = f"* {workers} workers: {clear - len(others)} of {clear} pairs are in the same order."
+        lines.append(line + "".join(f" Not {a.pools} before {b.pools}." for a, b in others))
+    return "\n".join(lines)

@@ -19,6 +19,8 @@ from vmalloc.simulate.plan import Plan
 __all__ = ["COLUMNS", "Group", "draw", "grid", "group", "markdown"]
 
 COLUMNS = {
+    "pairs": ("pairs", 1.0),
+    "purges": ("purges", 1.0),
     "pairs_per_s": ("pairs a second", 1.0),
     "us_per_pair": ("us a pair and thread", 1.0),
     "lock_wait_share": ("waiting for locks, %", 100.0),

@@ -2,8 +2,8 @@
 /*
  * Space: the free ranges in address order, lowest-address first fit; the twin of model/space.py.
  *
- * Units are pages from the start of the window. Ranges lie in leaves of at most SIM_LEAF; `longest` has the
- * longest range of each leaf, `group` the longest of so many leaves. The promises are those of the model.
+ * Units are pages from the start of the window, which 32 bits hold. The ranges are those of lab/ranges.c. Without
+ * memory nothing returns. The promises are those of the model.
  */
 #ifndef VMALLOC_SIMULATE_SPACE_H
 #define VMALLOC_SIMULATE_SPACE_H
@@ -11,23 +11,17 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { SIM_LEAF = 128, SIM_GROUP = 64 };
+#include "ranges.h"
+
 #define SIM_NONE UINT32_MAX
 
-typedef struct sim_leaf {
-    uint32_t nr;
-    uint32_t start[SIM_LEAF], pages[SIM_LEAF];
-} sim_leaf;
-
 typedef struct sim_space {
-    sim_leaf **leaf;
-    uint32_t *first, *longest, *group;
-    uint32_t nr_leaves, room;
-    uint32_t nr_ranges;
+    ranges free;
 } sim_space;
 
 void sim_space_init(sim_space *s, uint32_t nr_pages);
 void sim_space_free(sim_space *s);
+static inline uint32_t sim_space_nr(const sim_space *s) { return (uint32_t)s->free.nr; }
 /* The lowest aligned start with `pages` free pages in a range of at least `length`; SIM_NONE if there is none. */
 uint32_t sim_space_find(const sim_space *s, uint32_t pages, uint32_t align, uint32_t length);
 /* Cut it out of the one free range that it lies in. */

@@ -15,7 +15,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
-from functools import cache
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from time import monotonic
@@ -42,6 +42,10 @@ Progress = Callable[[int, int], None]
 
 class SweepError(RuntimeError):
     """A sweep that cannot go on; what was finished is kept."""
+
+
+class OtherBuild(SweepError):
+    """Of a worker: what it would run is not what the sweep is of."""
 
 
 @cache
@@ -104,8 +108,7 @@ def _read(path: Path) -> dict[str, Row]:
         rows = pq.read_table(path).to_pylist()
         return {row.pop("cell"): row for row in rows}
     except (OSError, KeyError, pa.ArrowInvalid) as error:
-        reason = str(error).splitlines()[0]
-        raise SweepError(f"{path} holds no cells of a sweep: {reason}") from None
+        raise SweepError(f"{path} holds no cells of a sweep: {_first_line(error)}") from None
 
 
 def run_sweep(
@@ -113,8 +116,12 @@ def run_sweep(
     executor: Executor | None = None,
     store: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
+    run: Callable[[Plan], Row] | None = None,
 ) -> list[Row]:
-    """The rows of the plans, in their order; those that the file has already are not run again."""
+    """The rows of the plans, in their order; those that the file has already are not run again.
+
+    run: what the executor is given for a plan; run_plan() if nothing is said.
+    """
     chosen = list(plans)
     kept = Store(store)
     keys = [cell_key(plan) for plan in chosen]
@@ -136,21 +143,37 @@ def run_sweep(
             for key, plan in missing.items():
                 finished(key, run_plan(plan))
         else:
-            _run_on(executor, missing, finished)
+            _run_on(executor, missing, run or run_plan, finished)
     finally:
         kept.save()
-    return [kept.rows[key] for key in keys]
+    return [_named(kept.rows[key], plan) for key, plan in zip(keys, chosen, strict=True)]
 
 
-def _run_on(executor: Executor, missing: dict[str, Plan], finished: Callable[[str, Row], None]) -> None:
+def _named(row: Row, plan: Plan) -> Row:
+    """A row as the plan names its design: two names of one design (patch-v3 is linux-6.9) are one cell."""
+    return {**row, "design": plan.design}
+
+
+def _run_on(
+    executor: Executor,
+    missing: dict[str, Plan],
+    run: Callable[[Plan], Row],
+    finished: Callable[[str, Row], None],
+) -> None:
     waiting: dict[Future[Row], str] = {}
     try:
-        waiting.update({executor.submit(run_plan, plan): key for key, plan in missing.items()})
+        waiting.update({executor.submit(run, plan): key for key, plan in missing.items()})
         left = set(waiting)
         while left:
             ended, left = wait(left, return_when=FIRST_COMPLETED)
-            for future in ended:
-                finished(waiting[future], future.result())
+            failed = None
+            for future in ended:  # what ended together with a failure is kept
+                error = future.exception()
+                if error is None:
+                    finished(waiting[future], future.result())
+                failed = failed or error
+            if failed is not None:
+                raise failed
     finally:
         for future in waiting:
             future.cancel()
@@ -203,6 +226,13 @@ class _Noting(Executor):
         return future
 
 
+def run_as(digest: str, plan: Plan) -> Row:
+    """Run a plan, if what runs it here is what the digest is of. For workers of a cluster."""
+    if code_digest() != digest:
+        raise OtherBuild("its vmalloc is another build than this one: install the same wheel on all")
+    return run_plan(plan)
+
+
 def run_on_cluster(
     plans: Sequence[Plan],
     scheduler: str,
@@ -211,19 +241,26 @@ def run_on_cluster(
 ) -> list[Row]:
     """The same on the workers of a Dask cluster. The scheduler gives the cells of a lost worker to others.
 
-    Raises SweepError: no distributed here, no scheduler there, a machine's file that is here only.
+    Raises SweepError: no distributed here, no scheduler there, a machine's file that is here only, a worker
+    with another build of vmalloc, a cell whose workers die again and again. What was finished is kept.
     """
     try:
-        from distributed import Client  # pyright: ignore[reportMissingImports]
+        from distributed import Client, KilledWorker  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise SweepError("--scheduler needs distributed: pip install distributed") from None
     try:
         client = Client(scheduler, timeout=CONNECT_S)
     except (OSError, ValueError, TimeoutError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise SweepError(f"no scheduler at {scheduler}: {reason}") from None
+        raise SweepError(f"no scheduler at {scheduler}: {_first_line(error)}") from None
     with client:
+        executor, run = client.get_executor(pure=False, retries=LOST_MAX), partial(run_as, code_digest())
         try:
-            return run_sweep(plans, client.get_executor(pure=False, retries=LOST_MAX), store, progress)
-        except ValueError as error:
-            raise SweepError(f"on a worker: {error}") from None
+            return run_sweep(plans, executor, store, progress, run)
+        except (ValueError, AttributeError, ImportError, OtherBuild) as error:
+            raise SweepError(f"on a worker: {_first_line(error)}") from None
+        except KilledWorker as error:
+            raise SweepError(f"a cell's workers died again and again: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -15,6 +15,7 @@
 
 #include "space.h"
 
+/* In the order of LEVELS in facts.py; the last for nobody. */
 enum sim_level { SIM_MAGAZINE, SIM_SLAB, SIM_POOL, SIM_NEIGHBOUR, SIM_LAZY, SIM_SPACE, SIM_NOTHING, SIM_LEVELS };
 enum sim_discipline { SIM_LIST, SIM_LLIST, SIM_IN_PLACE, SIM_TAGGED }; /* the last is decided as SIM_IN_PLACE */
 enum { SIM_POOL_SIZES = 257 }; /* 1 .. 256 pages */

@@ -19,6 +19,7 @@ from statistics import median
 from typing import Any
 
 from vmalloc.simulate import published as known
+from vmalloc.simulate.calibrate import found_in, table
 from vmalloc.simulate.costs import load_machine
 from vmalloc.simulate.plan import Plan
 from vmalloc.simulate.sweep import run_on_processes
@@ -260,7 +261,20 @@ def calibrated() -> str:
     return "\n".join(lines)
 
 
-def document(run: Run) -> str:
+def here_section(folder: Path) -> str:
+    """Our designs, measured and simulated: what `vmalloc calibrate --beside --json` left in the folder."""
+    path = folder / "here.json"
+    if not path.exists():
+        return ""
+    return f"""## The suite on one machine
+
+Pool designs of our own, the suite on the allocator itself beside its simulation: [what it says](here.md).
+{table(*found_in(path))}
+
+"""
+
+
+def document(run: Run, folder: Path) -> str:
     sources = [headline(run), v1_default(run), v2_default(run), lenovo(run), baoquan(run), alibaba(run)]
     shown = not_scored(run)
     tables = "\n".join(_table(source) for source in [*sources, *shown])
@@ -283,7 +297,7 @@ an area in a purge were chosen while the headline and Lenovo's figures were know
 test.
 
 {tables}
-## Shrinking
+{here_section(folder)}## Shrinking
 
 A long run is simulated with fewer loops and fewer held areas ([how](../simulator.md)). The result should not
 depend on it:
@@ -299,7 +313,7 @@ def main(folder: str, store: str | None = None) -> None:
     def run(plans: list[Plan]) -> list[dict[str, Any]]:
         return run_on_processes(plans, min(workers, len(plans)), store)
 
-    (Path(folder) / "validation.md").write_text(document(run))
+    (Path(folder) / "validation.md").write_text(document(run, Path(folder)))
 
 
 if __name__ == "__main__":
