@@ -13,6 +13,7 @@ import pytest
 from tests.conftest import PAGE, assert_at_rest
 
 import vmalloc
+from vmalloc._core import stream_rows
 
 POINT = np.dtype([("x", "f4"), ("id", "u2"), ("path", "i1", (3,))])
 PADDED = np.dtype([("a", "u1"), ("b", "f8"), ("c", [("d", "i2"), ("e", "M8[ms]")])], align=True)
@@ -348,3 +349,26 @@ def test_what_lies_in_no_region_is_copied_into_the_default_one(monkeypatch):
     assert vmalloc.default_region().nr_pages == (32 << 20) // PAGE
     source[0] = 5
     assert pickle.loads(pickle.dumps(ref)).tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("nbytes", [1, 15, 16, 63, 64, 65, 1000, 4099])
+@pytest.mark.parametrize("offset", [0, 1, 17, 64])
+def test_rows_are_copied_one_behind_the_other(nbytes, offset):
+    rows = np.random.default_rng(nbytes).integers(0, 256, (3, nbytes + 1), "u1")[:, 1:]
+    with vmalloc.Region("1M") as region:
+        into = region.zeros(offset + 3 * nbytes + 1, "u1")
+        stream_rows(into, offset, [row.ctypes.data for row in rows], nbytes)
+        assert (into[offset:-1] == rows.ravel()).all()
+        assert into[-1] == 0
+        assert not into[:offset].any()
+        del into
+
+
+def test_rows_that_do_not_fit_are_refused():
+    into, row = np.zeros(100, "u1"), np.ones(64, "u1")
+    for nr, offset, nbytes in ((2, 0, 64), (1, 37, 64), (1, -1, 64), (1, 0, 0), (1, 0, -1), (1, 101, 1)):
+        with pytest.raises(ValueError, match="do not fit"):
+            stream_rows(into, offset, [row.ctypes.data] * nr, nbytes)
+    with pytest.raises((BufferError, ValueError)):
+        stream_rows(bytes(100), 0, [row.ctypes.data], 64)
+    assert not into.any()
