@@ -199,9 +199,7 @@ class Packed:
     def stack(self, batch: Sequence[Any]) -> Any:
         """Its tensors one behind the other, past the caches; None: there is no room, or torch has to do it."""
         first = batch[0]
-        if self.nbytes < STREAMED_BATCH_BYTES or not _is_plain(first):
-            return None
-        if not all(_is_plain(x) and x.dtype is first.dtype and x.shape == first.shape for x in batch):
+        if self.nbytes < STREAMED_BATCH_BYTES or not _are_plain(batch):
             return None
         at = self._used
         out = self.take((len(batch), *first.shape), first.dtype)
@@ -210,16 +208,23 @@ class Packed:
         return out
 
 
-def _is_plain(x: Any) -> bool:
-    """Whether its elements are bytes in C order in host memory, and nobody keeps an account of its gradients."""
+def _are_plain(batch: Sequence[Any]) -> bool:
+    """Whether all are of one shape and dtype, bytes in C order in host memory, without account of gradients."""
     import torch
 
-    return (
-        type(x) is torch.Tensor
+    first, kind, strided = batch[0], torch.Tensor, torch.strided
+    if type(first) is not kind or first.is_nested or first.is_quantized or first.dtype.is_complex:
+        return False  # a complex one may be conjugated
+    dtype, shape = first.dtype, first.shape
+    return all(
+        type(x) is kind
         and x.is_cpu
-        and x.layout is torch.strided
+        and x.layout is strided
+        and x.dtype is dtype
+        and x.shape == shape
         and x.is_contiguous()
-        and not (x.requires_grad or x.is_neg() or x.is_conj() or x.is_quantized or x.is_nested)
+        and not (x.requires_grad or x.is_neg())
+        for x in batch
     )
 
 
