@@ -14,6 +14,7 @@ from tests.conftest import PAGE, assert_at_rest
 
 import vmalloc
 from vmalloc._core import stream_rows
+from vmalloc.facts import STREAMED_BYTES
 
 POINT = np.dtype([("x", "f4"), ("id", "u2"), ("path", "i1", (3,))])
 PADDED = np.dtype([("a", "u1"), ("b", "f8"), ("c", [("d", "i2"), ("e", "M8[ms]")])], align=True)
@@ -372,3 +373,34 @@ def test_rows_that_do_not_fit_are_refused():
     with pytest.raises((BufferError, ValueError)):
         stream_rows(bytes(100), 0, [row.ctypes.data], 64)
     assert not into.any()
+
+
+def large_arrays():
+    """Just as large as is copied past the caches, and a little larger."""
+    numbers = np.arange(STREAMED_BYTES // 8 + 4096, dtype="f8")
+    padded = np.zeros(STREAMED_BYTES // PADDED.itemsize + 1, PADDED)
+    padded.view("u1")[:] = np.arange(padded.nbytes) % 251
+    square = numbers[: 725 * 724].reshape(725, 724)
+    return {
+        "exact": numbers[: STREAMED_BYTES // 8],
+        "unaligned": numbers.view("u1")[3:],
+        "padded": padded,
+        "fortran": np.asfortranarray(square),
+        "turned": square.T,
+        "strided": np.arange(STREAMED_BYTES // 2)[::2],
+        "dates": numbers.astype("M8[s]"),
+        "readonly": np.frombuffer(numbers.tobytes(), "f8"),
+    }
+
+
+@pytest.mark.parametrize("name", list(large_arrays()))
+def test_a_large_copy_has_every_byte_and_the_order_of_its_source(name):
+    source = large_arrays()[name]
+    with vmalloc.Region("16M") as region:
+        copy = vmalloc.copy_in(source, region)
+        assert vmalloc.region_of(copy) is region
+        assert copy.tobytes("A") == source.tobytes("A")
+        assert (copy.dtype, copy.shape) == (source.dtype, source.shape)
+        assert copy.flags.f_contiguous == source.flags.f_contiguous
+        assert copy.flags.writeable
+        del copy

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate  # noqa: E402
 
 import vmalloc  # noqa: E402
 import vmalloc.torch  # noqa: E402
-from vmalloc.facts import STREAMED_BATCH_BYTES  # noqa: E402
+from vmalloc.facts import STREAMED_BYTES  # noqa: E402
 
 LARGE = 100_000
 Pair = collections.namedtuple("Pair", "image label")
@@ -395,7 +395,7 @@ def test_large_batches_are_as_torch_makes_them(region, monkeypatch):
     monkeypatch.setattr(vmalloc.torch, "get_worker_info", lambda: 1)
     batch = large_samples()
     ours, stock = vmalloc.torch.collate(batch), default_collate(batch)
-    assert ours["wide"].nbytes + ours["turned"].nbytes > STREAMED_BATCH_BYTES
+    assert ours["wide"].nbytes + ours["turned"].nbytes > STREAMED_BYTES
     for name, expected in stock.items():
         assert torch.equal(ours[name], expected), name
         assert (ours[name].dtype, ours[name].stride()) == (expected.dtype, expected.stride())

@@ -18,7 +18,7 @@ from vmalloc._core import Holding, holding_at, stream_rows
 from vmalloc.adapters.registry import Adapter
 from vmalloc.description import Description, extent
 from vmalloc.errors import StaleReference
-from vmalloc.facts import STREAMED_BATCH_BYTES
+from vmalloc.facts import STREAMED_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -199,7 +199,7 @@ class Packed:
     def stack(self, batch: Sequence[Any]) -> Any:
         """Its tensors one behind the other, past the caches; None: there is no room, or torch has to do it."""
         first = batch[0]
-        if self.nbytes < STREAMED_BATCH_BYTES or not _are_plain(batch):
+        if self.nbytes < STREAMED_BYTES or not _are_plain(batch):
             return None
         at = self._used
         out = self.take((len(batch), *first.shape), first.dtype)
