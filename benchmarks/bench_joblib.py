@@ -1,28 +1,31 @@
 # SPDX-License-Identifier: MIT
 """Is joblib faster by reference? Results of 16 MiB, 64 tasks a call, and an argument of 256 MiB to 4 workers.
 
-Stock loky, and the same workers under backend="vmalloc": results made privately, copied in once, and results
-made in the region; an argument that is private, and one made in the region. Calls in turn, after one that does
-not count. An argument is another array in each call, so that each call is its first use. Says how many workers
-were replaced meanwhile (loky ends those that seem to leak). `--json FILE` writes the figures.
+Stock loky and backend="vmalloc", each in a process of its own, for joblib has one set of workers, which a change
+of backend ends. Results are made privately, and copied in once, or in the region; so is an argument, which is
+another array in each call, so that each call is its first use. Calls in turn, after one that does not count.
+Says how many workers there were: loky ends those that seem to leak. `--json FILE` writes the figures.
 """
 
 import argparse
 import json
 import os
+import subprocess
+import sys
 import time
 
 from _common import interleaved, machine, median
 
 MIB = 1 << 20
-RESULTS, ARGUMENT_WORKERS = (64, 16 * MIB), 4
+RESULTS = (64, 16 * MIB)
+ARGUMENT_BYTES, ARGUMENT_WORKERS = 256 * MIB, 4
 ROUNDS = 5
 
 
 def make_private(i, nbytes):
     import numpy as np
 
-    return np.full(nbytes // 8, i, "f8")
+    return os.getpid(), np.full(nbytes // 8, i, "f8")
 
 
 def make_in_region(i, nbytes):
@@ -30,7 +33,10 @@ def make_in_region(i, nbytes):
 
     a = vmalloc.joblib.region().empty(nbytes // 8)
     a[:] = i
-    return a
+    return os.getpid(), a
+
+
+MAKERS = {"private": make_private, "region": make_in_region}
 
 
 def read(a):
@@ -38,70 +44,82 @@ def read(a):
     return os.getpid(), float(a[::512].sum())
 
 
-def call(backend, tasks, n_jobs, **options):
-    import joblib
+class Case:
+    """In a process of one backend: calls, and the workers that served them."""
 
-    with joblib.parallel_config(backend=backend, **options):
-        return joblib.Parallel(n_jobs=n_jobs)(tasks)
-
-
-class Results:
-    """Seconds until the caller has all of them."""
-
-    def __init__(self, region, nr, nbytes):
-        self.region, self.nr, self.nbytes = region, nr, nbytes
-
-    def seconds(self, make, **options):
+    def __init__(self, backend, share):
         import joblib
 
-        tasks = [joblib.delayed(make)(i, self.nbytes) for i in range(self.nr)]
+        import vmalloc
+        import vmalloc.joblib
+
+        self.joblib, self.backend, self.share = joblib, {"backend": backend}, share
+        if backend != "loky":
+            self.backend["region"] = vmalloc.Region(4 << 30)
+        self.nr, self.pids = 0, set()
+
+    def parallel(self, nr_jobs, tasks):
+        """Seconds until the caller has all that they give, and that."""
         started = time.perf_counter()
-        got = call(tasks=tasks, n_jobs=2, **options)
+        with self.joblib.parallel_config(**self.backend):
+            got = self.joblib.Parallel(n_jobs=nr_jobs)(tasks)
         took = time.perf_counter() - started
-        assert [a[-1] for a in got] == list(range(self.nr))
+        self.pids.update(pid for pid, _ in got)
+        return took, [value for _, value in got]
+
+    def results(self, where):
+        nr, nbytes = RESULTS
+        make = self.joblib.delayed(MAKERS[where])
+        took, got = self.parallel(2, [make(i, nbytes // self.share) for i in range(nr)])
+        assert [a[-1] for a in got] == list(range(nr))
         return took
 
-    def ways(self):
-        ours = {"backend": "vmalloc", "region": self.region}
-        return {
-            "stock": lambda: self.seconds(make_private, backend="loky"),
-            "private": lambda: self.seconds(make_private, **ours),
-            "in region": lambda: self.seconds(make_in_region, **ours),
-        }
-
-
-class Arguments:
-    """Seconds until every worker has read an array that none of them has seen."""
-
-    def __init__(self, region, nbytes):
-        self.region, self.nbytes, self.nr = region, nbytes, 0
-        self.pids = {}
-
-    def seconds(self, is_made_in_region, **options):
-        import joblib
+    def argument(self, where):
         import numpy as np
 
         self.nr += 1
-        made = self.region.empty(self.nbytes // 8) if is_made_in_region else np.empty(self.nbytes // 8)
+        n = ARGUMENT_BYTES // self.share // 8
+        made = np.empty(n) if where == "private" else self.backend["region"].empty(n)
         made[:] = self.nr
-        tasks = [joblib.delayed(read)(made) for _ in range(ARGUMENT_WORKERS)]
-        started = time.perf_counter()
-        got = call(tasks=tasks, n_jobs=ARGUMENT_WORKERS, **options)
-        took = time.perf_counter() - started
-        assert all(total == self.nr * (self.nbytes // 4096) for _, total in got)
-        self.pids.setdefault(options["backend"], set()).update(pid for pid, _ in got)
+        task = self.joblib.delayed(read)
+        took, got = self.parallel(ARGUMENT_WORKERS, [task(made) for _ in range(ARGUMENT_WORKERS)])
+        assert got == [self.nr * (n // 512)] * ARGUMENT_WORKERS
         return took
 
-    def ways(self):
-        ours = {"backend": "vmalloc", "region": self.region}
-        return {
-            "stock": lambda: self.seconds(False, backend="loky"),
-            "private": lambda: self.seconds(False, **ours),
-            "in region": lambda: self.seconds(True, **ours),
-        }
+
+def serve(backend, share):
+    """A line with a question comes, a line with the seconds and how many workers there were goes."""
+    case = Case(backend, share)
+    for line in sys.stdin:
+        if line == "forget\n":
+            case.pids.clear()
+            continue
+        question, where = line.split()
+        print(json.dumps([getattr(case, question)(where), len(case.pids)]), flush=True)
+
+
+class Server:
+    def __init__(self, backend, share):
+        command = [sys.executable, __file__, "--serve", backend, str(share)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.nr_workers = 0
+
+    def seconds(self, question, where):
+        self.process.stdin.write(f"{question} {where}\n")
+        self.process.stdin.flush()
+        took, self.nr_workers = json.loads(self.process.stdout.readline())
+        return took
+
+    def forget(self):
+        self.process.stdin.write("forget\n")
+
+    def end(self):
+        self.process.communicate()
 
 
 def main():
+    if sys.argv[1:2] == ["--serve"]:
+        return serve(sys.argv[2], int(sys.argv[3]))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json")
     parser.add_argument("--quick", action="store_true", help="few, small: does it run?")
@@ -109,29 +127,36 @@ def main():
     try:
         import joblib  # noqa: F401
         import numpy  # noqa: F401
-
-        import vmalloc
-        import vmalloc.joblib
     except ImportError as e:
         print(f"skipped: {e}")
-        return
+        return None
     share = 16 if options.quick else 1
-    nr, nbytes = RESULTS
-    region = vmalloc.Region(4 << 30)
-    cases = {
-        f"{nr} results of {nbytes // MIB // share} MiB": Results(region, nr, nbytes // share),
-        f"argument of {256 // share} MiB": Arguments(region, 256 * MIB // share),
+    stock, ours = Server("loky", share), Server("vmalloc", share)
+    names = {
+        "results": f"{RESULTS[0]} results of {RESULTS[1] // MIB // share} MiB",
+        "argument": f"argument of {ARGUMENT_BYTES // MIB // share} MiB",
     }
     results = {}
-    for name, case in cases.items():
-        told = interleaved(1 if options.quick else ROUNDS, case.ways())
+    for question, name in names.items():
+        ways = {
+            "stock": lambda q=question: stock.seconds(q, "private"),
+            "private": lambda q=question: ours.seconds(q, "private"),
+            "region": lambda q=question: ours.seconds(q, "region"),
+        }
+        for server in (stock, ours):
+            server.forget()
+        told = interleaved(1 if options.quick else ROUNDS, ways)
         results[name] = medians = {way: median(values) for way, values in told.items()}
         for way, seconds in medians.items():
             print(f"{name:24} {way:10} {seconds * 1e3:8.1f} ms  {medians['stock'] / seconds:5.1f}x", flush=True)
+        print(f"{name:24} workers: {stock.nr_workers} stock, {ours.nr_workers} ours")
+    for server in (stock, ours):
+        server.end()
     print(machine())
     if options.json:
         with open(options.json, "w") as file:
             json.dump(results, file, indent=2)
+    return None
 
 
 if __name__ == "__main__":
