@@ -30,7 +30,7 @@ SOURCES := pyproject.toml meson.build meson.options \
 C_FILES := $(shell find core src benchmarks tests/core -name '*.[ch]')
 
 # pip builds without isolation, so meson, ninja and cython are found here
-export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export PATH := $(abspath $(VENV))/bin:$(PATH)
 
 # Prints requirement lines of pyproject.toml: those of the build, those of the package, then the
 # extras and dependency groups named.
@@ -58,8 +58,9 @@ demo: $(VENV)/.release ## the patch's result on this machine; photographs betwee
 test: $(SITE)/.installed $(if $(TESTS),$(if $(findstring spin,$(TESTS)),spin),spin) ## all tests, under 10 minutes; TESTS=tests/api for some, JOBS=2 in parallel
 	$(PYTEST) $(TESTS)
 
-adapters: ## the tests of adapters, with their libraries in an environment of their own; PyTorch is large
-	$(MAKE) --no-print-directory test BUILD=$(BUILD)/adapters VENV=$(BUILD)/adapters/venv \
+adapters: ## the tests of adapters, with their libraries in an environment of their own, or VENV=; PyTorch is large
+	$(MAKE) --no-print-directory test BUILD=$(BUILD)/adapters \
+		VENV=$(if $(filter command line,$(origin VENV)),$(VENV),$(BUILD)/adapters/venv) \
 		TEST_EXTRAS="numpy test adapters torch dask beside" TESTS="$(or $(TESTS),$(ADAPTER_TESTS))"
 
 soak: $(SITE)/.installed spin ## the long runs

@@ -280,10 +280,11 @@ cdef class Message:
     cdef public bint starts_process  # then references carry a descriptor, too
     cdef public bint has_no_lease  # the region had none left for it
     cdef dict firsts  # owner or block -> the array of its pages that was sent first
+    cdef readonly dict others  # a type and a range -> the value there, no array, that was sent first
     cdef object last_holding, last_first
 
     def __init__(self):
-        self.references, self.firsts = [], {}
+        self.references, self.firsts, self.others = [], {}, {}
 
     def went(self, bytes packed not None, Holding holding, first):
         """Note a reference; `first`: an np.ndarray, or None for what others cannot go beside."""

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from vmalloc._core import Holding
 
-__all__ = ["VmallocBackend"]
+__all__ = ["VmallocBackend", "region"]
 
 _EXECUTORS = ("joblib.externals.loky.process_executor", "loky.process_executor")
 
@@ -112,6 +112,11 @@ def reduce_argument(x: Any) -> Any:
 
 def reduce_result(x: Any) -> Any:
     return reduce_as(x, _results)
+
+
+def region() -> Region:
+    """Within a task: the region of the call. A result that is made there is not copied in."""
+    return default_region() if _results is None else _results.region
 
 
 _JOBS, _RESULTS = _Reducers(reduce_argument), _Reducers(reduce_result)

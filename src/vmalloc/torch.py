@@ -101,6 +101,9 @@ def _packing(packed: Packed) -> dict[Any, Any]:
 
 
 def _stack(packed: Packed, batch: Any, options: dict[str, Any]) -> Any:
+    streamed = packed.stack(batch)
+    if streamed is not None:
+        return streamed
     first = batch[0]
     is_plain = type(first) is torch.Tensor and first.device.type == "cpu" and first.layout is torch.strided
     out = packed.take((len(batch), *first.shape), first.dtype) if is_plain and not first.is_nested else None

@@ -13,6 +13,8 @@ import pytest
 from tests.conftest import PAGE, assert_at_rest
 
 import vmalloc
+from vmalloc._core import stream_rows
+from vmalloc.facts import STREAMED_BYTES
 
 POINT = np.dtype([("x", "f4"), ("id", "u2"), ("path", "i1", (3,))])
 PADDED = np.dtype([("a", "u1"), ("b", "f8"), ("c", [("d", "i2"), ("e", "M8[ms]")])], align=True)
@@ -348,3 +350,57 @@ def test_what_lies_in_no_region_is_copied_into_the_default_one(monkeypatch):
     assert vmalloc.default_region().nr_pages == (32 << 20) // PAGE
     source[0] = 5
     assert pickle.loads(pickle.dumps(ref)).tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("nbytes", [1, 15, 16, 63, 64, 65, 1000, 4099])
+@pytest.mark.parametrize("offset", [0, 1, 17, 64])
+def test_rows_are_copied_one_behind_the_other(nbytes, offset):
+    rows = np.random.default_rng(nbytes).integers(0, 256, (3, nbytes + 1), "u1")[:, 1:]
+    with vmalloc.Region("1M") as region:
+        into = region.zeros(offset + 3 * nbytes + 1, "u1")
+        stream_rows(into, offset, [row.ctypes.data for row in rows], nbytes)
+        assert (into[offset:-1] == rows.ravel()).all()
+        assert into[-1] == 0
+        assert not into[:offset].any()
+        del into
+
+
+def test_rows_that_do_not_fit_are_refused():
+    into, row = np.zeros(100, "u1"), np.ones(64, "u1")
+    for nr, offset, nbytes in ((2, 0, 64), (1, 37, 64), (1, -1, 64), (1, 0, 0), (1, 0, -1), (1, 101, 1)):
+        with pytest.raises(ValueError, match="do not fit"):
+            stream_rows(into, offset, [row.ctypes.data] * nr, nbytes)
+    with pytest.raises((BufferError, ValueError)):
+        stream_rows(bytes(100), 0, [row.ctypes.data], 64)
+    assert not into.any()
+
+
+def large_arrays():
+    """Just as large as is copied past the caches, and a little larger."""
+    numbers = np.arange(STREAMED_BYTES // 8 + 4096, dtype="f8")
+    padded = np.zeros(STREAMED_BYTES // PADDED.itemsize + 1, PADDED)
+    padded.view("u1")[:] = np.arange(padded.nbytes) % 251
+    square = numbers[: 725 * 724].reshape(725, 724)
+    return {
+        "exact": numbers[: STREAMED_BYTES // 8],
+        "unaligned": numbers.view("u1")[3:],
+        "padded": padded,
+        "fortran": np.asfortranarray(square),
+        "turned": square.T,
+        "strided": np.arange(STREAMED_BYTES // 2)[::2],
+        "dates": numbers.astype("M8[s]"),
+        "readonly": np.frombuffer(numbers.tobytes(), "f8"),
+    }
+
+
+@pytest.mark.parametrize("name", list(large_arrays()))
+def test_a_large_copy_has_every_byte_and_the_order_of_its_source(name):
+    source = large_arrays()[name]
+    with vmalloc.Region("16M") as region:
+        copy = vmalloc.copy_in(source, region)
+        assert vmalloc.region_of(copy) is region
+        assert copy.tobytes("A") == source.tobytes("A")
+        assert (copy.dtype, copy.shape) == (source.dtype, source.shape)
+        assert copy.flags.f_contiguous == source.flags.f_contiguous
+        assert copy.flags.writeable
+        del copy

@@ -48,6 +48,13 @@ def make(i):
     return np.full(LARGE, i, "f8")
 
 
+def make_in_region(i):
+    """With how many were copied in before."""
+    a = vmalloc.joblib.region().empty(LARGE)
+    a[:] = i
+    return a, vmalloc.sent().copied_in
+
+
 def die(i):
     if i == 3:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -80,6 +87,15 @@ def test_results_are_references(region):
     assert [x[-1] for x in results] == list(range(8))
     del results
     assert at_rest(region) == (0, 0)
+
+
+def test_a_task_is_told_the_region_of_its_call(region):
+    with joblib.parallel_config(backend="vmalloc", region=region):
+        results = Parallel(n_jobs=2)(delayed(make_in_region)(i) for i in range(4))
+    assert [(vmalloc.region_of(a) is region, nr_copied, a[0]) for a, nr_copied in results] == [
+        (True, 0, i) for i in range(4)
+    ]
+    assert vmalloc.joblib.region() is vmalloc.default_region()  # elsewhere
 
 
 def test_workers_write_where_the_caller_says_so(region):

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate  # noqa: E402
 
 import vmalloc  # noqa: E402
 import vmalloc.torch  # noqa: E402
+from vmalloc.facts import STREAMED_BYTES  # noqa: E402
 
 LARGE = 100_000
 Pair = collections.namedtuple("Pair", "image label")
@@ -118,6 +119,60 @@ def test_views_of_one_storage_share_one_where_they_are_received(region):
     column[0] = 9
     assert whole[0, 2] == 9
     assert t[0, 2] == 9
+
+
+def beside_each_other(region, nr=3):
+    """Tensors of one block, each with a storage of its own."""
+    pages = region.zeros(nr * 4096, "u1")
+    return [vmalloc.adapters.torch.tensor_on(pages, i * 4096, (1000,), torch.float32) for i in range(nr)]
+
+
+def test_storages_of_one_block_need_one_lease_and_are_one_block_still(region):
+    sent_tensors = beside_each_other(region)
+    message = bytes(ForkingPickler.dumps(sent_tensors))
+    assert region.stats().nr_leases == 1
+    got = pickle.loads(message)
+    assert at_rest(region) == (1, 0)
+    for i, t in enumerate(got):
+        t[0] = i
+    assert [float(t[0]) for t in sent_tensors] == [0, 1, 2]
+    assert [t.untyped_storage().nbytes() for t in got] == [4000] * 3
+    del sent_tensors, got[0], got[0], t
+    assert got[0][0] == 2  # the one that went first is gone
+    assert at_rest(region) == (1, 0)
+    del got
+    assert at_rest(region) == (0, 0)
+
+
+def test_storages_of_two_blocks_need_two_leases(region):
+    message = bytes(ForkingPickler.dumps([beside_each_other(region, 2), beside_each_other(region, 2)]))
+    assert region.stats().nr_leases == 2
+    assert [len(pair) for pair in pickle.loads(message)] == [2, 2]
+
+
+def test_a_forged_storage_beside_another_shows_no_other_bytes(region):
+    from vmalloc.adapters.torch import load_storage_beside
+
+    first = beside_each_other(region)[0].untyped_storage()
+    assert load_storage_beside(first, 4096, 4096).nbytes() == 4096
+    for offset, nbytes in ((-1, 8), (3 * 4096, 1), (0, 3 * 4096 + 1), (8, 0), (8, -8), (1 << 70, 8)):
+        with pytest.raises(vmalloc.StaleReference):
+            load_storage_beside(first, offset, nbytes)
+    for other in (torch.ones(8).untyped_storage(), first.nbytes(), None):
+        with pytest.raises(vmalloc.StaleReference):
+            load_storage_beside(other, 0, 8)
+
+
+def test_a_storage_beside_a_copied_one_is_copied_with_it():
+    from vmalloc.adapters.registry import rebuild
+    from vmalloc.adapters.torch import load_storage_beside
+    from vmalloc.description import Description
+
+    room = np.arange(8192) % 256
+    copied = rebuild(room.astype("u1"), Description(shape=(8,), offset=16, kind="torch.UntypedStorage"))
+    assert list(load_storage_beside(copied, 40, 4)) == [40, 41, 42, 43]
+    with pytest.raises(vmalloc.StaleReference):
+        load_storage_beside(copied, 8190, 4)
 
 
 def test_parameters_and_requires_grad_go_along(region):
@@ -315,6 +370,44 @@ def test_batches_are_as_torch_makes_them_and_lie_in_one_block(region, context):
     assert region.stats().nr_busy == len(got)
     del got, ours, a
     assert at_rest(region) == (0, 0)
+
+
+def large_samples(nr=4, side=600):
+    """Such that a batch of them is copied past the caches; some are not to be copied byte by byte."""
+    wide = torch.arange(nr * side * side, dtype=torch.float32).reshape(nr, side, side)
+    odd = torch.arange(nr * 1001, dtype=torch.int16).reshape(nr, 1001).to(torch.bfloat16)
+    complex_ones = torch.complex(wide, wide)[:, :3, :3]
+    return [
+        {
+            "wide": wide[i],
+            "odd": odd[i],
+            "turned": wide[i].T,
+            "conjugated": complex_ones[i].conj(),
+            "negated": complex_ones[i].conj().imag,
+            "truth": wide[i] > 7,
+            "none": torch.empty(0),
+        }
+        for i in range(nr)
+    ]
+
+
+def test_large_batches_are_as_torch_makes_them(region, monkeypatch):
+    monkeypatch.setattr(vmalloc.torch, "get_worker_info", lambda: 1)
+    batch = large_samples()
+    ours, stock = vmalloc.torch.collate(batch), default_collate(batch)
+    assert ours["wide"].nbytes + ours["turned"].nbytes > STREAMED_BYTES
+    for name, expected in stock.items():
+        assert torch.equal(ours[name], expected), name
+        assert (ours[name].dtype, ours[name].stride()) == (expected.dtype, expected.stride())
+        assert not ours[name]._is_view()
+        assert expected.numel() == 0 or vmalloc.region_of(ours[name]) is region
+    assert len({vmalloc.adapters.holding_of(t).offset for t in ours.values() if t.numel()}) == 1
+
+
+def test_samples_of_different_shapes_are_refused_as_by_torch(region, monkeypatch):
+    monkeypatch.setattr(vmalloc.torch, "get_worker_info", lambda: 1)
+    with pytest.raises(RuntimeError, match="equal size"):
+        vmalloc.torch.collate([torch.ones(1 << 20), torch.ones((1 << 20) + 1)])
 
 
 def test_a_leaf_is_saved_without_the_rest_of_its_batch(region, tmp_path):

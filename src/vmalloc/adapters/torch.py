@@ -14,9 +14,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vmalloc._core import Holding, holding_at
+from vmalloc._core import Holding, holding_at, stream_rows
 from vmalloc.adapters.registry import Adapter
 from vmalloc.description import Description, extent
+from vmalloc.errors import StaleReference
+from vmalloc.facts import STREAMED_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,17 +29,18 @@ __all__ = ["Packed", "StorageAdapter", "TensorAdapter", "tensor_on"]
 
 _ALIGN_BYTES = 64  # as torch's own allocator aligns
 _GRAD, _PARAMETER = 1, 2
+_COPY = "_vmalloc_copy"  # attribute of a storage: the copied bytes of all its pages
 
 
 def tensor_on(pages: Any, offset: int, shape: Sequence[int], dtype: Any) -> Any:
     """A contiguous tensor on part of a buffer, which it keeps alive. Its storage is that part and no more."""
     import torch
 
-    tensor = torch.empty(0, dtype=dtype)
-    nbytes = dtype.itemsize * _count(shape)
-    return (
-        tensor.set_(_storage_on(pages, offset, nbytes), 0, tuple(shape)) if nbytes else tensor.reshape(shape)
-    )
+    nr = _count(shape)
+    if not nr:
+        return torch.empty(0, dtype=dtype).reshape(shape)
+    # resize_() to as many elements leaves the memory alone, and makes no view of another tensor
+    return torch.frombuffer(pages, dtype=dtype, count=nr, offset=offset).resize_(shape)
 
 
 def _count(shape: Sequence[int]) -> int:
@@ -51,6 +54,20 @@ def _storage_on(pages: Any, offset: int, nbytes: int) -> Any:
     import torch
 
     return torch.frombuffer(pages, dtype=torch.uint8, count=nbytes, offset=offset).untyped_storage()
+
+
+def load_storage_beside(first: Any, offset: int, nbytes: int) -> Any:
+    """Another storage on the pages of `first`. StaleReference."""
+    import torch
+
+    pages: Any = None
+    if isinstance(first, torch.UntypedStorage):
+        pages = getattr(first, _COPY, None)
+        if pages is None:
+            pages = holding_at(first.data_ptr(), first.nbytes(), first)
+    if pages is None or not 0 < nbytes <= pages.nbytes or not 0 <= offset <= pages.nbytes - nbytes:
+        raise StaleReference(f"no storage of {nbytes} bytes at {offset} lies beside {type(first).__name__}")
+    return _storage_on(pages, offset, nbytes)
 
 
 class StorageAdapter(Adapter):
@@ -72,7 +89,13 @@ class StorageAdapter(Adapter):
         (nbytes,) = description.shape
         if not 0 <= description.offset <= owner.nbytes - nbytes or nbytes <= 0:
             raise ValueError(f"{nbytes} bytes at {description.offset}")
-        return _storage_on(owner, description.offset, nbytes)
+        storage = _storage_on(owner, description.offset, nbytes)
+        if not isinstance(owner, Holding):  # a copy, which is not found by its address
+            setattr(storage, _COPY, owner)
+        return storage
+
+    def beside(self, x: Any, first: Any, holding: Holding) -> tuple[Any, ...]:
+        return load_storage_beside, (first, x.data_ptr() - holding.address, x.nbytes())
 
     def as_before(self, x: Any, before: Callable[[Any], Any] | None) -> Any:
         """torch's way moves a storage, in the sender too. What lies in a region stays; its copy goes."""
@@ -162,16 +185,47 @@ class Packed:
     """One block for all leaves of a batch, taken one after the other."""
 
     def __init__(self, pages: Any) -> None:
-        self._pages, self._used = pages, 0
+        self._pages, self._used, self.nbytes = pages, 0, len(pages)
 
     def take(self, shape: Sequence[int], dtype: Any) -> Any:
         """A tensor to be filled, or None: there is no room for it in the block."""
         nbytes = _aligned(dtype.itemsize * _count(shape))
-        if not nbytes or nbytes > len(self._pages) - self._used:
+        if not nbytes or nbytes > self.nbytes - self._used:
             return None
         tensor = tensor_on(self._pages, self._used, shape, dtype)
         self._used += nbytes
         return tensor
+
+    def stack(self, batch: Sequence[Any]) -> Any:
+        """Its tensors one behind the other, past the caches; None: there is no room, or torch has to do it."""
+        first = batch[0]
+        if self.nbytes < STREAMED_BYTES or not _are_plain(batch):
+            return None
+        at = self._used
+        out = self.take((len(batch), *first.shape), first.dtype)
+        if out is not None:
+            stream_rows(self._pages, at, [x.data_ptr() for x in batch], first.nbytes)
+        return out
+
+
+def _are_plain(batch: Sequence[Any]) -> bool:
+    """Whether all are of one shape and dtype, bytes in C order in host memory, without account of gradients."""
+    import torch
+
+    first, kind, strided = batch[0], torch.Tensor, torch.strided
+    if type(first) is not kind or first.is_nested or first.is_quantized or first.dtype.is_complex:
+        return False  # a complex one may be conjugated
+    dtype, shape = first.dtype, first.shape
+    return all(
+        type(x) is kind
+        and x.is_cpu
+        and x.layout is strided
+        and x.dtype is dtype
+        and x.shape == shape
+        and x.is_contiguous()
+        and not (x.requires_grad or x.is_neg())
+        for x in batch
+    )
 
 
 def _aligned(nbytes: int) -> int:
