@@ -270,14 +270,28 @@ void vm__magazine_keep(vm_thread *t, uint64_t nr_pages, uint32_t nr, const uint6
         vm__pool_give(t, nr_pages, nr - put, pages + put);
 }
 
-/* How many ranges a miss takes at once; under a quota no more than was asked for, since what is ready is not checked. */
+/* Of many threads most do not run: what they took beyond their need nobody else gets, who then takes cold pages. */
+static bool is_crowd(const vm_region *r)
+{
+    return VM_RELAXED(&r->map.h->high_slot) > vm__first_thread(r) + (uint64_t)VM_CROWD_THREADS * r->map.nodes_each;
+}
+
+/* How many ranges a miss takes at once, who would take so many pages; under a quota no more than was asked for, since what
+ * is ready is not checked. */
+static uint32_t batch_of(const vm_region *r, uint64_t nr_pages, uint64_t pages)
+{
+    if (VM_RELAXED(&r->map.h->quota_pages))
+        return 1;
+    uint64_t most = (is_crowd(r) && pages > VM_CROWD_BATCH_PAGES ? VM_CROWD_BATCH_PAGES : pages) / nr_pages;
+    return most < 1 ? 1 : (uint32_t)most;
+}
+
+/* Of what is ready or warm. */
 uint32_t vm__magazine_want(const vm_thread *t, uint64_t nr_pages)
 {
-    uint64_t room = t->cap[nr_pages] / 2 + 1, most = VM_MAGAZINE_REFILL_PAGES / nr_pages;
-    if (VM_RELAXED(&t->region->map.h->quota_pages))
-        return 1;
-    most = most < 1 ? 1 : most < VM_MAGAZINE_REFILL_MAX ? most : VM_MAGAZINE_REFILL_MAX;
-    return (uint32_t)(room < most ? room : most);
+    uint32_t room = t->cap[nr_pages] / 2 + 1u, most = batch_of(t->region, nr_pages, VM_MAGAZINE_REFILL_PAGES);
+    most = most < VM_MAGAZINE_REFILL_MAX ? most : VM_MAGAZINE_REFILL_MAX;
+    return room < most ? room : most;
 }
 
 /* Hand out a range and put a few more of its size into the magazine. Called after a miss. Who misses
@@ -303,7 +317,8 @@ int vm__magazine_refill(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, b
 int vm__magazine_stock(vm_thread *t, uint64_t nr_pages, unsigned flags, vm_range *out)
 {
     uint64_t pages[VM_MAGAZINE_STOCK_PAGES];
-    uint32_t want = VM_RELAXED(&t->region->map.h->quota_pages) ? 1 : 1u << t->stock[nr_pages];
+    uint32_t want = 1u << t->stock[nr_pages], most = batch_of(t->region, nr_pages, VM_MAGAZINE_STOCK_PAGES);
+    want = want < most ? want : most;
     uint32_t got = want > 1 ? vm__space_take_many(t, nr_pages, want, flags, pages) : 0;
     if (want > 1 && !got)
         t->stock[nr_pages]--;

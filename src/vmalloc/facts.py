@@ -128,6 +128,11 @@ MAGAZINE_SAMPLES = 5
 """Of so many of the largest ranges that a thread keeps it is asked whether they lie in memory."""
 MAGAZINE_STOCK_PAGES = 64
 """A miss that comes to space takes twice as many ranges as the last of its size did, up to so many pages."""
+CROWD_THREADS = 8
+"""Where more threads than so many a node ever had a slot a batch from a pool, from warm ranges or from space ..."""
+CROWD_BATCH_PAGES = 8
+"""... is at most so many pages, but one range in any case: most of them do not run, and what they took beyond
+their need nobody else gets."""
 MAGAZINE_BUDGET_BYTES = 16 << 20
 """By so much all caps of one thread may grow: what lies there serves one size and one thread only. Or ..."""
 MAGAZINE_BUDGET_SHARE = 16

@@ -31,6 +31,7 @@ from dataclasses import dataclass
 
 from vmalloc.facts import (
     CLEAN_TURN_PAGES,
+    CROWD_THREADS,
     DECAY_PERCENT,
     DRAIN_BYTES,
     LAZY_BYTES_PER_CPU_BIT,
@@ -415,7 +416,7 @@ class CachingAllocator(Allocator):
         want = kept.stock(pages)
         start = self._find(size, PAGE) if want > 1 else None
         free = self.space.covering(start) if start is not None else None
-        kept.stocked(pages, start is not None)
+        kept.stocked(pages, want == 1 or start is not None)
         if start is None or free is None:
             return None
         count = min(want, (free[1] - start) // size)
@@ -451,6 +452,7 @@ class CachingAllocator(Allocator):
         if kept is None:
             kept = self.magazines[owner] = Magazines()
         kept.budget_pages = self._magazine_budget()
+        kept.is_crowd = len(self.magazines) > CROWD_THREADS * self.nr_nodes
         return kept
 
     def _magazine_budget(self) -> int:

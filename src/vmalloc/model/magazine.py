@@ -12,6 +12,8 @@ the one put last (the newest that is aligned, for an alignment above a page).
   first, so that the pool's head is the hottest of them.
 * A miss takes a batch from the head of a pool: the first for the request, the others into the magazine as far
   as they go there, the rest back. If the pool had the whole batch, the cap doubles as well.
+* In a crowd, more than CROWD_THREADS threads a node, every batch is at most CROWD_BATCH_PAGES, but one range in any
+  case: most threads do not run, and what they took beyond their need nobody else gets.
 * A miss that the pools cannot serve either takes neighbouring ranges from the lowest place of the space where
   one fits: one the first time, twice as many each time after, up to MAGAZINE_STOCK_PAGES, and half
   as many after a failure. The cap doubles until they find room in the magazine; what does not goes to the
@@ -25,6 +27,7 @@ from __future__ import annotations
 from collections import deque
 
 from vmalloc.facts import (
+    CROWD_BATCH_PAGES,
     FLOW_PAGES,
     MAGAZINE_CAP,
     MAGAZINE_CAP_PAGES,
@@ -39,16 +42,18 @@ from vmalloc.model.area import Area
 class Magazines:
     """One thread's magazines, by page count; the right end is the hot end.
 
-    By `budget_pages` all caps together may grow; whoever uses them says how much that is now.
+    By `budget_pages` all caps together may grow; whoever uses them says how much that is now, and whether
+    there are many others (`is_crowd`).
     """
 
-    __slots__ = ("budget_pages", "caps", "grown_pages", "is_tight", "sizes", "stocks")
+    __slots__ = ("budget_pages", "caps", "grown_pages", "is_crowd", "is_tight", "sizes", "stocks")
 
     def __init__(self) -> None:
         self.budget_pages = 0
         self.sizes: dict[int, deque[Area]] = {}
         self.caps: dict[int, int] = {}
         self.grown_pages = 0
+        self.is_crowd = False
         self.is_tight = False
         self.stocks: dict[int, int] = {}
 
@@ -67,6 +72,7 @@ class Magazines:
         other.sizes = {pages: ranges.copy() for pages, ranges in self.sizes.items()}
         other.caps = self.caps.copy()
         other.grown_pages, other.is_tight = self.grown_pages, self.is_tight
+        other.is_crowd = self.is_crowd
         other.stocks = self.stocks.copy()
         return other
 
@@ -115,12 +121,16 @@ class Magazines:
 
     def refill(self, pages: int) -> int:
         """How many ranges a miss takes from a pool."""
-        most = min(max(MAGAZINE_REFILL_PAGES // pages, 1), MAGAZINE_REFILL_MAX)
+        most = min(self._batch(pages, MAGAZINE_REFILL_PAGES), MAGAZINE_REFILL_MAX)
         return min(self.cap(pages) // 2 + 1, most)
 
     def stock(self, pages: int) -> int:
         """How many ranges this miss takes from the space."""
-        return self.stocks.get(pages, 1)
+        return min(self.stocks.get(pages, 1), self._batch(pages, MAGAZINE_STOCK_PAGES))
+
+    def _batch(self, pages: int, most: int) -> int:
+        """So many ranges are at most so many pages, in a crowd few, but one in any case."""
+        return max((min(most, CROWD_BATCH_PAGES) if self.is_crowd else most) // pages, 1)
 
     def stocked(self, pages: int, had_room: bool) -> None:
         """The next miss takes twice as many, or half as many if there were not that many."""
