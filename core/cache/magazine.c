@@ -333,18 +333,72 @@ int vm__magazine_stock(vm_thread *t, uint64_t nr_pages, unsigned flags, vm_range
     return 0;
 }
 
-/* While space is short, no magazine keeps a large range; after that each keeps one, as at first, and they grow again. */
+/* One range of each size that large requests get while space is short, in pages. */
+static uint64_t pages_of_each(void)
+{
+    uint64_t pages = 0;
+    for (uint64_t n = vm__whole_pages(VM_FLOW_PAGES + 1); n <= VM_POOL_PAGES_MAX; n = vm__whole_pages(n + 1))
+        pages += n;
+    return pages;
+}
+
+static uint64_t pages_of_large(const vm_thread *t)
+{
+    uint64_t pages = 0;
+    for (uint64_t n = vm__whole_pages(VM_FLOW_PAGES + 1); n <= VM_POOL_PAGES_MAX; n = vm__whole_pages(n + 1))
+        pages += vm__magazine_count(VM_RELAXED(&t->magazine[n].header)) * n;
+    return pages;
+}
+
+/* What a thread's magazines may keep of them: a share of what nobody uses beyond a reserve, as if the others had as much in
+ * theirs. Twice that, for they are half full, as a rule. */
+static uint64_t tight_budget(const vm_thread *t)
+{
+    const vm_region *r = t->region;
+    uint64_t used = VM_RELAXED(&r->map.h->high_slot) - vm__first_thread(r);
+    uint64_t share = used > VM_TIGHT_THREADS ? used : VM_TIGHT_THREADS;
+    return 2 * (vm__idle_beyond_reserve(r, vm__pooled_pages(r)) + pages_of_large(t) * used) / share;
+}
+
+/* As many of each as the budget has room for, or of none; then one more of the smallest. */
+static void set_large_caps(vm_thread *t, uint64_t budget)
+{
+    uint64_t each = pages_of_each(), cap = budget / each, left = budget % each;
+    cap = cap < VM_TIGHT_CAP ? cap : VM_TIGHT_CAP;
+    for (uint64_t n = VM_FLOW_PAGES + 1; n <= VM_POOL_PAGES_MAX; n++) {
+        bool is_whole = n == vm__whole_pages(n), has_more = is_whole && cap && cap < VM_TIGHT_CAP && n <= left;
+        left -= has_more ? n : 0;
+        t->cap_pages -= growth_pages(t->cap[n], n);
+        t->cap[n] = (uint8_t)(is_whole ? cap + has_more : 0);
+        t->cap_pages += growth_pages(t->cap[n], n);
+    }
+}
+
+/* Space is short, now or still. How much is idle changes: it is counted anew now and then. */
+static void be_tight(vm_thread *t, bool is_new)
+{
+    if (!is_new && ++t->nr_tight % VM_TIGHT_LOOK_OPERATIONS)
+        return;
+    bool had_large = !is_new && vm__gets_whole(t);
+    if (is_new)
+        vm__magazine_flush_all(t); /* or somebody drains it, who empties them as well */
+    set_large_caps(t, t->fast_pages ? tight_budget(t) : 0);
+    if (had_large && !vm__gets_whole(t))
+        vm__magazine_flush_all(t);
+}
+
+/* While space is short, magazines keep few large ranges, of the sizes that requests get then; after that each keeps one,
+ * as at first, and they grow again. */
 void vm__magazine_tighten(vm_thread *t, bool is_tight)
 {
-    if (vm_likely(t->is_tight == is_tight))
+    if (vm_likely(!is_tight && !t->is_tight))
         return;
+    bool is_new = is_tight && !t->is_tight;
     t->is_tight = is_tight;
     if (is_tight)
-        vm__magazine_flush_all(t); /* or somebody drains it, who empties them as well */
-    for (uint64_t n = VM_FLOW_PAGES + 1; n <= VM_POOL_PAGES_MAX; n++) {
-        t->cap_pages -= is_tight ? growth_pages(t->cap[n], n) : 0;
-        t->cap[n] = is_tight ? 0 : t->cap[n] ? t->cap[n] : 1;
-    }
+        be_tight(t, is_new);
+    for (uint64_t n = VM_FLOW_PAGES + 1; !is_tight && n <= VM_POOL_PAGES_MAX; n++)
+        t->cap[n] = t->cap[n] ? t->cap[n] : 1;
 }
 
 uint64_t vm__magazine_pages(const vm_thread *t)

@@ -180,6 +180,15 @@ ROOM_PAGES_FACTOR = 8
 """A request that found no room first joins so many times its pages of what is lazy."""
 TIGHT_S = 1
 """So many seconds after a request found no room, what is freed goes to space at once."""
+TIGHT_RESERVE_SHIFT = 3
+"""Until then, if more of the region is idle than its pages >> this, large requests get ranges of few rounded sizes,
+whole, and magazines keep some of these: of twice what is more than that ..."""
+TIGHT_THREADS = 8
+"""... the thread's share where there are so many threads, or more; ..."""
+TIGHT_CAP = 4
+"""... so many of each size, at most, or none."""
+TIGHT_LOOK_OPERATIONS = 2048
+"""After so many operations that were no hits a thread asks again how much that is."""
 ROOM_ATTEMPTS = 8
 """How often a request that found no room makes some and tries again."""
 
