@@ -361,44 +361,55 @@ static uint64_t tight_budget(const vm_thread *t)
 }
 
 /* As many of each as the budget has room for, or of none; then one more of the smallest. */
-static void set_large_caps(vm_thread *t, uint64_t budget)
+static void open_whole_sizes(vm_thread *t, uint64_t budget)
 {
     uint64_t each = pages_of_each(), cap = budget / each, left = budget % each;
     cap = cap < VM_TIGHT_CAP ? cap : VM_TIGHT_CAP;
-    for (uint64_t n = VM_FLOW_PAGES + 1; n <= VM_POOL_PAGES_MAX; n++) {
-        bool is_whole = n == vm__whole_pages(n), has_more = is_whole && cap && cap < VM_TIGHT_CAP && n <= left;
+    for (uint64_t n = vm__whole_pages(VM_FLOW_PAGES + 1); n <= VM_POOL_PAGES_MAX; n = vm__whole_pages(n + 1)) {
+        bool has_more = cap && cap < VM_TIGHT_CAP && n <= left;
         left -= has_more ? n : 0;
-        t->cap_pages -= growth_pages(t->cap[n], n);
-        t->cap[n] = (uint8_t)(is_whole ? cap + has_more : 0);
-        t->cap_pages += growth_pages(t->cap[n], n);
+        t->cap[n] = (uint8_t)(cap + has_more);
     }
 }
 
-/* Space is short, now or still. How much is idle changes: it is counted anew now and then. */
-static void be_tight(vm_thread *t, bool is_new)
+/* How much is idle changes, so it is counted anew now and then. */
+static void look_at_budget(vm_thread *t)
 {
-    if (!is_new && ++t->nr_tight % VM_TIGHT_LOOK_OPERATIONS)
-        return;
-    bool had_large = !is_new && vm__gets_whole(t);
-    if (is_new)
-        vm__magazine_flush_all(t); /* or somebody drains it, who empties them as well */
-    set_large_caps(t, t->fast_pages ? tight_budget(t) : 0);
+    bool had_large = vm__gets_whole(t);
+    open_whole_sizes(t, t->fast_pages ? tight_budget(t) : 0);
     if (had_large && !vm__gets_whole(t))
         vm__magazine_flush_all(t);
 }
 
-/* While space is short, magazines keep few large ranges, of the sizes that requests get then; after that each keeps one,
- * as at first, and they grow again. */
+static void set_large_caps(vm_thread *t, uint8_t cap)
+{
+    for (uint64_t n = VM_FLOW_PAGES + 1; n <= VM_POOL_PAGES_MAX; n++)
+        t->cap[n] = cap;
+}
+
+/* From now on, or from now on not any more. */
+static void change_tightness(vm_thread *t, bool is_tight)
+{
+    t->is_tight = is_tight;
+    if (!is_tight) {
+        set_large_caps(t, 1);
+        return;
+    }
+    vm__magazine_flush_all(t); /* or somebody drains it, who empties them as well */
+    for (uint64_t n = VM_FLOW_PAGES + 1; n <= VM_POOL_PAGES_MAX; n++)
+        t->cap_pages -= growth_pages(t->cap[n], n);
+    set_large_caps(t, 0);
+    look_at_budget(t);
+}
+
+/* While space is short, magazines keep few large ranges, of the sizes that requests get then, and these caps are no growth.
+ * After that each keeps one, as at first, and they grow again. */
 void vm__magazine_tighten(vm_thread *t, bool is_tight)
 {
-    if (vm_likely(!is_tight && !t->is_tight))
-        return;
-    bool is_new = is_tight && !t->is_tight;
-    t->is_tight = is_tight;
-    if (is_tight)
-        be_tight(t, is_new);
-    for (uint64_t n = VM_FLOW_PAGES + 1; !is_tight && n <= VM_POOL_PAGES_MAX; n++)
-        t->cap[n] = t->cap[n] ? t->cap[n] : 1;
+    if (t->is_tight != is_tight)
+        change_tightness(t, is_tight);
+    else if (vm_unlikely(is_tight) && ++t->nr_tight % VM_TIGHT_LOOK_OPERATIONS == 0)
+        look_at_budget(t);
 }
 
 uint64_t vm__magazine_pages(const vm_thread *t)

@@ -6,8 +6,9 @@ the one put last (the newest that is aligned, for an alignment above a page).
 
 * A magazine's cap starts at one range. An overflow doubles it, up to MAGAZINE_CAP and MAGAZINE_CAP_PAGES, as
   long as the growth of all caps of the thread, beyond one range each, stays within its budget. A cap shrinks
-  only when a request found no room: then those of the sizes above FLOW_PAGES become 0. None of them grows
-  while space is short; after that each is 1 again, as at first.
+  only when a request found no room: then of the sizes above FLOW_PAGES only the rounded ones (`whole_pages()`)
+  are kept, as many of each as there is room for, and none of these caps grows while space is short. After that
+  each is 1, as at first.
 * An overflow that may not grow the cap gives the older half of it to the pool of the thread's node, oldest
   first, so that the pool's head is the hottest of them.
 * A miss takes a batch from the head of a pool: the first for the request, the others into the magazine as far
@@ -35,6 +36,8 @@ from vmalloc.facts import (
     MAGAZINE_REFILL_PAGES,
     MAGAZINE_STOCK_PAGES,
     POOL_PAGES_MAX,
+    TIGHT_CAP,
+    WARM_SLACK_SHIFT,
 )
 from vmalloc.model.area import Area
 
@@ -46,7 +49,7 @@ class Magazines:
     there are many others (`is_crowd`).
     """
 
-    __slots__ = ("budget_pages", "caps", "grown_pages", "is_crowd", "is_tight", "sizes", "stocks")
+    __slots__ = ("budget_pages", "caps", "grown_pages", "is_crowd", "is_tight", "nr_tight", "sizes", "stocks")
 
     def __init__(self) -> None:
         self.budget_pages = 0
@@ -55,6 +58,7 @@ class Magazines:
         self.grown_pages = 0
         self.is_crowd = False
         self.is_tight = False
+        self.nr_tight = 0  # operations since then that were no hits
         self.stocks: dict[int, int] = {}
 
     def __len__(self) -> int:
@@ -72,7 +76,7 @@ class Magazines:
         other.sizes = {pages: ranges.copy() for pages, ranges in self.sizes.items()}
         other.caps = self.caps.copy()
         other.grown_pages, other.is_tight = self.grown_pages, self.is_tight
-        other.is_crowd = self.is_crowd
+        other.is_crowd, other.nr_tight = self.is_crowd, self.nr_tight
         other.stocks = self.stocks.copy()
         return other
 
@@ -167,13 +171,44 @@ class Magazines:
         """How far a cap grows: few of a large size."""
         return min(max(MAGAZINE_CAP_PAGES // pages, 2), MAGAZINE_CAP)
 
+    @property
+    def gets_whole(self) -> bool:
+        """Whether large requests get ranges of rounded sizes: space is short, but not very."""
+        return self.is_tight and self.cap(POOL_PAGES_MAX) > 0
+
+    @property
+    def large_pages(self) -> int:
+        """Pages of the ranges of rounded sizes."""
+        return sum(pages * len(self.sizes.get(pages, ())) for pages in WHOLE_SIZES)
+
     def close_large(self) -> None:
         """Keep no range above FLOW_PAGES, ..."""
         for pages in range(FLOW_PAGES + 1, POOL_PAGES_MAX + 1):
             self.grown_pages -= max(self.cap(pages) - 1, 0) * pages
             self.caps[pages] = 0
 
+    def open_whole(self, budget: int) -> None:
+        """... but those of rounded sizes: so many of each as the budget has room for, or none; then one more
+        of the smallest. That is no growth."""
+        cap, left = divmod(budget, sum(WHOLE_SIZES))
+        cap = min(cap, TIGHT_CAP)
+        for pages in WHOLE_SIZES:
+            has_more = 0 < cap < TIGHT_CAP and pages <= left
+            left -= pages if has_more else 0
+            self.caps[pages] = cap + has_more
+
     def open_large(self) -> None:
-        """... and one of each size again, as at first."""
+        """Keep one of each size, as at first."""
         for pages in range(FLOW_PAGES + 1, POOL_PAGES_MAX + 1):
-            self.caps[pages] = max(self.cap(pages), 1)
+            self.caps[pages] = 1
+
+
+def whole_pages(pages: int) -> int:
+    """What a request gets while space is short, but not very: of a large size one of few rounded ones."""
+    if not FLOW_PAGES < pages <= POOL_PAGES_MAX:
+        return pages
+    step = 1 << (pages - 1).bit_length() - 1 - WARM_SLACK_SHIFT
+    return -(-pages // step) * step
+
+
+WHOLE_SIZES = sorted({whole_pages(pages) for pages in range(FLOW_PAGES + 1, POOL_PAGES_MAX + 1)})
