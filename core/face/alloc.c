@@ -160,6 +160,15 @@ static int cut_whole(vm_thread *t, uint64_t whole, unsigned flags, vm_range *out
     return rc;
 }
 
+/* A ready range of a rounded size. The magazine is asked for what the hit leaves to us. */
+static bool take_whole(vm_thread *t, uint64_t whole, vm_range *out, vm_level *level)
+{
+    *level = VM_LEVEL_MAGAZINE;
+    if (vm__magazine_count(VM_RELAXED(&t->magazine[whole].header)) && vm__magazine_take(t, whole, 1, out))
+        return true;
+    return vm__magazine_refill(t, whole, 1, true, out, level) == 0;
+}
+
 /* While space is short, but not very: a large request gets a range of a rounded size. */
 static int try_whole(vm_thread *t, uint64_t nr_pages, unsigned flags, vm_range *out)
 {
@@ -168,7 +177,7 @@ static int try_whole(vm_thread *t, uint64_t nr_pages, unsigned flags, vm_range *
     if (nr_pages <= VM_FLOW_PAGES)
         return -ENOSPC;
     for (uint64_t n = whole; n <= most; n = vm__whole_pages(n + 1))
-        if (vm__magazine_refill(t, n, 1, true, out, &level) == 0) {
+        if (take_whole(t, n, out, &level)) {
             vm__count_served(t, level);
             return 0;
         }

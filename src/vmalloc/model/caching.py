@@ -319,6 +319,9 @@ class CachingAllocator(Allocator):
         kept = self._magazines(cpu, thread)
         sizes = self._whole_sizes(kept, pages, align)
         for n in sizes:
+            area = kept.take(n, align)
+            if area is not None:
+                return area, "magazine"
             area, level = self._from_pool(n, align, cpu, kept)
             if area is not None:
                 return area, level
