@@ -91,7 +91,10 @@ uint64_t vm__check_lists_of_pools(const vm_region *r, uint32_t node, vm_report *
 /* ---- magazine.c ---- */
 
 /* While space is short, but not very, a thread's magazines keep large ranges of few sizes, and large requests get those. */
-static inline bool vm__gets_whole(const vm_thread *t) { return t->is_tight && t->cap[VM_POOL_PAGES_MAX] && t->fast_pages; }
+static inline bool vm__gets_whole(const vm_thread *t)
+{
+    return t->is_tight && t->cap[VM_POOL_PAGES_MAX] && t->fast_pages;
+}
 
 /* The least of those sizes for a request: as many a doubling as keep what is added below 1 / (1 << VM_WARM_SLACK_SHIFT). */
 static inline uint64_t vm__whole_pages(uint64_t nr_pages)

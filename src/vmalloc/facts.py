@@ -129,7 +129,7 @@ MAGAZINE_SAMPLES = 5
 MAGAZINE_STOCK_PAGES = 64
 """A miss that comes to space takes twice as many ranges as the last of its size did, up to so many pages."""
 CROWD_THREADS = 8
-"""Where more threads than so many a node ever had a slot a batch from a pool, from warm ranges or from space ..."""
+"""Where more threads than so many a node ever had a slot, a batch from a pool, what is warm or space ..."""
 CROWD_BATCH_PAGES = 8
 """... is at most so many pages, but one range in any case: most of them do not run, and what they took beyond
 their need nobody else gets."""
@@ -181,8 +181,8 @@ ROOM_PAGES_FACTOR = 8
 TIGHT_S = 1
 """So many seconds after a request found no room, what is freed goes to space at once."""
 TIGHT_RESERVE_SHIFT = 3
-"""Until then, if more of the region is idle than its pages >> this, large requests get ranges of few rounded sizes,
-whole, and magazines keep some of these: of twice what is more than that ..."""
+"""Until then, if more of the region is idle than its pages >> this, large requests get ranges of few rounded
+sizes, whole, and magazines keep some of these: of twice what is more than that ..."""
 TIGHT_THREADS = 8
 """... the thread's share where there are so many threads, or more; ..."""
 TIGHT_CAP = 4

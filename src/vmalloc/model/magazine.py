@@ -13,8 +13,8 @@ the one put last (the newest that is aligned, for an alignment above a page).
   first, so that the pool's head is the hottest of them.
 * A miss takes a batch from the head of a pool: the first for the request, the others into the magazine as far
   as they go there, the rest back. If the pool had the whole batch, the cap doubles as well.
-* In a crowd, more than CROWD_THREADS threads a node, every batch is at most CROWD_BATCH_PAGES, but one range in
-  any case: most threads do not run, and what they took beyond their need nobody else gets.
+* In a crowd, more than CROWD_THREADS threads a node, every batch is at most CROWD_BATCH_PAGES, but one range
+  in any case: most threads do not run, and what they took beyond their need nobody else gets.
 * A miss that the pools cannot serve either takes neighbouring ranges from the lowest place of the space where
   one fits: one the first time, twice as many each time after, up to MAGAZINE_STOCK_PAGES, and half
   as many after a failure. The cap doubles until they find room in the magazine; what does not goes to the
