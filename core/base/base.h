@@ -158,12 +158,12 @@ struct vm_thread {
     uint64_t fast_pages; /* requests up to here may use the magazines: VM_POOL_PAGES_MAX or 0 */
     uint64_t cap_pages;  /* by how many pages all caps together grew */
     uint32_t nr_purges_left; /* to others who were at it */
-    uint32_t nr_tight;       /* operations since then that were no hits */
     bool is_tight;           /* the magazines of large sizes were closed, for space is short */
     bool common;         /* uses the process's slot under common_mutex */
     uint8_t stock[VM_POOL_PAGES_MAX + 1]; /* log2 of how many ranges the next miss takes from space */
     uint8_t cap[VM_POOL_PAGES_MAX + 1]; /* ranges each magazine may hold now; grows on demand */
     bool may_not_ask; /* for a slot of its own: the process leaves the region */
+    uint32_t nr_tight; /* operations while is_tight that were no hits */
     uint32_t nr_without_slot, ask_at; /* operations in the process's slot; which slot to look at next */
 };
 

@@ -295,7 +295,8 @@ missed:
 }
 
 /* As the hit, of a rounded size. */
-static bool hit_whole(vm_thread *t, const vm_region *r, uint64_t nr_pages, vm_range *out)
+static __attribute__((noinline, cold)) bool hit_whole(vm_thread *t, const vm_region *r, uint64_t nr_pages,
+                                                      vm_range *out)
 {
     if (t->fast_attachment != r->fast_attachment || nr_pages <= VM_FLOW_PAGES)
         return false;
