@@ -165,6 +165,7 @@ struct vm_thread {
     uint8_t stock[VM_POOL_PAGES_MAX + 1]; /* log2 of how many ranges the next miss takes from space */
     uint8_t cap[VM_POOL_PAGES_MAX + 1]; /* ranges each magazine may hold now; grows on demand */
     bool may_not_ask; /* for a slot of its own: the process leaves the region */
+    uint32_t nr_tight; /* operations while is_tight that were no hits */
     uint32_t nr_without_slot, ask_at; /* operations in the process's slot; which slot to look at next */
 };
 

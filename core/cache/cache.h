@@ -73,6 +73,13 @@ uint64_t vm__pool_take_longer(vm_thread *t, uint64_t nr_pages, uint64_t align_pa
 void vm__pool_give(vm_thread *t, uint64_t nr_pages, uint32_t count, const uint64_t *pages);
 uint64_t vm__pooled_pages(const vm_region *r); /* by counters: a hint */
 
+/* As long a ready range as a request may get whole while space is short. */
+static inline uint64_t vm__longest_ready_for(const vm_region *r, uint64_t nr_pages)
+{
+    uint64_t most = vm__longest_for(r, nr_pages);
+    return most < VM_POOL_PAGES_MAX ? most : VM_POOL_PAGES_MAX;
+}
+
 /* ---- node.c: what the designs have in common ---- */
 
 static inline uint32_t vm__pool_index(uint64_t nr_pages) { return (uint32_t)nr_pages - 1; }
@@ -85,6 +92,23 @@ extern const uint32_t vm__decay_all[VM_POOL_PAGES_MAX];
 uint64_t vm__check_lists_of_pools(const vm_region *r, uint32_t node, vm_report *report);
 
 /* ---- magazine.c ---- */
+
+/* While space is short, but not very, a thread's magazines keep large ranges of few sizes, and large requests get those. */
+static inline bool vm__gets_whole(const vm_thread *t)
+{
+    return t->is_tight && t->cap[VM_POOL_PAGES_MAX] && t->fast_pages;
+}
+
+/* The least of those sizes for a request: as many a doubling as keep what is added below 1 / (1 << VM_WARM_SLACK_SHIFT). */
+static inline uint64_t vm__whole_pages(uint64_t nr_pages)
+{
+    if (nr_pages <= VM_FLOW_PAGES || nr_pages > VM_POOL_PAGES_MAX)
+        return nr_pages;
+    uint32_t log = 63 - (uint32_t)__builtin_clzll(nr_pages - 1);
+    uint64_t step = 1ull << (log - VM_WARM_SLACK_SHIFT);
+    return (nr_pages + step - 1) & ~(step - 1);
+}
+_Static_assert(VM_FLOW_PAGES >= 1 << VM_WARM_SLACK_SHIFT, "a step is a page or more");
 
 int vm__magazine_refill(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, bool is_own, vm_range *out,
                         vm_level *level);

@@ -270,14 +270,28 @@ void vm__magazine_keep(vm_thread *t, uint64_t nr_pages, uint32_t nr, const uint6
         vm__pool_give(t, nr_pages, nr - put, pages + put);
 }
 
-/* How many ranges a miss takes at once; under a quota no more than was asked for, since what is ready is not checked. */
+/* Of many threads most do not run: what they took beyond their need nobody else gets, who then takes cold pages. */
+static bool is_crowd(const vm_region *r)
+{
+    return VM_RELAXED(&r->map.h->high_slot) > vm__first_thread(r) + (uint64_t)VM_CROWD_THREADS * r->map.nodes_each;
+}
+
+/* How many ranges a miss takes at once, who would take so many pages; under a quota no more than was asked for, since what
+ * is ready is not checked. */
+static uint32_t batch_of(const vm_region *r, uint64_t nr_pages, uint64_t pages)
+{
+    if (VM_RELAXED(&r->map.h->quota_pages))
+        return 1;
+    uint64_t most = (is_crowd(r) && pages > VM_CROWD_BATCH_PAGES ? VM_CROWD_BATCH_PAGES : pages) / nr_pages;
+    return most < 1 ? 1 : (uint32_t)most;
+}
+
+/* Of what is ready or warm. */
 uint32_t vm__magazine_want(const vm_thread *t, uint64_t nr_pages)
 {
-    uint64_t room = t->cap[nr_pages] / 2 + 1, most = VM_MAGAZINE_REFILL_PAGES / nr_pages;
-    if (VM_RELAXED(&t->region->map.h->quota_pages))
-        return 1;
-    most = most < 1 ? 1 : most < VM_MAGAZINE_REFILL_MAX ? most : VM_MAGAZINE_REFILL_MAX;
-    return (uint32_t)(room < most ? room : most);
+    uint32_t room = t->cap[nr_pages] / 2 + 1u, most = batch_of(t->region, nr_pages, VM_MAGAZINE_REFILL_PAGES);
+    most = most < VM_MAGAZINE_REFILL_MAX ? most : VM_MAGAZINE_REFILL_MAX;
+    return room < most ? room : most;
 }
 
 /* Hand out a range and put a few more of its size into the magazine. Called after a miss. Who misses
@@ -303,7 +317,8 @@ int vm__magazine_refill(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, b
 int vm__magazine_stock(vm_thread *t, uint64_t nr_pages, unsigned flags, vm_range *out)
 {
     uint64_t pages[VM_MAGAZINE_STOCK_PAGES];
-    uint32_t want = VM_RELAXED(&t->region->map.h->quota_pages) ? 1 : 1u << t->stock[nr_pages];
+    uint32_t want = 1u << t->stock[nr_pages], most = batch_of(t->region, nr_pages, VM_MAGAZINE_STOCK_PAGES);
+    want = want < most ? want : most;
     uint32_t got = want > 1 ? vm__space_take_many(t, nr_pages, want, flags, pages) : 0;
     if (want > 1 && !got)
         t->stock[nr_pages]--;
@@ -318,18 +333,83 @@ int vm__magazine_stock(vm_thread *t, uint64_t nr_pages, unsigned flags, vm_range
     return 0;
 }
 
-/* While space is short, no magazine keeps a large range; after that each keeps one, as at first, and they grow again. */
+/* One range of each size that large requests get while space is short, in pages. */
+static uint64_t pages_of_each(void)
+{
+    uint64_t pages = 0;
+    for (uint64_t n = vm__whole_pages(VM_FLOW_PAGES + 1); n <= VM_POOL_PAGES_MAX; n = vm__whole_pages(n + 1))
+        pages += n;
+    return pages;
+}
+
+static uint64_t pages_of_large(const vm_thread *t)
+{
+    uint64_t pages = 0;
+    for (uint64_t n = vm__whole_pages(VM_FLOW_PAGES + 1); n <= VM_POOL_PAGES_MAX; n = vm__whole_pages(n + 1))
+        pages += vm__magazine_count(VM_RELAXED(&t->magazine[n].header)) * n;
+    return pages;
+}
+
+/* What a thread's magazines may keep of them: a share of what nobody uses beyond a reserve, as if the others had as much in
+ * theirs. Twice that, for they are half full, as a rule. */
+static uint64_t tight_budget(const vm_thread *t)
+{
+    const vm_region *r = t->region;
+    uint64_t used = VM_RELAXED(&r->map.h->high_slot) - vm__first_thread(r);
+    uint64_t share = used > VM_TIGHT_THREADS ? used : VM_TIGHT_THREADS;
+    return 2 * (vm__idle_beyond_reserve(r, vm__pooled_pages(r)) + pages_of_large(t) * used) / share;
+}
+
+/* As many of each as the budget has room for, or of none; then one more of the smallest. */
+static void open_whole_sizes(vm_thread *t, uint64_t budget)
+{
+    uint64_t each = pages_of_each(), cap = budget / each, left = budget % each;
+    cap = cap < VM_TIGHT_CAP ? cap : VM_TIGHT_CAP;
+    for (uint64_t n = vm__whole_pages(VM_FLOW_PAGES + 1); n <= VM_POOL_PAGES_MAX; n = vm__whole_pages(n + 1)) {
+        bool has_more = cap && cap < VM_TIGHT_CAP && n <= left;
+        left -= has_more ? n : 0;
+        t->cap[n] = (uint8_t)(cap + has_more);
+    }
+}
+
+/* How much is idle changes, so it is counted anew now and then. */
+static void look_at_budget(vm_thread *t)
+{
+    bool had_large = vm__gets_whole(t);
+    open_whole_sizes(t, t->fast_pages ? tight_budget(t) : 0);
+    if (had_large && !vm__gets_whole(t))
+        vm__magazine_flush_all(t);
+}
+
+static void set_large_caps(vm_thread *t, uint8_t cap)
+{
+    for (uint64_t n = VM_FLOW_PAGES + 1; n <= VM_POOL_PAGES_MAX; n++)
+        t->cap[n] = cap;
+}
+
+/* From now on, or from now on not any more. */
+static void change_tightness(vm_thread *t, bool is_tight)
+{
+    t->is_tight = is_tight;
+    if (!is_tight) {
+        set_large_caps(t, 1);
+        return;
+    }
+    vm__magazine_flush_all(t); /* or somebody drains it, who empties them as well */
+    for (uint64_t n = VM_FLOW_PAGES + 1; n <= VM_POOL_PAGES_MAX; n++)
+        t->cap_pages -= growth_pages(t->cap[n], n);
+    set_large_caps(t, 0);
+    look_at_budget(t);
+}
+
+/* While space is short, magazines keep few large ranges, of the sizes that requests get then, and these caps are no growth.
+ * After that each keeps one, as at first, and they grow again. */
 void vm__magazine_tighten(vm_thread *t, bool is_tight)
 {
-    if (vm_likely(t->is_tight == is_tight))
-        return;
-    t->is_tight = is_tight;
-    if (is_tight)
-        vm__magazine_flush_all(t); /* or somebody drains it, who empties them as well */
-    for (uint64_t n = VM_FLOW_PAGES + 1; n <= VM_POOL_PAGES_MAX; n++) {
-        t->cap_pages -= is_tight ? growth_pages(t->cap[n], n) : 0;
-        t->cap[n] = is_tight ? 0 : t->cap[n] ? t->cap[n] : 1;
-    }
+    if (t->is_tight != is_tight)
+        change_tightness(t, is_tight);
+    else if (vm_unlikely(is_tight) && ++t->nr_tight % VM_TIGHT_LOOK_OPERATIONS == 0)
+        look_at_budget(t);
 }
 
 uint64_t vm__magazine_pages(const vm_thread *t)

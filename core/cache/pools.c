@@ -87,8 +87,8 @@ uint32_t vm__pool_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, ui
  * its own size. Its length, or 0. */
 uint64_t vm__pool_take_longer(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint64_t *page, vm_level *level)
 {
-    uint64_t most = vm__longest_for(t->region, nr_pages);
-    for (uint64_t len = nr_pages + 1; len <= most && len <= VM_POOL_PAGES_MAX; len++)
+    uint64_t most = vm__longest_ready_for(t->region, nr_pages);
+    for (uint64_t len = nr_pages + 1; len <= most; len++)
         if (take_near(t, len, align_pages, 1, page, level) || take_far(t, len, align_pages, 1, page, level))
             return len;
     return 0;

@@ -8,6 +8,8 @@
  * The magazine step is here, inline, because it is the hot path: plain stores, no locked
  * instruction, between an entry and an exit mark that let a neighbour drain this slot safely
  * (magazine.c). Everything below it is a station of its own.
+ *
+ * While space is short, but not very, large requests are served in few rounded sizes (try_whole(), docs/decisions/0047).
  */
 #include "face.h"
 
@@ -143,9 +145,50 @@ static int try_stations(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, u
     return rc;
 }
 
+/* Where enough is idle: cut to a rounded size, whole, so that what is freed later serves others. */
+static int cut_whole(vm_thread *t, uint64_t whole, unsigned flags, vm_range *out)
+{
+    if (!vm__idle_beyond_reserve(t->region, 0))
+        return -ENOSPC;
+    if (take_warm(t, whole, 1, false, out) == 0) {
+        vm__count_served(t, VM_LEVEL_LAZY);
+        return 0;
+    }
+    int rc = take_cold(t, whole, 1, flags, out);
+    if (rc == 0)
+        vm__count_served(t, VM_LEVEL_SPACE);
+    return rc;
+}
+
+/* A ready range of a rounded size. The magazine is asked for what the hit leaves to us. */
+static bool take_whole(vm_thread *t, uint64_t whole, vm_range *out, vm_level *level)
+{
+    *level = VM_LEVEL_MAGAZINE;
+    if (vm__magazine_count(VM_RELAXED(&t->magazine[whole].header)) && vm__magazine_take(t, whole, 1, out))
+        return true;
+    return vm__magazine_refill(t, whole, 1, true, out, level) == 0;
+}
+
+/* While space is short, but not very: a large request gets a range of a rounded size. */
+static int try_whole(vm_thread *t, uint64_t nr_pages, unsigned flags, vm_range *out)
+{
+    uint64_t whole = vm__whole_pages(nr_pages), most = vm__longest_ready_for(t->region, nr_pages);
+    vm_level level;
+    if (nr_pages <= VM_FLOW_PAGES)
+        return -ENOSPC;
+    for (uint64_t n = whole; n <= most; n = vm__whole_pages(n + 1))
+        if (take_whole(t, n, out, &level)) {
+            vm__count_served(t, level);
+            return 0;
+        }
+    return whole != nr_pages && whole <= most ? cut_whole(t, whole, flags, out) : -ENOSPC;
+}
+
 /* A long range lies for huge pages if that is asked for and there is such a place. */
 static int try_all(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out)
 {
+    if (vm__gets_whole(t) && align_pages == 1 && try_whole(t, nr_pages, flags, out) == 0)
+        return 0;
     uint64_t huge_pages = (uint64_t)VM_MAP_ALIGN >> t->region->map.page_shift;
     if (t->region->map.flags & VM_FLAG_HUGE && nr_pages >= huge_pages && align_pages < huge_pages) {
         int rc = try_stations(t, nr_pages, huge_pages, flags, out);
@@ -226,24 +269,6 @@ static bool take_here(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_
     return true;
 }
 
-/* All that is not a plain hit. Kept out of line so that the hit needs no stack frame. */
-static __attribute__((noinline, cold)) int alloc_checked(vm_region *r, uint64_t nr_pages, uint64_t align_pages,
-                                                         unsigned flags, vm_range *out)
-{
-    if (flags & VM_HIT_ONLY)
-        return -EAGAIN;
-    vm_thread *t = vm__thread(r);
-    if (!t)
-        return vm__thread_error(r);
-    if (!vm__is_power_of_two(align_pages) || nr_pages == 0)
-        return -EINVAL;
-    if (injected_failure(r) || nr_pages > r->map.nr_pages || align_pages > r->map.nr_pages)
-        return -ENOSPC;
-    if (r->design->kept->take_here && take_here(t, nr_pages, align_pages, out))
-        return 0;
-    return vm__alloc_slow(t, nr_pages, align_pages, flags, out);
-}
-
 /* The hit: a ready range from this thread's magazine, which its caller has seen to be the region's. */
 static inline __attribute__((always_inline)) bool hit(vm_thread *t, const vm_region *r, uint64_t nr_pages,
                                                       vm_taken *got)
@@ -269,6 +294,42 @@ static inline __attribute__((always_inline)) bool hit(vm_thread *t, const vm_reg
 missed:
     VM_STORE(&m->header, header);
     return false;
+}
+
+/* As the hit, of a rounded size. */
+static __attribute__((noinline, cold)) bool hit_whole(vm_thread *t, const vm_region *r, uint64_t nr_pages,
+                                                      vm_range *out)
+{
+    if (t->fast_attachment != r->fast_attachment || nr_pages <= VM_FLOW_PAGES)
+        return false;
+    uint64_t most = vm__longest_ready_for(r, nr_pages);
+    vm_taken got;
+    for (uint64_t n = vm__whole_pages(nr_pages); n <= most; n = vm__whole_pages(n + 1))
+        if (vm__magazine_count(VM_RELAXED(&t->magazine[n].header)) && hit(t, r, n, &got)) {
+            *out = (vm_range){got.page, n, got.id, false};
+            return true;
+        }
+    return false;
+}
+
+/* All that is not a plain hit. Kept out of line so that the hit needs no stack frame. */
+static __attribute__((noinline, cold)) int alloc_checked(vm_region *r, uint64_t nr_pages, uint64_t align_pages,
+                                                         unsigned flags, vm_range *out)
+{
+    if (flags & VM_HIT_ONLY)
+        return -EAGAIN;
+    vm_thread *t = vm__thread(r);
+    if (!t)
+        return vm__thread_error(r);
+    if (!vm__is_power_of_two(align_pages) || nr_pages == 0)
+        return -EINVAL;
+    if (injected_failure(r) || nr_pages > r->map.nr_pages || align_pages > r->map.nr_pages)
+        return -ENOSPC;
+    if (r->design->kept->take_here && take_here(t, nr_pages, align_pages, out))
+        return 0;
+    if (vm_unlikely(vm__gets_whole(t)) && align_pages == 1 && hit_whole(t, r, nr_pages, out))
+        return 0;
+    return vm__alloc_slow(t, nr_pages, align_pages, flags, out);
 }
 
 /* Larger alignments go the checked way. */

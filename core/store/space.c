@@ -147,6 +147,14 @@ uint64_t vm__live_pages(const vm_region *r)
     return lazy > 0 && (uint64_t)lazy <= used ? used - (uint64_t)lazy : used;
 }
 
+uint64_t vm__idle_beyond_reserve(const vm_region *r, uint64_t ready_pages)
+{
+    uint64_t limit = VM_RELAXED(&r->map.h->limit_pages),
+             most = limit && limit < r->map.nr_pages ? limit : r->map.nr_pages;
+    uint64_t busy = vm__live_pages(r) + (most >> VM_TIGHT_RESERVE_SHIFT);
+    return most + ready_pages > busy ? most + ready_pages - busy : 0;
+}
+
 static void count_taken(vm_region *r, uint64_t nr_pages, bool is_dirty)
 {
     uint64_t dirty = VM_RELAXED(&r->map.h->dirty_pages);

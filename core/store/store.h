@@ -75,6 +75,8 @@ static inline bool vm__is_tight(const vm_region *r)
     uint64_t since = VM_RELAXED(&r->map.h->tight_s);
     return vm_unlikely(since) && vm__now_s() - since <= VM_TIGHT_S;
 }
+/* Of what is in space, warm, or ready, which the caller counts: all but a reserve. A hint. */
+uint64_t vm__idle_beyond_reserve(const vm_region *r, uint64_t ready_pages);
 uint64_t vm__live_pages(const vm_region *r); /* in use or ready, by counters: a hint */
 int vm__space_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out);
 uint32_t vm__space_take_many(vm_thread *t, uint64_t nr_pages, uint32_t max, unsigned flags, uint64_t *pages);

@@ -128,6 +128,11 @@ MAGAZINE_SAMPLES = 5
 """Of so many of the largest ranges that a thread keeps it is asked whether they lie in memory."""
 MAGAZINE_STOCK_PAGES = 64
 """A miss that comes to space takes twice as many ranges as the last of its size did, up to so many pages."""
+CROWD_THREADS = 8
+"""Where more threads than so many a node ever had a slot, a batch from a pool, what is warm or space ..."""
+CROWD_BATCH_PAGES = 8
+"""... is at most so many pages, but one range in any case: most of them do not run, and what they took beyond
+their need nobody else gets."""
 MAGAZINE_BUDGET_BYTES = 16 << 20
 """By so much all caps of one thread may grow: what lies there serves one size and one thread only. Or ..."""
 MAGAZINE_BUDGET_SHARE = 16
@@ -175,6 +180,15 @@ ROOM_PAGES_FACTOR = 8
 """A request that found no room first joins so many times its pages of what is lazy."""
 TIGHT_S = 1
 """So many seconds after a request found no room, what is freed goes to space at once."""
+TIGHT_RESERVE_SHIFT = 3
+"""Until then, if more of the region is idle than its pages >> this, large requests get ranges of few rounded
+sizes, whole, and magazines keep some of these: of twice what is more than that ..."""
+TIGHT_THREADS = 8
+"""... the thread's share where there are so many threads, or more; ..."""
+TIGHT_CAP = 4
+"""... so many of each size, at most, or none."""
+TIGHT_LOOK_OPERATIONS = 2048
+"""After so many operations that were no hits a thread asks again how much that is."""
 ROOM_ATTEMPTS = 8
 """How often a request that found no room makes some and tries again."""
 

@@ -165,7 +165,7 @@ static void a_slot_that_is_being_drained_is_closed_too(void)
 
 static void while_space_is_short_no_magazine_of_a_large_size_opens(void)
 {
-    vm_region *r = make(200000); /* space is not really short */
+    vm_region *r = make(10000); /* too few for a range of each size in the magazines of eight */
     use_large_sizes(r);
     be_tight(r, true);
     use_large_sizes(r);
@@ -173,6 +173,73 @@ static void while_space_is_short_no_magazine_of_a_large_size_opens(void)
         CHECK_EQ(cap_of(r, n), 0);
     take_and_give_back(r, 2, 100);
     CHECK_EQ(cap_of(r, 2), VM_MAGAZINE_CAP); /* a small one does */
+    FINISH(r);
+}
+
+static void while_space_is_short_but_not_very_magazines_keep_a_few_rounded_sizes(void)
+{
+    vm_region *r = make(200000); /* space is not really short */
+    use_large_sizes(r);
+    be_tight(r, true);
+    use_large_sizes(r);
+    for (uint64_t n = VM_FLOW_PAGES + 1; n <= VM_POOL_PAGES_MAX; n++) {
+        CHECK(vm__whole_pages(n) >= n && vm__whole_pages(n) <= vm__longest_for(r, n));
+        CHECK_EQ(cap_of(r, n), vm__whole_pages(n) == n ? VM_TIGHT_CAP : 0);
+    }
+    CHECK_EQ(vm__thread(r)->cap_pages, 0); /* that is no growth */
+    FINISH(r);
+}
+
+static void while_space_is_short_but_not_very_what_one_size_freed_serves_its_neighbours(void)
+{
+    vm_region *r = make(200000);
+    be_tight(r, true);
+    vm_range a = take(r, 129);
+    CHECK_EQ(a.nr_pages, 144);
+    GIVE_BACK(r, a);
+    uint64_t hits = stats_of(r).nr_magazine_hit;
+    for (uint64_t n = 129; n <= 144; n++) {
+        vm_range b = take(r, n);
+        CHECK_EQ(b.page, a.page);
+        CHECK_EQ(b.nr_pages, 144);
+        GIVE_BACK(r, b);
+    }
+    CHECK_EQ(stats_of(r).nr_magazine_hit, hits + 16);
+    vm_range c = take(r, 97), d = take(r, VM_FLOW_PAGES);
+    CHECK_EQ(c.nr_pages, 104);
+    CHECK_EQ(d.nr_pages, VM_FLOW_PAGES);
+    GIVE_BACK(r, c);
+    GIVE_BACK(r, d);
+    FINISH(r);
+}
+
+/* Ranges of 1 to 256 pages, half of the region's idle ones beside them: one is freed at random, another taken. */
+static void with_half_as_much_room_again_most_requests_are_hits(void)
+{
+    enum { LIVE = 40000, ROUNDS = 20000 };
+    vm_region *r = MAKE(.nr_pages = LIVE * 3 / 2, .granule_bytes = 1 << 20, .pools = VM_POOLS_MAGAZINE, SMALL);
+    vm_range *live = malloc(LIVE * sizeof *live);
+    uint64_t seed = 7, pages = 0, nr = 0, hits = 0, purges = 0;
+    CHECK(live != NULL);
+    for (int i = 0; i < 2 * ROUNDS; i++) {
+        uint64_t want = 1 + next_random(&seed) % VM_POOL_PAGES_MAX;
+        while (pages + want > LIVE) {
+            uint64_t at = next_random(&seed) % nr;
+            pages -= live[at].nr_pages;
+            GIVE_BACK(r, live[at]);
+            live[at] = live[--nr];
+        }
+        live[nr] = take(r, want);
+        pages += live[nr++].nr_pages;
+        if (i == ROUNDS) {
+            hits = stats_of(r).nr_magazine_hit;
+            purges = stats_of(r).nr_purges;
+        }
+    }
+    CHECK(stats_of(r).nr_magazine_hit - hits > ROUNDS / 2);
+    CHECK(stats_of(r).nr_purges - purges < ROUNDS / 100);
+    CHECK_EQ(vm_free_bulk(r, nr, live), 0);
+    free(live);
     FINISH(r);
 }
 
@@ -354,6 +421,72 @@ static void a_neighbour_stopped_in_an_operation_is_not_robbed(void)
     FINISH(r);
 }
 
+/* ---- a crowd ---- */
+
+enum { CROWD = 24, OF_EACH = 40, CROWD_SIZE = 8, CROWD_EPOCHS = 5 };
+
+/* Its members work one after the other, each when it is told to, and all keep what their magazines have. */
+typedef struct member {
+    vm_region *r;
+    pthread_t thread;
+    pthread_barrier_t *go, *done;
+    const int *turn;
+    int number;
+} member;
+
+static void take_and_write(vm_region *r, vm_range out[OF_EACH])
+{
+    for (int i = 0; i < OF_EACH; i++) {
+        out[i] = take(r, CROWD_SIZE);
+        for (uint64_t k = 0; k < CROWD_SIZE; k++)
+            *(volatile uint8_t *)vm_pointer(r, out[i].page + k) = 1;
+    }
+}
+
+static void *work_in_epochs(void *arg)
+{
+    const member *m = arg;
+    vm_range held[OF_EACH];
+    for (int i = 0; i < 2 * CROWD * CROWD_EPOCHS; i++) {
+        pthread_barrier_wait(m->go);
+        if (*m->turn % CROWD == m->number && *m->turn / CROWD % 2 == 0)
+            take_and_write(m->r, held);
+        else if (*m->turn % CROWD == m->number)
+            CHECK_EQ(vm_free_bulk(m->r, OF_EACH, held), 0);
+        pthread_barrier_wait(m->done);
+    }
+    return NULL;
+}
+
+static void a_crowd_takes_no_cold_pages_from_the_second_epoch_on(void)
+{
+    vm_region *r = MAKE(.nr_pages = 40000, .pools = VM_POOLS_MAGAZINE, .nr_nodes = 1, .nr_threads = 64,
+                        .lazy_pages_max = 1u << 28);
+    pthread_barrier_t go, done;
+    int turn = 0;
+    member all[CROWD];
+    const uint64_t bytes = (uint64_t)CROWD * OF_EACH * CROWD_SIZE << r->map.page_shift;
+    uint64_t resident = 0;
+    CHECK(CROWD > VM_CROWD_THREADS * r->map.nodes_each);
+    pthread_barrier_init(&go, NULL, CROWD + 1);
+    pthread_barrier_init(&done, NULL, CROWD + 1);
+    for (int i = 0; i < CROWD; i++) {
+        all[i] = (member){r, 0, &go, &done, &turn, i};
+        CHECK_EQ(pthread_create(&all[i].thread, NULL, work_in_epochs, &all[i]), 0);
+    }
+    for (; turn < 2 * CROWD * CROWD_EPOCHS; turn++) {
+        pthread_barrier_wait(&go);
+        pthread_barrier_wait(&done);
+        if (turn == CROWD - 1) /* all is in use, for the first time */
+            resident = stats_of(r).resident_bytes;
+    }
+    CHECK(resident >= bytes);
+    CHECK(stats_of(r).resident_bytes - resident <= bytes / 100 + (1 << 20)); /* and metadata */
+    for (int i = 0; i < CROWD; i++)
+        pthread_join(all[i].thread, NULL);
+    FINISH(r);
+}
+
 /* ---- threads that found no slot ---- */
 
 typedef struct latecomer {
@@ -458,6 +591,10 @@ int main(void)
     under_a_quota_nobody_gets_more_than_was_asked_for();
     a_slot_that_is_being_drained_is_closed_too();
     while_space_is_short_no_magazine_of_a_large_size_opens();
+    while_space_is_short_but_not_very_magazines_keep_a_few_rounded_sizes();
+    while_space_is_short_but_not_very_what_one_size_freed_serves_its_neighbours();
+    with_half_as_much_room_again_most_requests_are_hits();
+    a_crowd_takes_no_cold_pages_from_the_second_epoch_on();
     after_each_time_that_space_was_short_magazines_grow_as_before();
     a_hit_takes_the_range_freed_last();
     a_stale_entry_is_skipped();

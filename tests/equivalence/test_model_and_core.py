@@ -510,6 +510,28 @@ def short_of_space(kind: str = "memory") -> None:
     pair.assert_equal()
 
 
+def short_but_not_very(kind: str = "memory") -> None:
+    """A request found no room; then a third of the region is idle, and large requests get rounded sizes."""
+    chance = random.Random(4)
+    pair = Pair("magazine", 60_000, kind)
+    while pair.alloc(chance.randint(1, POOL_PAGES_MAX))[1] is not None:
+        pass
+    for step in range(1200):
+        nr_pages = chance.randint(1, POOL_PAGES_MAX)
+        while pair.live and pair.region.stats().busy_pages + nr_pages > 40_000:
+            pair.free(chance.randrange(len(pair.live)))
+        pair.alloc(nr_pages)
+        if step % 100 == 0:
+            pair.assert_equal()
+    kept = pair.model.magazines[0]
+    assert kept.gets_whole
+    assert kept.nr_tight > 0
+    pair.pass_time(3)
+    pair.alloc(POOL_PAGES_MAX + 1)
+    assert not kept.is_tight
+    pair.assert_equal()
+
+
 def beyond_the_peak(kind: str = "memory") -> None:
     """What lies ready for one size is asked for before a region grows: by steps, or if it is much."""
     pair = Pair("magazine", 60_000, kind)
@@ -593,6 +615,7 @@ HISTORIES = {
     "a misaligned head of a pool": misaligned_head_of_a_pool,
     "a failing request": failing_request,
     "short of space": short_of_space,
+    "short, but not very": short_but_not_very,
     "a full pool": full_pool,
     "decaying pools": decaying_pools,
 }
@@ -669,6 +692,9 @@ def test_model_and_core_decide_alike_before_a_new_peak_with(pools: str):
         pytest.param("warm", "WARM_SORT_RANGES", 1, many_freed_at_once, marks=SAME_PAGES),
         pytest.param("warm", "WARM_LOOK_RANGES", 1, warm_ranges, marks=SAME_PAGES),
         pytest.param("warm", "WARM_JOIN_SHARE", 1, wear, marks=SAME_PAGES),
+        ("caching", "TIGHT_RESERVE_SHIFT", 2, short_but_not_very),
+        ("caching", "TIGHT_THREADS", 4, short_but_not_very),
+        ("magazine", "TIGHT_CAP", 3, short_but_not_very),
         ("caching", "ROOM_ATTEMPTS", 1, failing_request),
     ],
 )

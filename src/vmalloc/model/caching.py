@@ -31,8 +31,10 @@ from dataclasses import dataclass
 
 from vmalloc.facts import (
     CLEAN_TURN_PAGES,
+    CROWD_THREADS,
     DECAY_PERCENT,
     DRAIN_BYTES,
+    FLOW_PAGES,
     LAZY_BYTES_PER_CPU_BIT,
     LAZY_PEAK_PERCENT,
     MAGAZINE_BUDGET_BYTES,
@@ -53,7 +55,10 @@ from vmalloc.facts import (
     ROOM_ATTEMPTS,
     ROOM_PAGES_FACTOR,
     RUNS_PER_LOCK,
+    TIGHT_LOOK_OPERATIONS,
+    TIGHT_RESERVE_SHIFT,
     TIGHT_S,
+    TIGHT_THREADS,
     WARM_MEMORY_SHARE,
     WARM_ROOM_SHIFT,
     WARM_SLACK_SHIFT,
@@ -63,7 +68,7 @@ from vmalloc.model.allocator import WINDOW, Allocator, Level
 from vmalloc.model.area import PAGE, Area
 from vmalloc.model.busy import ZONE_PAGES, Busy
 from vmalloc.model.decay import cut_pools
-from vmalloc.model.magazine import Magazines
+from vmalloc.model.magazine import WHOLE_SIZES, Magazines
 from vmalloc.model.node import Node
 from vmalloc.model.pool import Pool
 from vmalloc.model.purge import Purge
@@ -210,6 +215,10 @@ class CachingAllocator(Allocator):
         """
         kept = self._magazines(cpu, thread)
         if align > PAGE or not kept.sizes.get(size // PAGE):
+            area = self._hit_whole(kept, size // PAGE, align)
+            if area is not None:
+                self._now_busy(area, "magazine")
+                return area
             self._tighten(kept, cpu)
         failed = self.served["none"]
         area, _ = self.attempt(size, align, cpu, thread)
@@ -225,7 +234,9 @@ class CachingAllocator(Allocator):
         self, size: int, align: int = 1, cpu: int = 0, thread: int | None = None
     ) -> tuple[Area | None, Level]:
         """One pass through the stations."""
-        area, level = self._from_caches(size, align, cpu, thread)
+        area, level = self._whole(size // PAGE, align, cpu, thread)
+        if area is None:
+            area, level = self._from_caches(size, align, cpu, thread)
         if area is None and self._loosen(size // PAGE, cpu, thread):
             area, level = self._from_warm(size // PAGE, align, cpu, thread), "lazy"
         if area is None:
@@ -257,14 +268,69 @@ class CachingAllocator(Allocator):
         self._put_with_pages()
 
     def _tighten(self, kept: Magazines, cpu: int) -> None:
-        """A moment after a request found no room a thread's magazines keep no large range."""
+        """A moment after a request found no room a thread's magazines keep few large ranges."""
         is_tight = self.tight_s is not None and self.now_s - self.tight_s <= TIGHT_S
-        if is_tight and not kept.is_tight:
+        if is_tight == kept.is_tight:
+            kept.nr_tight += is_tight
+            if is_tight and kept.nr_tight % TIGHT_LOOK_OPERATIONS == 0:
+                self._look_at_budget(kept, cpu)
+            return
+        kept.is_tight = is_tight
+        if is_tight:
             self._to_pool(kept.drain(), cpu)
             kept.close_large()
-        elif kept.is_tight and not is_tight:
+            self._look_at_budget(kept, cpu)
+        else:
             kept.open_large()
-        kept.is_tight = is_tight
+
+    def _look_at_budget(self, kept: Magazines, cpu: int) -> None:
+        """While space is short it is counted now and then how much is idle."""
+        had_large = kept.gets_whole
+        kept.open_whole(self._tight_budget(kept) if self.has_magazines else 0)
+        if had_large and not kept.gets_whole:
+            self._to_pool(kept.drain(), cpu)
+
+    def _tight_budget(self, kept: Magazines) -> int:
+        """What a thread may keep of rounded sizes: its share of twice what is idle beyond a reserve, as if
+        the others had as much in theirs."""
+        threads = len(self.magazines)
+        idle = self._idle_beyond_reserve(self._pooled_pages) + kept.large_pages * threads
+        return 2 * idle // max(threads, TIGHT_THREADS)
+
+    def _idle_beyond_reserve(self, ready_pages: int) -> int:
+        """Of what is in space, warm, or ready: all but a reserve."""
+        pages = (self.window[1] - self.window[0]) // PAGE
+        live = self.used_pages - self.lazy_pages
+        return max(pages + ready_pages - live - (pages >> TIGHT_RESERVE_SHIFT), 0)
+
+    def _whole_sizes(self, kept: Magazines, pages: int, align: int) -> list[int]:
+        """The rounded sizes that such a request may get now, the tightest first."""
+        if not (self.has_magazines and kept.gets_whole) or align > PAGE or pages <= FLOW_PAGES:
+            return []
+        return [n for n in WHOLE_SIZES if pages <= n <= pages + (pages >> WARM_SLACK_SHIFT)]
+
+    def _hit_whole(self, kept: Magazines, pages: int, align: int) -> Area | None:
+        """A range of a rounded size from the magazines."""
+        taken = (kept.take(n, align) for n in self._whole_sizes(kept, pages, align))
+        return next((area for area in taken if area is not None), None)
+
+    def _whole(self, pages: int, align: int, cpu: int, thread: int | None) -> tuple[Area | None, Level]:
+        """A range of a rounded size from the pools; where enough is idle cut to it."""
+        kept = self._magazines(cpu, thread)
+        sizes = self._whole_sizes(kept, pages, align)
+        for n in sizes:
+            area = kept.take(n, align)
+            if area is not None:
+                return area, "magazine"
+            area, level = self._from_pool(n, align, cpu, kept)
+            if area is not None:
+                return area, level
+        if not sizes or sizes[0] == pages or not self._idle_beyond_reserve(0):
+            return None, "none"
+        area = self._from_warm(sizes[0], align, cpu, thread)
+        if area is not None:
+            return area, "lazy"
+        return self._from_space(sizes[0] * PAGE, align, cpu, thread), "space"
 
     def _from_caches(self, size: int, align: int, cpu: int, thread: int | None) -> tuple[Area | None, Level]:
         """What stands in front of space: magazines and pools for a small size, warm ranges for any.
@@ -415,7 +481,7 @@ class CachingAllocator(Allocator):
         want = kept.stock(pages)
         start = self._find(size, PAGE) if want > 1 else None
         free = self.space.covering(start) if start is not None else None
-        kept.stocked(pages, start is not None)
+        kept.stocked(pages, want == 1 or start is not None)
         if start is None or free is None:
             return None
         count = min(want, (free[1] - start) // size)
@@ -451,6 +517,7 @@ class CachingAllocator(Allocator):
         if kept is None:
             kept = self.magazines[owner] = Magazines()
         kept.budget_pages = self._magazine_budget()
+        kept.is_crowd = len(self.magazines) > CROWD_THREADS * self.nr_nodes
         return kept
 
     def _magazine_budget(self) -> int:

@@ -16,6 +16,7 @@ typedef struct magazines {
     sim_pool *size[SIM_POOL_SIZES];
     uint32_t cap[SIM_POOL_SIZES], stock[SIM_POOL_SIZES];
     uint64_t grown_pages, budget_pages;
+    bool is_crowd;
 } magazines;
 
 typedef struct ends {
@@ -409,6 +410,7 @@ static magazines *kept_of(sim_twin *t, uint32_t thread)
     share = share < most ? share : most;
     share = share > least ? share : least;
     kept->budget_pages = share > VM_POOL_PAGES_MAX ? share : VM_POOL_PAGES_MAX;
+    kept->is_crowd = c->order.nr > (uint64_t)VM_CROWD_THREADS * t->design.nr_nodes;
     return kept;
 }
 
@@ -440,10 +442,16 @@ static bool grow(magazines *kept, uint32_t pages)
     return true;
 }
 
+/* So many ranges are at most so many pages, in a crowd few, but one in any case. */
+static uint32_t batch_of(const magazines *kept, uint32_t pages, uint32_t most)
+{
+    uint32_t count = (kept->is_crowd && most > VM_CROWD_BATCH_PAGES ? VM_CROWD_BATCH_PAGES : most) / pages;
+    return count > 1 ? count : 1;
+}
+
 static uint32_t refill_of(const magazines *kept, uint32_t pages)
 {
-    uint32_t most = VM_MAGAZINE_REFILL_PAGES / pages, half = kept->cap[pages] / 2 + 1;
-    most = most > 1 ? most : 1;
+    uint32_t most = batch_of(kept, pages, VM_MAGAZINE_REFILL_PAGES), half = kept->cap[pages] / 2 + 1;
     most = most < VM_MAGAZINE_REFILL_MAX ? most : VM_MAGAZINE_REFILL_MAX;
     return half < most ? half : most;
 }
@@ -696,12 +704,13 @@ static void take_space(sim_twin *t, uint32_t start, uint32_t pages)
 
 static uint32_t stock_up(sim_twin *t, uint32_t pages, uint32_t cpu, magazines *kept)
 {
-    uint32_t want = kept->stock[pages];
+    uint32_t stock = kept->stock[pages], most_now = batch_of(kept, pages, VM_MAGAZINE_STOCK_PAGES);
+    uint32_t want = stock < most_now ? stock : most_now;
     uint32_t start = want > 1 ? sim_space_find(&t->space, pages, 1, pages) : SIM_NONE;
     if (start == SIM_NONE && want > 1)
-        kept->stock[pages] = want / 2;
-    else if (2 * want * pages <= VM_MAGAZINE_STOCK_PAGES)
-        kept->stock[pages] = 2 * want;
+        kept->stock[pages] = stock / 2;
+    else if (2 * stock * pages <= VM_MAGAZINE_STOCK_PAGES)
+        kept->stock[pages] = 2 * stock;
     if (start == SIM_NONE)
         return SIM_NONE;
     uint32_t count = (sim_space_end_of(&t->space, start) - start) / pages, areas[VM_MAGAZINE_STOCK_PAGES];
