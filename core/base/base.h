@@ -157,6 +157,7 @@ struct vm_thread {
     vm_word flip;        /* busy ^ cached */
     uint64_t fast_pages; /* requests up to here may use the magazines: VM_POOL_PAGES_MAX or 0 */
     uint64_t cap_pages;  /* by how many pages all caps together grew */
+    uint64_t cold_pages; /* asked of space since space was short: how long a run may be */
     uint32_t nr_purges_left; /* to others who were at it */
     bool is_tight;           /* the magazines of large sizes were closed, for space is short */
     bool common;         /* uses the process's slot under common_mutex */

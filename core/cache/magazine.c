@@ -18,7 +18,7 @@
 void vm__magazine_init(vm_thread *t)
 {
     memset(t->cap, 1, sizeof t->cap);
-    t->cap_pages = 0;
+    t->cap_pages = t->cold_pages = 0;
     t->is_tight = false;
 }
 
@@ -297,23 +297,55 @@ int vm__magazine_refill(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, b
     return 0;
 }
 
+/* Until the magazine holds as many as came, if it may. */
+static void grow_for(vm_thread *t, uint64_t nr_pages, uint32_t got)
+{
+    while (got > 1 && t->cap[nr_pages] < cap_most(nr_pages) && t->cap[nr_pages] < got && vm__magazine_grow(t, nr_pages))
+        ;
+}
+
+/* From this thread's run: no more than its magazine holds beside the one that is handed out, for the rest is kept as well
+ * where it is. */
+static uint32_t cut_some(vm_thread *t, uint64_t nr_pages, uint32_t want, uint64_t *pages, bool *is_clean)
+{
+    if (!VM_RELAXED(&t->slot->run))
+        return 0;
+    grow_for(t, nr_pages, want);
+    uint32_t most = t->cap[nr_pages] + 1u;
+    return vm__run_cut(t, nr_pages, want < most ? want : most, pages, is_clean);
+}
+
+/* From space, and, if it was asked for much already, a run for the next times. */
+static uint32_t take_some(vm_thread *t, uint64_t nr_pages, uint32_t want, unsigned flags, uint64_t *pages)
+{
+    vm_run run = {.most = vm__run_most(t)};
+    t->cold_pages += want * nr_pages;
+    if (want == 1 && (!run.most || VM_RELAXED(&t->slot->run)))
+        return 0;
+    uint32_t got = vm__space_take_many(t, nr_pages, want, flags, pages, &run);
+    if (got && run.nr_pages)
+        vm__run_keep(t, &run);
+    return got;
+}
+
 /* Hand out a range from space and stock up: who keeps asking for a size gets twice as many at a time,
  * up to VM_MAGAZINE_STOCK_PAGES, for one turn at the space lock, and half as many after a failure. ENOSPC: not that
  * many; ask for one. */
 int vm__magazine_stock(vm_thread *t, uint64_t nr_pages, unsigned flags, vm_range *out)
 {
     uint64_t pages[VM_MAGAZINE_STOCK_PAGES];
-    uint32_t want = VM_RELAXED(&t->region->map.h->quota_pages) ? 1 : 1u << t->stock[nr_pages];
-    uint32_t got = want > 1 ? vm__space_take_many(t, nr_pages, want, flags, pages) : 0;
+    bool is_clean = false, has_quota = VM_RELAXED(&t->region->map.h->quota_pages);
+    uint32_t want = has_quota ? 1 : 1u << t->stock[nr_pages];
+    uint32_t got = has_quota ? 0 : cut_some(t, nr_pages, want, pages, &is_clean);
+    got = got ? got : take_some(t, nr_pages, want, flags, pages);
     if (want > 1 && !got)
         t->stock[nr_pages]--;
     else if (nr_pages << (t->stock[nr_pages] + 1) <= VM_MAGAZINE_STOCK_PAGES)
         t->stock[nr_pages]++;
     if (!got)
         return -ENOSPC;
-    vm__hand_out(t, pages[0], nr_pages, false, out);
-    while (got > 1 && t->cap[nr_pages] < cap_most(nr_pages) && t->cap[nr_pages] < got && vm__magazine_grow(t, nr_pages))
-        ;
+    vm__hand_out(t, pages[0], nr_pages, is_clean && t->region->map.data, out);
+    grow_for(t, nr_pages, got);
     vm__magazine_keep(t, nr_pages, got - 1, pages + 1);
     return 0;
 }
@@ -324,6 +356,7 @@ void vm__magazine_tighten(vm_thread *t, bool is_tight)
     if (vm_likely(t->is_tight == is_tight))
         return;
     t->is_tight = is_tight;
+    t->cold_pages = 0;
     if (is_tight)
         vm__magazine_flush_all(t); /* or somebody drains it, who empties them as well */
     for (uint64_t n = VM_FLOW_PAGES + 1; n <= VM_POOL_PAGES_MAX; n++) {
@@ -369,6 +402,7 @@ bool vm__magazine_flush_all(vm_thread *t)
     for (uint32_t n = 1; n <= VM_POOL_PAGES_MAX; n++)
         if (vm__magazine_count(VM_RELAXED(&t->slot->magazine[n].header)))
             flush_oldest(t, n, VM_MAGAZINE_CAP);
+    vm__run_return(t);
     vm__magazines_leave(t);
     return true;
 }

@@ -128,6 +128,14 @@ MAGAZINE_SAMPLES = 5
 """Of so many of the largest ranges that a thread keeps it is asked whether they lie in memory."""
 MAGAZINE_STOCK_PAGES = 64
 """A miss that comes to space takes twice as many ranges as the last of its size did, up to so many pages."""
+RUN_AFTER_PAGES = 1024
+"""A thread that asked space for so many pages gets a run as well, of pages that follow: it is cut without a lock. It has ..."""
+RUN_SHARE = 4
+"""... such a part of what the thread asked for, ..."""
+RUN_FREE_SHARE = 256
+"""... such a part of what is free, ..."""
+RUN_PAGES_MAX = 1024
+"""... and so many pages, at most."""
 MAGAZINE_BUDGET_BYTES = 16 << 20
 """By so much all caps of one thread may grow: what lies there serves one size and one thread only. Or ..."""
 MAGAZINE_BUDGET_SHARE = 16
