@@ -323,7 +323,8 @@ static uint32_t take_some(vm_thread *t, uint64_t nr_pages, uint32_t want, unsign
     if (want == 1 && (!run.most || VM_RELAXED(&t->slot->run)))
         return 0;
     uint32_t got = vm__space_take_many(t, nr_pages, want, flags, pages, &run);
-    if (got && run.nr_pages)
+    t->cold_pages += run.nr_pages;
+    if (run.nr_pages)
         vm__run_keep(t, &run);
     return got;
 }
