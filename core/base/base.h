@@ -351,6 +351,8 @@ int vm__lock(vm_thread *t, vm_lock *lock, unsigned flags);
 bool vm__trylock(vm_thread *t, vm_lock *lock);
 void vm__unlock(vm_thread *t, vm_lock *lock);
 bool vm__lock_is_held(const vm_thread *t, const vm_lock *lock);
+/* By anybody, as a hint. */
+static inline bool vm__lock_is_taken(const vm_lock *lock) { return VM_RELAXED(&lock->owner) != 0; }
 #define VM_ASSERT_HELD(t, lock) VM_ASSERT(vm__lock_is_held(t, lock))
 
 void vm__mutex_lock(const vm_region *r, pthread_mutex_t *mutex, vm_rank rank);

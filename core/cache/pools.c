@@ -45,7 +45,7 @@ static uint32_t take_from(vm_thread *t, vm_node *n, uint64_t nr_pages, uint64_t 
 }
 
 /* Somebody is at a node's pools. On a busy machine he may have been preempted there: who can goes elsewhere first. */
-static bool is_held(const vm_node *n) { return VM_RELAXED(&n->pool_lock.owner) != 0; }
+static bool is_held(const vm_node *n) { return vm__lock_is_taken(&n->pool_lock); }
 
 /* From this CPU's node, then from the others of this group: from those that nobody is at, then from all. */
 static uint32_t take_near(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint32_t max, uint64_t *pages,
