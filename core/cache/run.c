@@ -45,26 +45,29 @@ static void cut(vm_thread *t, uint64_t page, vm_word w, uint64_t nr_pages, uint3
     VM_STORE(&t->slot->run, rest ? end + 1 : 0);
 }
 
-/* MOVING(t), dirty or not as the run was. */
-static vm_word moving_as(const vm_thread *t, vm_word w)
+/* Take the run, whose word is w, away from t's slot: it is MOVING(t) then. */
+static void take_off(vm_thread *t, uint64_t page, vm_word w)
 {
-    return (vm__moving(t, vm__len(w)) & ~VM_WORD_DIRTY) | (w & VM_WORD_DIRTY);
+    VM_STORE(&t->region->map.heads[page].word, vm__moving(t, vm__len(w)));
+    VM_STORE(&t->slot->run, 0);
 }
 
-/* Take the run away from t's slot. */
-static vm_word take_off(vm_thread *t, uint64_t page, vm_word w)
+static void put_back(vm_thread *t, uint64_t page, vm_word w)
 {
-    vm_word moving = moving_as(t, w);
-    VM_STORE(&t->region->map.heads[page].word, moving);
-    VM_STORE(&t->slot->run, 0);
-    return moving;
+    vm__space_put_run(t, page, vm__len(w), w & VM_WORD_DIRTY);
+}
+
+/* One that another may take as well, by its word. */
+static void claim_and_put_back(vm_thread *t, uint64_t page, vm_word w)
+{
+    if (VM_CAS(&t->region->map.heads[page].word, w, vm__moving(t, vm__len(w))))
+        put_back(t, page, w);
 }
 
 /* Up to `max` ranges from this thread's run, MOVING(t). Returns how many; what is too short goes back to space. */
 uint32_t vm__run_cut(vm_thread *t, uint64_t nr_pages, uint32_t max, uint64_t *pages, bool *is_clean)
 {
     uint64_t page, fit;
-    vm_word rest = 0;
     if (!VM_RELAXED(&t->slot->run) || !vm__magazines_enter(t))
         return 0;
     vm_word w = run_of(t->region, t->slot, t->cached, &page);
@@ -73,12 +76,12 @@ uint32_t vm__run_cut(vm_thread *t, uint64_t nr_pages, uint32_t max, uint64_t *pa
     if (fit)
         cut(t, page, w, nr_pages, (uint32_t)fit, pages);
     else if (w)
-        rest = take_off(t, page, w);
+        take_off(t, page, w);
     else
-        VM_STORE(&t->slot->run, 0);
+        VM_STORE(&t->slot->run, 0); /* somebody drained it */
     vm__magazines_leave(t);
-    if (rest)
-        vm__space_put_run(t, page, rest);
+    if (w && !fit)
+        put_back(t, page, w);
     *is_clean = !(w & VM_WORD_DIRTY);
     return (uint32_t)fit;
 }
@@ -86,12 +89,12 @@ uint32_t vm__run_cut(vm_thread *t, uint64_t nr_pages, uint32_t max, uint64_t *pa
 /* What space gave: the slot's run from now on. While somebody drains the slot it goes back, unless he found it by its word. */
 void vm__run_keep(vm_thread *t, const vm_run *run)
 {
-    vm_word w = vm__word_at(t->region, run->page), moving = moving_as(t, w);
+    vm_word w = vm__word_at(t->region, run->page);
     if (vm__magazines_enter(t)) {
         VM_STORE(&t->slot->run, run->page + 1);
         vm__magazines_leave(t);
-    } else if (vm__is_like(w, t->cached) && VM_CAS(&t->region->map.heads[run->page].word, w, moving)) {
-        vm__space_put_run(t, run->page, moving);
+    } else if (vm__is_like(w, t->cached)) {
+        claim_and_put_back(t, run->page, w);
     }
 }
 
@@ -100,8 +103,10 @@ void vm__run_return(vm_thread *t)
 {
     uint64_t page;
     vm_word w = run_of(t->region, t->slot, t->cached, &page);
-    if (w)
-        vm__space_put_run(t, page, take_off(t, page, w));
+    if (!w)
+        return;
+    take_off(t, page, w);
+    put_back(t, page, w);
 }
 
 /* A neighbour's, whose owner takes nothing now; the hint stays, stale, for him to see. */
@@ -109,6 +114,6 @@ void vm__run_drain(vm_thread *t, const vm_slot *slot, vm_word cached)
 {
     uint64_t page;
     vm_word w = run_of(t->region, slot, cached, &page);
-    if (w && VM_CAS(&t->region->map.heads[page].word, w, moving_as(t, w)))
-        vm__space_put_run(t, page, moving_as(t, w));
+    if (w)
+        claim_and_put_back(t, page, w);
 }

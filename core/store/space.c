@@ -381,18 +381,16 @@ void vm__space_put(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_dirty
 }
 
 /* What is left of a run. Who gives it back waits for nobody. */
-void vm__space_put_run(vm_thread *t, uint64_t page, vm_word w)
+void vm__space_put_run(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_dirty)
 {
     uint64_t may_clean = 0;
-    VM_ASSERT(vm__is_like(w, t->moving) && vm__word_at(t->region, page) == w);
-    if (vm__space_lock(t, VM_NO_WAIT) == 0) {
-        vm__space_put(t, page, vm__len(w), w & VM_WORD_DIRTY, &may_clean);
-        vm__space_unlock(t);
+    VM_ASSERT(vm__word_at(t->region, page) == vm__moving(t, nr_pages));
+    if (vm__space_lock(t, VM_NO_WAIT) != 0) {
+        vm__lazy_put(t, page, nr_pages);
         return;
     }
-    if (!(w & VM_WORD_DIRTY))
-        VM_STORE(&t->region->map.heads[page].word, w | VM_WORD_DIRTY); /* as all that is lazy */
-    vm__lazy_put(t, page, vm__len(w));
+    vm__space_put(t, page, nr_pages, is_dirty, &may_clean);
+    vm__space_unlock(t);
 }
 
 /* The first free range at or after `page`, by its word; nr_pages: there is none. VM_NONE: the index lied. */
