@@ -159,6 +159,7 @@ struct vm_thread {
     uint64_t cap_pages;  /* by how many pages all caps together grew */
     uint64_t cold_pages; /* asked of space since space was short: how long a run may be */
     uint32_t nr_purges_left; /* to others who were at it */
+    bool has_waited;         /* for a lock: others are at work beside it */
     bool is_tight;           /* the magazines of large sizes were closed, for space is short */
     bool common;         /* uses the process's slot under common_mutex */
     uint8_t stock[VM_POOL_PAGES_MAX + 1]; /* log2 of how many ranges the next miss takes from space */

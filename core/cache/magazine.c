@@ -19,7 +19,7 @@ void vm__magazine_init(vm_thread *t)
 {
     memset(t->cap, 1, sizeof t->cap);
     t->cap_pages = t->cold_pages = 0;
-    t->is_tight = false;
+    t->is_tight = t->has_waited = false;
 }
 
 /* Fewer of a large size: the pools behind are quick beside what such a range is filled with, and hot first. */

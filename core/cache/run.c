@@ -2,19 +2,20 @@
 /*
  * Run: pages side by side that a thread took from space in advance, for all sizes, to cut ranges from without a lock.
  *
- * Who asked space for much gets one behind what it asks for (vm__space_take_many()): so the first filling of many threads
- * takes few turns at space_lock. A run is one range, CACHED by the slot and longer or shorter than any magazine cares; the
+ * Who asks space for much, and met others at a lock, gets one behind what it asks for (vm__space_take_many()): so the first
+ * filling of many threads takes few turns at space_lock. A run is one range, CACHED by the slot and longer or shorter than any magazine cares; the
  * slot names it, as a hint. It is cut from its front, between entry and exit as whatever uses the magazines: the heads
  * of the rest and of the pieces lie inside the run until its first head, written last, makes them visible. So a death leaves
  * the run whole or cut, and all of it is the dead one's by its words.
  */
 #include "cache.h"
 
-/* So many pages the next run may have. A quota wants each range to be charged; while space is short others need them. */
+/* So many pages the next run may have. Who never met anybody at a lock needs none. A quota wants each range to be charged;
+ * while space is short others need the pages. */
 uint64_t vm__run_most(const vm_thread *t)
 {
     uint64_t most = t->cold_pages / VM_RUN_SHARE;
-    if (t->is_tight || t->cold_pages < VM_RUN_AFTER_PAGES || VM_RELAXED(&t->region->map.h->quota_pages))
+    if (!t->has_waited || t->is_tight || t->cold_pages < VM_RUN_AFTER_PAGES || VM_RELAXED(&t->region->map.h->quota_pages))
         return 0;
     return most < VM_RUN_PAGES_MAX ? most : VM_RUN_PAGES_MAX;
 }

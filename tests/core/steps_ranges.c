@@ -65,6 +65,7 @@ void empty_and_ask_for_much(stage *s)
     CHECK_EQ(vm_shrink(s->r, NULL), 0);
     seem_to_have_space(s);
     vm__magazine_tighten(vm__thread(s->r), false);
+    vm__thread(s->r)->has_waited = true;
     vm__thread(s->r)->cold_pages = VM_RUN_SHARE * VM_RUN_PAGES_MAX;
 }
 void have_a_run(stage *s)

@@ -8,6 +8,13 @@ static vm_region *make(void)
 {
     return MAKE(.nr_pages = PAGES, .granule_bytes = 1 << 20, .pools = VM_POOLS_MAGAZINE, SMALL);
 }
+/* As where this thread had to wait for another. */
+static vm_region *make_busy(void)
+{
+    vm_region *r = make();
+    vm__thread(r)->has_waited = true;
+    return r;
+}
 static vm_slot *slot_of(vm_region *r) { return vm__thread(r)->slot; }
 static uint64_t run_pages(vm_region *r, const vm_slot *s) { return s->run ? vm__len(r->map.heads[s->run - 1].word) : 0; }
 
@@ -27,6 +34,7 @@ static void let_go(vm_region *r)
 }
 static void hold_until_there_is_a_run(vm_region *r)
 {
+    vm__thread(r)->has_waited = true;
     while (!slot_of(r)->run)
         hold(r, 1, 1);
 }
@@ -38,9 +46,17 @@ static void end(vm_region *r)
     FINISH(r);
 }
 
-static void who_asks_for_little_has_none(void)
+static void who_met_nobody_has_none(void)
 {
     vm_region *r = make();
+    hold(r, 1, 8000);
+    CHECK_EQ(slot_of(r)->run, 0);
+    end(r);
+}
+
+static void who_asks_for_little_has_none(void)
+{
+    vm_region *r = make_busy();
     hold(r, 1, VM_RUN_AFTER_PAGES / 2);
     CHECK_EQ(slot_of(r)->run, 0);
     end(r);
@@ -49,7 +65,7 @@ static void who_asks_for_little_has_none(void)
 /* Each turn at the lock splits the free range once. */
 static void a_filling_takes_few_turns_at_the_lock(void)
 {
-    vm_region *r = make();
+    vm_region *r = make_busy();
     hold(r, 1, 8000);
     CHECK(stats_of(r).nr_splits < 8000 / VM_MAGAZINE_STOCK_PAGES / 3);
     CHECK_CLEAN(r);
@@ -58,7 +74,7 @@ static void a_filling_takes_few_turns_at_the_lock(void)
 
 static void a_run_is_a_small_part_of_what_is_free(void)
 {
-    vm_region *r = make();
+    vm_region *r = make_busy();
     uint64_t most = PAGES / VM_RUN_FREE_SHARE < VM_RUN_PAGES_MAX ? PAGES / VM_RUN_FREE_SHARE : VM_RUN_PAGES_MAX;
     for (int i = 0; i < 80; i++) {
         hold(r, 1, 100);
@@ -106,7 +122,7 @@ static void pages_that_were_never_used_are_known_to_be_zero(void)
 
 static void under_a_quota_there_is_none(void)
 {
-    vm_region *r = make();
+    vm_region *r = make_busy();
     CHECK_EQ(vm_set_limit(r, VM_QUOTA, PAGES), 0);
     hold(r, 1, 2 * VM_RUN_AFTER_PAGES);
     CHECK_EQ(slot_of(r)->run, 0);
@@ -179,6 +195,7 @@ static void a_neighbour_takes_a_run_away(void)
 
 int main(void)
 {
+    who_met_nobody_has_none();
     who_asks_for_little_has_none();
     a_filling_takes_few_turns_at_the_lock();
     a_run_is_a_small_part_of_what_is_free();
