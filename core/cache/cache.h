@@ -100,7 +100,10 @@ void vm__magazine_tighten(vm_thread *t, bool is_tight);
 uint64_t vm__magazine_pages(const vm_thread *t); /* in ours */
 bool vm__magazines_are_resident(const vm_thread *t); /* by a sample of ours */
 void vm__magazine_init(vm_thread *t);
-/* Between these two the slot's magazines are ours alone. False: somebody drains; keep off. */
+
+/* ---- slot.c ---- */
+
+/* Between these two the slot's magazines and run are ours alone. False: somebody drains; keep off. */
 bool vm__magazines_enter(vm_thread *t);
 void vm__magazines_leave(vm_thread *t);
 

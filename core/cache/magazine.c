@@ -60,27 +60,6 @@ static bool entry_is_ours(const vm_region *r, const vm_thread *t, uint64_t page,
     return vm__is_within(r, page, nr_pages) && VM_RELAXED(&r->map.heads[page].word) == (vm__cached(t, nr_pages));
 }
 
-void vm__magazines_leave(vm_thread *t)
-{
-    __atomic_signal_fence(__ATOMIC_SEQ_CST);
-    VM_STORE(&t->slot->in_operation, 0);
-}
-
-bool vm__magazines_enter(vm_thread *t)
-{
-    vm_region *r = t->region;
-    vm_slot *slot = t->slot;
-    VM_PUT(&slot->in_operation, 1);
-    __atomic_signal_fence(__ATOMIC_SEQ_CST);
-    vm_token drainer = VM_ACQUIRE(&slot->drain);
-    if (drainer && vm__owner_is_dead(r, drainer) && VM_CAS(&slot->drain, drainer, 0))
-        drainer = 0;
-    if (!drainer)
-        return true;
-    vm__magazines_leave(t);
-    return false;
-}
-
 /* A new block of ids for a magazine. Hits are counted by the ids they took; those of the last block are added up here. */
 static uint64_t next_block(vm_thread *t, uint64_t nr_pages, uint64_t number)
 {

@@ -15,7 +15,8 @@
 uint64_t vm__run_most(const vm_thread *t)
 {
     uint64_t most = t->cold_pages / VM_RUN_SHARE;
-    if (!t->has_waited || t->is_tight || t->cold_pages < VM_RUN_AFTER_PAGES || VM_RELAXED(&t->region->map.h->quota_pages))
+    if (!t->has_waited || t->is_tight || t->cold_pages < VM_RUN_AFTER_PAGES
+        || VM_RELAXED(&t->region->map.h->quota_pages))
         return 0;
     return most < VM_RUN_PAGES_MAX ? most : VM_RUN_PAGES_MAX;
 }
@@ -53,9 +54,17 @@ static void take_off(vm_thread *t, uint64_t page, vm_word w)
     VM_STORE(&t->slot->run, 0);
 }
 
+/* To space, clean if it is; who gives it back waits for nobody. Its word is MOVING(t), before that it was w. */
 static void put_back(vm_thread *t, uint64_t page, vm_word w)
 {
-    vm__space_put_run(t, page, vm__len(w), w & VM_WORD_DIRTY);
+    uint64_t may_clean = 0;
+    VM_ASSERT(vm__word_at(t->region, page) == vm__moving(t, vm__len(w)));
+    if (vm__space_lock(t, VM_NO_WAIT) != 0) {
+        vm__lazy_put(t, page, vm__len(w));
+        return;
+    }
+    vm__space_put(t, page, vm__len(w), w & VM_WORD_DIRTY, &may_clean);
+    vm__space_unlock(t);
 }
 
 /* One that another may take as well, by its word. */

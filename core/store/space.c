@@ -380,19 +380,6 @@ void vm__space_put(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_dirty
         VM_PUT(&r->map.h->dirty_pages, VM_RELAXED(&r->map.h->dirty_pages) + now_dirty - was_dirty);
 }
 
-/* What is left of a run. Who gives it back waits for nobody. */
-void vm__space_put_run(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_dirty)
-{
-    uint64_t may_clean = 0;
-    VM_ASSERT(vm__word_at(t->region, page) == vm__moving(t, nr_pages));
-    if (vm__space_lock(t, VM_NO_WAIT) != 0) {
-        vm__lazy_put(t, page, nr_pages);
-        return;
-    }
-    vm__space_put(t, page, nr_pages, is_dirty, &may_clean);
-    vm__space_unlock(t);
-}
-
 /* The first free range at or after `page`, by its word; nr_pages: there is none. VM_NONE: the index lied. */
 static uint64_t next_free(const vm_region *r, uint64_t page, vm_word *w)
 {

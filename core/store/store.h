@@ -84,7 +84,6 @@ typedef struct vm_run {
 } vm_run;
 uint32_t vm__space_take_many(vm_thread *t, uint64_t nr_pages, uint32_t max, unsigned flags, uint64_t *pages,
                              vm_run *run);
-void vm__space_put_run(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_dirty); /* its word is MOVING(t) */
 int vm__space_collect_dirty(vm_thread *t, uint64_t *from, uint64_t most_pages, unsigned flags,
                             vm_batch *out); /* [purge_lock] */
 /* The rest: [space_lock] */

@@ -129,8 +129,8 @@ MAGAZINE_SAMPLES = 5
 MAGAZINE_STOCK_PAGES = 64
 """A miss that comes to space takes twice as many ranges as the last of its size did, up to so many pages."""
 RUN_AFTER_PAGES = 512
-"""A thread that asked space for so many pages, and had to wait for a lock, gets a run as well, of pages that follow: it is
-cut without a lock. It has ..."""
+"""A thread that asked space for so many pages, and had to wait for a lock, gets a run as well, of pages that
+follow: it is cut without a lock. It has ..."""
 RUN_SHARE = 2
 """... such a part of what the thread asked for, ..."""
 RUN_FREE_SHARE = 256

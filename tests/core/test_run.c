@@ -16,7 +16,10 @@ static vm_region *make_busy(void)
     return r;
 }
 static vm_slot *slot_of(vm_region *r) { return vm__thread(r)->slot; }
-static uint64_t run_pages(vm_region *r, const vm_slot *s) { return s->run ? vm__len(r->map.heads[s->run - 1].word) : 0; }
+static uint64_t run_pages(vm_region *r, const vm_slot *s)
+{
+    return s->run ? vm__len(r->map.heads[s->run - 1].word) : 0;
+}
 
 static vm_range held[8000];
 static size_t nr_held;
