@@ -159,7 +159,9 @@ struct vm_thread {
     vm_word flip;        /* busy ^ cached */
     uint64_t fast_pages; /* requests up to here may use the magazines: VM_POOL_PAGES_MAX or 0 */
     uint64_t cap_pages;  /* by how many pages all caps together grew */
+    uint64_t cold_pages; /* asked of space since space was short: how long a run may be */
     uint32_t nr_purges_left; /* to others who were at it */
+    bool has_waited;         /* for a lock: others are at work beside it */
     bool is_tight;           /* the magazines of large sizes were closed, for space is short */
     bool common;         /* uses the process's slot under common_mutex */
     uint8_t stock[VM_POOL_PAGES_MAX + 1]; /* log2 of how many ranges the next miss takes from space */
@@ -356,6 +358,8 @@ int vm__lock(vm_thread *t, vm_lock *lock, unsigned flags);
 bool vm__trylock(vm_thread *t, vm_lock *lock);
 void vm__unlock(vm_thread *t, vm_lock *lock);
 bool vm__lock_is_held(const vm_thread *t, const vm_lock *lock);
+/* By anybody, as a hint. */
+static inline bool vm__lock_is_taken(const vm_lock *lock) { return VM_RELAXED(&lock->owner) != 0; }
 #define VM_ASSERT_HELD(t, lock) VM_ASSERT(vm__lock_is_held(t, lock))
 
 void vm__mutex_lock(const vm_region *r, pthread_mutex_t *mutex, vm_rank rank);

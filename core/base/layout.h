@@ -207,11 +207,13 @@ typedef struct vm_slot {
     uint64_t nr_slab_hit;
     uint64_t nr_neighbour_hit;
     uint64_t has_ids[VM_POOL_PAGES_MAX / 64]; /* which magazines ever had: a look at the rest costs pages */
+    uint64_t run; /* page + 1 of pages to cut ranges from, CACHED; 0: none. A hint, as a magazine's entry */
     /* Not at a multiple of 128: users write to the first bytes of pages, and a store and a load that
      * agree in the low 12 bits of their addresses delay each other on many CPUs. */
     _Alignas(64) uint8_t unaliased[64];
     vm_magazine magazine[VM_POOL_PAGES_MAX + 1]; /* by size; [0] stays empty */
 } vm_slot;
+_Static_assert(offsetof(vm_slot, unaliased) == 128, "the run stands where nothing was");
 _Static_assert(offsetof(vm_slot, magazine) % 128 == 64 && sizeof(vm_slot) % 4096 == 0, "region format");
 
 /* ---- nodes ----------------------------------------------------------------------------------- */

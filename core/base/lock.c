@@ -233,6 +233,7 @@ bool vm__trylock(vm_thread *t, vm_lock *lock)
 static int take_contended(vm_thread *t, vm_lock *lock, unsigned flags)
 {
     uint64_t started = vm__wait_start();
+    t->has_waited = true;
     int rc = -EAGAIN;
     for (int i = 0; rc && i < SPIN_ROUNDS; i++) {
         relax();

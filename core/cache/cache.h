@@ -127,9 +127,20 @@ void vm__magazine_tighten(vm_thread *t, bool is_tight);
 uint64_t vm__magazine_pages(const vm_thread *t); /* in ours */
 bool vm__magazines_are_resident(const vm_thread *t); /* by a sample of ours */
 void vm__magazine_init(vm_thread *t);
-/* Between these two the slot's magazines are ours alone. False: somebody drains; keep off. */
+
+/* ---- slot.c ---- */
+
+/* Between these two the slot's magazines and run are ours alone. False: somebody drains; keep off. */
 bool vm__magazines_enter(vm_thread *t);
 void vm__magazines_leave(vm_thread *t);
+
+/* ---- run.c: pages of one thread to cut ranges from ---- */
+
+uint64_t vm__run_most(const vm_thread *t); /* pages the next one may have; 0: none */
+uint32_t vm__run_cut(vm_thread *t, uint64_t nr_pages, uint32_t max, uint64_t *pages, bool *is_clean);
+void vm__run_keep(vm_thread *t, const vm_run *run);
+void vm__run_return(vm_thread *t);
+void vm__run_drain(vm_thread *t, const vm_slot *slot, vm_word cached); /* of a neighbour's slot, whose word that is */
 
 /* ---- charge.c: what a process holds, where there is a quota ---- */
 

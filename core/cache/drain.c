@@ -46,7 +46,7 @@ static uint64_t take_by_words(vm_thread *t, vm_word cached, uint32_t node)
         return 0;
     for (vm_word w; (w = vm__word_at(r, page)); page += vm__len(w)) {
         vm_word len = w & VM_WORD_LEN_MASK;
-        if (w == (cached | len) && VM_CAS(&r->map.heads[page].word, w, t->moving | len)) {
+        if (vm__is_like(w, cached) && VM_CAS(&r->map.heads[page].word, w, t->moving | len)) {
             vm__lazy_put_for(t, page, vm__len(w), node);
             pages += vm__len(w);
         }
@@ -81,6 +81,8 @@ static int drain(vm_thread *t, uint32_t index, uint64_t *lost)
         else
             rc = -EAGAIN;
     }
+    if (rc == 0)
+        vm__run_drain(t, slot, cached);
     if (rc == 0 && lost)
         *lost += take_by_words(t, cached, node);
     VM_CAS(&slot->drain, t->token, 0);

@@ -18,8 +18,8 @@
 void vm__magazine_init(vm_thread *t)
 {
     memset(t->cap, 1, sizeof t->cap);
-    t->cap_pages = 0;
-    t->is_tight = false;
+    t->cap_pages = t->cold_pages = 0;
+    t->is_tight = t->has_waited = false;
 }
 
 /* Fewer of a large size: the pools behind are quick beside what such a range is filled with, and hot first. */
@@ -58,27 +58,6 @@ bool vm__magazine_grow(vm_thread *t, uint64_t nr_pages)
 static bool entry_is_ours(const vm_region *r, const vm_thread *t, uint64_t page, uint64_t nr_pages)
 {
     return vm__is_within(r, page, nr_pages) && VM_RELAXED(&r->map.heads[page].word) == (vm__cached(t, nr_pages));
-}
-
-void vm__magazines_leave(vm_thread *t)
-{
-    __atomic_signal_fence(__ATOMIC_SEQ_CST);
-    VM_STORE(&t->slot->in_operation, 0);
-}
-
-bool vm__magazines_enter(vm_thread *t)
-{
-    vm_region *r = t->region;
-    vm_slot *slot = t->slot;
-    VM_PUT(&slot->in_operation, 1);
-    __atomic_signal_fence(__ATOMIC_SEQ_CST);
-    vm_token drainer = VM_ACQUIRE(&slot->drain);
-    if (drainer && vm__owner_is_dead(r, drainer) && VM_CAS(&slot->drain, drainer, 0))
-        drainer = 0;
-    if (!drainer)
-        return true;
-    vm__magazines_leave(t);
-    return false;
 }
 
 /* A new block of ids for a magazine. Hits are counted by the ids they took; those of the last block are added up here. */
@@ -311,24 +290,57 @@ int vm__magazine_refill(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, b
     return 0;
 }
 
+/* Until the magazine holds as many as came, if it may. */
+static void grow_for(vm_thread *t, uint64_t nr_pages, uint32_t got)
+{
+    while (got > 1 && t->cap[nr_pages] < cap_most(nr_pages) && t->cap[nr_pages] < got && vm__magazine_grow(t, nr_pages))
+        ;
+}
+
+/* From this thread's run: no more than its magazine holds beside the one that is handed out, for the rest is kept as well
+ * where it is. */
+static uint32_t cut_some(vm_thread *t, uint64_t nr_pages, uint32_t want, uint64_t *pages, bool *is_clean)
+{
+    if (!VM_RELAXED(&t->slot->run))
+        return 0;
+    grow_for(t, nr_pages, want);
+    uint32_t most = t->cap[nr_pages] + 1u;
+    return vm__run_cut(t, nr_pages, want < most ? want : most, pages, is_clean);
+}
+
+/* From space, and, if it was asked for much already, a run for the next times. */
+static uint32_t take_some(vm_thread *t, uint64_t nr_pages, uint32_t want, unsigned flags, uint64_t *pages)
+{
+    vm_run run = {.most = vm__run_most(t)};
+    t->cold_pages += want * nr_pages;
+    if (want == 1 && (!run.most || VM_RELAXED(&t->slot->run)))
+        return 0;
+    uint32_t got = vm__space_take_many(t, nr_pages, want, flags, pages, &run);
+    t->cold_pages += run.nr_pages;
+    if (run.nr_pages)
+        vm__run_keep(t, &run);
+    return got;
+}
+
 /* Hand out a range from space and stock up: who keeps asking for a size gets twice as many at a time,
  * up to VM_MAGAZINE_STOCK_PAGES, for one turn at the space lock, and half as many after a failure. ENOSPC: not that
  * many; ask for one. */
 int vm__magazine_stock(vm_thread *t, uint64_t nr_pages, unsigned flags, vm_range *out)
 {
     uint64_t pages[VM_MAGAZINE_STOCK_PAGES];
+    bool is_clean = false, has_quota = VM_RELAXED(&t->region->map.h->quota_pages);
     uint32_t want = 1u << t->stock[nr_pages], most = batch_of(t->region, nr_pages, VM_MAGAZINE_STOCK_PAGES);
     want = want < most ? want : most;
-    uint32_t got = want > 1 ? vm__space_take_many(t, nr_pages, want, flags, pages) : 0;
+    uint32_t got = has_quota ? 0 : cut_some(t, nr_pages, want, pages, &is_clean);
+    got = got ? got : take_some(t, nr_pages, want, flags, pages);
     if (want > 1 && !got)
         t->stock[nr_pages]--;
     else if (nr_pages << (t->stock[nr_pages] + 1) <= VM_MAGAZINE_STOCK_PAGES)
         t->stock[nr_pages]++;
     if (!got)
         return -ENOSPC;
-    vm__hand_out(t, pages[0], nr_pages, false, out);
-    while (got > 1 && t->cap[nr_pages] < cap_most(nr_pages) && t->cap[nr_pages] < got && vm__magazine_grow(t, nr_pages))
-        ;
+    vm__hand_out(t, pages[0], nr_pages, is_clean && t->region->map.data, out);
+    grow_for(t, nr_pages, got);
     vm__magazine_keep(t, nr_pages, got - 1, pages + 1);
     return 0;
 }
@@ -391,6 +403,7 @@ static void set_large_caps(vm_thread *t, uint8_t cap)
 static void change_tightness(vm_thread *t, bool is_tight)
 {
     t->is_tight = is_tight;
+    t->cold_pages = 0;
     if (!is_tight) {
         set_large_caps(t, 1);
         return;
@@ -449,6 +462,7 @@ bool vm__magazine_flush_all(vm_thread *t)
     for (uint32_t n = 1; n <= VM_POOL_PAGES_MAX; n++)
         if (vm__magazine_count(VM_RELAXED(&t->slot->magazine[n].header)))
             flush_oldest(t, n, VM_MAGAZINE_CAP);
+    vm__run_return(t);
     vm__magazines_leave(t);
     return true;
 }

@@ -47,16 +47,23 @@ static uint32_t take_from(vm_thread *t, vm_node *n, uint64_t nr_pages, uint64_t 
     return got;
 }
 
-/* From this CPU's node, then from the others of this group. */
+/* Somebody is at a node's pools. On a busy machine he may have been preempted there: who can goes elsewhere first. */
+static bool is_held(const vm_node *n) { return vm__lock_is_taken(&n->pool_lock); }
+
+/* From this CPU's node, then from the others of this group: from those that nobody is at, then from all. */
 static uint32_t take_near(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint32_t max, uint64_t *pages,
                           vm_level *level)
 {
     vm_region *r = t->region;
-    uint32_t cpu = vm__cpu(), each = r->map.nodes_each, got = 0;
+    uint32_t cpu = vm__cpu(), each = r->map.nodes_each, nr_held = 0, got = 0;
     vm_node *own = &r->map.nodes[vm__group_here(r) * each];
-    for (uint32_t i = 0; i < each && !got; i++) {
-        *level = i ? VM_LEVEL_NEIGHBOUR : VM_LEVEL_POOL;
-        got = take_from(t, &own[(cpu + i) % each], nr_pages, align_pages, max, pages);
+    for (uint32_t i = 0; i < 2 * each && !got && (i < each || nr_held); i++) {
+        vm_node *n = &own[(cpu + i) % each];
+        *level = i % each ? VM_LEVEL_NEIGHBOUR : VM_LEVEL_POOL;
+        if (i < each && is_held(n))
+            nr_held++;
+        else
+            got = take_from(t, n, nr_pages, align_pages, max, pages);
     }
     return got;
 }
@@ -94,11 +101,22 @@ uint64_t vm__pool_take_longer(vm_thread *t, uint64_t nr_pages, uint64_t align_pa
     return 0;
 }
 
-/* Words are MOVING(t). What this CPU's pool does not keep becomes lazy. */
+/* This CPU's node, or the first other of the group that nobody is at. */
+static vm_node *node_to_give(const vm_region *r)
+{
+    uint32_t each = r->map.nodes_each, cpu = vm__cpu();
+    vm_node *own = &r->map.nodes[vm__group_here(r) * each];
+    for (uint32_t i = 0; i < each; i++)
+        if (!is_held(&own[(cpu + i) % each]))
+            return &own[(cpu + i) % each];
+    return &own[cpu % each];
+}
+
+/* Words are MOVING(t). What the pool does not keep becomes lazy. */
 void vm__pool_give(vm_thread *t, uint64_t nr_pages, uint32_t count, const uint64_t *pages)
 {
     vm_region *r = t->region;
-    vm_node *n = &r->map.nodes[vm__node_here(r)];
+    vm_node *n = node_to_give(r);
     uint32_t kept = count ? r->design->kept->give(t, n, nr_pages, count, pages) : 0;
     for (uint32_t i = kept; i < count; i++)
         vm__lazy_put(t, pages[i], nr_pages);

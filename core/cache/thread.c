@@ -57,6 +57,7 @@ static void forget_magazines(vm_slot *s, uint64_t state)
     for (uint32_t i = 0; i < VM_POOL_PAGES_MAX / 64; i++)
         if (VM_RELAXED(&s->has_ids[i]))
             VM_PUT(&s->has_ids[i], 0);
+    VM_PUT(&s->run, 0);
     VM_STORE(&s->in_operation, 0);
 }
 

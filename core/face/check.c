@@ -267,7 +267,7 @@ static void check_lazy(vm_check_state *c)
         vm__report(&c->report, "lazy pages: counter %llu, words %llu", P(counted), P(lazy));
 }
 
-/* Every CACHED word is in the magazine of its owner, whose slot is in use. */
+/* Every CACHED word is in the magazine of its owner, whose slot is in use, or is that slot's run. */
 static void check_cached(vm_check_state *c)
 {
     vm_region *r = c->r;
@@ -276,8 +276,10 @@ static void check_cached(vm_check_state *c)
         if (vm__state(w) != VM_CACHED)
             continue;
         uint32_t slot = vm__owner(w), k = 0;
-        if (slot >= r->map.nr_threads || !(VM_ACQUIRE(&r->map.slots[slot].state) & 1)
-            || vm__len(w) > VM_POOL_PAGES_MAX) {
+        bool is_used = slot < r->map.nr_threads && VM_ACQUIRE(&r->map.slots[slot].state) & 1;
+        if (is_used && VM_ACQUIRE(&r->map.slots[slot].run) == page + 1)
+            continue;
+        if (!is_used || vm__len(w) > VM_POOL_PAGES_MAX) {
             vm__report(&c->report, "page %llu: cached by slot %u, which nobody uses", P(page), slot);
             continue;
         }

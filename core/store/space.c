@@ -258,31 +258,56 @@ int vm__space_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsign
     return rc;
 }
 
-/* Cut nr ranges side by side, MOVING(t), from the front of a free range. The first one's head is written
- * last: it makes the others visible. */
-static void carve_many(vm_thread *t, const free_range *f, uint64_t nr_pages, uint32_t nr, uint64_t *pages)
+/* Cut nr ranges side by side, MOVING(t), from the front of a free range, and a run behind them. The first one's head is
+ * written last: it makes the others visible. */
+static void carve_many(vm_thread *t, const free_range *f, uint64_t nr_pages, uint32_t nr, uint64_t *pages,
+                       const vm_run *run)
 {
     vm_region *r = t->region;
     VM_ASSERT_HELD(t, &r->map.h->space_lock);
-    uint64_t page = f->start, end = page + nr * nr_pages;
+    uint64_t page = f->start, end = page + nr * nr_pages + run->nr_pages;
     if (f->end > end) {
         VM_STORE(&r->map.heads[end].word, vm__word(VM_FREE, f->dirty, f->end - end, 0, 0));
         VM_PUT(&r->map.h->nr_splits, VM_RELAXED(&r->map.h->nr_splits) + 1);
     }
+    if (run->nr_pages)
+        VM_STORE(&r->map.heads[run->page].word, (vm__cached(t, run->nr_pages) & ~VM_WORD_DIRTY) | f->dirty);
     for (uint32_t i = nr; i-- > 0;) {
         pages[i] = page + i * nr_pages;
         VM_STORE(&r->map.heads[pages[i]].word, vm__moving(t, nr_pages));
     }
-    vm__index_set(&r->map, page, nr * nr_pages, true);
-    count_taken(r, nr * nr_pages, f->dirty);
+    vm__index_set(&r->map, page, end - page, true);
+    count_taken(r, end - page, f->dirty);
+}
+
+/* Pages that may leave space by the counter and the limit: a hint. */
+static uint64_t room_pages(const vm_region *r)
+{
+    uint64_t room = VM_RELAXED(&r->map.h->free_pages), limit = VM_RELAXED(&r->map.h->limit_pages), used = used_pages(r);
+    uint64_t left = limit > used ? limit - used : 0;
+    return limit && left < room ? left : room;
+}
+
+/* A run behind `asked` pages from `page` on, of what is free up to `end`: little of what there is, for it serves one thread
+ * only. */
+static void choose_run(vm_thread *t, uint64_t page, uint64_t asked, uint64_t end, vm_run *run)
+{
+    uint64_t most = room_pages(t->region) / VM_RUN_FREE_SHARE;
+    most = most < run->most ? most : run->most;
+    run->page = page + asked;
+    most = most < end - run->page ? most : end - run->page;
+    run->nr_pages = most && vm__space_fits(t, asked + most) == 0 ? most : 0;
 }
 
 /* Up to `max` ranges side by side at the lowest place where one fits: what as many single requests
- * would get, for one turn at the lock. Their words are MOVING(t). Returns how many; 0: take one. */
-uint32_t vm__space_take_many(vm_thread *t, uint64_t nr_pages, uint32_t max, unsigned flags, uint64_t *pages)
+ * would get, for one turn at the lock. Their words are MOVING(t). Returns how many; 0: take one. `run`: and a run behind
+ * them. */
+uint32_t vm__space_take_many(vm_thread *t, uint64_t nr_pages, uint32_t max, unsigned flags, uint64_t *pages,
+                             vm_run *run)
 {
     vm_region *r = t->region;
     uint32_t got = 0;
+    run->nr_pages = 0;
     if (vm__space_lock(t, flags) != 0)
         return 0;
     uint64_t page = vm__space_fits(t, nr_pages * max) == 0 ? find_aligned(r, nr_pages, 1) : VM_NONE;
@@ -290,7 +315,9 @@ uint32_t vm__space_take_many(vm_thread *t, uint64_t nr_pages, uint32_t max, unsi
     if (page != VM_NONE && find_around(r, page, nr_pages, &f) && f.start == page) {
         uint64_t room = (f.end - f.start) / nr_pages;
         got = room < max ? (uint32_t)room : max;
-        carve_many(t, &f, nr_pages, got, pages);
+        if (got == max)
+            choose_run(t, page, got * nr_pages, f.end, run);
+        carve_many(t, &f, nr_pages, got, pages, run);
     }
     vm__space_unlock(t);
     return got;

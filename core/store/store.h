@@ -79,7 +79,13 @@ static inline bool vm__is_tight(const vm_region *r)
 uint64_t vm__idle_beyond_reserve(const vm_region *r, uint64_t ready_pages);
 uint64_t vm__live_pages(const vm_region *r); /* in use or ready, by counters: a hint */
 int vm__space_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out);
-uint32_t vm__space_take_many(vm_thread *t, uint64_t nr_pages, uint32_t max, unsigned flags, uint64_t *pages);
+/* Pages beyond what was asked for, CACHED by t's slot as one range. */
+typedef struct vm_run {
+    uint64_t most; /* so many, or none */
+    uint64_t page, nr_pages; /* 0: none were taken */
+} vm_run;
+uint32_t vm__space_take_many(vm_thread *t, uint64_t nr_pages, uint32_t max, unsigned flags, uint64_t *pages,
+                             vm_run *run);
 int vm__space_collect_dirty(vm_thread *t, uint64_t *from, uint64_t most_pages, unsigned flags,
                             vm_batch *out); /* [purge_lock] */
 /* The rest: [space_lock] */

@@ -133,6 +133,15 @@ CROWD_THREADS = 8
 CROWD_BATCH_PAGES = 8
 """... is at most so many pages, but one range in any case: most of them do not run, and what they took beyond
 their need nobody else gets."""
+RUN_AFTER_PAGES = 512
+"""A thread that asked space for so many pages, and had to wait for a lock, gets a run as well, of pages that
+follow: it is cut without a lock. It has ..."""
+RUN_SHARE = 2
+"""... such a part of what the thread asked for, ..."""
+RUN_FREE_SHARE = 256
+"""... such a part of what is free, ..."""
+RUN_PAGES_MAX = 1024
+"""... and so many pages, at most."""
 MAGAZINE_BUDGET_BYTES = 16 << 20
 """By so much all caps of one thread may grow: what lies there serves one size and one thread only. Or ..."""
 MAGAZINE_BUDGET_SHARE = 16

@@ -59,6 +59,30 @@ void forget_slots(stage *s)
         high = s->r->map.slots[i].state & 1 ? i + 1 : high;
     s->r->map.h->high_slot = high;
 }
+/* Whatever was ready is in space, and the next that comes from there comes with a run. */
+void empty_and_ask_for_much(stage *s)
+{
+    CHECK_EQ(vm_shrink(s->r, NULL), 0);
+    seem_to_have_space(s);
+    vm__magazine_tighten(vm__thread(s->r), false);
+    vm__thread(s->r)->has_waited = true;
+    vm__thread(s->r)->cold_pages = VM_RUN_SHARE * VM_RUN_PAGES_MAX;
+}
+void have_a_run(stage *s)
+{
+    empty_and_ask_for_much(s);
+    vm_range a = take(s->r, 50);
+    GIVE_BACK(s->r, a);
+    CHECK(!vm__thread(s->r)->fast_pages || vm__thread(s->r)->slot->run);
+}
+/* Of a size of which nothing is ready; a run is a small part of what is free. */
+void take_more_than_a_run(stage *s) { take(s->r, PAGES / VM_RUN_FREE_SHARE + 20); }
+void drain_the_others(stage *s) { vm__drain_all(vm__thread(s->r)); }
+void ask_for_much_while_drained(stage *s)
+{
+    empty_and_ask_for_much(s);
+    vm__thread(s->r)->slot->drain = vm__thread(s->r)->token; /* of somebody who lives */
+}
 void take_first_aligned(stage *s)
 {
     vm_range a;
