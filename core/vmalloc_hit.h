@@ -40,6 +40,12 @@ typedef union vm_magazine {
     uint8_t mark; /* the same: the header's low byte */
 } vm_magazine;
 
+/* In front of a slot's magazines: not 0 while somebody empties them; then keep off. */
+static inline const uint32_t *vm__drain_of(const vm_magazine *magazine)
+{
+    return (const uint32_t *)(const void *)magazine - 1;
+}
+
 /* Where the newest entry is, whatever the header says; at count 0 half of the header itself, which can
  * be no range of this magazine. */
 static inline const uint32_t *vm__magazine_top(const vm_magazine *m, uint64_t header)
@@ -62,10 +68,9 @@ static inline bool vm__number_is_spent(uint64_t number) { return number % VM_ID_
 typedef struct vm_hit_thread {
     uint64_t key; /* first, in every layout */
     vm_magazine *magazine; /* by size */
-    const uint32_t *drain; /* not 0: somebody empties them, keep off */
-    uint64_t busy; /* the word of a range of ours, without its length ... */
-    uint64_t flip; /* ... and its difference to that of one in our magazine */
-    const uint8_t *cap; /* by size: ranges each magazine may hold now */
+    uint64_t busy, cached; /* the words of a range of ours and of one in our magazine, without its length ... */
+    uint64_t flip; /* ... and by what they differ */
+    uint8_t cap[VM_POOL_PAGES_MAX + 1]; /* ranges each magazine may hold now; grows on demand */
 } vm_hit_thread;
 
 /* Of a process, at the beginning of its vm_region. */

@@ -35,24 +35,24 @@ extern "C" {
 static inline __attribute__((always_inline)) bool vm__hit_take(const vm_hit_thread *t, const vm_hit_region *r,
                                                                uint64_t nr_pages, vm_taken *got)
 {
-    vm_magazine *m = &t->magazine[nr_pages];
+    vm_magazine *all = t->magazine, *m = &all[nr_pages];
     uint64_t header = VM_RELAXED(&m->header), number = header >> 8;
     VM_PUT(&m->mark, VM_MAGAZINE_TAKING);
     __atomic_signal_fence(__ATOMIC_SEQ_CST); /* the drainer's membarrier is the other half */
     uint64_t page = VM_RELAXED(vm__magazine_top(m, header));
-    if (vm_unlikely(VM_PLAIN(t->drain) || page + nr_pages > r->nr_pages || vm__number_is_spent(number))) {
+    if (vm_unlikely(VM_PLAIN(vm__drain_of(all)) || page + nr_pages > r->nr_pages || vm__number_is_spent(number))) {
         VM_STORE(&m->header, header);
         return false;
     }
     vm_head *head = &r->heads[page];
-    uint64_t busy = t->busy | nr_pages << VM_WORD_LEN_SHIFT;
-    if (vm_unlikely(VM_PLAIN(&head->word) != (busy ^ t->flip))) {
+    uint64_t cached = t->cached | nr_pages << VM_WORD_LEN_SHIFT;
+    if (vm_unlikely(VM_PLAIN(&head->word) != cached)) {
         VM_STORE(&m->header, header);
         return false;
     }
     uint64_t id = number << VM_ID_SIZE_BITS | nr_pages;
     VM_PUT(&head->aux, id);
-    VM_STORE(&head->word, busy);
+    VM_STORE(&head->word, cached ^ t->flip);
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
     VM_STORE(&m->header, header + (1 << 8) - 1); /* the next number, one range less */
     got->page = page;

@@ -190,6 +190,7 @@ typedef struct vm_slot {
     vm_token drain; /* who empties these magazines; the owner then bypasses them */
     vm_magazine magazine[VM_POOL_PAGES_MAX + 1]; /* by size; [0] stays empty */
 } vm_slot;
+_Static_assert(offsetof(vm_slot, drain) + sizeof(vm_token) == offsetof(vm_slot, magazine), "vm__drain_of()");
 _Static_assert(offsetof(vm_slot, magazine) % 128 == 64 && sizeof(vm_slot) % 4096 == 0, "region format");
 
 /* ---- nodes ----------------------------------------------------------------------------------- */

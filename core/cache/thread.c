@@ -30,8 +30,8 @@ static void fill_thread(vm_thread *t, uint32_t index, uint64_t state)
     t->purging = vm__word(VM_PURGING, VM_WORD_DIRTY, 0, index, incarnation);
     t->common = index < vm__first_thread(r);
     t->fast_pages = !t->common && r->design->has_magazines ? VM_POOL_PAGES_MAX : 0;
+    t->hit = (vm_hit_thread){VM_HIT_KEY_NOBODY, t->slot->magazine, t->busy, t->cached, t->busy ^ t->cached, {0}};
     vm__magazine_init(t);
-    t->hit = (vm_hit_thread){VM_HIT_KEY_NOBODY, t->slot->magazine, &t->slot->drain, t->busy, t->busy ^ t->cached, t->cap};
 }
 
 /* Before a slot's first use, so that whoever looks for used ones finds it. */
@@ -99,7 +99,7 @@ static bool claim_thread(vm_thread *t)
 /* Where t has a slot of its own, the hit paths are open to it. */
 static void open_hits(vm_thread *t)
 {
-    t->hit.key = t->fast_pages ? vm__hit_key_of_thread(t->attachment) : VM_HIT_KEY_NOBODY;
+    t->hit.key = t->fast_pages ? vm__hit_key(t->attachment) : VM_HIT_KEY_NOBODY;
 }
 
 /* A thread that found every slot taken has looked at all of them. One may be free by now: now and then look at a few. */

@@ -49,7 +49,7 @@ static int take_warm(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, bool
     uint32_t got = vm__warm_take(t, nr_pages, align_pages, most, is_own, pages, &len);
     if (!got)
         return -ENOSPC;
-    if (got == most && nr_pages <= t->fast_pages && t->cap[nr_pages])
+    if (got == most && nr_pages <= t->fast_pages && t->hit.cap[nr_pages])
         vm__magazine_grow(t, nr_pages);
     vm__hand_out(t, pages[0], len, false, out);
     vm__magazine_keep(t, nr_pages, got - 1, pages + 1);
@@ -247,7 +247,7 @@ int vm_alloc(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned fla
 {
     const vm_hit_thread *t = &vm__current->hit;
     vm_taken got;
-    if (vm_unlikely(!vm__hits_are_open(t, &r->hit) || nr_pages > VM_POOL_PAGES_MAX || align_pages != 1))
+    if (vm_unlikely(t->key != r->hit_key || nr_pages > VM_POOL_PAGES_MAX || align_pages != 1))
         return alloc_checked(r, nr_pages, align_pages, flags, out);
     if (vm_unlikely(!vm__hit_take(t, &r->hit, nr_pages, &got)))
         return alloc_checked(r, nr_pages, 1, flags, out);
@@ -266,7 +266,7 @@ vm_taken vm_take(vm_region *r, uint64_t nr_pages)
 {
     const vm_hit_thread *t = &vm__current->hit;
     vm_taken got;
-    if (vm_unlikely(!vm__hits_are_open(t, &r->hit) || nr_pages > VM_POOL_PAGES_MAX)
+    if (vm_unlikely(t->key != r->hit_key || nr_pages > VM_POOL_PAGES_MAX)
         || vm_unlikely(!vm__hit_take(t, &r->hit, nr_pages, &got)))
         return take_checked(r, nr_pages);
     return got;
@@ -278,5 +278,5 @@ void vm_fail_every(vm_region *r, uint64_t nth)
 {
     r->fail_every = nth;
     r->nr_requests = 0;
-    r->hit.key = vm__hit_key(r);
+    vm__set_hit_keys(r);
 }

@@ -164,7 +164,7 @@ int vm_free_kept(vm_region *r, uint64_t page, uint64_t id, unsigned flags, vm_ra
 int vm_free(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
 {
     const vm_hit_thread *t = &vm__current->hit;
-    if (vm_unlikely(!vm__hits_are_open(t, &r->hit) || !vm__hit_free(t, &r->hit, page, id)))
+    if (vm_unlikely(t->key != r->hit_key || !vm__hit_free(t, &r->hit, page, id)))
         return free_checked(r, page, id, flags);
     return 0;
 }

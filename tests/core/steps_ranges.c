@@ -38,12 +38,12 @@ void forget_the_floor(stage *s) { s->r->map.h->floor_pages = 0; }
 void harden(stage *s)
 {
     s->r->map.flags |= VM_FLAG_HARDENED;
-    s->r->hit.key = vm__hit_key(s->r);
+    vm__set_hit_keys(s->r);
 }
 void soften(stage *s)
 {
     s->r->map.flags &= ~(uint32_t)VM_FLAG_HARDENED;
-    s->r->hit.key = vm__hit_key(s->r);
+    vm__set_hit_keys(s->r);
 }
 void warm_up(stage *s)
 {

@@ -8,7 +8,7 @@ static uint32_t nr_in_magazine(vm_region *r, uint64_t nr_pages)
 {
     return vm__magazine_count(vm__thread(r)->magazine[nr_pages].header);
 }
-static uint32_t cap_of(vm_region *r, uint64_t nr_pages) { return vm__thread(r)->cap[nr_pages]; }
+static uint32_t cap_of(vm_region *r, uint64_t nr_pages) { return vm__thread(r)->hit.cap[nr_pages]; }
 
 static void take_and_give_back(vm_region *r, uint64_t nr_pages, int count)
 {
