@@ -17,6 +17,13 @@ void let_go(stage *s)
     CHECK_EQ(vm_free_bulk(s->r, s->nr_held, s->held), 0);
     s->nr_held = 0;
 }
+void let_go_inline(stage *s)
+{
+    for (; s->nr_held; s->nr_held--) {
+        const vm_range *a = &s->held[s->nr_held - 1];
+        CHECK_EQ(vm_free_inline(s->r, a->page, a->id, 0), 0);
+    }
+}
 void let_go_and_keep(stage *s)
 {
     for (size_t i = 0; i < s->nr_held; i++) {
@@ -51,6 +58,7 @@ void warm_up(stage *s)
     let_go(s);
 }
 void take_one(stage *s) { take(s->r, 1); }
+void take_one_inline(stage *s) { CHECK(vm_take_inline(s->r, 1).id != 0); }
 /* As in a region where no slot was used that is not used now. */
 void forget_slots(stage *s)
 {
