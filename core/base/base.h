@@ -105,7 +105,8 @@ typedef struct vm_helper {
 typedef struct vm_marks vm_marks;
 
 struct vm_region {
-    uint64_t fast_attachment; /* vm__fast_attachment() */
+    vm_hit_region hit; /* what programs that hit by themselves know: the same as in `map` */
+    uint64_t hit_key; /* a thread's with which the hits are open: vm__set_hit_keys() */
     vm_map map;
     uint64_t attachment; /* which attachment of this process; a fork's child gets another number */
     const vm_pool_design *design;
@@ -134,10 +135,15 @@ struct vm_region {
     struct vm_region *next; /* all regions of the process [registry] */
 };
 
-/* What opens the hit paths; not 0, which a raw clone's wiped thread bears, nor what nobody's does. */
-static inline uint64_t vm__fast_attachment(const vm_region *r)
+/* What opens the hits: the key of a thread that is of this attachment. Not 0, which a raw clone's wiped thread bears, nor
+ * what nobody's does. */
+#define VM_HIT_KEY_NOBODY UINT64_MAX
+static inline uint64_t vm__hit_key(uint64_t attachment) { return attachment ^ VM_HIT_LAYOUT; }
+static inline void vm__set_hit_keys(vm_region *r)
 {
-    return r->fail_every || r->map.flags & VM_FLAG_HARDENED ? UINT64_MAX - 1 : r->attachment;
+    bool is_open = !r->fail_every && !(r->map.flags & VM_FLAG_HARDENED);
+    r->hit.key = is_open ? r->attachment : UINT64_MAX - 1;
+    r->hit_key = vm__hit_key(r->hit.key);
 }
 
 /* What one thread knows of a region: its slot and the words it writes, precomputed. The one context that functions
@@ -150,21 +156,22 @@ struct vm_thread {
     vm_word moving, purging; /* words without length, as busy and cached */
     vm_token token;
     uint32_t index;
-    _Alignas(64) uint64_t fast_attachment; /* as attachment, if this thread may use the hit paths */
-    vm_magazine *magazine;
-    vm_slot *slot;
+    _Alignas(64) vm_slot *slot;
     vm_word busy, cached;
-    vm_word flip;        /* busy ^ cached */
     uint64_t fast_pages; /* requests up to here may use the magazines: VM_POOL_PAGES_MAX or 0 */
     uint64_t cap_pages;  /* by how many pages all caps together grew */
     uint32_t nr_purges_left; /* to others who were at it */
     bool is_tight;           /* the magazines of large sizes were closed, for space is short */
     bool common;         /* uses the process's slot under common_mutex */
     uint8_t stock[VM_POOL_PAGES_MAX + 1]; /* log2 of how many ranges the next miss takes from space */
-    uint8_t cap[VM_POOL_PAGES_MAX + 1]; /* ranges each magazine may hold now; grows on demand */
     bool may_not_ask; /* for a slot of its own: the process leaves the region */
     uint32_t nr_without_slot, ask_at; /* operations in the process's slot; which slot to look at next */
+    _Alignas(2048) uint8_t unaliased[16];
+    vm_hit_thread hit;
 };
+_Static_assert(offsetof(vm_thread, hit) == VM_HIT_THREAD_AT, "a new INLINE_LAYOUT");
+_Static_assert(offsetof(vm_hit_thread, cap) == 40, "a new INLINE_LAYOUT");
+_Static_assert(offsetof(vm_region, hit) == 0 && sizeof(vm_hit_region) == 24, "a new INLINE_LAYOUT");
 
 /* This thread's words for a range of that length in each of the states that a slot can own. */
 static inline vm_word vm__busy(const vm_thread *t, uint64_t nr_pages) { return t->busy | vm__len_bits(nr_pages); }

@@ -18,7 +18,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "vmalloc_facts.h"
+#include "vmalloc_hit.h"
 
 #define VM_MAGIC 0x31636f6c6c616d76ull /* "vmalloc1" in memory order */
 #define VM_MAP_ALIGN (2ull << 20) /* of the mapping and, in it, of the data */
@@ -59,7 +59,6 @@ typedef enum {
 #define VM_WORD_DIRTY (1ull << 4)  /* pages may be resident and not zero */
 #define VM_WORD_SHARED (1ull << 5) /* exported once: every change is a CAS from now on */
 #define VM_WORD_LISTED (1ull << 6) /* LAZY only: in a list by size (store/warm.c) */
-#define VM_WORD_LEN_SHIFT 7
 #define VM_WORD_OWNER_SHIFT 37
 #define VM_WORD_INC_SHIFT 50
 #define VM_OWNER_MASK 0x1fffu
@@ -99,12 +98,7 @@ _Static_assert((int)VM_NODES_MAX + (int)VM_SLAB_CPUS_MAX <= (int)VM_OWNER_MASK, 
 _Static_assert((int)VM_NODES_OF_ALL_MAX <= (int)VM_OWNER_MASK, "owner field");
 _Static_assert((int)VM_NODES_MAX <= (int)VM_NODES_OF_ALL_MAX, "at least one group");
 
-/* One per page; only a range's first counts. `aux` is the allocation's id while BUSY, and the link
- * (page + 1 of the next, 0 at the end) while POOLED, LAZY or MOVING through a list. */
-typedef struct vm_head {
-    vm_word word;
-    uint64_t aux;
-} vm_head;
+/* vm_head, vm_magazine and ids are in vmalloc_hit.h: programs that hit without a call know them too. */
 _Static_assert(sizeof(vm_head) == 16, "region format");
 
 /* Who references a range; written from its first sharing on. Indexed by the range's first page. */
@@ -163,28 +157,10 @@ typedef struct vm_process {
 #define VM_PROCESS_DYING 2u /* its threads' slots are retired, its ranges not yet reclaimed */
 _Static_assert(sizeof(vm_process) == 64, "region format");
 
-/* Ready ranges of one size, the one freed last on top. The owner writes `header` whole: the number of
- * entries in the low byte, above it the number of the next id; VM_MAGAZINE_TAKING in that byte while it takes one.
- * So a hit has one word to load and one to store for mark, count and id, and what it took of ids counts hits. */
-typedef union vm_magazine {
-    struct {
-        _Alignas(64) uint64_t header;
-        uint32_t page[VM_MAGAZINE_CAP];
-    };
-    uint32_t cell[32]; /* the same; the header is cells 0 and 1 */
-    uint8_t mark; /* the same: the header's low byte */
-} vm_magazine;
-#define VM_MAGAZINE_TAKING 0xffu
 static inline bool vm__magazine_is_taking(uint64_t header) { return (uint8_t)header == VM_MAGAZINE_TAKING; }
 static inline uint32_t vm__magazine_count(uint64_t header)
 {
     return (uint8_t)header <= VM_MAGAZINE_CAP ? (uint8_t)header : 0;
-}
-/* Where the newest entry is, whatever the header says; at count 0 half of the header itself, which can
- * be no range of this magazine. */
-static inline const uint32_t *vm__magazine_top(const vm_magazine *m, uint64_t header)
-{
-    return &m->cell[(header + 1) % 32];
 }
 _Static_assert(sizeof(vm_magazine) == 128, "two cache lines");
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the mark is the low byte of the header");
@@ -196,7 +172,7 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the mark is the low b
 typedef struct vm_slot {
     _Alignas(4096) uint64_t state; /* incarnation << 32 | VM_SLOT_HELPER | process << 1 | used */
     uint32_t in_operation; /* 1 between entry and exit of what uses the magazines, but for the hits */
-    vm_token drain;        /* who empties these magazines; the owner then bypasses them           */
+    uint32_t pad;
     uint64_t lock_wait_ns;         /* counters: written by the owner only                        */
     uint64_t nr_magazine_hit; /* but for those of blocks of ids in use; see vm__magazine_hits()  */
     uint64_t nr_pool_hit;
@@ -208,10 +184,13 @@ typedef struct vm_slot {
     uint64_t nr_neighbour_hit;
     uint64_t has_ids[VM_POOL_PAGES_MAX / 64]; /* which magazines ever had: a look at the rest costs pages */
     /* Not at a multiple of 128: users write to the first bytes of pages, and a store and a load that
-     * agree in the low 12 bits of their addresses delay each other on many CPUs. */
-    _Alignas(64) uint8_t unaliased[64];
+     * agree in the low 12 bits of their addresses delay each other on many CPUs. Nor is `drain` at the beginning: each hit
+     * looks at it, and writes the head of its range, 16 bytes times its page from the beginning of the heads. */
+    _Alignas(64) uint8_t unaliased[60];
+    vm_token drain; /* who empties these magazines; the owner then bypasses them */
     vm_magazine magazine[VM_POOL_PAGES_MAX + 1]; /* by size; [0] stays empty */
 } vm_slot;
+_Static_assert(offsetof(vm_slot, drain) + sizeof(vm_token) == offsetof(vm_slot, magazine), "vm__drain_of()");
 _Static_assert(offsetof(vm_slot, magazine) % 128 == 64 && sizeof(vm_slot) % 4096 == 0, "region format");
 
 /* ---- nodes ----------------------------------------------------------------------------------- */
@@ -424,17 +403,10 @@ typedef struct vm_header {
     uint64_t leases_read; /* some entry has a read_id                    [no lock: set, or 0] */
 } vm_header;
 
-/* An id is a number, never used twice, and below it the size asked for if a magazine may keep it (else
- * 0): so a free finds its magazine without waiting for the word. Numbers are taken in blocks. */
-#define VM_ID_BLOCK (1ull << 16)
-#define VM_ID_SIZE_BITS 9
 static inline uint64_t vm__id(uint64_t number, uint64_t nr_pages)
 {
     return number << VM_ID_SIZE_BITS | (nr_pages <= VM_POOL_PAGES_MAX ? nr_pages : 0);
 }
-static inline uint64_t vm__id_pages(uint64_t id) { return id & ((1u << VM_ID_SIZE_BITS) - 1); }
-/* The first number of a block is not given out: it says that the block is used up. */
-static inline bool vm__number_is_spent(uint64_t number) { return number % VM_ID_BLOCK == 0; }
 /* How many of a block are given out when this number is the next one; 0 is of no block. */
 static inline uint64_t vm__ids_given(uint64_t number) { return number ? (number - 1) % VM_ID_BLOCK : 0; }
 _Static_assert(VM_POOL_PAGES_MAX < 1 << VM_ID_SIZE_BITS, "an id holds the size");

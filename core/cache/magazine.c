@@ -17,7 +17,7 @@
  * range is never counted, so that one that was closed and opens again costs nothing. */
 void vm__magazine_init(vm_thread *t)
 {
-    memset(t->cap, 1, sizeof t->cap);
+    memset(t->hit.cap, 1, sizeof t->hit.cap);
     t->cap_pages = 0;
     t->is_tight = false;
 }
@@ -44,7 +44,7 @@ static uint64_t growth_pages(uint32_t cap, uint64_t nr_pages) { return cap > 1 ?
 bool vm__magazine_grow(vm_thread *t, uint64_t nr_pages)
 {
     vm_region *r = t->region;
-    uint8_t *cap = &t->cap[nr_pages];
+    uint8_t *cap = &t->hit.cap[nr_pages];
     uint32_t most = cap_most(nr_pages), wanted = *cap ? *cap * 2u : 1;
     wanted = wanted < most ? wanted : most;
     uint64_t more = growth_pages(wanted, nr_pages) - growth_pages(*cap, nr_pages);
@@ -190,10 +190,10 @@ static uint32_t make_room(vm_thread *t, vm_magazine *m, uint64_t nr_pages, bool 
     uint32_t batch = is_foreign && nr_pages >= VM_FLOW_PAGES ? VM_FLOW_BATCH_PAGES / (uint32_t)nr_pages : UINT32_MAX;
     if (count >= batch)
         return flush_oldest(t, nr_pages, batch);
-    if (count < t->cap[nr_pages])
+    if (count < t->hit.cap[nr_pages])
         return count;
     vm__magazine_grow(t, nr_pages);
-    uint32_t cap = t->cap[nr_pages];
+    uint32_t cap = t->hit.cap[nr_pages];
     if (count < cap)
         return count;
     return flush_oldest(t, nr_pages, count - cap / 2);
@@ -203,7 +203,7 @@ static uint32_t make_room(vm_thread *t, vm_magazine *m, uint64_t nr_pages, bool 
  * pool at once. */
 bool vm__magazine_has_foreign(const vm_thread *t, uint64_t nr_pages)
 {
-    return nr_pages <= t->fast_pages && t->cap[nr_pages]
+    return nr_pages <= t->fast_pages && t->hit.cap[nr_pages]
            && (nr_pages < VM_FLOW_PAGES || 2 * nr_pages <= VM_FLOW_BATCH_PAGES);
 }
 
@@ -211,7 +211,7 @@ bool vm__magazine_has_foreign(const vm_thread *t, uint64_t nr_pages)
 bool vm__magazine_put_slow(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_foreign)
 {
     vm_region *r = t->region;
-    if (!t->cap[nr_pages] || !vm__magazines_enter(t))
+    if (!t->hit.cap[nr_pages] || !vm__magazines_enter(t))
         return false;
     vm_magazine *m = &t->slot->magazine[nr_pages];
     uint32_t count = make_room(t, m, nr_pages, is_foreign);
@@ -228,7 +228,7 @@ int vm__magazine_put_foreign(vm_thread *t, uint64_t page, vm_word w)
 {
     vm_region *r = t->region;
     uint64_t nr_pages = vm__len(w);
-    VM_ASSERT(t->cap[nr_pages]);
+    VM_ASSERT(t->hit.cap[nr_pages]);
     if (!vm__magazines_enter(t))
         return -EAGAIN;
     vm_magazine *m = &t->slot->magazine[nr_pages];
@@ -252,7 +252,7 @@ static uint32_t put_many(vm_thread *t, uint64_t nr_pages, uint32_t nr, const uin
         return 0;
     vm_magazine *m = &t->slot->magazine[nr_pages];
     uint32_t count = vm__magazine_count(VM_RELAXED(&m->header));
-    for (; put < nr && count < t->cap[nr_pages]; put++, count++) {
+    for (; put < nr && count < t->hit.cap[nr_pages]; put++, count++) {
         VM_STORE(&r->map.heads[pages[put]].word, vm__cached(t, nr_pages));
         VM_PUT(&m->page[count], (uint32_t)pages[put]);
     }
@@ -273,7 +273,7 @@ void vm__magazine_keep(vm_thread *t, uint64_t nr_pages, uint32_t nr, const uint6
 /* How many ranges a miss takes at once; under a quota no more than was asked for, since what is ready is not checked. */
 uint32_t vm__magazine_want(const vm_thread *t, uint64_t nr_pages)
 {
-    uint64_t room = t->cap[nr_pages] / 2 + 1, most = VM_MAGAZINE_REFILL_PAGES / nr_pages;
+    uint64_t room = t->hit.cap[nr_pages] / 2 + 1, most = VM_MAGAZINE_REFILL_PAGES / nr_pages;
     if (VM_RELAXED(&t->region->map.h->quota_pages))
         return 1;
     most = most < 1 ? 1 : most < VM_MAGAZINE_REFILL_MAX ? most : VM_MAGAZINE_REFILL_MAX;
@@ -312,7 +312,7 @@ int vm__magazine_stock(vm_thread *t, uint64_t nr_pages, unsigned flags, vm_range
     if (!got)
         return -ENOSPC;
     vm__hand_out(t, pages[0], nr_pages, false, out);
-    while (got > 1 && t->cap[nr_pages] < cap_most(nr_pages) && t->cap[nr_pages] < got && vm__magazine_grow(t, nr_pages))
+    while (got > 1 && t->hit.cap[nr_pages] < cap_most(nr_pages) && t->hit.cap[nr_pages] < got && vm__magazine_grow(t, nr_pages))
         ;
     vm__magazine_keep(t, nr_pages, got - 1, pages + 1);
     return 0;
@@ -327,8 +327,8 @@ void vm__magazine_tighten(vm_thread *t, bool is_tight)
     if (is_tight)
         vm__magazine_flush_all(t); /* or somebody drains it, who empties them as well */
     for (uint64_t n = VM_FLOW_PAGES + 1; n <= VM_POOL_PAGES_MAX; n++) {
-        t->cap_pages -= is_tight ? growth_pages(t->cap[n], n) : 0;
-        t->cap[n] = is_tight ? 0 : t->cap[n] ? t->cap[n] : 1;
+        t->cap_pages -= is_tight ? growth_pages(t->hit.cap[n], n) : 0;
+        t->hit.cap[n] = is_tight ? 0 : t->hit.cap[n] ? t->hit.cap[n] : 1;
     }
 }
 

@@ -5,7 +5,7 @@
  *   magazine -> pool (this CPU's node, then neighbours) -> warm (freed ranges, by size) -> space
  *            -> make room (vm__make_room(), cheapest first, a retry after each) -> ENOSPC
  *
- * The magazine step is here, inline, because it is the hot path: plain stores, no locked
+ * The magazine step is the hot path, in vmalloc_inline.h: plain stores, no locked
  * instruction, between an entry and an exit mark that let a neighbour drain this slot safely
  * (magazine.c). Everything below it is a station of its own.
  */
@@ -49,7 +49,7 @@ static int take_warm(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, bool
     uint32_t got = vm__warm_take(t, nr_pages, align_pages, most, is_own, pages, &len);
     if (!got)
         return -ENOSPC;
-    if (got == most && nr_pages <= t->fast_pages && t->cap[nr_pages])
+    if (got == most && nr_pages <= t->fast_pages && t->hit.cap[nr_pages])
         vm__magazine_grow(t, nr_pages);
     vm__hand_out(t, pages[0], len, false, out);
     vm__magazine_keep(t, nr_pages, got - 1, pages + 1);
@@ -242,41 +242,14 @@ static __attribute__((noinline, cold)) int alloc_checked(vm_region *r, uint64_t 
     return vm__alloc_slow(t, nr_pages, align_pages, flags, out);
 }
 
-/* The hit: a ready range from this thread's magazine, which its caller has seen to be the region's. */
-static inline __attribute__((always_inline)) bool hit(vm_thread *t, const vm_region *r, uint64_t nr_pages,
-                                                      vm_taken *got)
-{
-    vm_magazine *m = &t->magazine[nr_pages];
-    uint64_t header = VM_RELAXED(&m->header), number = header >> 8;
-    VM_PUT(&m->mark, VM_MAGAZINE_TAKING);
-    __atomic_signal_fence(__ATOMIC_SEQ_CST); /* the drainer's membarrier is the other half */
-    uint64_t page = VM_RELAXED(vm__magazine_top(m, header));
-    if (vm_unlikely(VM_PLAIN(&t->slot->drain) || page + nr_pages > r->map.nr_pages || vm__number_is_spent(number)))
-        goto missed;
-    vm_head *head = &r->map.heads[page];
-    vm_word cached = vm__cached(t, nr_pages);
-    if (vm_unlikely(VM_PLAIN(&head->word) != cached))
-        goto missed;
-    uint64_t id = number << VM_ID_SIZE_BITS | nr_pages;
-    VM_PUT(&head->aux, id);
-    VM_STORE(&head->word, cached ^ t->flip);
-    __atomic_signal_fence(__ATOMIC_SEQ_CST);
-    VM_STORE(&m->header, header + (1 << 8) - 1); /* the next number, one range less */
-    *got = (vm_taken){page, id};
-    return true;
-missed:
-    VM_STORE(&m->header, header);
-    return false;
-}
-
 /* Larger alignments go the checked way. */
 int vm_alloc(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out)
 {
-    vm_thread *t = vm__current;
+    const vm_hit_thread *t = &vm__current->hit;
     vm_taken got;
-    if (vm_unlikely(t->fast_attachment != r->fast_attachment || nr_pages > VM_POOL_PAGES_MAX || align_pages != 1))
+    if (vm_unlikely(t->key != r->hit_key || nr_pages > VM_POOL_PAGES_MAX || align_pages != 1))
         return alloc_checked(r, nr_pages, align_pages, flags, out);
-    if (vm_unlikely(!hit(t, r, nr_pages, &got)))
+    if (vm_unlikely(!vm__hit_take(t, &r->hit, nr_pages, &got)))
         return alloc_checked(r, nr_pages, 1, flags, out);
     *out = (vm_range){got.page, nr_pages, got.id, false};
     return 0;
@@ -291,10 +264,10 @@ static __attribute__((noinline, cold)) vm_taken take_checked(vm_region *r, uint6
 
 vm_taken vm_take(vm_region *r, uint64_t nr_pages)
 {
-    vm_thread *t = vm__current;
+    const vm_hit_thread *t = &vm__current->hit;
     vm_taken got;
-    if (vm_unlikely(t->fast_attachment != r->fast_attachment || nr_pages > VM_POOL_PAGES_MAX)
-        || vm_unlikely(!hit(t, r, nr_pages, &got)))
+    if (vm_unlikely(t->key != r->hit_key || nr_pages > VM_POOL_PAGES_MAX)
+        || vm_unlikely(!vm__hit_take(t, &r->hit, nr_pages, &got)))
         return take_checked(r, nr_pages);
     return got;
 }
@@ -305,5 +278,5 @@ void vm_fail_every(vm_region *r, uint64_t nth)
 {
     r->fail_every = nth;
     r->nr_requests = 0;
-    r->fast_attachment = vm__fast_attachment(r);
+    vm__set_hit_keys(r);
 }

@@ -7,7 +7,7 @@
 #define VM_FACE_H
 
 #include "../mend/mend.h"
-#include "../vmalloc.h"
+#include "../vmalloc_inline.h"
 
 /* ---- alloc.c ---- */
 

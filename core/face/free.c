@@ -161,26 +161,10 @@ int vm_free_kept(vm_region *r, uint64_t page, uint64_t id, unsigned flags, vm_ra
     return rc;
 }
 
-/* The hit: a range only this process holds, into this thread's magazine. It needs no mark against a
- * drainer: that one writes to no magazine, and takes only ranges whose words say CACHED already. */
 int vm_free(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
 {
-    vm_thread *t = vm__current;
-    uint64_t nr_pages = vm__id_pages(id);
-    if (vm_unlikely(t->fast_attachment != r->fast_attachment || page >= r->map.nr_pages
-                    || nr_pages > VM_POOL_PAGES_MAX))
+    const vm_hit_thread *t = &vm__current->hit;
+    if (vm_unlikely(t->key != r->hit_key || !vm__hit_free(t, &r->hit, page, id)))
         return free_checked(r, page, id, flags);
-    vm_head *head = &r->map.heads[page];
-    vm_word busy = vm__busy(t, nr_pages);
-    if (vm_unlikely(VM_PLAIN(&head->word) != busy || VM_PLAIN(&head->aux) != id))
-        return free_checked(r, page, id, flags);
-    vm_magazine *m = &t->magazine[nr_pages];
-    uint64_t header = VM_RELAXED(&m->header);
-    uint32_t count = (uint8_t)header;
-    if (vm_unlikely(count >= t->cap[nr_pages]))
-        return free_checked(r, page, id, flags);
-    VM_STORE(&head->word, busy ^ t->flip);
-    VM_PUT(&m->page[count], (uint32_t)page);
-    VM_STORE(&m->header, header + 1);
     return 0;
 }

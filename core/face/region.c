@@ -126,7 +126,8 @@ static int prepare_private(vm_region *r)
         return -ENOMEM;
     *r->wiped = 1;
     r->attachment = vm__new_attachment();
-    r->fast_attachment = vm__fast_attachment(r);
+    r->hit = (vm_hit_region){0, r->map.heads, r->map.nr_pages};
+    vm__set_hit_keys(r);
     r->lock_timeout_ns = VM_LOCK_TIMEOUT_S * 1000000000ull;
     r->can_drain = vm__can_drain();
     pthread_mutex_init(&r->holder_mutex, NULL);

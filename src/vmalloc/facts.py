@@ -42,8 +42,10 @@ LEVELS = ("magazine", "slab", "pool", "neighbour", "lazy", "space")
 pool, warm ranges, free space."""
 
 # a region's format
-FORMAT = 6
+FORMAT = 7
 """Raised by every change after which another version could misread a region."""
+INLINE_LAYOUT = 1
+"""Raised by every change of what a C program that was compiled with vmalloc_inline.h knows of a library."""
 PROCESSES_MAX = 1023
 """Process slots that processes can have, at most; one more is the region's own, for names."""
 PROCESSES_FEW = 255

@@ -10,6 +10,7 @@
 const operation operations[] = {
     {"first alloc of a process", .before = forget_slots, .run = take_one},
     {"alloc hit", .setup = warm_up, .run = take_one},
+    {"alloc hit without a call", .setup = warm_up, .run = take_one_inline},
     {"alloc miss and refill", .setup = warm_up_forty, .run = take_forty},
     {"alloc miss and refill, the fewest in this turn", .setup = warm_up_forty_and_mark, .run = take_forty},
     {"alloc aligned, split", .setup = warm_up, .run = take_first_aligned},
@@ -45,6 +46,7 @@ const operation operations[] = {
     {"resize large", .setup = hold_large, .run = resize_to_ten},
     {"resize larger", .setup = hold_twenty, .run = resize_to_fifty},
     {"free own", .setup = hold_two, .run = let_go},
+    {"free own without a call", .setup = hold_two, .run = let_go_inline},
     {"free own, warm", .setup = hold_warm, .run = let_go},
     {"alloc aligned, warm", .setup = free_aligned_first, .run = take_aligned},
     {"free large", .setup = hold_large, .run = let_go},

@@ -8,6 +8,7 @@
 /* ---- steps_ranges.c ---- */
 void hold(stage *s, uint64_t nr_pages, size_t count);
 void let_go(stage *s);
+void let_go_inline(stage *s);
 void let_go_and_keep(stage *s);
 void prefault(stage *s);
 void forget_the_floor(stage *s);
@@ -15,6 +16,7 @@ void harden(stage *s);
 void soften(stage *s);
 void warm_up(stage *s);
 void take_one(stage *s);
+void take_one_inline(stage *s);
 void forget_slots(stage *s);
 void take_first_aligned(stage *s);
 void warm_up_forty(stage *s);
