@@ -9,6 +9,22 @@
 #include "../mend/mend.h"
 #include "../vmalloc.h"
 
+/* ---- recorded hits: as quick as they can be ---- */
+
+static inline void vm__event_hit(vm_thread *t, vm_event_kind kind, uint64_t page, uint64_t nr_pages)
+{
+    vm_ring *ring = t->ring;
+    uint64_t at = VM_RELAXED(&ring->next);
+    if (vm_unlikely(t->is_exact || at % VM_EVENT_BATCH == 0)) {
+        vm__event_slow(t, kind, page, nr_pages, 0);
+        return;
+    }
+    vm_event *e = &ring->event[at % VM_EVENT_RING];
+    VM_STORE(&e->what, vm__event_what(kind, page, nr_pages));
+    VM_STORE(&e->when, t->event_place | (uint32_t)t->stamped_ticks);
+    VM_STORE(&ring->next, at + 1);
+}
+
 /* ---- alloc.c ---- */
 
 int vm__alloc_slow(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out);
