@@ -165,6 +165,7 @@ VM_API void vm_survey_look(const vm_region *r, vm_survey *out); /* one walk over
 /* Record what goes on: alloc, free and the rest (VM_EVENT_*), written by all attached processes, each thread into a ring of
  * its own, and read here while that goes on. EBUSY: somebody records already; `exact`: each event bears its own time. */
 VM_API int vm_record_start(vm_region *r, bool exact, vm_recorder **out);
+VM_API void vm_record_clock(uint64_t *ns, uint64_t *ticks); /* now: two of these say how long a tick is */
 VM_API uint32_t vm_record_slots(const vm_recorder *rec); /* of threads */
 /* New events of that slot, two words each (vm_event in core/base/layout.h), at most `room`; returns how many. `lost` grows
  * by those that were overwritten before. Full: read again. */

@@ -95,6 +95,12 @@ void vm_record_end(vm_recorder *rec)
     free(rec);
 }
 
+void vm_record_clock(uint64_t *ns, uint64_t *ticks)
+{
+    *ns = vm__now_ns();
+    *ticks = vm__ticks();
+}
+
 uint32_t vm_record_slots(const vm_recorder *rec) { return rec->r->map.nr_threads; }
 
 /* A look at the ring of who never wrote would give it a page. */

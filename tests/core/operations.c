@@ -32,6 +32,8 @@ const operation operations[] = {
     {"record", .run = record_twice, .flags = ALONE},
     {"recorded", .before = record, .setup = hold_forty_recorded, .run = free_and_take_recorded, .after = stop_recording,
      .flags = ALONE},
+    {"recorded without descriptors", .before = record, .setup = use_up_descriptors, .run = take_one,
+     .after = stop_recording, .flags = ALONE},
     {"recorded exactly", .before = record_exactly, .setup = hold_forty_recorded, .run = free_and_take_recorded,
      .after = stop_recording, .flags = ALONE},
     {"limits", .run = set_all_limits, .after = lift_all_limits, .flags = ALONE},
