@@ -32,7 +32,7 @@ const operation operations[] = {
     {"record", .run = record_twice, .flags = ALONE},
     {"recorded", .before = record, .setup = hold_forty_recorded, .run = free_and_take_recorded, .after = stop_recording,
      .flags = ALONE},
-    {"recorded without descriptors", .before = record, .setup = use_up_descriptors, .run = take_one,
+    {"recorded without descriptors", .before = record, .setup = have_no_descriptor_to_spare, .run = take_one,
      .after = stop_recording, .flags = ALONE},
     {"recorded exactly", .before = record_exactly, .setup = hold_forty_recorded, .run = free_and_take_recorded,
      .after = stop_recording, .flags = ALONE},

@@ -180,6 +180,7 @@ void forget_the_helper(stage *s);
 void record(stage *s);
 void record_and_stop(stage *s);
 void record_twice(stage *s);
+void have_no_descriptor_to_spare(stage *s);
 void record_exactly(stage *s);
 void stop_recording(stage *s);
 void hold_forty_recorded(stage *s);

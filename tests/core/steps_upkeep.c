@@ -2,6 +2,8 @@
 /* Steps: what a tick, a helper, quota and limits write. */
 #include "steps.h"
 
+#include <sys/resource.h>
+
 static bool always(vm_thread *t)
 {
     (void)t;
@@ -126,6 +128,11 @@ void record_twice(stage *s)
     record_and_stop(s);
 }
 
+void have_no_descriptor_to_spare(stage *s) /* so no ring can be had */
+{
+    (void)s;
+    CHECK_EQ(setrlimit(RLIMIT_NOFILE, &(struct rlimit){3, 3}), 0);
+}
 void hold_forty_recorded(stage *s)
 {
     hold(s, 2, 40);

@@ -56,8 +56,8 @@ def command(
     With NAME: what all processes do in the region of that name, or that the process of that pid has.
     Options come first.
 
-    Of a kernel: tracing is used through a private instance, so other users of it are not disturbed, and it is left as it
-    was found, however the recorder ends.
+    Of a kernel: tracing is used through a private instance, so other users of it are not disturbed, and it
+    is left as it was found, however the recorder ends.
     """
     from vmalloc.lab.record_kernel import RecordError, record_kernel
 
@@ -117,9 +117,7 @@ def _record_region(name: str, path: Path | None, seconds: float | None, exact: b
     except (VmallocError, OSError) as error:
         raise click.ClickException(safe(str(error))) from error
     lost = f"{done.nr_lost:,} lost" + (f", {done.nr_damaged:,} damaged" if done.nr_damaged else "")
-    click.echo(
-        f"{done.nr_events:,} events in {done.seconds:.1f} s, {lost}: {safe(done.trace)}", err=True
-    )
+    click.echo(f"{done.nr_events:,} events in {done.seconds:.1f} s, {lost}: {safe(done.trace)}", err=True)
     results.json(done.as_json())
 
 
