@@ -168,8 +168,8 @@ struct vm_thread {
     _Alignas(64) uint64_t recorded_attachment;
     vm_ring *ring;          /* NULL: nothing is recorded, or the ring cannot be had */
     uint64_t quiet;         /* slot->disturbed while there is nothing to follow     */
-    uint64_t event_place;   /* CPU of the last stamp, as an event has it            */
-    uint64_t stamped_ticks; /* exact: at the last stamp                             */
+    uint64_t event_when;    /* CPU and ticks of the last stamp, as an event has them */
+    uint64_t stamped_ticks; /* all of them                                          */
     bool is_exact;
     uint8_t level; /* that served the last request which took the slow way */
 };
@@ -292,7 +292,10 @@ static inline uint32_t vm__node_here(const vm_region *r)
 /* ---- event.c: what a thread writes into its ring ---- */
 
 void vm__event_stamp(vm_thread *t);
+int vm__event_of_hit(vm_thread *t, vm_event_kind kind, uint64_t page, uint64_t nr_pages); /* 0 */
 void vm__event_slow(vm_thread *t, vm_event_kind kind, uint64_t page, uint64_t nr_pages, uint64_t detail);
+/* Is an event so far from its stamp that 32 bits would not tell? */
+static inline bool vm__event_is_far(const vm_thread *t, uint64_t ticks) { return ticks - t->stamped_ticks > 1ull << 30; }
 /* While nobody records this is one comparison; nothing that is as quick as a hit comes here. */
 static inline void vm__event(vm_thread *t, vm_event_kind kind, uint64_t page, uint64_t nr_pages)
 {

@@ -9,8 +9,6 @@
  */
 #include "base.h"
 
-#define TICKS_APART (1ull << 30) /* of an event from its stamp, at most: it has 32 bits of them */
-
 static void put(vm_thread *t, uint64_t what, uint64_t when)
 {
     vm_ring *ring = t->ring;
@@ -26,18 +24,24 @@ void vm__event_stamp(vm_thread *t)
 {
     uint64_t ns = vm__now_ns();
     t->stamped_ticks = vm__ticks();
-    t->event_place = (uint64_t)vm__cpu() << VM_EVENT_CPU_SHIFT;
-    put(t, VM_EVENT_STAMP | ns << VM_EVENT_LEN_SHIFT, t->event_place | (uint32_t)t->stamped_ticks);
+    t->event_when = (uint64_t)vm__cpu() << VM_EVENT_CPU_SHIFT | (uint32_t)t->stamped_ticks;
+    put(t, VM_EVENT_STAMP | ns << VM_EVENT_LEN_SHIFT, t->event_when);
 }
 
 /* What took long bears its own time in any case. */
 void vm__event_slow(vm_thread *t, vm_event_kind kind, uint64_t page, uint64_t nr_pages, uint64_t detail)
 {
-    uint64_t ticks = vm__ticks();
-    if (!t->is_exact || VM_RELAXED(&t->ring->next) % VM_EVENT_BATCH == 0 || ticks - t->stamped_ticks > TICKS_APART) {
+    uint64_t when = (uint64_t)vm__cpu() << VM_EVENT_CPU_SHIFT | (uint32_t)vm__ticks();
+    if (!t->is_exact || VM_RELAXED(&t->ring->next) % VM_EVENT_BATCH == 0 || vm__event_is_far(t, vm__ticks())) {
         vm__event_stamp(t);
-        ticks = t->stamped_ticks;
+        when = t->event_when;
     }
-    uint64_t place = t->is_exact ? (uint64_t)vm__cpu() << VM_EVENT_CPU_SHIFT : t->event_place;
-    put(t, vm__event_what(kind, page, nr_pages), detail | place | (uint32_t)ticks);
+    put(t, vm__event_what(kind, page, nr_pages), detail | when);
+}
+
+int vm__event_of_hit(vm_thread *t, vm_event_kind kind, uint64_t page, uint64_t nr_pages)
+{
+    vm__event_stamp(t);
+    put(t, vm__event_what(kind, page, nr_pages), t->event_when);
+    return 0;
 }

@@ -255,7 +255,7 @@ _Static_assert((VM_EVENT_RING & (VM_EVENT_RING - 1)) == 0 && VM_EVENT_RING % VM_
 
 /* vm_header.recording: the number of a recording above these two bits, above it who records (vm__lease_owner()). */
 #define VM_RECORDING_ON 1u
-#define VM_RECORDING_EXACT 2u /* each event bears its own time and CPU */
+#define VM_RECORDING_EXACT 2u /* each event bears its own time */
 #define VM_RECORDING_SHIFT 2
 #define VM_RECORDING_OWNER_SHIFT 32
 /* What slots follow; 0 also while a recording ends. */

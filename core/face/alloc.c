@@ -293,9 +293,8 @@ static __attribute__((noinline)) int alloc_recorded(vm_region *r, uint64_t nr_pa
     if (t->recorded_attachment != r->fast_attachment || nr_pages > VM_POOL_PAGES_MAX || align_pages != 1
         || !hit(t, r, nr_pages, t->quiet, &got))
         return alloc_checked(r, nr_pages, align_pages, flags, out);
-    vm__event_hit(t, VM_EVENT_ALLOC, got.page, nr_pages);
     *out = (vm_range){got.page, nr_pages, got.id, false};
-    return 0;
+    return vm__event_hit(t, VM_EVENT_ALLOC, got.page, nr_pages);
 }
 
 /* Larger alignments go the checked way. */

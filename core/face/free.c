@@ -193,8 +193,7 @@ static __attribute__((noinline)) int free_recorded(vm_region *r, uint64_t page, 
     if (t->recorded_attachment != r->fast_attachment || page >= r->map.nr_pages || nr_pages > VM_POOL_PAGES_MAX
         || VM_RELAXED(&t->slot->recording) != t->quiet >> VM_DISTURBED_SHIFT || !put_back(t, r, page, id))
         return free_checked(r, page, id, flags);
-    vm__event_hit(t, VM_EVENT_FREE, page, nr_pages);
-    return 0;
+    return vm__event_hit(t, VM_EVENT_FREE, page, nr_pages);
 }
 
 int vm_free(vm_region *r, uint64_t page, uint64_t id, unsigned flags)

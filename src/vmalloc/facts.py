@@ -253,7 +253,7 @@ EVENTS = (
 """What a ring holds, by number from 1 on; four bits."""
 EVENT_RING = 1 << 14
 """Events in each thread slot's ring; the oldest are overwritten."""
-EVENT_BATCH = 64
+EVENT_BATCH = 256
 """One in so many events of a ring is a stamp: the time and the CPU of what follows."""
 
 # hardened regions
