@@ -40,10 +40,10 @@ typedef union vm_magazine {
     uint8_t mark; /* the same: the header's low byte */
 } vm_magazine;
 
-/* In front of a slot's magazines: not 0 while somebody empties them; then keep off. */
-static inline const uint32_t *vm__drain_of(const vm_magazine *magazine)
+/* In front of a slot's magazines: not 0 while somebody empties them, then keep off, or records. */
+static inline const uint64_t *vm__disturbed_of(const vm_magazine *magazine)
 {
-    return (const uint32_t *)(const void *)magazine - 1;
+    return (const uint64_t *)(const void *)magazine - 1;
 }
 
 /* Where the newest entry is, whatever the header says; at count 0 half of the header itself, which can

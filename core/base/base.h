@@ -66,7 +66,7 @@ typedef struct vm_map {
     uint32_t nr_nodes, nodes_each, nr_groups, nr_cpus, nr_levels, flags;
     uint64_t level_nr[VM_LEVELS_MAX];
     uint64_t level_offset[VM_LEVELS_MAX];
-    uint64_t mapped_bytes, data_offset;
+    uint64_t mapped_bytes, data_offset, rings_offset;
 } vm_map;
 
 /* How often this process holds a shared range. `id`: of which one, for the page may be another's by now. */
@@ -166,6 +166,14 @@ struct vm_thread {
     uint8_t stock[VM_POOL_PAGES_MAX + 1]; /* log2 of how many ranges the next miss takes from space */
     bool may_not_ask; /* for a slot of its own: the process leaves the region */
     uint32_t nr_without_slot, ask_at; /* operations in the process's slot; which slot to look at next */
+    /* What is recorded goes another way than the hits: then the hits' key is nobody's, and this one is what it was. */
+    _Alignas(64) uint64_t recorded_key;
+    vm_ring *ring;          /* NULL: nothing is recorded, or the ring cannot be had */
+    uint64_t quiet;         /* slot->disturbed while there is nothing to follow     */
+    uint64_t event_when;    /* CPU and ticks of the last stamp, as an event has them */
+    uint64_t stamped_ticks; /* all of them                                          */
+    bool is_exact;
+    uint8_t level; /* that served the last request which took the slow way */
     _Alignas(2048) uint8_t unaliased[16];
     vm_hit_thread hit;
 };
@@ -235,6 +243,7 @@ bool vm__process_is_claimed(vm_region *r, uint32_t process); /* by anybody; unde
 /* ---- map.c: where everything lies, from the sizes alone; creator and attacher compute the same ---- */
 
 void vm__lay_out(vm_header *h);
+uint64_t vm__mapped_bytes(const vm_header *h);
 bool vm__same_layout(const vm_header *a, const vm_header *b);
 void vm__point(vm_map *m, void *base, const vm_header *h); /* the header was checked */
 
@@ -243,6 +252,19 @@ void vm__point(vm_map *m, void *base, const vm_header *h); /* the header was che
 uint64_t vm__now_ns(void);
 uint64_t vm__now_s(void); /* coarse and cheap, for ages */
 void vm__sleep_ns(uint64_t ns);
+/* Of the counter that is quickest to read; what a tick is tell two stamps of a ring. */
+static inline uint64_t vm__ticks(void)
+{
+#if defined(__x86_64__)
+    return __builtin_ia32_rdtsc();
+#elif defined(__aarch64__)
+    uint64_t ticks;
+    __asm__ volatile("mrs %0, cntvct_el0" : "=r"(ticks));
+    return ticks;
+#else
+    return vm__now_ns();
+#endif
+}
 uint64_t vm__wait_start(void); /* the time now; before the first look at whoever is in the way */
 /* Between looks at whoever is in the way, `owner` (any number that tells him from others) of process `pid`: 0 to go on,
  * EINTR when the slice is over, EBUSY when the call's time is up and he was seen stopped, or never got on. */
@@ -272,6 +294,20 @@ static inline uint32_t vm__nodes_used(const vm_region *r) { return vm__groups_us
 static inline uint32_t vm__node_here(const vm_region *r)
 {
     return vm__group_here(r) * r->map.nodes_each + vm__cpu() % r->map.nodes_each;
+}
+
+/* ---- event.c: what a thread writes into its ring ---- */
+
+void vm__event_stamp(vm_thread *t);
+int vm__event_of_hit(vm_thread *t, vm_event_kind kind, uint64_t page, uint64_t nr_pages); /* 0 */
+void vm__event_slow(vm_thread *t, vm_event_kind kind, uint64_t page, uint64_t nr_pages, uint64_t detail);
+/* Is an event so far from its stamp that 32 bits would not tell? */
+static inline bool vm__event_is_far(const vm_thread *t, uint64_t ticks) { return ticks - t->stamped_ticks > 1ull << 30; }
+/* While nobody records this is one comparison; nothing that is as quick as a hit comes here. */
+static inline void vm__event(vm_thread *t, vm_event_kind kind, uint64_t page, uint64_t nr_pages)
+{
+    if (vm_unlikely(t->ring))
+        vm__event_slow(t, kind, page, nr_pages, 0);
 }
 
 /* ---- alive.c: process slots, and who is dead ---- */
@@ -441,7 +477,7 @@ typedef struct vm_piece {
 typedef struct vm_batch {
     vm_piece *piece;
     size_t nr, room;
-    uint64_t pages_returned;
+    uint64_t pages_returned, runs_returned;
 } vm_batch;
 
 void vm__batch_add(vm_thread *t, vm_batch *b, uint64_t page, uint64_t nr_pages);

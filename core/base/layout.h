@@ -3,7 +3,7 @@
  * The region, byte by byte: what every attached process agrees on.
  *
  * One memfd, one mapping: header | process slots | nodes | slabs | names | leases | thread slots | leaf bits |
- * summaries | heads | sharings | holders | data. Only offsets and page numbers are stored, never pointers.
+ * summaries | heads | sharings | holders | data | rings. Only offsets and page numbers are stored, never pointers.
  * All of it starts as zeros and zero always means "nothing yet", so a region of 1 TiB costs the few
  * pages that were written. docs/region-format.md tells the same in prose and states which changes
  * need a new VM_FORMAT.
@@ -165,6 +165,7 @@ static inline uint32_t vm__magazine_count(uint64_t header)
 _Static_assert(sizeof(vm_magazine) == 128, "two cache lines");
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the mark is the low byte of the header");
 
+#define VM_DISTURBED_SHIFT 32 /* of `recording` in `disturbed` */
 #define VM_SLOT_HELPER (1ull << 31) /* a helper's: no thread of the program */
 
 /* The first slots, one a process slot, belong to the process of that number and serve its threads that got no
@@ -172,7 +173,7 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the mark is the low b
 typedef struct vm_slot {
     _Alignas(4096) uint64_t state; /* incarnation << 32 | VM_SLOT_HELPER | process << 1 | used */
     uint32_t in_operation; /* 1 between entry and exit of what uses the magazines, but for the hits */
-    uint32_t pad;
+    uint32_t followed;     /* the recording for which the thread has its ring */
     uint64_t lock_wait_ns;         /* counters: written by the owner only                        */
     uint64_t nr_magazine_hit; /* but for those of blocks of ids in use; see vm__magazine_hits()  */
     uint64_t nr_pool_hit;
@@ -184,14 +185,62 @@ typedef struct vm_slot {
     uint64_t nr_neighbour_hit;
     uint64_t has_ids[VM_POOL_PAGES_MAX / 64]; /* which magazines ever had: a look at the rest costs pages */
     /* Not at a multiple of 128: users write to the first bytes of pages, and a store and a load that
-     * agree in the low 12 bits of their addresses delay each other on many CPUs. Nor is `drain` at the beginning: each hit
-     * looks at it, and writes the head of its range, 16 bytes times its page from the beginning of the heads. */
-    _Alignas(64) uint8_t unaliased[60];
-    vm_token drain; /* who empties these magazines; the owner then bypasses them */
+     * agree in the low 12 bits of their addresses delay each other on many CPUs. Nor is `disturbed` at the beginning: each
+     * hit looks at it, and writes the head of its range, 16 bytes times its page from the beginning of the heads. */
+    _Alignas(64) uint8_t unaliased[56];
+    union {
+        struct {
+            vm_token drain;     /* who empties these magazines; the owner then bypasses them   */
+            uint32_t recording; /* as vm_header.recording, for this slot's thread to follow    */
+        };
+        uint64_t disturbed; /* the same, `recording` as the high half: what a hit compares */
+    };
     vm_magazine magazine[VM_POOL_PAGES_MAX + 1]; /* by size; [0] stays empty */
 } vm_slot;
-_Static_assert(offsetof(vm_slot, drain) + sizeof(vm_token) == offsetof(vm_slot, magazine), "vm__drain_of()");
+_Static_assert(offsetof(vm_slot, disturbed) + sizeof(uint64_t) == offsetof(vm_slot, magazine), "vm__disturbed_of()");
 _Static_assert(offsetof(vm_slot, magazine) % 128 == 64 && sizeof(vm_slot) % 4096 == 0, "region format");
+
+/* ---- rings ----------------------------------------------------------------------------------- */
+
+/* What happened, 16 bytes:
+ *   63                   34 33                    4 3   0      63    53 52    48 47   45 44      32 31         0
+ *  +-----------------------+-----------------------+-----+    +--------+--------+-------+----------+------------+
+ *  |         page          |     length in pages   | kind|    |        | log2   | level |   CPU    |   ticks    |
+ *  +-----------------------+-----------------------+-----+    |        | align  |       |          | (low half) |
+ * A stamp has above its kind the time, CLOCK_MONOTONIC in ns. */
+typedef struct vm_event {
+    uint64_t what, when;
+} vm_event;
+#define VM_EVENT_LEN_SHIFT 4
+#define VM_EVENT_PAGE_SHIFT 34
+#define VM_EVENT_CPU_SHIFT 32
+#define VM_EVENT_LEVEL_SHIFT 45
+#define VM_EVENT_ALIGN_SHIFT 48
+static inline uint64_t vm__event_what(vm_event_kind kind, uint64_t page, uint64_t nr_pages)
+{
+    return (uint64_t)kind | (nr_pages & VM_PAGES_MAX) << VM_EVENT_LEN_SHIFT | page << VM_EVENT_PAGE_SHIFT;
+}
+_Static_assert(VM_EVENT_RECOVER < 1 << VM_EVENT_LEN_SHIFT, "a kind has four bits");
+
+/* One a thread slot, behind the data; written by that slot's thread alone, the oldest events first. Only who records maps
+ * it. An event counts once `next` is beyond it, so what a death left half written never does. */
+typedef struct vm_ring {
+    _Alignas(65536) vm_event event[VM_EVENT_RING]; /* the n-th ever at n % VM_EVENT_RING        */
+    uint64_t next;                                 /* so many were written for this recording   */
+    uint32_t recording;                            /* which one                                 */
+} vm_ring;
+_Static_assert((VM_EVENT_RING & (VM_EVENT_RING - 1)) == 0 && VM_EVENT_RING % VM_EVENT_BATCH == 0, "vm__event_put()");
+
+/* vm_header.recording: the number of a recording above these two bits, above it who records (vm__lease_owner()). */
+#define VM_RECORDING_ON 1u
+#define VM_RECORDING_EXACT 2u /* each event bears its own time */
+#define VM_RECORDING_SHIFT 2
+#define VM_RECORDING_OWNER_SHIFT 32
+/* What slots follow; 0 also while a recording ends. */
+static inline uint32_t vm__recording_of(uint64_t recording)
+{
+    return recording & VM_RECORDING_ON ? (uint32_t)recording : 0;
+}
 
 /* ---- nodes ----------------------------------------------------------------------------------- */
 
@@ -365,6 +414,9 @@ typedef struct vm_header {
     /* Hints, by whoever takes pages: since the last turn of a watch (mend/decay.c) */
     uint64_t lazy_low; /* fewest lazy pages                             */
     uint64_t live_high; /* most pages in use                             */
+    uint64_t off_rings;
+    uint64_t recording; /* 0, or who records which events                */
+    uint32_t nr_recordings; /* ever                                      */
 
     _Alignas(64) vm_token helper; /* the elected process's slot, or 0 (face/helper.c) */
     vm_token helper_wake; /* futex: 1 while a backlog waits for it         */

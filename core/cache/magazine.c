@@ -178,6 +178,8 @@ static uint32_t flush_oldest(vm_thread *t, uint64_t nr_pages, uint32_t nr)
     for (uint32_t i = nr; i < count; i++)
         VM_PUT(&m->page[i - nr], VM_RELAXED(&m->page[i]));
     set_count(t, nr_pages, count - nr);
+    if (moved)
+        vm__event(t, VM_EVENT_OVERFLOW, moved, nr_pages);
     vm__pool_give(t, nr_pages, moved, pages);
     return count - nr;
 }
@@ -237,6 +239,7 @@ int vm__magazine_put_foreign(vm_thread *t, uint64_t page, vm_word w)
     if (is_ours) {
         VM_PUT(&m->page[count], (uint32_t)page);
         set_count(t, nr_pages, count + 1);
+        vm__event(t, VM_EVENT_FREE, page, nr_pages);
         vm__charge(r, nr_pages);
     }
     vm__magazines_leave(t);
@@ -265,6 +268,8 @@ static uint32_t put_many(vm_thread *t, uint64_t nr_pages, uint32_t nr, const uin
 void vm__magazine_keep(vm_thread *t, uint64_t nr_pages, uint32_t nr, const uint64_t *pages)
 {
     uint32_t put = put_many(t, nr_pages, nr, pages);
+    if (nr)
+        vm__event(t, VM_EVENT_REFILL, nr, nr_pages);
     vm__charge(t->region, put * nr_pages);
     if (put < nr)
         vm__pool_give(t, nr_pages, nr - put, pages + put);

@@ -19,6 +19,7 @@ static pthread_key_t exit_key;
 static void fill_thread(vm_thread *t, uint32_t index, uint64_t state)
 {
     vm_region *r = t->region;
+    vm__ring_close(t);
     t->region = r;
     t->index = index;
     t->slot = &r->map.slots[index];
@@ -32,6 +33,7 @@ static void fill_thread(vm_thread *t, uint32_t index, uint64_t state)
     t->fast_pages = !t->common && r->design->has_magazines ? VM_POOL_PAGES_MAX : 0;
     t->hit = (vm_hit_thread){VM_HIT_KEY_NOBODY, t->slot->magazine, t->busy, t->cached, t->busy ^ t->cached, {0}};
     vm__magazine_init(t);
+    vm__recording_note(r, index);
 }
 
 /* Before a slot's first use, so that whoever looks for used ones finds it. */
@@ -122,6 +124,9 @@ static void leave_region(vm_thread *t)
     if (t->common || !(state & 1) || (state >> 32 & VM_INC_MASK) != vm__token_inc(t->token))
         return; /* none of its own, or retired: another thread of ours is detaching the region */
     bool is_empty = vm__magazine_flush_all(t);
+    vm__ring_look(t);
+    vm__event(t, VM_EVENT_DETACH, vm__pid(), 0);
+    vm__ring_close(t);
     vm__free_slot(r, t->index, state);
     if (!is_empty) /* a drainer was at it; what it leaves is found by the words */
         VM_PUT(&r->map.h->purge_needs_scan, 1);
@@ -147,6 +152,7 @@ static void thread_exits(void *unused)
         my_threads = t->next;
         if (vm__is_registered(t->region, t->attachment))
             leave_region(t);
+        vm__ring_close(t);
         vm__private_free(t, sizeof *t);
     }
     vm__registry_unlock();
@@ -164,6 +170,7 @@ static void forget_detached(void)
             continue;
         }
         *at = t->next;
+        vm__ring_close(t);
         vm__private_free(t, sizeof *t);
     }
     vm__registry_unlock();
@@ -183,7 +190,11 @@ void vm__thread_borrow(vm_region *r, vm_thread *t)
         VM_OR(&t->slot->state, VM_SLOT_HELPER);
 }
 
-void vm__thread_return(vm_thread *t) { leave_region(t); }
+void vm__thread_return(vm_thread *t)
+{
+    leave_region(t);
+    vm__ring_close(t);
+}
 
 static vm_thread *join_region(vm_region *r)
 {
@@ -230,6 +241,7 @@ void vm__enter(vm_thread *t)
         ask_again(t);
     if (vm_unlikely(t->common))
         vm__mutex_lock(t->region, &t->region->common_mutex, VM_RANK_COMMON);
+    vm__ring_look(t);
 }
 void vm__leave(vm_thread *t)
 {

@@ -179,6 +179,15 @@ int vm__make_room(vm_thread *t, uint64_t nr_pages, int attempt, unsigned flags)
     return rc ? rc : vm__purge(t, flags | VM_PURGE_FULL, &pages);
 }
 
+static void record_request(vm_thread *t, int rc, uint64_t nr_pages, uint64_t align_pages, const vm_range *out)
+{
+    uint64_t align = (uint64_t)__builtin_ctzll(align_pages) << VM_EVENT_ALIGN_SHIFT;
+    if (rc == 0)
+        vm__event_slow(t, VM_EVENT_ALLOC, out->page, out->nr_pages, align | (uint64_t)t->level << VM_EVENT_LEVEL_SHIFT);
+    else
+        vm__event_slow(t, VM_EVENT_FAILED, 0, nr_pages, align);
+}
+
 int vm__alloc_slow(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out)
 {
     vm_region *r = t->region;
@@ -201,6 +210,8 @@ int vm__alloc_slow(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsign
         vm__count(&t->slot->nr_failed);
     if (rc == 0)
         vm__charge(r, out->nr_pages);
+    if (vm_unlikely(t->ring))
+        record_request(t, rc, nr_pages, align_pages, out);
     vm__leave(t);
     return rc;
 }
@@ -215,12 +226,16 @@ static bool take_here(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_
 {
     vm_region *r = t->region;
     uint64_t page;
+    if (nr_pages <= VM_POOL_PAGES_MAX && !t->common)
+        vm__ring_look(t);
     if (nr_pages > VM_POOL_PAGES_MAX || t->common || VM_RELAXED(&r->map.h->quota_pages) || vm__health(r)
         || !r->design->kept->take_here(t, nr_pages, align_pages, &page))
         return false;
     vm__count(&t->slot->nr_alloc);
     vm__count_served(t, VM_LEVEL_SLAB);
     vm__hand_out(t, page, nr_pages, false, out);
+    if (vm_unlikely(t->ring))
+        record_request(t, 0, nr_pages, align_pages, out);
     return true;
 }
 
@@ -242,23 +257,36 @@ static __attribute__((noinline, cold)) int alloc_checked(vm_region *r, uint64_t 
     return vm__alloc_slow(t, nr_pages, align_pages, flags, out);
 }
 
+/* While this thread records: a hit that is written down. */
+static __attribute__((noinline)) int alloc_recorded(vm_region *r, uint64_t nr_pages, uint64_t align_pages,
+                                                    unsigned flags, vm_range *out)
+{
+    vm_thread *t = vm__current;
+    vm_taken got;
+    if (t->recorded_key != r->hit_key || nr_pages > VM_POOL_PAGES_MAX || align_pages != 1
+        || !vm__hit_take(&t->hit, &r->hit, nr_pages, t->quiet, &got))
+        return alloc_checked(r, nr_pages, align_pages, flags, out);
+    *out = (vm_range){got.page, nr_pages, got.id, false};
+    return vm__event_hit(t, VM_EVENT_ALLOC, got.page, nr_pages);
+}
+
 /* Larger alignments go the checked way. */
 int vm_alloc(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out)
 {
     const vm_hit_thread *t = &vm__current->hit;
     vm_taken got;
     if (vm_unlikely(t->key != r->hit_key || nr_pages > VM_POOL_PAGES_MAX || align_pages != 1))
-        return alloc_checked(r, nr_pages, align_pages, flags, out);
-    if (vm_unlikely(!vm__hit_take(t, &r->hit, nr_pages, &got)))
+        return alloc_recorded(r, nr_pages, align_pages, flags, out);
+    if (vm_unlikely(!vm__hit_take(t, &r->hit, nr_pages, 0, &got)))
         return alloc_checked(r, nr_pages, 1, flags, out);
     *out = (vm_range){got.page, nr_pages, got.id, false};
     return 0;
 }
 
-static __attribute__((noinline, cold)) vm_taken take_checked(vm_region *r, uint64_t nr_pages)
+static __attribute__((noinline)) vm_taken take_checked(vm_region *r, uint64_t nr_pages)
 {
     vm_range got;
-    int rc = alloc_checked(r, nr_pages, 1, 0, &got);
+    int rc = alloc_recorded(r, nr_pages, 1, 0, &got);
     return rc ? (vm_taken){(uint64_t)-rc, 0} : (vm_taken){got.page, got.id};
 }
 
@@ -267,7 +295,7 @@ vm_taken vm_take(vm_region *r, uint64_t nr_pages)
     const vm_hit_thread *t = &vm__current->hit;
     vm_taken got;
     if (vm_unlikely(t->key != r->hit_key || nr_pages > VM_POOL_PAGES_MAX)
-        || vm_unlikely(!vm__hit_take(t, &r->hit, nr_pages, &got)))
+        || vm_unlikely(!vm__hit_take(t, &r->hit, nr_pages, 0, &got)))
         return take_checked(r, nr_pages);
     return got;
 }

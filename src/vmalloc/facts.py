@@ -235,6 +235,29 @@ SURVEY_LARGEST_MAX = 64
 MONITOR_SHARE = 400
 """Looks at all words take at most one such part of a core: the slower one is, the later comes the next."""
 
+# recordings of our own events
+EVENTS = (
+    "stamp",
+    "alloc",
+    "free",
+    "failed",
+    "refill",
+    "overflow",
+    "purge",
+    "decay",
+    "shrink",
+    "discard",
+    "attach",
+    "detach",
+    "die",
+    "recover",
+)
+"""What a ring holds, by number from 1 on; four bits."""
+EVENT_RING = 1 << 14
+"""Events in each thread slot's ring; the oldest are overwritten."""
+EVENT_BATCH = 256
+"""One in so many events of a ring is a stamp: the time and the CPU of what follows."""
+
 # hardened regions
 GUARD_RECORD_BYTES = 256
 """The end of each range says where it was made,"""

@@ -179,5 +179,13 @@ void lift_all_limits(stage *s);
 void serve_as_helper(stage *s);
 void seem_to_have_a_helper(stage *s);
 void forget_the_helper(stage *s);
+void record(stage *s);
+void record_and_stop(stage *s);
+void record_twice(stage *s);
+void have_no_descriptor_to_spare(stage *s);
+void record_exactly(stage *s);
+void stop_recording(stage *s);
+void hold_forty_recorded(stage *s);
+void free_and_take_recorded(stage *s);
 
 #endif
