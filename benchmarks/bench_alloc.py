@@ -125,7 +125,8 @@ def main() -> None:
     inline = common.build(source, "alloc_loop_inline", ["-DUSE_VM=2", *flags])
     theirs = common.build(source, "alloc_loop_malloc", [])
     peers = find_peers()
-    programs = {"vmalloc": (ours, {}), "inline": (inline, {})} | {name: (theirs, env) for name, env in peers.items()}
+    programs: dict[str, tuple[Path, dict[str, str]]] = {"vmalloc": (ours, {}), "inline": (inline, {})}
+    programs |= {name: (theirs, env) for name, env in peers.items()}
     results: list[common.Result] = []
     rows: list[list[str]] = []
     for case in args.case or CASES:
