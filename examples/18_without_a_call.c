@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { NR_PAGES = 4 };
+enum { PAGES_EACH = 4 };
 
 static int fail(const char *what, int result)
 {
@@ -42,7 +42,7 @@ int main(int argc, char **argv)
     vm_describe(region, &info);
 
     for (long i = 0; i < nr; i++) {
-        vm_taken got = vm_take_inline(region, NR_PAGES);
+        vm_taken got = vm_take_inline(region, PAGES_EACH);
         if (!got.id) /* `page` says why */
             return fail("take", -(int)got.page);
         base[got.page * info.page_bytes] = 1;

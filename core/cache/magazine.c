@@ -317,7 +317,8 @@ int vm__magazine_stock(vm_thread *t, uint64_t nr_pages, unsigned flags, vm_range
     if (!got)
         return -ENOSPC;
     vm__hand_out(t, pages[0], nr_pages, false, out);
-    while (got > 1 && t->hit.cap[nr_pages] < cap_most(nr_pages) && t->hit.cap[nr_pages] < got && vm__magazine_grow(t, nr_pages))
+    while (got > 1 && t->hit.cap[nr_pages] < cap_most(nr_pages) && t->hit.cap[nr_pages] < got
+           && vm__magazine_grow(t, nr_pages))
         ;
     vm__magazine_keep(t, nr_pages, got - 1, pages + 1);
     return 0;

@@ -11,7 +11,8 @@
 static vm_thread nobody = {.attachment = UINT64_MAX, .hit.key = VM_HIT_KEY_NOBODY};
 _Thread_local vm_thread *vm__current __attribute__((tls_model("initial-exec"))) = &nobody;
 /* The same for programs that hit by themselves; a name of its own, so that what the core itself uses is its own. */
-extern VM_API _Thread_local vm_thread *vm_inline_thread __attribute__((tls_model("initial-exec"), alias("vm__current")));
+extern VM_API _Thread_local vm_thread *vm_inline_thread
+    __attribute__((tls_model("initial-exec"), alias("vm__current")));
 static _Thread_local vm_thread *my_threads; /* this thread in each of its regions */
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static pthread_key_t exit_key;
@@ -99,10 +100,7 @@ static bool claim_thread(vm_thread *t)
 }
 
 /* Where t has a slot of its own, the hit paths are open to it. */
-static void open_hits(vm_thread *t)
-{
-    t->hit.key = t->fast_pages ? vm__hit_key(t->attachment) : VM_HIT_KEY_NOBODY;
-}
+static void open_hits(vm_thread *t) { t->hit.key = t->fast_pages ? vm__hit_key(t->attachment) : VM_HIT_KEY_NOBODY; }
 
 /* A thread that found every slot taken has looked at all of them. One may be free by now: now and then look at a few. */
 static void ask_again(vm_thread *t)
