@@ -266,7 +266,8 @@ static inline __attribute__((always_inline)) bool hit(vm_thread *t, const vm_reg
     VM_PUT(&m->mark, VM_MAGAZINE_TAKING);
     __atomic_signal_fence(__ATOMIC_SEQ_CST); /* the drainer's membarrier is the other half */
     uint64_t page = VM_RELAXED(vm__magazine_top(m, header));
-    if (vm_unlikely(VM_PLAIN(&t->slot->disturbed) != quiet || page + nr_pages > r->map.nr_pages || vm__number_is_spent(number)))
+    if (vm_unlikely(VM_PLAIN(&t->slot->disturbed) != quiet || page + nr_pages > r->map.nr_pages
+                    || vm__number_is_spent(number)))
         goto missed;
     vm_head *head = &r->map.heads[page];
     vm_word cached = vm__cached(t, nr_pages);
@@ -310,7 +311,7 @@ int vm_alloc(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned fla
     return 0;
 }
 
-static __attribute__((noinline)) vm_taken take_checked(vm_region *r, uint64_t nr_pages)
+static __attribute__((noinline, cold)) vm_taken take_checked(vm_region *r, uint64_t nr_pages)
 {
     vm_range got;
     int rc = alloc_recorded(r, nr_pages, 1, 0, &got);
