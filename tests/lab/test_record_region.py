@@ -91,9 +91,10 @@ def test_an_event_says_when_and_where_and_who(tmp_path: Path) -> None:
 
 def test_a_request_that_fails_is_told_too(tmp_path: Path) -> None:
     space, path = vmalloc.AddressSpace(0, 64 * PAGE, granule=PAGE), tmp_path / "run.parquet"
-    with space.record(path), pytest.raises(vmalloc.OutOfPages):
+    with space.record(path):
         space.alloc(60 * PAGE)
-        space.alloc(60 * PAGE)
+        with pytest.raises(vmalloc.OutOfPages):
+            space.alloc(60 * PAGE)
     failed = [event for event in read_events(path) if event.failed]
     assert [(event.kind, event.size) for event in failed] == [(ALLOC, 60 * PAGE)]
 
@@ -167,7 +168,7 @@ def test_whatever_a_neighbour_scribbles_a_reader_goes_on() -> None:
             words[:, 0] = (words[:, 0] & np.uint64(0xF)) | (words[:, 0] >> np.uint64(50) << np.uint64(34))
         columns = decoder.columns([(n % 3, n, words.tobytes())], 2 * 10**9)
         assert all(0 <= event.addr + event.size <= 1000 * PAGE for event in columns.events() if event.addr)
-        assert (columns["time_ns"] >= 10**9 - 10**9).all() and (columns["time_ns"] < 2**63 - 1).all()
+        assert ((columns["time_ns"] >= 0) & (columns["time_ns"] < 1 << 62)).all()
     assert decoder.nr_damaged > 0
 
 
