@@ -171,7 +171,7 @@ VM_API uint32_t vm_record_slots(const vm_recorder *rec); /* of threads */
  * by those that were overwritten before. Full: read again. */
 VM_API uint32_t vm_record_read(vm_recorder *rec, uint32_t slot, uint32_t room, uint64_t *out, uint64_t *lost);
 VM_API void vm_record_stop(vm_recorder *rec); /* no more events; what was written can still be read */
-VM_API void vm_record_end(vm_recorder *rec);  /* before vm_detach(); gives the rings' memory back */
+VM_API void vm_record_end(vm_recorder *rec); /* before vm_detach(); gives the rings' memory back */
 
 /* Every range in address order, a consistent picture of the boundaries. */
 VM_API int vm_walk(vm_region *r, int (*each)(void *, const vm_range_info *), void *arg);

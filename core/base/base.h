@@ -168,9 +168,9 @@ struct vm_thread {
     uint32_t nr_without_slot, ask_at; /* operations in the process's slot; which slot to look at next */
     /* What is recorded goes another way than the hits: then the hits' key is nobody's, and this one is what it was. */
     _Alignas(64) uint64_t recorded_key;
-    vm_ring *ring;          /* NULL: nothing is recorded, or the ring cannot be had */
-    uint64_t quiet;         /* slot->disturbed while there is nothing to follow     */
-    uint64_t event_when;    /* CPU and ticks of the last stamp, as an event has them */
+    vm_ring *ring; /* NULL: nothing is recorded, or the ring cannot be had */
+    uint64_t quiet; /* slot->disturbed while there is nothing to follow     */
+    uint64_t event_when; /* CPU and ticks of the last stamp, as an event has them */
     uint64_t stamped_ticks; /* all of them                                          */
     bool is_exact;
     uint8_t level; /* that served the last request which took the slow way */
@@ -201,7 +201,7 @@ uint32_t vm__pid(void);
 bool vm__is_stopped(uint32_t pid); /* by its state in /proc; undecidable means yes */
 uint64_t vm__process_began(uint32_t pid,
                            uint32_t *parent); /* in the system's ticks; 0: there is none. `parent` may be NULL */
-uint32_t vm__process_user(uint32_t pid);                    /* its real one; UINT32_MAX: there is none */
+uint32_t vm__process_user(uint32_t pid); /* its real one; UINT32_MAX: there is none */
 bool vm__read_text(const char *path, char *text,
                    size_t bytes); /* of /proc or a cgroup, ended by 0; false: it cannot be had */
 void vm__yield(void);
@@ -212,7 +212,7 @@ int vm__start_thread(pthread_t *thread, const char *name, void *(*run)(void *), 
 typedef enum {
     VM_SEQUENCE_DONE,
     VM_SEQUENCE_REFUSED, /* the slab is empty, or full */
-    VM_SEQUENCE_MOVED,   /* nothing happened: the thread is on another CPU, or was interrupted */
+    VM_SEQUENCE_MOVED, /* nothing happened: the thread is on another CPU, or was interrupted */
 } vm_sequence;
 int32_t vm__sequence_cpu(void); /* this thread's, now; negative: it can run no sequences */
 vm_sequence vm__slab_pop(uint32_t cpu, vm_slab *slab, uint32_t *page);
@@ -302,7 +302,10 @@ void vm__event_stamp(vm_thread *t);
 int vm__event_of_hit(vm_thread *t, vm_event_kind kind, uint64_t page, uint64_t nr_pages); /* 0 */
 void vm__event_slow(vm_thread *t, vm_event_kind kind, uint64_t page, uint64_t nr_pages, uint64_t detail);
 /* Is an event so far from its stamp that 32 bits would not tell? */
-static inline bool vm__event_is_far(const vm_thread *t, uint64_t ticks) { return ticks - t->stamped_ticks > 1ull << 30; }
+static inline bool vm__event_is_far(const vm_thread *t, uint64_t ticks)
+{
+    return ticks - t->stamped_ticks > 1ull << 30;
+}
 /* While nobody records this is one comparison; nothing that is as quick as a hit comes here. */
 static inline void vm__event(vm_thread *t, vm_event_kind kind, uint64_t page, uint64_t nr_pages)
 {

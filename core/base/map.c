@@ -59,7 +59,8 @@ bool vm__same_layout(const vm_header *a, const vm_header *b)
            && a->off_leases == b->off_leases && a->off_threads == b->off_threads && a->off_bits == b->off_bits
            && a->off_summaries == b->off_summaries && a->off_heads == b->off_heads && a->off_sharings == b->off_sharings
            && a->off_shelves == b->off_shelves && a->off_slabs == b->off_slabs && a->off_holders == b->off_holders
-           && a->off_data == b->off_data && a->off_rings == b->off_rings && a->nr_levels == b->nr_levels && a->total_bytes == b->total_bytes;
+           && a->off_data == b->off_data && a->off_rings == b->off_rings && a->nr_levels == b->nr_levels
+           && a->total_bytes == b->total_bytes;
 }
 
 /* Fill the process's own view; the header was checked. */

@@ -283,7 +283,7 @@ int vm_alloc(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned fla
     return 0;
 }
 
-static __attribute__((noinline)) vm_taken take_checked(vm_region *r, uint64_t nr_pages)
+static __attribute__((noinline, cold)) vm_taken take_checked(vm_region *r, uint64_t nr_pages)
 {
     vm_range got;
     int rc = alloc_recorded(r, nr_pages, 1, 0, &got);

@@ -77,8 +77,7 @@ static bool is_ours(const vm_recorder *rec)
 void vm_record_stop(vm_recorder *rec)
 {
     vm_region *r = rec->r;
-    if (is_ours(rec)
-        && VM_CAS(&r->map.h->recording, rec->recording, rec->recording & ~(uint64_t)VM_RECORDING_ON))
+    if (is_ours(rec) && VM_CAS(&r->map.h->recording, rec->recording, rec->recording & ~(uint64_t)VM_RECORDING_ON))
         vm__recording_spread(r, 0);
 }
 
@@ -108,8 +107,7 @@ static bool has_ring(vm_recorder *rec, uint32_t slot)
 {
     const vm_region *r = rec->r;
     vm_cursor *c = &rec->cursor[slot];
-    if (!c->ring && vm__slot_was_used(r, slot)
-        && VM_ACQUIRE(&r->map.slots[slot].followed) == (uint32_t)rec->recording)
+    if (!c->ring && vm__slot_was_used(r, slot) && VM_ACQUIRE(&r->map.slots[slot].followed) == (uint32_t)rec->recording)
         c->ring = vm__ring_map(r, slot);
     return c->ring && VM_ACQUIRE(&c->ring->recording) == (uint32_t)rec->recording;
 }

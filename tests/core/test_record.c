@@ -78,7 +78,10 @@ static void requests_and_frees_are_told_in_their_order(vm_pools d)
         GIVE_BACK(r, b);
         GIVE_BACK(r, c);
         uint32_t nr = without_stamps(read_here(rec, r, &lost)), at = 0;
-        struct { uint32_t kind; uint64_t page, len; } wanted[] = {
+        struct {
+            uint32_t kind;
+            uint64_t page, len;
+        } wanted[] = {
             {VM_EVENT_ALLOC, a.page, 3}, {VM_EVENT_ALLOC, b.page, b.nr_pages}, {VM_EVENT_FREE, a.page, 3},
             {VM_EVENT_ALLOC, c.page, 3}, {VM_EVENT_FREE, b.page, b.nr_pages},  {VM_EVENT_FREE, c.page, 3},
         };
