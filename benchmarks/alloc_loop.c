@@ -2,8 +2,8 @@
 /*
  * One side of bench_alloc.py: allocate, store one byte, free, on request.
  *
- * Compiled twice: with USE_VM against libvmalloc, without it against malloc, which LD_PRELOAD then
- * replaces. Each line on stdin is one round, `hot BYTES N`, `random MAX_PAGES N` (256 live) or
+ * Compiled three times: with USE_VM against libvmalloc, with USE_VM=2 the same with the hits of vmalloc_inline.h,
+ * without it against malloc, which LD_PRELOAD then replaces. Each line on stdin is one round, `hot BYTES N`, `random MAX_PAGES N` (256 live) or
  * `remote BYTES N`; the answer is `NS_PER_PAIR RESIDENT_BYTES`. Rounds are short, so that the driver can
  * let all allocators take turns. Times are CPU time, for `remote` that of both sides.
  *
@@ -27,7 +27,15 @@
 
 /* ---- the two sides ---- */
 #ifdef USE_VM
+#if USE_VM == 2
+#include <vmalloc_inline.h>
+#define TAKE vm_take_inline
+#define FREE vm_free_inline
+#else
 #include <vmalloc.h>
+#define TAKE vm_take
+#define FREE vm_free
+#endif
 typedef struct handle {
     uint64_t page, id;
 } handle;
@@ -46,7 +54,7 @@ static void setup(void)
 }
 static inline handle take(size_t bytes)
 {
-    vm_taken got = vm_take(region, (bytes + PAGE - 1) / PAGE);
+    vm_taken got = TAKE(region, (bytes + PAGE - 1) / PAGE);
     uint64_t page = got.page, id = got.id;
     __asm__("" : "+r"(page), "+r"(id)); /* see vm_take(): not through the stack */
     if (!id)
@@ -56,7 +64,7 @@ static inline handle take(size_t bytes)
 }
 static inline void give_back(handle h)
 {
-    if (vm_free(region, h.page, h.id, 0) != 0)
+    if (FREE(region, h.page, h.id, 0) != 0)
         exit(4);
 }
 static inline int is_set(handle h) { return h.id != 0; }

@@ -121,27 +121,33 @@ def main() -> None:
     rounds = args.rounds or (3 if args.quick else 60)
     source = Path(__file__).with_name("alloc_loop.c")
     flags = common.library_flags()
-    ours = common.build(source, "alloc_loop_vm", ["-DUSE_VM", *flags])
+    ours = common.build(source, "alloc_loop_vm", ["-DUSE_VM=1", *flags])
+    inline = common.build(source, "alloc_loop_inline", ["-DUSE_VM=2", *flags])
     theirs = common.build(source, "alloc_loop_malloc", [])
     peers = find_peers()
-    programs = {"vmalloc": (ours, {})} | {name: (theirs, env) for name, env in peers.items()}
+    programs: dict[str, tuple[Path, dict[str, str]]] = {"vmalloc": (ours, {}), "inline": (inline, {})}
+    programs |= {name: (theirs, env) for name, env in peers.items()}
     results: list[common.Result] = []
     rows: list[list[str]] = []
     for case in args.case or CASES:
         values, resident = run_case(case, programs, rounds, args.quick)
         medians = {name: median(v) for name, v in values.items()}
         fastest = min(peers, key=lambda name: medians[name])
-        ratio = median(a / b for a, b in zip(values["vmalloc"], values[fastest], strict=True))
+        ratios = {
+            name: median(a / b for a, b in zip(values[name], values[fastest], strict=True))
+            for name in ("vmalloc", "inline")
+        }
         peer_medians = {name: medians[name] for name in peers}
         results.append(result(case, "magazine", medians["vmalloc"], "ns/pair", peer_medians))
+        results.append(result(f"{case}: inline", "magazine", medians["inline"], "ns/pair", peer_medians))
         results.append(result(f"{case}: minimum", "magazine", min(values["vmalloc"]), "ns/pair",
                               {name: min(values[name]) for name in peers}))  # fmt: skip
         results.append(result(f"{case}: resident", "magazine", resident["vmalloc"] / 2**20, "MiB",
                               {name: resident[name] / 2**20 for name in peers}))  # fmt: skip
         cells = [f"{medians[n]:.1f} ({min(values[n]):.1f}) {resident[n] / 2**20:.0f}M" for n in programs]
-        rows.append([case, *cells, f"{ratio:.2f}", fastest])
+        rows.append([case, *cells, *(f"{r:.2f}" for r in ratios.values()), fastest])
     common.show("ns per alloc+free pair: median (minimum), resident memory",
-                ["case", *programs, "ratio", "to"], rows)  # fmt: skip
+                ["case", *programs, "ratio", "inline", "to"], rows)  # fmt: skip
     common.finish(args, results)
 
 

@@ -162,6 +162,17 @@ VM_API void vm_monitor_look(const vm_region *r, vm_monitored *out); /* walks no 
 VM_API void vm_monitor_pools(const vm_region *r, uint32_t node, uint32_t nr_ranges[VM_POOL_PAGES_MAX]); /* by size */
 VM_API void vm_survey_look(const vm_region *r, vm_survey *out); /* one walk over the words */
 
+/* Record what goes on: alloc, free and the rest (VM_EVENT_*), written by all attached processes, each thread into a ring of
+ * its own, and read here while that goes on. EBUSY: somebody records already; `exact`: each event bears its own time. */
+VM_API int vm_record_start(vm_region *r, bool exact, vm_recorder **out);
+VM_API void vm_record_clock(uint64_t *ns, uint64_t *ticks); /* now: two of these say how long a tick is */
+VM_API uint32_t vm_record_slots(const vm_recorder *rec); /* of threads */
+/* New events of that slot, two words each (vm_event in core/base/layout.h), at most `room`; returns how many. `lost` grows
+ * by those that were overwritten before. Full: read again. */
+VM_API uint32_t vm_record_read(vm_recorder *rec, uint32_t slot, uint32_t room, uint64_t *out, uint64_t *lost);
+VM_API void vm_record_stop(vm_recorder *rec); /* no more events; what was written can still be read */
+VM_API void vm_record_end(vm_recorder *rec); /* before vm_detach(); gives the rings' memory back */
+
 /* Every range in address order, a consistent picture of the boundaries. */
 VM_API int vm_walk(vm_region *r, int (*each)(void *, const vm_range_info *), void *arg);
 

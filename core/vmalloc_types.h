@@ -13,6 +13,7 @@
 
 typedef struct vm_region vm_region;
 typedef struct vm_window vm_window;
+typedef struct vm_recorder vm_recorder;
 
 /* A busy range as its holder knows it. `id` is never used twice in a region's life. */
 typedef struct vm_range {

@@ -11,6 +11,7 @@ import sys
 def header(facts):
     designs = facts["POOL_DESIGNS"]
     numbers = "\n".join(f"    VM_{name} = {value}," for name, value in facts["numbers"]().items())
+    events = "".join(f", VM_EVENT_{name.upper()}" for name in facts["EVENTS"])
     constants = ", ".join(f"VM_POOLS_{design.name.upper()}" for design in designs)
     rows = " \\\n".join(f"    X({d.name}, {d.pools or 'none'}, {int(d.magazines)})" for d in designs)
     return f"""/* SPDX-License-Identifier: MIT */
@@ -23,6 +24,7 @@ enum {{
 }};
 
 typedef enum {{ {constants} }} vm_pools;
+typedef enum {{ VM_EVENT_NONE{events} }} vm_event_kind;
 #define VM_NR_POOL_DESIGNS {len(facts["POOL_DESIGNS"])}
 
 /* X(name of the design, pools that keep its ready ranges, has magazines) */

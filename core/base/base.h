@@ -66,7 +66,7 @@ typedef struct vm_map {
     uint32_t nr_nodes, nodes_each, nr_groups, nr_cpus, nr_levels, flags;
     uint64_t level_nr[VM_LEVELS_MAX];
     uint64_t level_offset[VM_LEVELS_MAX];
-    uint64_t mapped_bytes, data_offset;
+    uint64_t mapped_bytes, data_offset, rings_offset;
 } vm_map;
 
 /* How often this process holds a shared range. `id`: of which one, for the page may be another's by now. */
@@ -105,7 +105,8 @@ typedef struct vm_helper {
 typedef struct vm_marks vm_marks;
 
 struct vm_region {
-    uint64_t fast_attachment; /* vm__fast_attachment() */
+    vm_hit_region hit; /* what programs that hit by themselves know: the same as in `map` */
+    uint64_t hit_key; /* a thread's with which the hits are open: vm__set_hit_keys() */
     vm_map map;
     uint64_t attachment; /* which attachment of this process; a fork's child gets another number */
     const vm_pool_design *design;
@@ -136,10 +137,15 @@ struct vm_region {
     struct vm_region *next; /* all regions of the process [registry] */
 };
 
-/* What opens the hit paths; not 0, which a raw clone's wiped thread bears, nor what nobody's does. */
-static inline uint64_t vm__fast_attachment(const vm_region *r)
+/* What opens the hits: the key of a thread that is of this attachment. Not 0, which a raw clone's wiped thread bears, nor
+ * what nobody's does. */
+#define VM_HIT_KEY_NOBODY UINT64_MAX
+static inline uint64_t vm__hit_key(uint64_t attachment) { return attachment ^ VM_HIT_LAYOUT; }
+static inline void vm__set_hit_keys(vm_region *r)
 {
-    return r->fail_every || r->map.flags & VM_FLAG_HARDENED ? UINT64_MAX - 1 : r->attachment;
+    bool is_open = !r->fail_every && !(r->map.flags & VM_FLAG_HARDENED);
+    r->hit.key = is_open ? r->attachment : UINT64_MAX - 1;
+    r->hit_key = vm__hit_key(r->hit.key);
 }
 
 /* What one thread knows of a region: its slot and the words it writes, precomputed. The one context that functions
@@ -152,11 +158,8 @@ struct vm_thread {
     vm_word moving, purging; /* words without length, as busy and cached */
     vm_token token;
     uint32_t index;
-    _Alignas(64) uint64_t fast_attachment; /* as attachment, if this thread may use the hit paths */
-    vm_magazine *magazine;
-    vm_slot *slot;
+    _Alignas(64) vm_slot *slot;
     vm_word busy, cached;
-    vm_word flip;        /* busy ^ cached */
     uint64_t fast_pages; /* requests up to here may use the magazines: VM_POOL_PAGES_MAX or 0 */
     uint64_t cap_pages;  /* by how many pages all caps together grew */
     uint64_t cold_pages; /* asked of space since space was short: how long a run may be */
@@ -165,11 +168,23 @@ struct vm_thread {
     bool is_tight;           /* the magazines of large sizes were closed, for space is short */
     bool common;         /* uses the process's slot under common_mutex */
     uint8_t stock[VM_POOL_PAGES_MAX + 1]; /* log2 of how many ranges the next miss takes from space */
-    uint8_t cap[VM_POOL_PAGES_MAX + 1]; /* ranges each magazine may hold now; grows on demand */
     bool may_not_ask; /* for a slot of its own: the process leaves the region */
     uint32_t nr_tight; /* operations while is_tight that were no hits */
     uint32_t nr_without_slot, ask_at; /* operations in the process's slot; which slot to look at next */
+    /* What is recorded goes another way than the hits: then the hits' key is nobody's, and this one is what it was. */
+    _Alignas(64) uint64_t recorded_key;
+    vm_ring *ring; /* NULL: nothing is recorded, or the ring cannot be had */
+    uint64_t quiet; /* slot->disturbed while there is nothing to follow     */
+    uint64_t event_when; /* CPU and ticks of the last stamp, as an event has them */
+    uint64_t stamped_ticks; /* all of them                                          */
+    bool is_exact;
+    uint8_t level; /* that served the last request which took the slow way */
+    _Alignas(2048) uint8_t unaliased[16];
+    vm_hit_thread hit;
 };
+_Static_assert(offsetof(vm_thread, hit) == VM_HIT_THREAD_AT, "a new INLINE_LAYOUT");
+_Static_assert(offsetof(vm_hit_thread, cap) == 40, "a new INLINE_LAYOUT");
+_Static_assert(offsetof(vm_region, hit) == 0 && sizeof(vm_hit_region) == 24, "a new INLINE_LAYOUT");
 
 /* This thread's words for a range of that length in each of the states that a slot can own. */
 static inline vm_word vm__busy(const vm_thread *t, uint64_t nr_pages) { return t->busy | vm__len_bits(nr_pages); }
@@ -192,7 +207,7 @@ bool vm__is_stopped(uint32_t pid); /* by its state in /proc; undecidable means y
 bool vm__pid_is_nobodys(uint32_t pid); /* as far as this pid namespace knows */
 uint64_t vm__process_began(uint32_t pid,
                            uint32_t *parent); /* in the system's ticks; 0: there is none. `parent` may be NULL */
-uint32_t vm__process_user(uint32_t pid);                    /* its real one; UINT32_MAX: there is none */
+uint32_t vm__process_user(uint32_t pid); /* its real one; UINT32_MAX: there is none */
 bool vm__read_text(const char *path, char *text,
                    size_t bytes); /* of /proc or a cgroup, ended by 0; false: it cannot be had */
 void vm__yield(void);
@@ -203,7 +218,7 @@ int vm__start_thread(pthread_t *thread, const char *name, void *(*run)(void *), 
 typedef enum {
     VM_SEQUENCE_DONE,
     VM_SEQUENCE_REFUSED, /* the slab is empty, or full */
-    VM_SEQUENCE_MOVED,   /* nothing happened: the thread is on another CPU, or was interrupted */
+    VM_SEQUENCE_MOVED, /* nothing happened: the thread is on another CPU, or was interrupted */
 } vm_sequence;
 int32_t vm__sequence_cpu(void); /* this thread's, now; negative: it can run no sequences */
 vm_sequence vm__slab_pop(uint32_t cpu, vm_slab *slab, uint32_t *page);
@@ -234,6 +249,7 @@ bool vm__process_is_claimed(vm_region *r, uint32_t process); /* by anybody; unde
 /* ---- map.c: where everything lies, from the sizes alone; creator and attacher compute the same ---- */
 
 void vm__lay_out(vm_header *h);
+uint64_t vm__mapped_bytes(const vm_header *h);
 bool vm__same_layout(const vm_header *a, const vm_header *b);
 void vm__point(vm_map *m, void *base, const vm_header *h); /* the header was checked */
 
@@ -243,6 +259,19 @@ uint64_t vm__now_ns(void);
 uint64_t vm__now_s(void); /* coarse and cheap, for ages */
 uint64_t vm__cpu_ns(void); /* of this thread */
 void vm__sleep_ns(uint64_t ns);
+/* Of the counter that is quickest to read; what a tick is tell two stamps of a ring. */
+static inline uint64_t vm__ticks(void)
+{
+#if defined(__x86_64__)
+    return __builtin_ia32_rdtsc();
+#elif defined(__aarch64__)
+    uint64_t ticks;
+    __asm__ volatile("mrs %0, cntvct_el0" : "=r"(ticks));
+    return ticks;
+#else
+    return vm__now_ns();
+#endif
+}
 uint64_t vm__wait_start(void); /* the time now; before the first look at whoever is in the way */
 /* Between looks at whoever is in the way, `owner` (any number that tells him from others) of process `pid`: 0 to go on,
  * EINTR when the slice is over, EBUSY when the call's time is up and he was seen stopped, or never got on. */
@@ -272,6 +301,23 @@ static inline uint32_t vm__nodes_used(const vm_region *r) { return vm__groups_us
 static inline uint32_t vm__node_here(const vm_region *r)
 {
     return vm__group_here(r) * r->map.nodes_each + vm__cpu() % r->map.nodes_each;
+}
+
+/* ---- event.c: what a thread writes into its ring ---- */
+
+void vm__event_stamp(vm_thread *t);
+int vm__event_of_hit(vm_thread *t, vm_event_kind kind, uint64_t page, uint64_t nr_pages); /* 0 */
+void vm__event_slow(vm_thread *t, vm_event_kind kind, uint64_t page, uint64_t nr_pages, uint64_t detail);
+/* Is an event so far from its stamp that 32 bits would not tell? */
+static inline bool vm__event_is_far(const vm_thread *t, uint64_t ticks)
+{
+    return ticks - t->stamped_ticks > 1ull << 30;
+}
+/* While nobody records this is one comparison; nothing that is as quick as a hit comes here. */
+static inline void vm__event(vm_thread *t, vm_event_kind kind, uint64_t page, uint64_t nr_pages)
+{
+    if (vm_unlikely(t->ring))
+        vm__event_slow(t, kind, page, nr_pages, 0);
 }
 
 /* ---- alive.c: process slots, and who is dead ---- */
@@ -444,7 +490,7 @@ typedef struct vm_piece {
 typedef struct vm_batch {
     vm_piece *piece;
     size_t nr, room;
-    uint64_t pages_returned;
+    uint64_t pages_returned, runs_returned;
 } vm_batch;
 
 void vm__batch_add(vm_thread *t, vm_batch *b, uint64_t page, uint64_t nr_pages);

@@ -3,7 +3,7 @@
  * The region, byte by byte: what every attached process agrees on.
  *
  * One memfd, one mapping: header | process slots | nodes | slabs | names | leases | thread slots | leaf bits |
- * summaries | heads | sharings | holders | data. Only offsets and page numbers are stored, never pointers.
+ * summaries | heads | sharings | holders | data | rings. Only offsets and page numbers are stored, never pointers.
  * All of it starts as zeros and zero always means "nothing yet", so a region of 1 TiB costs the few
  * pages that were written. docs/region-format.md tells the same in prose and states which changes
  * need a new VM_FORMAT.
@@ -18,7 +18,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "vmalloc_facts.h"
+#include "vmalloc_hit.h"
 
 #define VM_MAGIC 0x31636f6c6c616d76ull /* "vmalloc1" in memory order */
 #define VM_MAP_ALIGN (2ull << 20) /* of the mapping and, in it, of the data */
@@ -59,7 +59,6 @@ typedef enum {
 #define VM_WORD_DIRTY (1ull << 4)  /* pages may be resident and not zero */
 #define VM_WORD_SHARED (1ull << 5) /* exported once: every change is a CAS from now on */
 #define VM_WORD_LISTED (1ull << 6) /* LAZY only: in a list by size (store/warm.c) */
-#define VM_WORD_LEN_SHIFT 7
 #define VM_WORD_OWNER_SHIFT 37
 #define VM_WORD_INC_SHIFT 50
 #define VM_OWNER_MASK 0x1fffu
@@ -99,12 +98,7 @@ _Static_assert((int)VM_NODES_MAX + (int)VM_SLAB_CPUS_MAX <= (int)VM_OWNER_MASK, 
 _Static_assert((int)VM_NODES_OF_ALL_MAX <= (int)VM_OWNER_MASK, "owner field");
 _Static_assert((int)VM_NODES_MAX <= (int)VM_NODES_OF_ALL_MAX, "at least one group");
 
-/* One per page; only a range's first counts. `aux` is the allocation's id while BUSY, and the link
- * (page + 1 of the next, 0 at the end) while POOLED, LAZY or MOVING through a list. */
-typedef struct vm_head {
-    vm_word word;
-    uint64_t aux;
-} vm_head;
+/* vm_head, vm_magazine and ids are in vmalloc_hit.h: programs that hit without a call know them too. */
 _Static_assert(sizeof(vm_head) == 16, "region format");
 
 /* Who references a range; written from its first sharing on. Indexed by the range's first page. */
@@ -163,32 +157,15 @@ typedef struct vm_process {
 #define VM_PROCESS_DYING 2u /* its threads' slots are retired, its ranges not yet reclaimed */
 _Static_assert(sizeof(vm_process) == 64, "region format");
 
-/* Ready ranges of one size, the one freed last on top. The owner writes `header` whole: the number of
- * entries in the low byte, above it the number of the next id; VM_MAGAZINE_TAKING in that byte while it takes one.
- * So a hit has one word to load and one to store for mark, count and id, and what it took of ids counts hits. */
-typedef union vm_magazine {
-    struct {
-        _Alignas(64) uint64_t header;
-        uint32_t page[VM_MAGAZINE_CAP];
-    };
-    uint32_t cell[32]; /* the same; the header is cells 0 and 1 */
-    uint8_t mark; /* the same: the header's low byte */
-} vm_magazine;
-#define VM_MAGAZINE_TAKING 0xffu
 static inline bool vm__magazine_is_taking(uint64_t header) { return (uint8_t)header == VM_MAGAZINE_TAKING; }
 static inline uint32_t vm__magazine_count(uint64_t header)
 {
     return (uint8_t)header <= VM_MAGAZINE_CAP ? (uint8_t)header : 0;
 }
-/* Where the newest entry is, whatever the header says; at count 0 half of the header itself, which can
- * be no range of this magazine. */
-static inline const uint32_t *vm__magazine_top(const vm_magazine *m, uint64_t header)
-{
-    return &m->cell[(header + 1) % 32];
-}
 _Static_assert(sizeof(vm_magazine) == 128, "two cache lines");
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the mark is the low byte of the header");
 
+#define VM_DISTURBED_SHIFT 32 /* of `recording` in `disturbed` */
 #define VM_SLOT_HELPER (1ull << 31) /* a helper's: no thread of the program */
 
 /* The first slots, one a process slot, belong to the process of that number and serve its threads that got no
@@ -196,7 +173,7 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the mark is the low b
 typedef struct vm_slot {
     _Alignas(4096) uint64_t state; /* incarnation << 32 | VM_SLOT_HELPER | process << 1 | used */
     uint32_t in_operation; /* 1 between entry and exit of what uses the magazines, but for the hits */
-    vm_token drain;        /* who empties these magazines; the owner then bypasses them           */
+    uint32_t followed;     /* the recording for which the thread has its ring */
     uint64_t lock_wait_ns;         /* counters: written by the owner only                        */
     uint64_t nr_magazine_hit; /* but for those of blocks of ids in use; see vm__magazine_hits()  */
     uint64_t nr_pool_hit;
@@ -209,12 +186,63 @@ typedef struct vm_slot {
     uint64_t has_ids[VM_POOL_PAGES_MAX / 64]; /* which magazines ever had: a look at the rest costs pages */
     uint64_t run; /* page + 1 of pages to cut ranges from, CACHED; 0: none. A hint, as a magazine's entry */
     /* Not at a multiple of 128: users write to the first bytes of pages, and a store and a load that
-     * agree in the low 12 bits of their addresses delay each other on many CPUs. */
-    _Alignas(64) uint8_t unaliased[64];
+     * agree in the low 12 bits of their addresses delay each other on many CPUs. Nor is `disturbed` at the beginning: each
+     * hit looks at it, and writes the head of its range, 16 bytes times its page from the beginning of the heads. */
+    _Alignas(64) uint8_t unaliased[56];
+    union {
+        struct {
+            vm_token drain;     /* who empties these magazines; the owner then bypasses them   */
+            uint32_t recording; /* as vm_header.recording, for this slot's thread to follow    */
+        };
+        uint64_t disturbed; /* the same, `recording` as the high half: what a hit compares */
+    };
     vm_magazine magazine[VM_POOL_PAGES_MAX + 1]; /* by size; [0] stays empty */
 } vm_slot;
 _Static_assert(offsetof(vm_slot, unaliased) == 128, "the run stands where nothing was");
+_Static_assert(offsetof(vm_slot, disturbed) + sizeof(uint64_t) == offsetof(vm_slot, magazine), "vm__disturbed_of()");
 _Static_assert(offsetof(vm_slot, magazine) % 128 == 64 && sizeof(vm_slot) % 4096 == 0, "region format");
+
+/* ---- rings ----------------------------------------------------------------------------------- */
+
+/* What happened, 16 bytes:
+ *   63                   34 33                    4 3   0      63    53 52    48 47   45 44      32 31         0
+ *  +-----------------------+-----------------------+-----+    +--------+--------+-------+----------+------------+
+ *  |         page          |     length in pages   | kind|    |        | log2   | level |   CPU    |   ticks    |
+ *  +-----------------------+-----------------------+-----+    |        | align  |       |          | (low half) |
+ * A stamp has above its kind the time, CLOCK_MONOTONIC in ns. */
+typedef struct vm_event {
+    uint64_t what, when;
+} vm_event;
+#define VM_EVENT_LEN_SHIFT 4
+#define VM_EVENT_PAGE_SHIFT 34
+#define VM_EVENT_CPU_SHIFT 32
+#define VM_EVENT_LEVEL_SHIFT 45
+#define VM_EVENT_ALIGN_SHIFT 48
+static inline uint64_t vm__event_what(vm_event_kind kind, uint64_t page, uint64_t nr_pages)
+{
+    return (uint64_t)kind | (nr_pages & VM_PAGES_MAX) << VM_EVENT_LEN_SHIFT | page << VM_EVENT_PAGE_SHIFT;
+}
+_Static_assert(VM_EVENT_RECOVER < 1 << VM_EVENT_LEN_SHIFT, "a kind has four bits");
+
+/* One a thread slot, behind the data; written by that slot's thread alone, the oldest events first. Only who records maps
+ * it. An event counts once `next` is beyond it, so what a death left half written never does. */
+typedef struct vm_ring {
+    _Alignas(65536) vm_event event[VM_EVENT_RING]; /* the n-th ever at n % VM_EVENT_RING        */
+    uint64_t next;                                 /* so many were written for this recording   */
+    uint32_t recording;                            /* which one                                 */
+} vm_ring;
+_Static_assert((VM_EVENT_RING & (VM_EVENT_RING - 1)) == 0 && VM_EVENT_RING % VM_EVENT_BATCH == 0, "vm__event_put()");
+
+/* vm_header.recording: the number of a recording above these two bits, above it who records (vm__lease_owner()). */
+#define VM_RECORDING_ON 1u
+#define VM_RECORDING_EXACT 2u /* each event bears its own time */
+#define VM_RECORDING_SHIFT 2
+#define VM_RECORDING_OWNER_SHIFT 32
+/* What slots follow; 0 also while a recording ends. */
+static inline uint32_t vm__recording_of(uint64_t recording)
+{
+    return recording & VM_RECORDING_ON ? (uint32_t)recording : 0;
+}
 
 /* ---- nodes ----------------------------------------------------------------------------------- */
 
@@ -392,6 +420,9 @@ typedef struct vm_header {
     /* Hints, by whoever takes pages: since the last turn of a watch (mend/decay.c) */
     uint64_t lazy_low; /* fewest lazy pages                             */
     uint64_t live_high; /* most pages in use                             */
+    uint64_t off_rings;
+    uint64_t recording; /* 0, or who records which events                */
+    uint32_t nr_recordings; /* ever                                      */
 
     _Alignas(64) vm_token helper; /* the elected process's slot, or 0 (face/helper.c) */
     vm_token helper_wake; /* futex: 1 while a backlog waits for it         */
@@ -430,17 +461,10 @@ typedef struct vm_header {
     uint64_t leases_read; /* some entry has a read_id                    [no lock: set, or 0] */
 } vm_header;
 
-/* An id is a number, never used twice, and below it the size asked for if a magazine may keep it (else
- * 0): so a free finds its magazine without waiting for the word. Numbers are taken in blocks. */
-#define VM_ID_BLOCK (1ull << 16)
-#define VM_ID_SIZE_BITS 9
 static inline uint64_t vm__id(uint64_t number, uint64_t nr_pages)
 {
     return number << VM_ID_SIZE_BITS | (nr_pages <= VM_POOL_PAGES_MAX ? nr_pages : 0);
 }
-static inline uint64_t vm__id_pages(uint64_t id) { return id & ((1u << VM_ID_SIZE_BITS) - 1); }
-/* The first number of a block is not given out: it says that the block is used up. */
-static inline bool vm__number_is_spent(uint64_t number) { return number % VM_ID_BLOCK == 0; }
 /* How many of a block are given out when this number is the next one; 0 is of no block. */
 static inline uint64_t vm__ids_given(uint64_t number) { return number ? (number - 1) % VM_ID_BLOCK : 0; }
 _Static_assert(VM_POOL_PAGES_MAX < 1 << VM_ID_SIZE_BITS, "an id holds the size");

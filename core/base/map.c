@@ -43,7 +43,14 @@ void vm__lay_out(vm_header *h)
     at = align_up(at + h->nr_pages * further_holders(h) * sizeof(uint64_t), 4096);
     bool has_data = !(h->flags & VM_FLAG_NO_DATA);
     h->off_data = has_data ? align_up(at, VM_MAP_ALIGN) : at;
-    h->total_bytes = h->off_data + (has_data ? h->nr_pages * h->granule_bytes : 0);
+    h->off_rings = align_up(h->off_data + (has_data ? h->nr_pages * h->granule_bytes : 0), _Alignof(vm_ring));
+    h->total_bytes = h->off_rings + h->nr_threads * sizeof(vm_ring);
+}
+
+/* All but the rings, which only who records maps. */
+uint64_t vm__mapped_bytes(const vm_header *h)
+{
+    return h->flags & VM_FLAG_NO_DATA ? h->off_data : h->off_data + h->nr_pages * h->granule_bytes;
 }
 
 bool vm__same_layout(const vm_header *a, const vm_header *b)
@@ -52,7 +59,8 @@ bool vm__same_layout(const vm_header *a, const vm_header *b)
            && a->off_leases == b->off_leases && a->off_threads == b->off_threads && a->off_bits == b->off_bits
            && a->off_summaries == b->off_summaries && a->off_heads == b->off_heads && a->off_sharings == b->off_sharings
            && a->off_shelves == b->off_shelves && a->off_slabs == b->off_slabs && a->off_holders == b->off_holders
-           && a->off_data == b->off_data && a->nr_levels == b->nr_levels && a->total_bytes == b->total_bytes;
+           && a->off_data == b->off_data && a->off_rings == b->off_rings && a->nr_levels == b->nr_levels
+           && a->total_bytes == b->total_bytes;
 }
 
 /* Fill the process's own view; the header was checked. */
@@ -84,7 +92,8 @@ void vm__point(vm_map *m, void *at, const vm_header *h)
     m->nr_threads = h->nr_threads;
     m->nr_levels = h->nr_levels;
     m->pools = h->pools;
-    m->mapped_bytes = h->total_bytes;
+    m->mapped_bytes = vm__mapped_bytes(h);
+    m->rings_offset = h->off_rings;
     m->data_offset = h->off_data;
     m->page_shift = (uint32_t)__builtin_ctzll(h->granule_bytes);
     uint64_t nr = align_up(h->nr_pages, VM_LEAF_PAGES) / VM_LEAF_PAGES;

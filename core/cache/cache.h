@@ -96,7 +96,7 @@ uint64_t vm__check_lists_of_pools(const vm_region *r, uint32_t node, vm_report *
 /* While space is short, but not very, a thread's magazines keep large ranges of few sizes, and large requests get those. */
 static inline bool vm__gets_whole(const vm_thread *t)
 {
-    return t->is_tight && t->cap[VM_POOL_PAGES_MAX] && t->fast_pages;
+    return t->is_tight && t->hit.cap[VM_POOL_PAGES_MAX] && t->fast_pages;
 }
 
 /* The least of those sizes for a request: as many a doubling as keep what is added below 1 / (1 << VM_WARM_SLACK_SHIFT). */
@@ -163,6 +163,24 @@ int vm__quota_fits(vm_thread *t, uint64_t nr_pages); /* may this process hold so
 int vm__magazine_drain(vm_thread *t, uint32_t slot);
 void vm__drain_all(vm_thread *t);
 uint64_t vm__magazines_reclaim(vm_thread *t);
+
+/* ---- ring.c: recordings ---- */
+
+vm_ring *vm__ring_map(const vm_region *r, uint32_t slot);
+void vm__ring_unmap(vm_ring *ring);
+void vm__ring_close(vm_thread *t);
+void vm__ring_follow(vm_thread *t);
+/* At the beginning of what is no hit, where the slot is ours alone. */
+static inline void vm__ring_look(vm_thread *t)
+{
+    if (vm_unlikely(VM_RELAXED(&t->slot->recording) != t->quiet >> VM_DISTURBED_SHIFT))
+        vm__ring_follow(t);
+}
+uint32_t vm__recording_note(vm_region *r, uint32_t slot);
+void vm__recording_spread(vm_region *r, uint32_t recording);
+void vm__recording_end(vm_region *r, uint64_t recording);
+bool vm__recorder_is_dead(vm_region *r, uint64_t recording);
+void vm__recording_end_of_dead(vm_region *r, bool ours_too);
 
 /* ---- thread.c: thread slots ---- */
 

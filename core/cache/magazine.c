@@ -17,7 +17,7 @@
  * range is never counted, so that one that was closed and opens again costs nothing. */
 void vm__magazine_init(vm_thread *t)
 {
-    memset(t->cap, 1, sizeof t->cap);
+    memset(t->hit.cap, 1, sizeof t->hit.cap);
     t->cap_pages = t->cold_pages = 0;
     t->is_tight = t->has_waited = false;
 }
@@ -44,7 +44,7 @@ static uint64_t growth_pages(uint32_t cap, uint64_t nr_pages) { return cap > 1 ?
 bool vm__magazine_grow(vm_thread *t, uint64_t nr_pages)
 {
     vm_region *r = t->region;
-    uint8_t *cap = &t->cap[nr_pages];
+    uint8_t *cap = &t->hit.cap[nr_pages];
     uint32_t most = cap_most(nr_pages), wanted = *cap ? *cap * 2u : 1;
     wanted = wanted < most ? wanted : most;
     uint64_t more = growth_pages(wanted, nr_pages) - growth_pages(*cap, nr_pages);
@@ -157,6 +157,8 @@ static uint32_t flush_oldest(vm_thread *t, uint64_t nr_pages, uint32_t nr)
     for (uint32_t i = nr; i < count; i++)
         VM_PUT(&m->page[i - nr], VM_RELAXED(&m->page[i]));
     set_count(t, nr_pages, count - nr);
+    if (moved)
+        vm__event(t, VM_EVENT_OVERFLOW, moved, nr_pages);
     vm__pool_give(t, nr_pages, moved, pages);
     return count - nr;
 }
@@ -169,10 +171,10 @@ static uint32_t make_room(vm_thread *t, vm_magazine *m, uint64_t nr_pages, bool 
     uint32_t batch = is_foreign && nr_pages >= VM_FLOW_PAGES ? VM_FLOW_BATCH_PAGES / (uint32_t)nr_pages : UINT32_MAX;
     if (count >= batch)
         return flush_oldest(t, nr_pages, batch);
-    if (count < t->cap[nr_pages])
+    if (count < t->hit.cap[nr_pages])
         return count;
     vm__magazine_grow(t, nr_pages);
-    uint32_t cap = t->cap[nr_pages];
+    uint32_t cap = t->hit.cap[nr_pages];
     if (count < cap)
         return count;
     return flush_oldest(t, nr_pages, count - cap / 2);
@@ -182,7 +184,7 @@ static uint32_t make_room(vm_thread *t, vm_magazine *m, uint64_t nr_pages, bool 
  * pool at once. */
 bool vm__magazine_has_foreign(const vm_thread *t, uint64_t nr_pages)
 {
-    return nr_pages <= t->fast_pages && t->cap[nr_pages]
+    return nr_pages <= t->fast_pages && t->hit.cap[nr_pages]
            && (nr_pages < VM_FLOW_PAGES || 2 * nr_pages <= VM_FLOW_BATCH_PAGES);
 }
 
@@ -190,7 +192,7 @@ bool vm__magazine_has_foreign(const vm_thread *t, uint64_t nr_pages)
 bool vm__magazine_put_slow(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_foreign)
 {
     vm_region *r = t->region;
-    if (!t->cap[nr_pages] || !vm__magazines_enter(t))
+    if (!t->hit.cap[nr_pages] || !vm__magazines_enter(t))
         return false;
     vm_magazine *m = &t->slot->magazine[nr_pages];
     uint32_t count = make_room(t, m, nr_pages, is_foreign);
@@ -207,7 +209,7 @@ int vm__magazine_put_foreign(vm_thread *t, uint64_t page, vm_word w)
 {
     vm_region *r = t->region;
     uint64_t nr_pages = vm__len(w);
-    VM_ASSERT(t->cap[nr_pages]);
+    VM_ASSERT(t->hit.cap[nr_pages]);
     if (!vm__magazines_enter(t))
         return -EAGAIN;
     vm_magazine *m = &t->slot->magazine[nr_pages];
@@ -216,6 +218,7 @@ int vm__magazine_put_foreign(vm_thread *t, uint64_t page, vm_word w)
     if (is_ours) {
         VM_PUT(&m->page[count], (uint32_t)page);
         set_count(t, nr_pages, count + 1);
+        vm__event(t, VM_EVENT_FREE, page, nr_pages);
         vm__charge(r, nr_pages);
     }
     vm__magazines_leave(t);
@@ -231,7 +234,7 @@ static uint32_t put_many(vm_thread *t, uint64_t nr_pages, uint32_t nr, const uin
         return 0;
     vm_magazine *m = &t->slot->magazine[nr_pages];
     uint32_t count = vm__magazine_count(VM_RELAXED(&m->header));
-    for (; put < nr && count < t->cap[nr_pages]; put++, count++) {
+    for (; put < nr && count < t->hit.cap[nr_pages]; put++, count++) {
         VM_STORE(&r->map.heads[pages[put]].word, vm__cached(t, nr_pages));
         VM_PUT(&m->page[count], (uint32_t)pages[put]);
     }
@@ -244,6 +247,8 @@ static uint32_t put_many(vm_thread *t, uint64_t nr_pages, uint32_t nr, const uin
 void vm__magazine_keep(vm_thread *t, uint64_t nr_pages, uint32_t nr, const uint64_t *pages)
 {
     uint32_t put = put_many(t, nr_pages, nr, pages);
+    if (nr)
+        vm__event(t, VM_EVENT_REFILL, nr, nr_pages);
     vm__charge(t->region, put * nr_pages);
     if (put < nr)
         vm__pool_give(t, nr_pages, nr - put, pages + put);
@@ -268,7 +273,7 @@ static uint32_t batch_of(const vm_region *r, uint64_t nr_pages, uint64_t pages)
 /* Of what is ready or warm. */
 uint32_t vm__magazine_want(const vm_thread *t, uint64_t nr_pages)
 {
-    uint32_t room = t->cap[nr_pages] / 2 + 1u, most = batch_of(t->region, nr_pages, VM_MAGAZINE_REFILL_PAGES);
+    uint32_t room = t->hit.cap[nr_pages] / 2 + 1u, most = batch_of(t->region, nr_pages, VM_MAGAZINE_REFILL_PAGES);
     most = most < VM_MAGAZINE_REFILL_MAX ? most : VM_MAGAZINE_REFILL_MAX;
     return room < most ? room : most;
 }
@@ -293,7 +298,8 @@ int vm__magazine_refill(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, b
 /* Until the magazine holds as many as came, if it may. */
 static void grow_for(vm_thread *t, uint64_t nr_pages, uint32_t got)
 {
-    while (got > 1 && t->cap[nr_pages] < cap_most(nr_pages) && t->cap[nr_pages] < got && vm__magazine_grow(t, nr_pages))
+    while (got > 1 && t->hit.cap[nr_pages] < cap_most(nr_pages) && t->hit.cap[nr_pages] < got
+           && vm__magazine_grow(t, nr_pages))
         ;
 }
 
@@ -304,7 +310,7 @@ static uint32_t cut_some(vm_thread *t, uint64_t nr_pages, uint32_t want, uint64_
     if (!VM_RELAXED(&t->slot->run))
         return 0;
     grow_for(t, nr_pages, want);
-    uint32_t most = t->cap[nr_pages] + 1u;
+    uint32_t most = t->hit.cap[nr_pages] + 1u;
     return vm__run_cut(t, nr_pages, want < most ? want : most, pages, is_clean);
 }
 
@@ -358,7 +364,7 @@ static uint64_t pages_of_large(const vm_thread *t)
 {
     uint64_t pages = 0;
     for (uint64_t n = vm__whole_pages(VM_FLOW_PAGES + 1); n <= VM_POOL_PAGES_MAX; n = vm__whole_pages(n + 1))
-        pages += vm__magazine_count(VM_RELAXED(&t->magazine[n].header)) * n;
+        pages += vm__magazine_count(VM_RELAXED(&t->hit.magazine[n].header)) * n;
     return pages;
 }
 
@@ -380,7 +386,7 @@ static void open_whole_sizes(vm_thread *t, uint64_t budget)
     for (uint64_t n = vm__whole_pages(VM_FLOW_PAGES + 1); n <= VM_POOL_PAGES_MAX; n = vm__whole_pages(n + 1)) {
         bool has_more = cap && cap < VM_TIGHT_CAP && n <= left;
         left -= has_more ? n : 0;
-        t->cap[n] = (uint8_t)(cap + has_more);
+        t->hit.cap[n] = (uint8_t)(cap + has_more);
     }
 }
 
@@ -396,7 +402,7 @@ static void look_at_budget(vm_thread *t)
 static void set_large_caps(vm_thread *t, uint8_t cap)
 {
     for (uint64_t n = VM_FLOW_PAGES + 1; n <= VM_POOL_PAGES_MAX; n++)
-        t->cap[n] = cap;
+        t->hit.cap[n] = cap;
 }
 
 /* From now on, or from now on not any more. */
@@ -410,7 +416,7 @@ static void change_tightness(vm_thread *t, bool is_tight)
     }
     vm__magazine_flush_all(t); /* or somebody drains it, who empties them as well */
     for (uint64_t n = VM_FLOW_PAGES + 1; n <= VM_POOL_PAGES_MAX; n++)
-        t->cap_pages -= growth_pages(t->cap[n], n);
+        t->cap_pages -= growth_pages(t->hit.cap[n], n);
     set_large_caps(t, 0);
     look_at_budget(t);
 }

@@ -31,6 +31,7 @@ void vm__count_served(vm_thread *t, vm_level level)
         [VM_LEVEL_LAZY] = &s->nr_lazy_hit,         [VM_LEVEL_SPACE] = &s->nr_space_hit,
     };
     vm__count(served[level]);
+    t->level = (uint8_t)level;
 }
 
 static uint32_t take_from(vm_thread *t, vm_node *n, uint64_t nr_pages, uint64_t align_pages, uint32_t max,

@@ -17,6 +17,7 @@ static void release(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_fore
         VM_CORRUPT(r);
         return;
     }
+    vm__event(t, VM_EVENT_FREE, page, nr_pages);
     if (!vm__is_pooled(r, nr_pages)) {
         vm__lazy_put(t, page, nr_pages);
         return;

@@ -8,8 +8,11 @@
  */
 #include "cache.h"
 
-static vm_thread nobody = {.attachment = UINT64_MAX, .fast_attachment = UINT64_MAX};
+static vm_thread nobody = {.attachment = UINT64_MAX, .hit.key = VM_HIT_KEY_NOBODY};
 _Thread_local vm_thread *vm__current __attribute__((tls_model("initial-exec"))) = &nobody;
+/* The same for programs that hit by themselves; a name of its own, so that what the core itself uses is its own. */
+extern VM_API _Thread_local vm_thread *vm_inline_thread
+    __attribute__((tls_model("initial-exec"), alias("vm__current")));
 static _Thread_local vm_thread *my_threads; /* this thread in each of its regions */
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static pthread_key_t exit_key;
@@ -17,20 +20,21 @@ static pthread_key_t exit_key;
 static void fill_thread(vm_thread *t, uint32_t index, uint64_t state)
 {
     vm_region *r = t->region;
+    vm__ring_close(t);
     t->region = r;
     t->index = index;
     t->slot = &r->map.slots[index];
-    t->magazine = t->slot->magazine;
     uint32_t incarnation = (uint32_t)(state >> 32) & VM_INC_MASK;
     t->token = vm__token(index, incarnation);
     t->busy = vm__word(VM_BUSY, VM_WORD_DIRTY, 0, r->process, r->process_inc);
     t->cached = vm__word(VM_CACHED, VM_WORD_DIRTY, 0, index, incarnation);
-    t->flip = t->busy ^ t->cached;
     t->moving = vm__word(VM_MOVING, VM_WORD_DIRTY, 0, index, incarnation);
     t->purging = vm__word(VM_PURGING, VM_WORD_DIRTY, 0, index, incarnation);
     t->common = index < vm__first_thread(r);
     t->fast_pages = !t->common && r->design->has_magazines ? VM_POOL_PAGES_MAX : 0;
+    t->hit = (vm_hit_thread){VM_HIT_KEY_NOBODY, t->slot->magazine, t->busy, t->cached, t->busy ^ t->cached, {0}};
     vm__magazine_init(t);
+    vm__recording_note(r, index);
 }
 
 /* Before a slot's first use, so that whoever looks for used ones finds it. */
@@ -97,7 +101,7 @@ static bool claim_thread(vm_thread *t)
 }
 
 /* Where t has a slot of its own, the hit paths are open to it. */
-static void open_fast_paths(vm_thread *t) { t->fast_attachment = t->fast_pages ? t->attachment : UINT64_MAX; }
+static void open_hits(vm_thread *t) { t->hit.key = t->fast_pages ? vm__hit_key(t->attachment) : VM_HIT_KEY_NOBODY; }
 
 /* A thread that found every slot taken has looked at all of them. One may be free by now: now and then look at a few. */
 static void ask_again(vm_thread *t)
@@ -107,7 +111,7 @@ static void ask_again(vm_thread *t)
         return;
     for (uint32_t i = 0; i < VM_THREAD_ASK_SLOTS && i < nr; i++)
         if (claim_slot(t, first + t->ask_at++ % nr)) {
-            open_fast_paths(t);
+            open_hits(t);
             return;
         }
 }
@@ -119,6 +123,9 @@ static void leave_region(vm_thread *t)
     if (t->common || !(state & 1) || (state >> 32 & VM_INC_MASK) != vm__token_inc(t->token))
         return; /* none of its own, or retired: another thread of ours is detaching the region */
     bool is_empty = vm__magazine_flush_all(t);
+    vm__ring_look(t);
+    vm__event(t, VM_EVENT_DETACH, vm__pid(), 0);
+    vm__ring_close(t);
     vm__free_slot(r, t->index, state);
     if (!is_empty) /* a drainer was at it; what it leaves is found by the words */
         VM_PUT(&r->map.h->purge_needs_scan, 1);
@@ -130,7 +137,6 @@ void vm__give_up_slot(vm_thread *t)
 {
     vm_region *r = t->region;
     leave_region(t);
-    t->fast_attachment = UINT64_MAX;
     t->may_not_ask = true;
     fill_thread(t, r->process, VM_ACQUIRE(&r->map.slots[r->process].state));
 }
@@ -145,6 +151,7 @@ static void thread_exits(void *unused)
         my_threads = t->next;
         if (vm__is_registered(t->region, t->attachment))
             leave_region(t);
+        vm__ring_close(t);
         vm__private_free(t, sizeof *t);
     }
     vm__registry_unlock();
@@ -162,6 +169,7 @@ static void forget_detached(void)
             continue;
         }
         *at = t->next;
+        vm__ring_close(t);
         vm__private_free(t, sizeof *t);
     }
     vm__registry_unlock();
@@ -175,13 +183,17 @@ static void find_slot(vm_thread *t)
 
 void vm__thread_borrow(vm_region *r, vm_thread *t)
 {
-    *t = (vm_thread){.region = r, .attachment = r->attachment, .fast_attachment = UINT64_MAX, .may_not_ask = true};
+    *t = (vm_thread){.region = r, .attachment = r->attachment, .may_not_ask = true};
     find_slot(t);
     if (!t->common)
         VM_OR(&t->slot->state, VM_SLOT_HELPER);
 }
 
-void vm__thread_return(vm_thread *t) { leave_region(t); }
+void vm__thread_return(vm_thread *t)
+{
+    leave_region(t);
+    vm__ring_close(t);
+}
 
 static vm_thread *join_region(vm_region *r)
 {
@@ -192,7 +204,7 @@ static vm_thread *join_region(vm_region *r)
     t->region = r;
     find_slot(t);
     t->attachment = r->attachment;
-    open_fast_paths(t);
+    open_hits(t);
     t->next = my_threads;
     my_threads = t;
     pthread_setspecific(exit_key, t);
@@ -228,6 +240,7 @@ void vm__enter(vm_thread *t)
         ask_again(t);
     if (vm_unlikely(t->common))
         vm__mutex_lock(t->region, &t->region->common_mutex, VM_RANK_COMMON);
+    vm__ring_look(t);
 }
 void vm__leave(vm_thread *t)
 {

@@ -5,7 +5,7 @@
  *   magazine -> pool (this CPU's node, then neighbours) -> warm (freed ranges, by size) -> space
  *            -> make room (vm__make_room(), cheapest first, a retry after each) -> ENOSPC
  *
- * The magazine step is here, inline, because it is the hot path: plain stores, no locked
+ * The magazine step is the hot path, in vmalloc_inline.h: plain stores, no locked
  * instruction, between an entry and an exit mark that let a neighbour drain this slot safely
  * (magazine.c). Everything below it is a station of its own.
  *
@@ -51,7 +51,7 @@ static int take_warm(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, bool
     uint32_t got = vm__warm_take(t, nr_pages, align_pages, most, is_own, pages, &len);
     if (!got)
         return -ENOSPC;
-    if (got == most && nr_pages <= t->fast_pages && t->cap[nr_pages])
+    if (got == most && nr_pages <= t->fast_pages && t->hit.cap[nr_pages])
         vm__magazine_grow(t, nr_pages);
     vm__hand_out(t, pages[0], len, false, out);
     vm__magazine_keep(t, nr_pages, got - 1, pages + 1);
@@ -164,7 +164,7 @@ static int cut_whole(vm_thread *t, uint64_t whole, unsigned flags, vm_range *out
 static bool take_whole(vm_thread *t, uint64_t whole, vm_range *out, vm_level *level)
 {
     *level = VM_LEVEL_MAGAZINE;
-    if (vm__magazine_count(VM_RELAXED(&t->magazine[whole].header)) && vm__magazine_take(t, whole, 1, out))
+    if (vm__magazine_count(VM_RELAXED(&t->hit.magazine[whole].header)) && vm__magazine_take(t, whole, 1, out))
         return true;
     return vm__magazine_refill(t, whole, 1, true, out, level) == 0;
 }
@@ -224,6 +224,15 @@ int vm__make_room(vm_thread *t, uint64_t nr_pages, int attempt, unsigned flags)
     return rc ? rc : vm__purge(t, flags | VM_PURGE_FULL, &pages);
 }
 
+static void record_request(vm_thread *t, int rc, uint64_t nr_pages, uint64_t align_pages, const vm_range *out)
+{
+    uint64_t align = (uint64_t)__builtin_ctzll(align_pages) << VM_EVENT_ALIGN_SHIFT;
+    if (rc == 0)
+        vm__event_slow(t, VM_EVENT_ALLOC, out->page, out->nr_pages, align | (uint64_t)t->level << VM_EVENT_LEVEL_SHIFT);
+    else
+        vm__event_slow(t, VM_EVENT_FAILED, 0, nr_pages, align);
+}
+
 int vm__alloc_slow(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out)
 {
     vm_region *r = t->region;
@@ -246,6 +255,8 @@ int vm__alloc_slow(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsign
         vm__count(&t->slot->nr_failed);
     if (rc == 0)
         vm__charge(r, out->nr_pages);
+    if (vm_unlikely(t->ring))
+        record_request(t, rc, nr_pages, align_pages, out);
     vm__leave(t);
     return rc;
 }
@@ -260,52 +271,29 @@ static bool take_here(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_
 {
     vm_region *r = t->region;
     uint64_t page;
+    if (nr_pages <= VM_POOL_PAGES_MAX && !t->common)
+        vm__ring_look(t);
     if (nr_pages > VM_POOL_PAGES_MAX || t->common || VM_RELAXED(&r->map.h->quota_pages) || vm__health(r)
         || !r->design->kept->take_here(t, nr_pages, align_pages, &page))
         return false;
     vm__count(&t->slot->nr_alloc);
     vm__count_served(t, VM_LEVEL_SLAB);
     vm__hand_out(t, page, nr_pages, false, out);
+    if (vm_unlikely(t->ring))
+        record_request(t, 0, nr_pages, align_pages, out);
     return true;
 }
 
-/* The hit: a ready range from this thread's magazine, which its caller has seen to be the region's. */
-static inline __attribute__((always_inline)) bool hit(vm_thread *t, const vm_region *r, uint64_t nr_pages,
-                                                      vm_taken *got)
-{
-    vm_magazine *m = &t->magazine[nr_pages];
-    uint64_t header = VM_RELAXED(&m->header), number = header >> 8;
-    VM_PUT(&m->mark, VM_MAGAZINE_TAKING);
-    __atomic_signal_fence(__ATOMIC_SEQ_CST); /* the drainer's membarrier is the other half */
-    uint64_t page = VM_RELAXED(vm__magazine_top(m, header));
-    if (vm_unlikely(VM_PLAIN(&t->slot->drain) || page + nr_pages > r->map.nr_pages || vm__number_is_spent(number)))
-        goto missed;
-    vm_head *head = &r->map.heads[page];
-    vm_word cached = vm__cached(t, nr_pages);
-    if (vm_unlikely(VM_PLAIN(&head->word) != cached))
-        goto missed;
-    uint64_t id = number << VM_ID_SIZE_BITS | nr_pages;
-    VM_PUT(&head->aux, id);
-    VM_STORE(&head->word, cached ^ t->flip);
-    __atomic_signal_fence(__ATOMIC_SEQ_CST);
-    VM_STORE(&m->header, header + (1 << 8) - 1); /* the next number, one range less */
-    *got = (vm_taken){page, id};
-    return true;
-missed:
-    VM_STORE(&m->header, header);
-    return false;
-}
-
-/* As the hit, of a rounded size. */
+/* As the hit, of a rounded size; who records takes it the slow way. */
 static __attribute__((noinline, cold)) bool hit_whole(vm_thread *t, const vm_region *r, uint64_t nr_pages,
                                                       vm_range *out)
 {
-    if (t->fast_attachment != r->fast_attachment || nr_pages <= VM_FLOW_PAGES)
+    if (t->hit.key != r->hit_key || nr_pages <= VM_FLOW_PAGES)
         return false;
     uint64_t most = vm__longest_ready_for(r, nr_pages);
     vm_taken got;
     for (uint64_t n = vm__whole_pages(nr_pages); n <= most; n = vm__whole_pages(n + 1))
-        if (vm__magazine_count(VM_RELAXED(&t->magazine[n].header)) && hit(t, r, n, &got)) {
+        if (vm__magazine_count(VM_RELAXED(&t->hit.magazine[n].header)) && vm__hit_take(&t->hit, &r->hit, n, 0, &got)) {
             *out = (vm_range){got.page, n, got.id, false};
             return true;
         }
@@ -332,14 +320,27 @@ static __attribute__((noinline, cold)) int alloc_checked(vm_region *r, uint64_t 
     return vm__alloc_slow(t, nr_pages, align_pages, flags, out);
 }
 
-/* Larger alignments go the checked way. */
-int vm_alloc(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out)
+/* While this thread records: a hit that is written down. */
+static __attribute__((noinline)) int alloc_recorded(vm_region *r, uint64_t nr_pages, uint64_t align_pages,
+                                                    unsigned flags, vm_range *out)
 {
     vm_thread *t = vm__current;
     vm_taken got;
-    if (vm_unlikely(t->fast_attachment != r->fast_attachment || nr_pages > VM_POOL_PAGES_MAX || align_pages != 1))
+    if (t->recorded_key != r->hit_key || nr_pages > VM_POOL_PAGES_MAX || align_pages != 1
+        || !vm__hit_take(&t->hit, &r->hit, nr_pages, t->quiet, &got))
         return alloc_checked(r, nr_pages, align_pages, flags, out);
-    if (vm_unlikely(!hit(t, r, nr_pages, &got)))
+    *out = (vm_range){got.page, nr_pages, got.id, false};
+    return vm__event_hit(t, VM_EVENT_ALLOC, got.page, nr_pages);
+}
+
+/* Larger alignments go the checked way. */
+int vm_alloc(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out)
+{
+    const vm_hit_thread *t = &vm__current->hit;
+    vm_taken got;
+    if (vm_unlikely(t->key != r->hit_key || nr_pages > VM_POOL_PAGES_MAX || align_pages != 1))
+        return alloc_recorded(r, nr_pages, align_pages, flags, out);
+    if (vm_unlikely(!vm__hit_take(t, &r->hit, nr_pages, 0, &got)))
         return alloc_checked(r, nr_pages, 1, flags, out);
     *out = (vm_range){got.page, nr_pages, got.id, false};
     return 0;
@@ -348,16 +349,16 @@ int vm_alloc(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned fla
 static __attribute__((noinline, cold)) vm_taken take_checked(vm_region *r, uint64_t nr_pages)
 {
     vm_range got;
-    int rc = alloc_checked(r, nr_pages, 1, 0, &got);
+    int rc = alloc_recorded(r, nr_pages, 1, 0, &got);
     return rc ? (vm_taken){(uint64_t)-rc, 0} : (vm_taken){got.page, got.id};
 }
 
 vm_taken vm_take(vm_region *r, uint64_t nr_pages)
 {
-    vm_thread *t = vm__current;
+    const vm_hit_thread *t = &vm__current->hit;
     vm_taken got;
-    if (vm_unlikely(t->fast_attachment != r->fast_attachment || nr_pages > VM_POOL_PAGES_MAX)
-        || vm_unlikely(!hit(t, r, nr_pages, &got)))
+    if (vm_unlikely(t->key != r->hit_key || nr_pages > VM_POOL_PAGES_MAX)
+        || vm_unlikely(!vm__hit_take(t, &r->hit, nr_pages, 0, &got)))
         return take_checked(r, nr_pages);
     return got;
 }
@@ -368,5 +369,5 @@ void vm_fail_every(vm_region *r, uint64_t nth)
 {
     r->fail_every = nth;
     r->nr_requests = 0;
-    r->fast_attachment = vm__fast_attachment(r);
+    vm__set_hit_keys(r);
 }

@@ -76,6 +76,8 @@ int vm_alloc_congruent(vm_region *r, size_t n, const uint64_t *offsets, const ui
         if (rc == 0)
             rc = try_congruent(t, n, offsets, nr_pages, align_pages, total, out);
     }
+    for (size_t i = 0; rc == 0 && i < n; i++)
+        vm__event(t, VM_EVENT_ALLOC, out[i].page, out[i].nr_pages);
     vm__leave(t);
     return rc;
 }

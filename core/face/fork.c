@@ -176,7 +176,7 @@ static void in_child(void)
         r->process = r->heir.process;
         r->process_inc = r->heir.process_inc;
         r->attachment = vm__new_attachment();
-        r->fast_attachment = vm__fast_attachment(r);
+        vm__set_hit_keys(r);
         *r->wiped = 1;
         if (r->process < VM_PROCESSES)
             VM_PUT(&r->map.processes[r->process].pid, vm__pid());

@@ -105,14 +105,18 @@ static void purge_if_due(vm_thread *t, uint64_t nr_pages)
 static bool put_here(vm_thread *t, uint64_t page, uint64_t id)
 {
     vm_region *r = t->region;
+    if (!t->common)
+        vm__ring_look(t);
     const vm_head *head = &r->map.heads[page];
     uint64_t nr_pages = vm__id_pages(id);
     if (nr_pages - 1 >= VM_POOL_PAGES_MAX || t->common || r->map.flags & VM_FLAG_HARDENED || vm__health(r)
         || VM_RELAXED(&head->word) != vm__busy(t, nr_pages) || VM_RELAXED(&head->aux) != id
         || !vm__is_within(r, page, nr_pages))
         return false;
-    if (r->design->kept->put_here(t, nr_pages, page))
+    if (r->design->kept->put_here(t, nr_pages, page)) {
+        vm__event(t, VM_EVENT_FREE, page, nr_pages);
         return true;
+    }
     vm__helpers_resume_if_missing();
     vm__enter(t);
     vm__release(t, page, nr_pages);
@@ -161,26 +165,20 @@ int vm_free_kept(vm_region *r, uint64_t page, uint64_t id, unsigned flags, vm_ra
     return rc;
 }
 
-/* The hit: a range only this process holds, into this thread's magazine. It needs no mark against a
- * drainer: that one writes to no magazine, and takes only ranges whose words say CACHED already. */
-int vm_free(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
+/* While this thread records: a hit that is written down. */
+static __attribute__((noinline)) int free_recorded(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
 {
     vm_thread *t = vm__current;
-    uint64_t nr_pages = vm__id_pages(id);
-    if (vm_unlikely(t->fast_attachment != r->fast_attachment || page >= r->map.nr_pages
-                    || nr_pages > VM_POOL_PAGES_MAX))
+    if (t->recorded_key != r->hit_key || VM_RELAXED(&t->slot->recording) != t->quiet >> VM_DISTURBED_SHIFT
+        || !vm__hit_free(&t->hit, &r->hit, page, id))
         return free_checked(r, page, id, flags);
-    vm_head *head = &r->map.heads[page];
-    vm_word busy = vm__busy(t, nr_pages);
-    if (vm_unlikely(VM_PLAIN(&head->word) != busy || VM_PLAIN(&head->aux) != id))
-        return free_checked(r, page, id, flags);
-    vm_magazine *m = &t->magazine[nr_pages];
-    uint64_t header = VM_RELAXED(&m->header);
-    uint32_t count = (uint8_t)header;
-    if (vm_unlikely(count >= t->cap[nr_pages]))
-        return free_checked(r, page, id, flags);
-    VM_STORE(&head->word, busy ^ t->flip);
-    VM_PUT(&m->page[count], (uint32_t)page);
-    VM_STORE(&m->header, header + 1);
-    return 0;
+    return vm__event_hit(t, VM_EVENT_FREE, page, vm__id_pages(id));
+}
+
+int vm_free(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
+{
+    const vm_hit_thread *t = &vm__current->hit;
+    if (vm_unlikely(t->key != r->hit_key))
+        return free_recorded(r, page, id, flags);
+    return vm_likely(vm__hit_free(t, &r->hit, page, id)) ? 0 : free_checked(r, page, id, flags);
 }

@@ -129,7 +129,8 @@ static int prepare_private(vm_region *r)
         return -ENOMEM;
     *r->wiped = 1;
     r->attachment = vm__new_attachment();
-    r->fast_attachment = vm__fast_attachment(r);
+    r->hit = (vm_hit_region){0, r->map.heads, r->map.nr_pages};
+    vm__set_hit_keys(r);
     r->lock_timeout_ns = VM_LOCK_TIMEOUT_S * 1000000000ull;
     r->can_drain = vm__can_drain();
     pthread_mutex_init(&r->holder_mutex, NULL);
@@ -229,7 +230,7 @@ int vm_create(const vm_options *options, vm_region **out)
     if (rc == 0)
         rc = vm__note_file(r);
     if (rc == 0)
-        rc = vm__pages_map(r->fd, h.total_bytes, false, &base);
+        rc = vm__pages_map(r->fd, vm__mapped_bytes(&h), false, &base);
     if (rc == 0) {
         point(r, base, &h);
         write_header(r, &h);
@@ -268,7 +269,7 @@ static int attach(int fd, bool readonly, bool is_given, vm_region **out)
     if (rc == 0 && !is_allowed && !is_given)
         rc = -EACCES;
     if (rc == 0)
-        rc = vm__pages_map(r->fd, h.total_bytes, readonly, &base);
+        rc = vm__pages_map(r->fd, vm__mapped_bytes(&h), readonly, &base);
     if (rc == 0) {
         vm__lay_out(&h); /* level offsets are ours, not the file's */
         point(r, base, &h);
@@ -311,6 +312,7 @@ int vm_detach(vm_region *r)
     vm_thread *t = vm__thread(r);
     if (t && vm__health(r) == 0) {
         uint64_t state = VM_ACQUIRE(&r->map.processes[r->process].state);
+        vm__recording_end_of_dead(r, true);
         vm__give_up_slot(t);
         vm__start_leaving(r, t);
         vm__enter(t);

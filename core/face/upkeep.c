@@ -27,6 +27,8 @@ static int give_back(vm_region *r, unsigned flags, uint64_t *pages_returned)
     }
     if (rc == 0)
         rc = vm__purge(t, flags, &pages);
+    if (flags & VM_PURGE_FULL)
+        vm__event(t, VM_EVENT_SHRINK, 0, pages);
     vm__leave(t);
     if (rc == 0 && pages_returned)
         *pages_returned = pages;

@@ -58,6 +58,9 @@ static int return_to_space(vm_thread *t, vm_batch *b, unsigned flags)
         uint64_t may_clean = VM_CLEAN_TURN_PAGES;
         for (size_t k = 0; k < n; k++, i++) {
             vm__space_put(t, b->piece[i].page, b->piece[i].nr_pages, dirty[k], &may_clean);
+            if (!dirty[k])
+                vm__event(t, VM_EVENT_DISCARD, b->piece[i].page, b->piece[i].nr_pages);
+            b->runs_returned++;
             b->pages_returned += b->piece[i].nr_pages;
         }
         VM_PUT(&r->map.h->nr_discards, r->map.h->nr_discards + (keeps_pages ? 0 : n));
@@ -168,6 +171,7 @@ int vm__purge(vm_thread *t, unsigned flags, uint64_t *pages_returned)
         sink_peak(t, r->map.flags & VM_FLAG_NO_DATA ? UINT64_MAX : vm__headroom_pages(r), 0);
     VM_PUT(&r->map.h->nr_purges, r->map.h->nr_purges + 1);
     VM_PUT(&r->map.h->nr_purged_pages, r->map.h->nr_purged_pages + b.pages_returned);
+    vm__event(t, VM_EVENT_PURGE, b.runs_returned, b.pages_returned);
     vm__unlock(t, &r->map.h->purge_lock);
     free(b.piece);
     if (pages_returned)
@@ -189,6 +193,8 @@ static uint64_t end_step(vm_thread *t, vm_batch *b, bool gave_back)
         if (h->nr_steps % VM_PEAK_SINK_STEPS == 0) /* a free may be at it: no files are read */
             sink_peak(t, VM_RELAXED(&h->granted_pages), VM_NO_WAIT);
     }
+    if (pages)
+        vm__event(t, VM_EVENT_PURGE, b->runs_returned, pages);
     vm__unlock(t, &h->purge_lock);
     free(b->piece);
     return pages;
@@ -243,6 +249,8 @@ bool vm__purge_is_behind(vm_region *r)
 void vm__count_tick(vm_thread *t, uint64_t decayed_pages)
 {
     vm_header *h = t->region->map.h;
+    if (decayed_pages)
+        vm__event(t, VM_EVENT_DECAY, 0, decayed_pages);
     if (!vm__trylock(t, &h->purge_lock))
         return;
     VM_PUT(&h->nr_ticks, h->nr_ticks + 1);

@@ -13,6 +13,7 @@
  *      Everything found becomes lazy, still warm;
  *   4. leases of the dead get a deadline (lease.c);
  *   5. the process slot is free again, under the next incarnation.
+ * A recording of the dead ends before step 3.
  * docs/recovery.md ties this to the model in tests/spin.
  */
 #include "mend.h"
@@ -36,8 +37,9 @@ static void mend_tables(vm_thread *t, unsigned flags)
 }
 
 /* Steps 1 and 2 for every dead process we can claim. Returns how many. */
-static uint32_t claim_dead(vm_region *r, const vm_tie *tie, bool claimed[VM_PROCESSES])
+static uint32_t claim_dead(vm_thread *t, const vm_tie *tie, bool claimed[VM_PROCESSES])
 {
+    vm_region *r = t->region;
     uint32_t nr = 0;
     memset(claimed, 0, VM_PROCESSES * sizeof *claimed); /* more slots may be used by the time they are released */
     for (uint32_t p = 0; p < vm__high_process(r); p++) {
@@ -52,6 +54,7 @@ static uint32_t claim_dead(vm_region *r, const vm_tie *tie, bool claimed[VM_PROC
         VM_PUT(&r->map.h->purge_needs_scan, 1);
         vm__retire_threads(r, p, NULL);
         VM_STORE(&r->map.processes[p].state, state >> 32 << 32 | VM_PROCESS_DYING);
+        vm__event(t, VM_EVENT_DIE, VM_RELAXED(&r->map.processes[p].pid), p);
         claimed[p] = true;
         nr++;
     }
@@ -89,9 +92,13 @@ int vm__recover_dead(vm_thread *t, unsigned flags, uint64_t *pages)
         return -EAGAIN;
     uint64_t before = VM_ACQUIRE(&r->map.h->nr_recovered);
     if (may_be_dead(r) && vm__tie(r, &tie) == 0) {
-        if (claim_dead(r, &tie, claimed)) {
+        uint32_t nr = claim_dead(t, &tie, claimed);
+        if (nr) {
+            vm__recording_end_of_dead(r, false);
+            vm__ring_look(t); /* perhaps it was what we follow */
             mend_tables(t, flags & VM_LOCK_FLAGS);
             rc = vm__purge_scan(t, flags & VM_LOCK_FLAGS, release_slots, claimed);
+            vm__event(t, VM_EVENT_RECOVER, nr, VM_ACQUIRE(&r->map.h->nr_recovered) - before);
         }
         vm__untie(r, &tie); /* and with it every claim */
     }

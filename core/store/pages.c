@@ -110,6 +110,11 @@ int vm__pages_view(int fd, uint64_t offset, uint64_t bytes, bool readonly, vm_vi
     return 0;
 }
 
+int vm__pages_keep_from_children(const vm_view *view)
+{
+    return madvise(view->base, view->bytes, MADV_DONTFORK) < 0 ? -errno : 0;
+}
+
 void vm__pages_unview(vm_view *view) { munmap(view->base, view->bytes); }
 
 int vm__pages_read(int fd, uint64_t offset, uint64_t bytes, void *out)
@@ -137,18 +142,22 @@ static int discard_locked(void *at, uint64_t bytes)
     return rc;
 }
 
+/* A shared mapping's pages; they read as zeros afterwards. Idempotent. */
+int vm__pages_remove(void *at, uint64_t bytes)
+{
+    VM_FAULT();
+    if (madvise(at, bytes, MADV_REMOVE) == 0)
+        return 0;
+    return errno == EINVAL ? discard_locked(at, bytes) : -errno;
+}
+
 /* Return the pages to the system; they read as zeros afterwards. Through the mapping: a number may be another file's by
  * now. Idempotent. */
 int vm__pages_discard(vm_region *r, uint64_t page, uint64_t nr_pages)
 {
     if (r->map.flags & VM_FLAG_NO_DATA)
         return 0;
-    VM_FAULT();
-    void *at = r->map.data + (page << r->map.page_shift);
-    uint64_t bytes = nr_pages << r->map.page_shift;
-    if (madvise(at, bytes, MADV_REMOVE) == 0)
-        return 0;
-    return errno == EINVAL ? discard_locked(at, bytes) : -errno;
+    return vm__pages_remove(r->map.data + (page << r->map.page_shift), nr_pages << r->map.page_shift);
 }
 
 #ifndef MADV_POPULATE_WRITE

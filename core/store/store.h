@@ -15,6 +15,7 @@ int vm__pages_create(const char *name, uint64_t bytes, int *fd);
 int vm__pages_open(int fd, int *own, vm_header *h, uint64_t *file_bytes, bool *is_allowed);
 int vm__pages_map(int fd, uint64_t bytes, bool readonly, void **base);
 void vm__pages_unmap(void *base, uint64_t bytes);
+int vm__pages_remove(void *at, uint64_t bytes);
 int vm__pages_discard(vm_region *r, uint64_t page, uint64_t nr_pages);
 /* A few bytes of the region, mapped for a moment; and bytes copied out without a mapping. */
 typedef struct vm_view {
@@ -23,6 +24,7 @@ typedef struct vm_view {
     uint64_t bytes;
 } vm_view;
 int vm__pages_view(int fd, uint64_t offset, uint64_t bytes, bool readonly, vm_view *out);
+int vm__pages_keep_from_children(const vm_view *view);
 void vm__pages_unview(vm_view *view);
 int vm__pages_read(int fd, uint64_t offset, uint64_t bytes, void *out);
 int vm__pages_populate(vm_region *r, uint64_t page, uint64_t nr_pages); /* resident, contents as they were */

@@ -163,6 +163,17 @@ cdef extern from "vmalloc.h" nogil:
     void vm_monitor_look(const vm_region *r, vm_monitored *out)
     void vm_monitor_pools(const vm_region *r, uint32_t node, uint32_t *nr_ranges)
     void vm_survey_look(const vm_region *r, vm_survey *out)
+    enum:
+        VM_EVENT_RING
+
+    ctypedef struct vm_recorder:
+        pass
+    int vm_record_start(vm_region *r, c_bool exact, vm_recorder **out)
+    void vm_record_clock(uint64_t *ns, uint64_t *ticks)
+    uint32_t vm_record_slots(const vm_recorder *rec)
+    uint32_t vm_record_read(vm_recorder *rec, uint32_t slot, uint32_t room, uint64_t *out, uint64_t *lost)
+    void vm_record_stop(vm_recorder *rec)
+    void vm_record_end(vm_recorder *rec)
     int vm_walk(vm_region *r, int (*each)(void *, const vm_range_info *) noexcept nogil, void *arg)
     int vm_check(vm_region *r, c_bool at_rest, void (*say)(void *, const char *) noexcept nogil, void *arg)
     int vm_repair(vm_region *r, void (*say)(void *, const char *) noexcept nogil, void *arg)

@@ -42,8 +42,10 @@ LEVELS = ("magazine", "slab", "pool", "neighbour", "lazy", "space")
 pool, warm ranges, free space."""
 
 # a region's format
-FORMAT = 6
+FORMAT = 7
 """Raised by every change after which another version could misread a region."""
+INLINE_LAYOUT = 1
+"""Raised by every change of what a C program that was compiled with vmalloc_inline.h knows of a library."""
 PROCESSES_MAX = 1023
 """Process slots that processes can have, at most; one more is the region's own, for names."""
 PROCESSES_FEW = 255
@@ -255,6 +257,29 @@ SURVEY_LARGEST_MAX = 64
 """So many of the largest ranges a look at all words tells."""
 MONITOR_SHARE = 400
 """Looks at all words take at most one such part of a core: the slower one is, the later comes the next."""
+
+# recordings of our own events
+EVENTS = (
+    "stamp",
+    "alloc",
+    "free",
+    "failed",
+    "refill",
+    "overflow",
+    "purge",
+    "decay",
+    "shrink",
+    "discard",
+    "attach",
+    "detach",
+    "die",
+    "recover",
+)
+"""What a ring holds, by number from 1 on; four bits."""
+EVENT_RING = 1 << 14
+"""Events in each thread slot's ring; the oldest are overwritten."""
+EVENT_BATCH = 256
+"""One in so many events of a ring is a stamp: the time and the CPU of what follows."""
 
 # hardened regions
 GUARD_RECORD_BYTES = 256

@@ -39,6 +39,7 @@ from vmalloc.stats import PER_CPU, PRESSURE_SOURCES, PRESSURES, Holder, ProcessS
 
 if TYPE_CHECKING:
     from vmalloc.adapters.numpy_memory import NumpyArrays
+    from vmalloc.lab.record_region import RegionRecorder
 
 stand_in.has_stand_in([])  # imported here: when a load fails there may be no descriptor left to import it by
 
@@ -255,6 +256,21 @@ class RegionBase(CoreRegion):
         if nr_pages > self._nr_recovered_told:
             new, self._nr_recovered_told = nr_pages - self._nr_recovered_told, nr_pages
             log(INFO, "%d pages of processes that died were recovered, %d in all", new, nr_pages)
+
+    def record(self, path: str | os.PathLike[str], *, exact: bool = False) -> RegionRecorder:
+        """Record what all attached processes do here from now on: a context manager.
+
+            with region.record("run.parquet"):
+                ...
+
+        Each alloc, free, refill, overflow, purge and recovery, as a columnar file for `vmalloc replay` and
+        `vmalloc report`. Threads write into rings of their own, which are read here meanwhile; what was
+        overwritten before is counted in the file. `exact`: each event bears its own time, else that of its
+        batch. Needs the extra `lab`. Raises RegionBusy if somebody records this region already.
+        """
+        from vmalloc.lab.record_region import RegionRecorder
+
+        return RegionRecorder(self, path, exact=exact)
 
     def ranges(self) -> list[Range]:
         """Every range in address order: a consistent picture of the boundaries at one moment."""

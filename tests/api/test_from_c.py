@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""The C example, built through pkg-config as a user does, beside Python on one array."""
+"""The C examples, built through pkg-config as a user does, one of them beside Python on one array."""
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +15,13 @@ import pytest
 
 import vmalloc
 
-SOURCE = Path(__file__).parents[2] / "examples" / "13_from_c.c"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+C = ["cc", "-std=c11"]
+STRICT = ["-O2", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    to = tmp_path_factory.mktemp("from-c") / "from_c"
+def built(source: Path, to: Path, compiler: list[str], *first: str) -> Path:
+    """`first` comes before what pkg-config says: other folders of headers."""
     lib = Path(vmalloc.get_include()).parent / "lib"
     asked = subprocess.run(
         ["pkg-config", "--cflags", "--libs", "vmalloc"],
@@ -27,9 +30,13 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text=True,
         check=True,
     )
-    flags = ["-std=c11", "-Wall", "-Wextra", "-Werror", *asked.stdout.split()]
-    subprocess.run(["cc", SOURCE, *flags, "-o", to], check=True)
+    subprocess.run([*compiler, *STRICT, *first, source, *asked.stdout.split(), "-o", to], check=True)
     return to
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built(EXAMPLES / "13_from_c.c", tmp_path_factory.mktemp("from-c") / "from_c", C)
 
 
 def run(program: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -92,3 +99,93 @@ def test_what_the_example_cannot_use_is_one_line(program: Path, name: str, says:
 def test_no_such_region_is_one_line(program: Path) -> None:
     done = run(program, "no region is called so", "x")
     assert done.stderr == "no region is called so: no live range, name or region of that kind\n"
+
+
+# ---- vmalloc_inline.h ----
+
+WITHOUT_A_CALL = EXAMPLES / "18_without_a_call.c"
+
+#: calls of the library that a program makes are counted by the linker's --wrap
+COUNTING = """
+#include <vmalloc.h>
+#include <stdio.h>
+static unsigned takes, frees;
+vm_taken __real_vm_take(vm_region *, uint64_t);
+vm_taken __wrap_vm_take(vm_region *r, uint64_t nr_pages) { takes++; return __real_vm_take(r, nr_pages); }
+int __real_vm_free(vm_region *, uint64_t, uint64_t, unsigned);
+int __wrap_vm_free(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
+{
+    frees++;
+    return __real_vm_free(r, page, id, flags);
+}
+__attribute__((destructor)) static void tell(void)
+{
+    printf("called for %u takes, %u frees\\n", takes, frees);
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def counting(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Arguments of a compiler with which a program says how often it called the library."""
+    source = tmp_path_factory.mktemp("counting") / "counting.c"
+    source.write_text(COUNTING)
+    to = source.with_suffix(".o")
+    subprocess.run([*C, "-c", source, f"-I{vmalloc.get_include()}", "-o", to], check=True)
+    return [str(to), "-Wl,--wrap=vm_take", "-Wl,--wrap=vm_free"]
+
+
+def test_a_hit_without_a_call_calls_nothing(tmp_path: Path, counting: list[str]) -> None:
+    done = run(built(WITHOUT_A_CALL, tmp_path / "program", C, *counting), "1000")
+    assert (done.returncode, done.stderr) == (0, "")
+    served, called = done.stdout.splitlines()
+    assert served == "999 of 1000 from the magazine"
+    takes, frees = map(int, re.findall(r"\d+", called))
+    assert takes == 1  # the first is no hit
+    assert frees < 10  # nor are those from which the magazine grows
+
+
+@pytest.mark.parametrize("standard", ["c++11", "c++20"])
+def test_cplusplus_compiles_it_too(tmp_path: Path, standard: str) -> None:
+    if not (compiler := shutil.which("c++")):
+        pytest.skip("there is no C++ compiler here")
+    done = run(built(WITHOUT_A_CALL, tmp_path / "program", [compiler, f"-std={standard}", "-xc++"]), "10")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "9 of 10 from the magazine\n", "")
+
+
+def other_headers(folder: Path, **changes: tuple[str, str]) -> Path:
+    """The headers as a version of another layout has them; `changes` of a file: what becomes what."""
+    shutil.copytree(vmalloc.get_include(), folder)
+    for stem, (pattern, replacement) in changes.items():
+        file = folder / f"{stem}.h"
+        text, nr = re.subn(pattern, replacement, file.read_text())
+        assert nr == 1
+        file.write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("number", ["VM_INLINE_LAYOUT", "VM_FORMAT"])
+def test_a_program_of_another_layout_calls_the_library(
+    tmp_path: Path, counting: list[str], number: str
+) -> None:
+    shuffled = (r"uint64_t busy, cached;", "uint64_t cached, busy;")
+    another = (rf"(?m)^    {number} = \d+,", f"    {number} = 77,")
+    headers = other_headers(tmp_path / "headers", vmalloc_facts=another, vmalloc_hit=shuffled)
+    done = run(built(WITHOUT_A_CALL, tmp_path / "program", C, f"-I{headers}", *counting), "1000")
+    assert (done.returncode, done.stderr) == (0, "")
+    served, called = done.stdout.splitlines()
+    assert served == "999 of 1000 from the magazine"
+    assert called == "called for 1000 takes, 1000 frees"
+
+
+def test_a_library_without_hits_for_programs_is_refused(tmp_path: Path) -> None:
+    program = built(WITHOUT_A_CALL, tmp_path / "program", C)
+    old = tmp_path / "old.c"
+    calls = re.findall(r"\bvm_\w+(?=\()", WITHOUT_A_CALL.read_text())
+    old.write_text("".join(f"int {name};\n" for name in {"vm_take", "vm_free", *calls}))
+    subprocess.run([*C, "-shared", "-fPIC", old, "-o", tmp_path / "libvmalloc.so"], check=True)
+    done = subprocess.run(
+        [program, "1"], env=os.environ | {"LD_LIBRARY_PATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert done.returncode == 127
+    assert "undefined symbol: vm_inline_thread" in done.stderr

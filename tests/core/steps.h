@@ -8,6 +8,7 @@
 /* ---- steps_ranges.c ---- */
 void hold(stage *s, uint64_t nr_pages, size_t count);
 void let_go(stage *s);
+void let_go_inline(stage *s);
 void let_go_and_keep(stage *s);
 void prefault(stage *s);
 void forget_the_floor(stage *s);
@@ -15,6 +16,7 @@ void harden(stage *s);
 void soften(stage *s);
 void warm_up(stage *s);
 void take_one(stage *s);
+void take_one_inline(stage *s);
 void forget_slots(stage *s);
 void empty_and_ask_for_much(stage *s);
 void have_a_run(stage *s);
@@ -182,5 +184,13 @@ void lift_all_limits(stage *s);
 void serve_as_helper(stage *s);
 void seem_to_have_a_helper(stage *s);
 void forget_the_helper(stage *s);
+void record(stage *s);
+void record_and_stop(stage *s);
+void record_twice(stage *s);
+void have_no_descriptor_to_spare(stage *s);
+void record_exactly(stage *s);
+void stop_recording(stage *s);
+void hold_forty_recorded(stage *s);
+void free_and_take_recorded(stage *s);
 
 #endif

@@ -245,7 +245,7 @@ void damage(stage *s)
     r->map.h->high_process = 0;
     r->map.h->next_id = VM_ID_BLOCK;
     for (uint32_t n = 1; n <= 3; n++) /* what this one keeps is in no magazine now */
-        vm__thread(r)->magazine[n].header &= ~0xffull;
+        vm__thread(r)->hit.magazine[n].header &= ~0xffull;
     for (uint32_t cpu = 0; cpu < r->map.nr_cpus; cpu++) {
         r->map.cpus[cpu].used[0] |= 1;
         r->map.cpus[cpu].slab[0].count = VM_SLAB_CAP + 1;

@@ -17,6 +17,13 @@ void let_go(stage *s)
     CHECK_EQ(vm_free_bulk(s->r, s->nr_held, s->held), 0);
     s->nr_held = 0;
 }
+void let_go_inline(stage *s)
+{
+    for (; s->nr_held; s->nr_held--) {
+        const vm_range *a = &s->held[s->nr_held - 1];
+        CHECK_EQ(vm_free_inline(s->r, a->page, a->id, 0), 0);
+    }
+}
 void let_go_and_keep(stage *s)
 {
     for (size_t i = 0; i < s->nr_held; i++) {
@@ -38,12 +45,12 @@ void forget_the_floor(stage *s) { s->r->map.h->floor_pages = 0; }
 void harden(stage *s)
 {
     s->r->map.flags |= VM_FLAG_HARDENED;
-    s->r->fast_attachment = vm__fast_attachment(s->r);
+    vm__set_hit_keys(s->r);
 }
 void soften(stage *s)
 {
     s->r->map.flags &= ~(uint32_t)VM_FLAG_HARDENED;
-    s->r->fast_attachment = vm__fast_attachment(s->r);
+    vm__set_hit_keys(s->r);
 }
 void warm_up(stage *s)
 {
@@ -51,6 +58,7 @@ void warm_up(stage *s)
     let_go(s);
 }
 void take_one(stage *s) { take(s->r, 1); }
+void take_one_inline(stage *s) { CHECK(vm_take_inline(s->r, 1).id != 0); }
 /* As in a region where no slot was used that is not used now. */
 void forget_slots(stage *s)
 {

@@ -2,6 +2,8 @@
 /* Steps: what a tick, a helper, quota and limits write. */
 #include "steps.h"
 
+#include <sys/resource.h>
+
 static bool always(vm_thread *t)
 {
     (void)t;
@@ -100,3 +102,50 @@ void seem_to_have_a_helper(stage *s)
     s->r->map.h->helper_beat_ns = vm__now_ns();
 }
 void forget_the_helper(stage *s) { s->r->map.h->helper = 0; }
+
+/* The survivor records, and with it everybody. */
+static vm_recorder *recorder;
+void record(stage *s) { CHECK_EQ(vm_record_start(s->r, false, &recorder), 0); }
+void record_exactly(stage *s) { CHECK_EQ(vm_record_start(s->r, true, &recorder), 0); }
+void stop_recording(stage *s)
+{
+    (void)s;
+    vm_record_end(recorder);
+}
+
+/* The victim records; there are two events of its own at least. */
+void record_and_stop(stage *s)
+{
+    uint64_t events[64], lost = 0;
+    record(s);
+    vm_record_stop(recorder);
+    CHECK(vm_record_read(recorder, vm__thread(s->r)->index, LENGTH(events) / 2, events, &lost) >= 2);
+    vm_record_end(recorder);
+}
+void record_twice(stage *s)
+{
+    record_and_stop(s);
+    record_and_stop(s);
+}
+
+void have_no_descriptor_to_spare(stage *s) /* so no ring can be had */
+{
+    (void)s;
+    CHECK_EQ(setrlimit(RLIMIT_NOFILE, &(struct rlimit){3, 3}), 0);
+}
+void hold_forty_recorded(stage *s)
+{
+    hold(s, 2, 40);
+    let_go(s);
+    hold(s, 2, 40);
+}
+/* Hits and what is none, more than a batch. */
+void free_and_take_recorded(stage *s)
+{
+    let_go(s);
+    for (int i = 0; i < VM_EVENT_BATCH; i++) {
+        vm_range a;
+        CHECK_EQ(vm_alloc(s->r, 2, 1, 0, &a), 0);
+        GIVE_BACK(s->r, a);
+    }
+}

@@ -6,9 +6,9 @@
 static vm_region *make(uint64_t nr_pages) { return MAKE(.nr_pages = nr_pages, .pools = VM_POOLS_MAGAZINE, SMALL); }
 static uint32_t nr_in_magazine(vm_region *r, uint64_t nr_pages)
 {
-    return vm__magazine_count(vm__thread(r)->magazine[nr_pages].header);
+    return vm__magazine_count(vm__thread(r)->hit.magazine[nr_pages].header);
 }
-static uint32_t cap_of(vm_region *r, uint64_t nr_pages) { return vm__thread(r)->cap[nr_pages]; }
+static uint32_t cap_of(vm_region *r, uint64_t nr_pages) { return vm__thread(r)->hit.cap[nr_pages]; }
 
 static void take_and_give_back(vm_region *r, uint64_t nr_pages, int count)
 {
@@ -283,7 +283,7 @@ static void a_stale_entry_is_skipped(void)
     vm_region *r = make(2000);
     vm_range a = take(r, 1), b = take(r, 1);
     GIVE_BACK(r, a);
-    vm_magazine *m = &vm__thread(r)->magazine[1];
+    vm_magazine *m = &vm__thread(r)->hit.magazine[1];
     m->page[0] = (uint32_t)b.page; /* a hint that lies: b is busy */
     vm_range c = take(r, 1);
     CHECK(c.page != b.page);

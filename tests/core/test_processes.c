@@ -221,7 +221,7 @@ static void a_file_that_is_no_region_is_refused(void)
         offsetof(vm_header, off_names),     offsetof(vm_header, off_leases),  offsetof(vm_header, off_bits),
         offsetof(vm_header, off_summaries), offsetof(vm_header, off_heads),   offsetof(vm_header, off_sharings),
         offsetof(vm_header, off_data),      offsetof(vm_header, off_slabs),   offsetof(vm_header, off_holders),
-        offsetof(vm_header, off_shelves),   offsetof(vm_header, total_bytes),
+        offsetof(vm_header, off_shelves),   offsetof(vm_header, total_bytes), offsetof(vm_header, off_rings),
     };
     for (size_t i = 0; i < LENGTH(offsets); i++) {
         *(uint64_t *)((char *)r->map.h + offsets[i]) += 4096;

@@ -109,7 +109,7 @@ static void a_hit_in_the_middle_keeps_the_count(void)
         GIVE_BACK(r, a);
     }
     uint64_t before = stats_of(r).nr_magazine_hit;
-    vm_magazine *m = &vm__thread(r)->magazine[3];
+    vm_magazine *m = &vm__thread(r)->hit.magazine[3];
     uint8_t was = m->mark;
     CHECK_EQ(was, vm__magazine_count(m->header));
     m->mark = VM_MAGAZINE_TAKING;

@@ -6,14 +6,15 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import click
 
-from vmalloc.cli.manners import Command, Output, json_option
+from vmalloc.cli.manners import Command, Output, Refusal, json_option, safe
 
 OUTPUT_HELP = """Default: kernel-DATE.trace.gz. The name says the format: ftrace text (.gz, .xz, .zst or
-plain) or columns (.parquet)."""
+plain) or columns (.parquet). Of a region: NAME-DATE.parquet, columns only."""
 
 
 @click.command("record", cls=Command, context_settings={"allow_interspersed_args": False})
@@ -29,8 +30,9 @@ plain) or columns (.parquet)."""
 @click.option(
     "--real-addresses", is_flag=True, help="Set kernel.kptr_restrict to 1 while a snapshot is read."
 )
+@click.option("--exact", is_flag=True, help="Of a region: each event with its own time, not its batch's.")
 @json_option
-@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.argument("command", metavar="[NAME | -- COMMAND...]", nargs=-1, type=click.UNPROCESSED)
 def command(
     kernel: bool,
     seconds: float | None,
@@ -38,6 +40,7 @@ def command(
     buffer_kb: int,
     snapshots: bool,
     real_addresses: bool,
+    exact: bool,
     json_path: str | None,
     command: tuple[str, ...],
 ) -> None:
@@ -48,14 +51,23 @@ def command(
       vmalloc record --kernel --seconds 10
       vmalloc record --kernel -o build.trace.gz -- make -j8
       vmalloc record --kernel                       until Ctrl-C
+      vmalloc record --seconds 10 -o run.parquet frames
 
-    Tracing is used through a private instance, so other users of it are not disturbed, and it is left as it
-    was found, however the recorder ends.
+    With NAME: what all processes do in the region of that name, or that the process of that pid has.
+    Options come first.
+
+    Of a kernel: tracing is used through a private instance, so other users of it are not disturbed, and it
+    is left as it was found, however the recorder ends.
     """
     from vmalloc.lab.record_kernel import RecordError, record_kernel
 
     if not kernel:
-        raise click.UsageError("say what to record: --kernel")
+        if len(command) != 1:
+            raise click.UsageError("say what to record: --kernel, or the name of one region")
+        _record_region(command[0], output, seconds, exact, Output(json_path))
+        return
+    if exact:
+        raise click.UsageError("--exact goes with the name of a region")
     results = Output(json_path)
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     trace = output or Path(time.strftime("kernel-%Y%m%d-%H%M%S.trace.gz"))
@@ -82,3 +94,36 @@ def command(
     if done.interrupted and (seconds is not None or command):
         sys.exit(128 + done.interrupted)
     sys.exit(done.status if done.status >= 0 else 128 - done.status)
+
+
+def _record_region(name: str, path: Path | None, seconds: float | None, exact: bool, results: Output) -> None:
+    """Until the time is up or Ctrl-C; what was recorded by then is kept."""
+    from vmalloc.errors import VmallocError
+
+    path = path or Path(time.strftime(f"{name.replace('/', '_')}-%Y%m%d-%H%M%S.parquet"))
+    if path.suffix != ".parquet":
+        raise Refusal(f"-o {safe(str(path))}: events of a region are written as columns: name it .parquet")
+    try:
+        from vmalloc.lab.record_region import RegionRecorder
+    except ImportError as error:
+        raise Refusal(str(error)) from None
+    from vmalloc.region import Region
+
+    try:
+        with Region.attach(name, helper=False) as region:
+            with RegionRecorder(region, path, exact=exact) as recorder, suppress(KeyboardInterrupt):
+                _wait(seconds)
+            done = recorder.done
+    except (VmallocError, OSError) as error:
+        raise click.ClickException(safe(str(error))) from error
+    lost = f"{done.nr_lost:,} lost" + (f", {done.nr_damaged:,} damaged" if done.nr_damaged else "")
+    click.echo(f"{done.nr_events:,} events in {done.seconds:.1f} s, {lost}: {safe(done.trace)}", err=True)
+    results.json(done.as_json())
+
+
+def _wait(seconds: float | None) -> None:
+    if seconds is not None:
+        time.sleep(seconds)
+        return
+    while True:
+        time.sleep(3600)

@@ -58,9 +58,8 @@ class Design(ParamType):
 @click.option(
     "--design",
     type=Design(),
-    default="linux-6.16",
-    show_default=True,
-    help="The model's design; `all` ranks the kernel versions.",
+    help="The model's design; `all` ranks the kernel versions. "
+    "Default: linux-6.16, or vmalloc for a recording of our own allocator.",
 )
 @click.option("--state", type=PATH, help="Complete start state (a guest's NAME.state0).")
 @click.option("--vmallocinfo", type=PATH, help="/proc/vmallocinfo at the start, with real addresses.")
@@ -73,7 +72,7 @@ def command(
     target: str | None,
     pools: tuple[str, ...],
     repeat: int,
-    design: str,
+    design: str | None,
     state: Path | None,
     vmallocinfo: Path | None,
     end_state: Path | None,
@@ -89,6 +88,7 @@ def command(
     Examples:
       vmalloc replay kernel.trace.gz --predict
       vmalloc replay kernel.trace.gz --on core --pools off,magazine
+      vmalloc replay run.parquet --on model          of `vmalloc record NAME`
 
     With --on model the requests for the vmalloc window are served by a design's model from an empty window.
     With --on core they are served by the real allocator, as fast as it can: one thread for each recorded
@@ -101,7 +101,7 @@ def command(
 
     if predicting == (target is not None):
         raise click.UsageError("say either --predict or --on model|core")
-    if predicting and design not in (*KERNEL_PRESETS, "all"):
+    if predicting and design not in (*KERNEL_PRESETS, "all", None):
         names = ", ".join((*KERNEL_PRESETS, "all"))
         raise Refusal(
             f"--predict compares with a kernel; {design} is none of its designs: take {names}, or --on model"
@@ -112,6 +112,11 @@ def command(
     console = output.console
     try:
         recording = replay.load(trace, state, vmallocinfo, cpus)
+        if predicting and recording.own is not None:
+            raise Refusal(
+                "--predict compares with a kernel; this recording is of our own allocator: take --on model"
+            )
+        design = design or ("linux-6.16" if recording.own is None else "vmalloc")
         if target == "core":
             result = _on_core(console, recording, pools, repeat)
         elif target == "model":
@@ -257,6 +262,9 @@ def _on_model(console: Console, recording: lab.Recording, design: str) -> dict[s
             *(f"{replay.search_length_mean(p):.1f}/{replay.search_length_max(p)}" for p in parts),
         )
     console.print(table)
+    for result in results:
+        if "compared" in result:
+            console.print(f"addresses exact: {result['exact']:.3%} of {result['compared']:,} allocations")
     console.print(searches)
     return results[0] if design != "all" else {"designs": results}
 

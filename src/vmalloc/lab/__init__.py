@@ -12,6 +12,7 @@
     vmallocinfo.py   /proc/vmallocinfo as typed areas
     trace.py         the public face of reading
     tracefs.py, record_kernel.py                   recording a running kernel
+    rings.py, record_region.py                     recording our own allocator
     state.py         start and end states; ledger.py  what was cut from the space
     predict.py, orders.py, learn.py, reconcile.py  a kernel's addresses against the model's
     replay.py        a recording and the model: predict, rank, serve

@@ -34,6 +34,7 @@ DTYPES: dict[str, str] = {
     "text": "i4",
     "lost": "u4",
     "line": "i8",
+    "slot": "i4",
 }
 assert tuple(DTYPES) == Event._fields
 NAMED = ("comm", "kind", "text")

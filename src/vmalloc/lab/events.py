@@ -24,7 +24,7 @@ class Event(NamedTuple):
     addr is va_start (alloc, free) or the start of the purged range; of a failed allocation it is what the
     kernel printed: vend up to 6.15, a negative errno as an unsigned number from 6.16 on. size is in bytes and
     includes the guard page; of a purge it is end - start, and 0 when nothing was purged. cpu is -1 where the
-    line names none.
+    line names none. slot is the thread slot of our own allocator's events.
     """
 
     time_ns: int = 0
@@ -44,6 +44,7 @@ class Event(NamedTuple):
     text: str = ""
     lost: int = 0
     line: int = 0
+    slot: int = 0
 
 
 ALLOC, FREE, PURGE, MARK, LOST = "alloc", "free", "purge", "mark", "lost"

@@ -15,20 +15,21 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from vmalloc.lab.events import ALLOC, FREE, MARK, Event, rows_between_marks
+from vmalloc.lab.events import ALLOC, FREE, MARK, Event, TraceError, rows_between_marks
 from vmalloc.lab.files import StrPath
 from vmalloc.lab.orders import Timeline
 from vmalloc.lab.predict import Prediction, Predictor, lost_events, most_used_window
 from vmalloc.lab.restore import in_time_order, possible, restore, unseen_frees
 from vmalloc.lab.state import EndDifference, State, compare, read_state, state_of_vmallocinfo
-from vmalloc.lab.trace import header_of, read_events, read_vmallocinfo
+from vmalloc.lab.trace import header_of, metadata_of, read_events, read_vmallocinfo
 from vmalloc.model import (
     PAGE,
     Allocator,
+    CachingAllocator,
     CachingDesign,
     Design,
     Kernel,
@@ -38,8 +39,33 @@ from vmalloc.model import (
 if TYPE_CHECKING:
     from vmalloc.lab.generation import Ranking
 
+OWN_BASE = 1 << 40
+"""Where the model's window begins for our own recordings: aligned to whatever is asked for."""
 SAMPLES = 200
 """Points of a course over time."""
+
+
+@dataclass(frozen=True)
+class Own:
+    """Of a recording of our own allocator: what its region and machine were."""
+
+    pools: str
+    nr_pages: int
+    nr_nodes: int
+    nr_cpus: int
+    memory_bytes: int
+
+    def model(self, design: CachingDesign) -> CachingAllocator:
+        return CachingAllocator(
+            replace(design, pools=self.pools, nodes_max=self.nr_nodes),
+            self.nr_cpus,
+            self.window,
+            memory_bytes=self.memory_bytes,
+        )
+
+    @property
+    def window(self) -> tuple[int, int]:
+        return OWN_BASE, OWN_BASE + self.nr_pages * PAGE
 
 
 @dataclass
@@ -52,10 +78,14 @@ class Recording:
     start: State | None = None
     complete: bool = False
     header: list[str] = field(default_factory=list)
+    own: Own | None = None
     restored: Counter[str] = field(init=False)
     line: Timeline = field(init=False)
 
     def __post_init__(self) -> None:
+        if self.own is not None:  # nothing of it is out of place, or can be told from a counter
+            self.restored, self.line = Counter(), Timeline(self.events)
+            return
         whole = possible(self.events)
         damaged = len(self.events) - len(whole)
         ordered, moved = in_time_order(whole)
@@ -87,6 +117,9 @@ def load(
     cpus: possible CPUs; by default what the state says, else the highest CPU seen in an event plus one.
     Raises TraceError, StateError or ValueError (no allocation in the trace).
     """
+    about = metadata_of(trace)
+    if about.get("source") == "vmalloc":
+        return _load_own(trace, about)
     events = between_marks(in_time_order(list(read_events(trace)))[0])
     window = most_used_window(events)
     header = header_of(trace)
@@ -102,6 +135,30 @@ def load(
             )
         return Recording(events, window, nr_cpus, state_of_vmallocinfo(info, window, nr_cpus), header=header)
     return Recording(events, window, nr_cpus, header=header)
+
+
+def _load_own(trace: StrPath, about: Mapping[str, Any]) -> Recording:
+    """In units of the model's pages, which begin at OWN_BASE."""
+    try:
+        unit = int(about["page_size"])
+        own = Own(
+            str(about["pools"]),
+            *(int(about[name]) for name in ("nr_pages", "nr_nodes", "nr_cpus", "memory_bytes")),
+        )
+    except (KeyError, ValueError) as error:
+        raise TraceError(f"{trace}: a recording of our own allocator that does not say its {error}") from None
+    start, end = own.window
+    events = [
+        event._replace(
+            addr=start + event.addr // unit * PAGE,
+            size=event.size // unit * PAGE,
+            align=event.align // unit * PAGE,
+            vstart=start,
+            vend=end,
+        )
+        for event in sorted(read_events(trace), key=lambda event: event.time_ns)
+    ]
+    return Recording(events, own.window, own.nr_cpus, own=own)
 
 
 def between_marks(events: list[Event]) -> list[Event]:
@@ -252,6 +309,8 @@ class Course:
     purges: int
     purged: int
     samples: list[Sample]
+    compared: int = 0  # allocations of ours, of which so many ...
+    exact: int = 0  # ... got the recorded address
 
     def as_dict(self) -> dict[str, Any]:
         total = sum(self.served.values()) or 1
@@ -264,6 +323,7 @@ class Course:
             "failed": self.failed,
             "purges": self.purges,
             "purged": self.purged,
+            **({"compared": self.compared, "exact": self.exact / self.compared} if self.compared else {}),
             "footprint_pages_max": max((s.footprint_pages for s in self.samples), default=0),
             "searches": sum(s.searches for s in self.samples),
             "search_length_mean": search_length_mean(self.samples),
@@ -297,10 +357,16 @@ def run_on_model(
 ) -> Course:
     """Serve the recording's requests from an empty window; a kernel purges at its own threshold.
 
-    Ours serves them as an address space, without memory behind it, as replay_on_core does.
+    Ours serves a kernel's as an address space, without memory behind it, as replay_on_core does. Its own it
+    serves as the region that was recorded, each thread from its magazines, and the addresses are compared.
     """
     events = recording.events
-    model = allocator_of(design, recording.cpus, recording.window, memory_bytes=0)
+    own = recording.own if isinstance(design, CachingDesign) else None
+    if own is not None and isinstance(design, CachingDesign):
+        model: Allocator = own.model(design)
+    else:
+        model = allocator_of(design, recording.cpus, recording.window, memory_bytes=0)
+    compared = exact = 0
     every = max(1, len(events) // SAMPLES)
     samples: list[Sample] = []
     seconds = 0.0
@@ -308,7 +374,11 @@ def run_on_model(
     for start in range(0, len(events), every):
         part = events[start : start + every]
         began = time.process_time()
-        _serve(model, part, places)
+        if isinstance(model, CachingAllocator) and own is not None:
+            served = _serve_own(model, part, places)
+            compared, exact = compared + served[0], exact + served[1]
+        else:
+            _serve(model, part, places)
         seconds += time.process_time() - began
         samples.append(_sample(model, start + len(part)))
         if progress is not None:
@@ -323,6 +393,8 @@ def run_on_model(
         model.nr_purges,
         model.nr_purged,
         samples,
+        compared,
+        exact,
     )
 
 
@@ -344,6 +416,24 @@ def _serve(model: Allocator, events: Sequence[Event], places: dict[int, int]) ->
                 free(place, event.cpu)
                 if purges and model.purge_is_due:
                     model.purge()
+
+
+def _serve_own(model: CachingAllocator, events: Sequence[Event], places: dict[int, int]) -> tuple[int, int]:
+    """As _serve(), by threads and at the recorded seconds; allocations, and those at the recorded address."""
+    compared = exact = 0
+    for event in events:
+        model.now_s = event.time_ns // 1_000_000_000
+        if event.kind == ALLOC and not event.failed:
+            area = model.alloc(event.size, event.align, event.cpu, event.slot)
+            compared += 1
+            if area is not None:
+                places[event.addr] = area.start
+                exact += area.start == event.addr
+        elif event.kind == FREE:
+            place = places.pop(event.addr, None)
+            if place is not None:
+                model.free(place, event.cpu, event.slot)
+    return compared, exact
 
 
 def _sample(model: Allocator, event: int) -> Sample:

@@ -69,6 +69,7 @@ def load_of(recording: Recording) -> Load:
     slots: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
     """By recorded address: (slot, pages) of the ranges there. More than one if a free was printed late."""
     live = 0
+    is_own = recording.own is not None  # then threads are known, and need not be taken for CPUs
     for event in recording.events:
         if event.kind == ALLOC and event.failed:
             load.failed_in_recording += 1
@@ -77,13 +78,14 @@ def load_of(recording: Recording) -> Load:
         elif event.kind == ALLOC:
             pages = event.size // PAGE
             slots[event.addr].append((load.allocations, pages))
-            load.requests[event.cpu].extend((load.allocations, pages, max(event.align // PAGE, 1)))
+            lane = event.slot if is_own else event.cpu
+            load.requests[lane].extend((load.allocations, pages, max(event.align // PAGE, 1)))
             load.allocations += 1
             live += pages
             load.live_pages_max = max(load.live_pages_max, live)
         elif event.kind == FREE and slots.get(event.addr):
             slot, pages = slots[event.addr].pop(0)
-            load.requests[event.cpu].extend((slot, 0, 0))
+            load.requests[event.slot if is_own else event.cpu].extend((slot, 0, 0))
             load.frees += 1
             live -= pages
         elif event.kind == FREE:

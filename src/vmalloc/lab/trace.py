@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vmalloc.lab.dialect import Dialect
 from vmalloc.lab.events import Event, Problem, Problems, TraceError
@@ -39,6 +39,7 @@ __all__ = [
     "VmallocInfo",
     "create_bytes",
     "header_of",
+    "metadata_of",
     "open_bytes",
     "read_columns",
     "read_events",
@@ -131,6 +132,15 @@ def header_of(path: StrPath) -> list[str]:
     with open_bytes(path) as stream:
         lines = stream.read1(SNIFFED_BYTES).decode("utf-8", "replace").splitlines()
     return [line.strip("# \t") for line in lines if line.startswith(HEADER_SIGNS)]
+
+
+def metadata_of(path: StrPath) -> dict[str, Any]:
+    """What the writer of a columnar file said about the recording; {} for text."""
+    if _sniff_file(path) != "columnar":
+        return {}
+    from vmalloc.lab.columnar import read_metadata
+
+    return read_metadata(path)
 
 
 def sniff(head: bytes, name: str = "file") -> str:

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: MIT
+# Part of _core.pyx: Recorder, which switches a region's events on and reads them while they are written.
+
+cdef extern from *:
+    """
+    enum { EVENT_BYTES = 16 }; /* two words, as vm_event */
+    """
+    enum:
+        EVENT_BYTES
+
+
+@cython.final
+cdef class Recorder:
+    """The events of one region, from now on. One process at a time; what a child inherits of it reads nothing."""
+    cdef RegionHandle region
+    cdef vm_recorder *rec
+    cdef uint64_t *room
+
+    def __init__(self, RegionHandle region not None, bint exact=False):
+        """RegionClosed, RegionUnavailable; RegionBusy if somebody records already."""
+        cdef int rc
+        if self.region is not None:
+            raise ValueError("made once")
+        region.open_check()
+        self.room = <uint64_t *>c_malloc(VM_EVENT_RING * EVENT_BYTES)
+        if self.room == NULL:
+            raise MemoryError
+        with nogil:
+            rc = vm_record_start(region.r, exact, &self.rec)
+        if rc == -EBUSY:
+            from vmalloc.errors import RegionBusy
+            raise RegionBusy("somebody records this region already")
+        if rc:
+            raise region.fail(rc, "record")
+        self.region = region
+
+    def __dealloc__(self):
+        if self.rec != NULL and self.region is not None and self.region.r != NULL:
+            vm_record_end(self.rec)
+        c_free(self.room)
+
+    @staticmethod
+    def clock():
+        """(CLOCK_MONOTONIC in ns, ticks) now."""
+        cdef uint64_t ns, ticks
+        vm_record_clock(&ns, &ticks)
+        return ns, ticks
+
+    def read(self):
+        """(slot, events lost before, events as bytes) of each thread slot that has new ones."""
+        cdef uint64_t lost
+        cdef uint32_t slot, nr
+        news = []
+        if self.rec == NULL or self.region.r == NULL:
+            return news
+        for slot in range(vm_record_slots(self.rec)):
+            lost = 0
+            nr = vm_record_read(self.rec, slot, VM_EVENT_RING, self.room, &lost)
+            if nr or lost:
+                news.append((slot, lost, (<char *>self.room)[:nr * EVENT_BYTES]))
+        return news
+
+    def stop(self):
+        """Nobody writes any more; what was written can still be read."""
+        if self.rec != NULL and self.region.r != NULL:
+            vm_record_stop(self.rec)
+
+    def end(self):
+        """Give the memory of the rings back."""
+        if self.rec != NULL and self.region.r != NULL:
+            with nogil:
+                vm_record_end(self.rec)
+        self.rec = NULL

@@ -1,0 +1,237 @@
+/* SPDX-License-Identifier: MIT */
+/* Recordings: what is written, what a reader makes of it, and that it costs nothing while nobody records. */
+#include "kit.h"
+
+enum { ROOM = VM_EVENT_RING };
+static uint64_t events[2 * ROOM];
+
+static vm_recorder *start(vm_region *r, bool exact)
+{
+    vm_recorder *rec = NULL;
+    CHECK_EQ(vm_record_start(r, exact, &rec), 0);
+    return rec;
+}
+static uint32_t here(vm_region *r) { return vm__thread(r)->index; }
+static uint32_t read_here(vm_recorder *rec, vm_region *r, uint64_t *lost)
+{
+    return vm_record_read(rec, here(r), ROOM, events, lost);
+}
+static uint32_t kind(uint32_t i) { return (uint32_t)(events[2 * i] & 15); }
+static uint64_t len(uint32_t i) { return events[2 * i] >> VM_EVENT_LEN_SHIFT & VM_PAGES_MAX; }
+static uint64_t page(uint32_t i) { return events[2 * i] >> VM_EVENT_PAGE_SHIFT; }
+
+/* Those that are no stamps, from the front. */
+static uint32_t without_stamps(uint32_t nr)
+{
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < nr; i++)
+        if (kind(i) != VM_EVENT_STAMP) {
+            events[2 * kept] = events[2 * i];
+            events[2 * kept++ + 1] = events[2 * i + 1];
+        }
+    return kept;
+}
+
+static uint64_t resident_rings(vm_region *r)
+{
+    uint64_t pages = 0;
+    for (uint32_t i = 0; i < r->map.nr_threads; i++) {
+        static uint8_t there[sizeof(vm_ring) / 4096];
+        vm_ring *ring = vm__ring_map(r, i);
+        CHECK(ring && vm__pages_resident(ring, sizeof *ring, there));
+        for (size_t k = 0; k < sizeof *ring / vm__page_bytes(); k++)
+            pages += there[k] & 1;
+        vm__ring_unmap(ring);
+    }
+    return pages;
+}
+
+static void while_nobody_records_there_is_no_ring(vm_pools d)
+{
+    vm_region *r = MAKE(.nr_pages = 1000, .nr_nodes = 1, .nr_threads = 4, .pools = d);
+    for (int i = 0; i < 100; i++) {
+        vm_range a = take(r, 3);
+        GIVE_BACK(r, a);
+    }
+    CHECK_EQ(resident_rings(r), 0);
+    CHECK(vm__thread(r)->ring == NULL);
+    vm_recorder *rec = start(r, false);
+    CHECK(resident_rings(r) > 0);
+    vm_record_end(rec);
+    CHECK_EQ(resident_rings(r), 0);
+    vm_range a = take(r, 3); /* and the hits are open again */
+    CHECK(vm__thread(r)->ring == NULL);
+    CHECK_EQ(vm__thread(r)->hit.key, vm__thread(r)->fast_pages ? r->hit_key : VM_HIT_KEY_NOBODY);
+    GIVE_BACK(r, a);
+    FINISH(r);
+}
+
+static void requests_and_frees_are_told_in_their_order(vm_pools d)
+{
+    vm_region *r = MAKE(.nr_pages = 1000, .nr_nodes = 1, .nr_threads = 4, .pools = d);
+    uint64_t lost = 0;
+    for (int exact = 0; exact < 2; exact++) {
+        vm_recorder *rec = start(r, exact);
+        vm_range a = take(r, 3), b = take(r, 300);
+        GIVE_BACK(r, a);
+        vm_range c = take(r, 3);
+        GIVE_BACK(r, b);
+        GIVE_BACK(r, c);
+        uint32_t nr = without_stamps(read_here(rec, r, &lost)), at = 0;
+        struct {
+            uint32_t kind;
+            uint64_t page, len;
+        } wanted[] = {
+            {VM_EVENT_ALLOC, a.page, 3}, {VM_EVENT_ALLOC, b.page, b.nr_pages}, {VM_EVENT_FREE, a.page, 3},
+            {VM_EVENT_ALLOC, c.page, 3}, {VM_EVENT_FREE, b.page, b.nr_pages},  {VM_EVENT_FREE, c.page, 3},
+        };
+        for (uint32_t i = 0; i < nr; i++) {
+            if (kind(i) != VM_EVENT_ALLOC && kind(i) != VM_EVENT_FREE)
+                continue;
+            CHECK(at < LENGTH(wanted));
+            CHECK_EQ(kind(i), wanted[at].kind);
+            CHECK_EQ(page(i), wanted[at].page);
+            CHECK_EQ(len(i), wanted[at].len);
+            at++;
+        }
+        CHECK_EQ(at, LENGTH(wanted));
+        CHECK_EQ(lost, 0);
+        vm_record_end(rec);
+    }
+    FINISH(r);
+}
+
+static void who_is_lapped_learns_how_much_is_lost(void)
+{
+    vm_region *r = MAKE(.nr_pages = 1000, .nr_nodes = 1, .nr_threads = 4);
+    vm_recorder *rec = start(r, false);
+    uint64_t lost = 0, lost_before;
+    CHECK(read_here(rec, r, &lost) > 0);
+    for (int i = 0; i < VM_EVENT_RING; i++) { /* two events each */
+        vm_range a = take(r, 1);
+        GIVE_BACK(r, a);
+    }
+    const vm_ring *ring = vm__thread(r)->ring;
+    uint64_t before = VM_ACQUIRE(&ring->next);
+    uint32_t nr = read_here(rec, r, &lost);
+    CHECK_EQ(nr, VM_EVENT_RING - 1); /* the place of the oldest is the one that would be written now */
+    CHECK(lost > VM_EVENT_RING / 2);
+    lost_before = lost;
+    vm_range a = take(r, 1);
+    nr = read_here(rec, r, &lost);
+    CHECK_EQ(lost, lost_before);
+    CHECK_EQ(nr, VM_ACQUIRE(&ring->next) - before);
+    GIVE_BACK(r, a);
+    vm_record_end(rec);
+    FINISH(r);
+}
+
+static void a_half_written_event_is_never_read(void)
+{
+    vm_region *r = MAKE(.nr_pages = 1000, .nr_nodes = 1, .nr_threads = 4);
+    vm_recorder *rec = start(r, false);
+    uint64_t lost = 0;
+    vm_range a = take(r, 1);
+    vm_ring *ring = vm__thread(r)->ring;
+    uint64_t at = VM_ACQUIRE(&ring->next);
+    ring->event[at % VM_EVENT_RING].what = UINT64_MAX; /* as a writer leaves it who dies before he counts it */
+    uint32_t nr = read_here(rec, r, &lost);
+    CHECK_EQ(nr, at);
+    for (uint32_t i = 0; i < nr; i++)
+        CHECK(events[2 * i] != UINT64_MAX);
+    GIVE_BACK(r, a); /* the place is written again */
+    nr = read_here(rec, r, &lost);
+    for (uint32_t i = 0; i < nr; i++)
+        CHECK(events[2 * i] != UINT64_MAX);
+    CHECK_EQ(lost, 0);
+    vm_record_end(rec);
+    FINISH(r);
+}
+
+static void one_records_at_a_time_and_a_death_ends_it(void)
+{
+    vm_region *r = MAKE(.nr_pages = 1000, .nr_nodes = 1, .nr_threads = 4);
+    vm_recorder *rec = start(r, false), *second = NULL;
+    CHECK_EQ(vm_record_start(r, false, &second), -EBUSY);
+    vm_record_end(rec);
+    pid_t child = fork();
+    if (child == 0) {
+        start(r, false);
+        kill(getpid(), SIGKILL);
+    }
+    CHECK_EQ(waitpid(child, NULL, 0), child);
+    CHECK_EQ(vm_recover(r, NULL), 0);
+    CHECK_EQ(r->map.h->recording, 0);
+    CHECK_EQ(resident_rings(r), 0);
+    rec = start(r, true);
+    vm_record_end(rec);
+    FINISH(r);
+}
+
+static void a_child_neither_writes_its_parents_ring_nor_ends_its_recording(void)
+{
+    vm_region *r = MAKE(.nr_pages = 1000, .nr_nodes = 1, .nr_threads = 4);
+    vm_recorder *rec = start(r, false);
+    uint64_t lost = 0, count = VM_ACQUIRE(&vm__thread(r)->ring->next), recording = r->map.h->recording;
+    uint32_t slot = here(r);
+    pid_t child = fork();
+    if (child == 0) {
+        vm_range a = take(r, 1);
+        CHECK(vm__thread(r)->ring != NULL && here(r) != slot);
+        GIVE_BACK(r, a);
+        vm_record_end(rec);
+        _exit(0);
+    }
+    int status;
+    CHECK_EQ(waitpid(child, &status, 0), child);
+    CHECK_EQ(status, 0);
+    CHECK_EQ(r->map.h->recording, recording);
+    uint32_t nr = read_here(rec, r, &lost);
+    CHECK(nr >= count);
+    nr = 0;
+    for (uint32_t i = 0; i < vm_record_slots(rec); i++) /* the child's events are there */
+        nr += i == slot ? 0 : vm_record_read(rec, i, ROOM, events, &lost);
+    CHECK(nr > 0);
+    vm_record_end(rec);
+    FINISH(r);
+}
+
+/* Whatever the rings and the words of a recording say, reading ends and stays within the ring. */
+static void scribbles_lead_a_reader_nowhere(void)
+{
+    vm_region *r = MAKE(.nr_pages = 1000, .nr_nodes = 1, .nr_threads = 4);
+    uint64_t seed = 19, lost = 0;
+    vm_recorder *rec = start(r, false);
+    for (int round = 0; round < 2000; round++) {
+        vm_range a = take(r, 1);
+        vm_ring *ring = vm__thread(r)->ring;
+        if (ring) {
+            uint64_t n = seed = seed * 6364136223846793005ull + 1442695040888963407ull;
+            ring->next = round % 3 ? n : n >> 40;
+            ring->event[n % VM_EVENT_RING].what = n;
+        }
+        if (round % 7 == 0)
+            vm__thread(r)->slot->recording = (uint32_t)(seed >> 20);
+        if (round % 11 == 0)
+            vm__thread(r)->slot->followed = (uint32_t)(seed >> 13);
+        CHECK(vm_record_read(rec, here(r), ROOM, events, &lost) <= ROOM);
+        GIVE_BACK(r, a);
+    }
+    vm_record_end(rec);
+    CHECK_CLEAN(r);
+    FINISH(r);
+}
+
+int main(void)
+{
+    FOR_EACH_DESIGN (d) {
+        while_nobody_records_there_is_no_ring(d);
+        requests_and_frees_are_told_in_their_order(d);
+    }
+    who_is_lapped_learns_how_much_is_lost();
+    a_half_written_event_is_never_read();
+    one_records_at_a_time_and_a_death_ends_it();
+    a_child_neither_writes_its_parents_ring_nor_ends_its_recording();
+    scribbles_lead_a_reader_nowhere();
+    return 0;
+}

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: MIT
+"""A recording of our own allocator: what is in the file, and the model that serves it again."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import random
+import signal
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import vmalloc
+
+pytest.importorskip("numpy", reason="recordings of a region are columns: pip install vmalloc[lab]")
+pytest.importorskip("pyarrow", reason="recordings of a region are columns: pip install vmalloc[lab]")
+pytest.importorskip("sortedcontainers", reason="the model needs it: pip install vmalloc[lab]")
+
+import numpy as np
+
+from vmalloc.cli import record as record_command
+from vmalloc.cli.replay import command as replay_command
+from vmalloc.facts import EVENT_BATCH, EVENT_RING, EVENTS
+from vmalloc.lab import replay, replay_on_core
+from vmalloc.lab.columnar import read_metadata
+from vmalloc.lab.events import ALLOC, FREE, LOST, Event
+from vmalloc.lab.rings import Decoder
+from vmalloc.lab.trace import read_events
+from vmalloc.model import PAGE, PRESETS
+
+OURS = PRESETS["vmalloc"]
+
+
+@pytest.fixture(autouse=True)
+def one_cpu():
+    """The model of one thread on one CPU."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    yield
+    os.sched_setaffinity(0, before)
+
+
+def work(space: vmalloc.AddressSpace, nr: int, seed: int) -> list[int]:
+    """Requests and frees by chance; what is still allocated."""
+    chance, live = random.Random(seed), list[int]()
+    for _ in range(nr):
+        if live and chance.random() < 0.45:
+            space.free(live.pop(chance.randrange(len(live))))
+        else:
+            live.append(space.alloc(PAGE * chance.choice([1, 2, 3, 4, 16, 300])))
+    return live
+
+
+def addresses() -> vmalloc.AddressSpace:
+    return vmalloc.AddressSpace(0, 1 << 30, granule=PAGE)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_the_model_serves_what_one_thread_did_at_the_same_addresses(tmp_path: Path, exact: bool) -> None:
+    space, path = addresses(), tmp_path / "run.parquet"
+    with space.record(path, exact=exact) as recorder:
+        work(space, 3000, seed=19)
+    assert (recorder.done.nr_lost, recorder.done.nr_damaged) == (0, 0)
+    course = replay.run_on_model(replay.load(path), OURS)
+    stats = space.stats()
+    assert course.compared == course.exact == stats.nr_alloc
+    assert {level: course.served[level] for level in stats.served} == stats.served
+
+
+def test_an_event_says_when_and_where_and_who(tmp_path: Path) -> None:
+    space, path = addresses(), tmp_path / "run.parquet"
+    with space.record(path):
+        start = space.alloc(3 * PAGE)
+        space.free(start)
+        space.purge()
+    events = list(read_events(path))
+    first = next(event for event in events if event.kind == ALLOC)
+    assert (first.addr, first.size, first.align, first.vend) == (start, 3 * PAGE, PAGE, 1 << 30)
+    assert (first.pid, first.text, first.failed) == (os.getpid(), "space", 0)
+    freed = next(event for event in events if event.kind == FREE)
+    assert (freed.addr, freed.size, freed.slot) == (start, 3 * PAGE, first.slot)
+    assert {"attach", "purge"} <= {event.kind for event in events}
+    assert [event.time_ns for event in events] == sorted(event.time_ns for event in events)
+    about = read_metadata(path)
+    assert (about["source"], about["nr_pages"], about["pools"]) == ("vmalloc", (1 << 30) // PAGE, "magazine")
+
+
+def test_a_request_that_fails_is_told_too(tmp_path: Path) -> None:
+    space, path = vmalloc.AddressSpace(0, 64 * PAGE, granule=PAGE), tmp_path / "run.parquet"
+    with space.record(path):
+        space.alloc(60 * PAGE)
+        with pytest.raises(vmalloc.OutOfPages):
+            space.alloc(60 * PAGE)
+    failed = [event for event in read_events(path) if event.failed]
+    assert [(event.kind, event.size) for event in failed] == [(ALLOC, 60 * PAGE)]
+
+
+def test_what_was_overwritten_before_it_was_read_is_counted(tmp_path: Path) -> None:
+    from vmalloc._core import Recorder
+
+    space, nr = addresses(), EVENT_RING
+    recorder = Recorder(space)
+    for _ in range(nr):
+        space.free(space.alloc(PAGE))
+    ((slot, lost, data),) = recorder.read()
+    assert len(data) // 16 == EVENT_RING - 1  # the oldest one's place is the next to be written
+    assert lost >= 2 * nr + nr // EVENT_BATCH - EVENT_RING
+    decoder = Decoder((1 << 30) // PAGE, PAGE, 0)
+    columns = decoder.columns([(slot, lost, data)], 1 << 62)
+    told = [event for event in columns.events() if event.kind == LOST]
+    assert [(event.lost, event.slot) for event in told] == [(lost, slot)]
+    recorder.end()
+
+
+def test_off_again_everything_is_as_before(tmp_path: Path) -> None:
+    space = addresses()
+    work(space, 100, seed=1)
+    with space.record(tmp_path / "run.parquet"):
+        work(space, 2000, seed=2)
+    with pytest.raises(vmalloc.RegionBusy), space.record(tmp_path / "a.parquet"):
+        space.record(tmp_path / "b.parquet")
+    space.check()
+
+
+WRITES = 1000
+"""Of each process that is killed: all of them fit into one ring."""
+
+
+def work_and_wait(region: vmalloc.Region, done: multiprocessing.SimpleQueue) -> None:
+    for n in range(WRITES):
+        region.alloc(PAGE * (1 + n % 3)).release()
+    done.put(True)
+    signal.pause()
+
+
+def test_a_writer_that_is_killed_leaves_what_it_wrote_whole(tmp_path: Path) -> None:
+    region, path = vmalloc.Region(1 << 26, helper=False), tmp_path / "run.parquet"
+    context = multiprocessing.get_context("fork")
+    with region.record(path) as recorder:
+        for _ in range(3):
+            done: multiprocessing.SimpleQueue[bool] = context.SimpleQueue()
+            child = context.Process(target=work_and_wait, args=(region, done))
+            child.start()
+            done.get()
+            assert child.pid is not None
+            os.kill(child.pid, signal.SIGKILL)
+            child.join()
+            region.recover()
+    assert (recorder.done.nr_damaged, recorder.done.nr_lost) == (0, 0)
+    events = list(read_events(path))
+    by_pid = Counter(event.pid for event in events if event.kind in (ALLOC, FREE))
+    assert set(by_pid.values()) == {2 * WRITES}
+    died = [event.pid for event in events if event.kind == "die"]
+    assert sorted(died) == sorted(by_pid)
+    region.check()
+
+
+def test_whatever_a_neighbour_scribbles_a_reader_goes_on() -> None:
+    noise = np.random.default_rng(19)
+    decoder = Decoder(1000, PAGE, 10**9)
+    for n in range(50):
+        words = noise.integers(0, 1 << 64, size=(500, 2), dtype=np.uint64)
+        if n % 2:  # nearly right ones
+            words[:, 0] = (words[:, 0] & np.uint64(0xF)) | (words[:, 0] >> np.uint64(50) << np.uint64(34))
+        columns = decoder.columns([(n % 3, n, words.tobytes())], 2 * 10**9)
+        assert all(0 <= event.addr + event.size <= 1000 * PAGE for event in columns.events() if event.addr)
+        assert ((columns["time_ns"] >= 0) & (columns["time_ns"] < 1 << 62)).all()
+    assert decoder.nr_damaged > 0
+
+
+def test_a_tick_between_stamps_is_as_long_as_the_clock_says() -> None:
+    decoder = Decoder(1000, PAGE, 0, ns_per_tick=0.5)
+    stamp, alloc = EVENTS.index("stamp") + 1, EVENTS.index("alloc") + 1
+    words = np.array(
+        [
+            (stamp | 1_000_000 << 4, (1 << 32) - 100),
+            (alloc | 1 << 4, (1 << 32) - 80),  # 20 ticks later
+            (alloc | 1 << 4, 100),  # 200 ticks later, the low half gone round
+            (stamp | 2_000_000 << 4, 7),
+            (alloc | 1 << 4, 7),
+        ],
+        np.uint64,
+    )
+    columns = decoder.columns([(0, 0, words.tobytes())], 1 << 40)
+    assert columns["time_ns"].tolist() == [1_000_010, 1_000_100, 2_000_000]
+
+
+def test_the_core_serves_a_recording_of_its_own_by_threads(tmp_path: Path) -> None:
+    space, path = addresses(), tmp_path / "run.parquet"
+    with space.record(path):
+        work(space, 500, seed=3)
+    load = replay_on_core.load_of(replay.load(path))
+    assert len(load.requests) == 1
+    assert load.allocations == space.stats().nr_alloc
+    (result,) = replay_on_core.run_on_core(load, ["magazine"], repeats=1)
+    assert result.runs[0].failed == 0
+
+
+def test_the_commands_record_a_region_and_replay_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, name = tmp_path / "run.parquet", f"recorded-{os.getpid()}"
+    region = vmalloc.Region(1 << 26, name=name, helper=False)
+
+    def work_meanwhile(seconds: float | None) -> None:
+        assert seconds == 5
+        for n in range(100):
+            region.alloc(PAGE * (1 + n % 3)).release()
+
+    monkeypatch.setattr(record_command, "_wait", work_meanwhile)
+    done = CliRunner().invoke(record_command.command, ["--seconds", "5", "-o", str(path), name])
+    assert done.exit_code == 0, done.output
+    assert " events in " in done.output
+    done = CliRunner().invoke(replay_command, [str(path), "--on", "model"])
+    assert done.exit_code == 0, done.output
+    assert "addresses exact: 100.000% of 100 allocations" in done.output
+    done = CliRunner().invoke(replay_command, [str(path), "--predict"])
+    assert done.exit_code == 2
+    assert "--on model" in done.output
+
+
+def test_a_recording_that_does_not_say_what_it_is_of_is_refused(tmp_path: Path) -> None:
+    from vmalloc.lab.columnar import write_columnar
+    from vmalloc.lab.events import TraceError
+
+    write_columnar(tmp_path / "x.parquet", [Event(kind=ALLOC, size=PAGE)], source="vmalloc")
+    with pytest.raises(TraceError, match="page_size"):
+        replay.load(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "say what to record"),
+        (["a", "b"], "say what to record"),
+        (["-o", "x.gz", "frames"], "parquet"),
+        (["--exact", "--kernel"], "--exact"),
+        (["no-such-region-anywhere"], "no-such-region-anywhere"),
+    ],
+)
+def test_what_cannot_be_recorded_is_said_in_a_line(tmp_path: Path, words: list[str], told: str) -> None:
+    with contextlib.chdir(tmp_path):
+        done = CliRunner().invoke(record_command.command, words)
+    assert done.exit_code != 0
+    assert told in done.output
