@@ -371,7 +371,7 @@ static void a_stopped_owner_is_never_robbed(vm_pools d)
     CHECK_EQ(vm_alloc(r, 600, 1, 0, &a), -EBUSY);
     CHECK_EQ(vm_busy_pid(r), child);
     CHECK_EQ(vm_alloc(r, 600, 1, VM_NO_WAIT, &a), -EAGAIN);
-    vm_wait wait = {.in_slices = true};
+    vm_wait wait = {.timeout_ns = 60000000000ull, .in_slices = true}; /* long: on a busy machine a slice is */
     vm_wait_begin(&wait);
     CHECK_EQ(vm_alloc(r, 600, 1, 0, &a), -EINTR);
     vm_wait_end();
