@@ -107,11 +107,14 @@ class Channel:
 
 
 def produce(channel, nr):
-    while channel.written.value <= nr and not channel.writer_leaves.value:
+    while channel.written.value < nr and not channel.writer_leaves.value:
         with channel.write_gates[0]:
             number = channel.written.value
-            channel.send((number, array(number)) if number < nr else None)
+            channel.send((number, array(number)))
             channel.written.value = number + 1
+    if channel.written.value >= nr:  # once more, if one who was killed said so: it may be lost with them
+        with channel.write_gates[0]:
+            channel.send(None)
 
 
 def consume(channel, nr_lost_max, delay_s):
