@@ -33,7 +33,6 @@ _NAMES = {
     "what the kernel, trace-cmd and perf print": "tracer tgid PERF_RECORD_LOST",
     "options of perf and trace-cmd": "--ns --show-lost-events -t",
     "made of two parts in record_kernel.py": "SNAP_BEFORE SNAP_BEFORE_END SNAP_AFTER SNAP_AFTER_END",
-    "kinds of events that are reserved": "magazine_hit pool_hit space_alloc",
     "other programs that read Parquet": "polars.read_parquet duckdb",
     "in lines that describe arguments and output": "NR_PAGES MAX_PAGES NS_PER_PAIR RESIDENT_BYTES",
     "the operation modulo": "mod",
