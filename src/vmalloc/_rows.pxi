@@ -6,7 +6,6 @@
 
 cdef extern from *:
     """
-    #include <string.h>
     #if defined(__SSE2__)
     #include <emmintrin.h>
     #define STREAM_ALIGN 16
