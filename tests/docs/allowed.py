@@ -19,7 +19,7 @@ _NAMES = {
     "environment of every program": "PYTHONPATH PIP_CONSTRAINT",
     "the name np.ndarray has for what it lies in": "buffer",
     "of multiprocessing and executors": "Process",
-    "of pyarrow, polars, joblib": "pa.array pl.Series.to_numpy joblib.parallel_config backend",
+    "of pyarrow, polars, joblib": "pa.array pl.Series.to_numpy joblib.parallel_config",
     "of Dask": "client.gather client.scatter gather scatter Client Client.run direct direct_to_workers",
     "of torch": "share_memory_ pin_memory default_collate_fn_map torch.from_dlpack",
     "of prctl()": "PR_SET_DUMPABLE",
