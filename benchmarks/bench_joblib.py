@@ -4,7 +4,8 @@
 Stock loky and backend="vmalloc", each in a process of its own, for joblib has one set of workers, which a
 change of backend ends. Results are made privately, and copied in once, or in the region; so is an argument,
 which is another array in each call, so that each call is its first use. Calls in turn, after one that
-does not count. Says how many workers there were: loky ends those that seem to leak. `--json FILE` writes the figures.
+does not count. Says how many workers there were: loky ends those that seem to leak. `--json FILE` writes the
+figures.
 """
 
 import argparse
