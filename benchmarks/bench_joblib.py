@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Is joblib faster by reference? Results of 16 MiB, 64 tasks a call, and an argument of 256 MiB to 4 workers.
 
-Stock loky and backend="vmalloc", each in a process of its own, for joblib has one set of workers, which a change
-of backend ends. Results are made privately, and copied in once, or in the region; so is an argument, which is
-another array in each call, so that each call is its first use. Calls in turn, after one that does not count.
-Says how many workers there were: loky ends those that seem to leak. `--json FILE` writes the figures.
+Stock loky and backend="vmalloc", each in a process of its own, for joblib has one set of workers, which a
+change of backend ends. Results are made privately, and copied in once, or in the region; so is an argument,
+which is another array in each call, so that each call is its first use. Calls in turn, after one that
+does not count. Says how many workers there were: loky ends those that seem to leak. `--json FILE` writes the
+figures.
 """
 
 import argparse
@@ -148,7 +149,9 @@ def main():
         told = interleaved(1 if options.quick else ROUNDS, ways)
         results[name] = medians = {way: median(values) for way, values in told.items()}
         for way, seconds in medians.items():
-            print(f"{name:24} {way:10} {seconds * 1e3:8.1f} ms  {medians['stock'] / seconds:5.1f}x", flush=True)
+            print(
+                f"{name:24} {way:10} {seconds * 1e3:8.1f} ms  {medians['stock'] / seconds:5.1f}x", flush=True
+            )
         print(f"{name:24} workers: {stock.nr_workers} stock, {ours.nr_workers} ours")
     for server in (stock, ours):
         server.end()

@@ -6,7 +6,6 @@
 
 cdef extern from *:
     """
-    #include <string.h>
     #if defined(__SSE2__)
     #include <emmintrin.h>
     #define STREAM_ALIGN 16
@@ -30,7 +29,7 @@ cdef extern from *:
         memcpy(to + head + lines, from + head + lines, nbytes - head - lines);
     }
 
-    static void streams_are_done(void) { _mm_sfence(); } /* before anybody is told of the bytes */
+    static void streams_are_done(void) { _mm_sfence(); }
     #else
     static void stream_row(char *to, const char *from, size_t nbytes) { memcpy(to, from, nbytes); }
     static void streams_are_done(void) {}

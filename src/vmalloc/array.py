@@ -49,8 +49,8 @@ def copy_of(source: np.ndarray[Any, Any], region: ArrayFunctions) -> np.ndarray[
 def _stream(a: np.ndarray[Any, Any], source: np.ndarray[Any, Any], region: ArrayFunctions) -> None:
     """Copy between two arrays of one order without a gap, `a` a new one.
 
-    Pages that are not there, or not mapped in this process, come by one request of the system and not by a fault
-    for each, which takes twice as long. Pages that are mapped cost a tenth of the copy.
+    Pages that are not there, or not mapped in this process, come by one request of the system and not by a
+    fault for each, which takes twice as long. For pages that are mapped it costs a tenth of the copy.
     """
     owner: Any = a.base
     page, nr_pages, _ = owner._range

@@ -299,7 +299,7 @@ PRIVATE_COPY_BYTES = 1 << 20
 PRIVATE_MAPPINGS_SHARE = 4
 """... as long as these are at most one such part of the mappings that a process may have."""
 STREAMED_BYTES = 4 << 20
-"""Arrays and batches from this size on are copied into a region past the caches, which they do not fit into."""
+"""Arrays and batches from this size on are copied into a region past the caches: they do not fit in there."""
 FULL_TIMEOUT_S = 5
 """How long install() waits for pages when the region is full."""
 

@@ -15,10 +15,11 @@ SYSTEM_PATHS = ("/proc", "/dev", "/sys")
 
 _NAMES = {
     "C and its library": "__ATOMIC_SEQ_CST _Static_assert memcpy clone libvmalloc.so",
+    "the compiler's, for SSE2": "emmintrin.h _mm_sfence",
     "environment of every program": "PYTHONPATH PIP_CONSTRAINT",
     "the name np.ndarray has for what it lies in": "buffer",
     "of multiprocessing and executors": "Process",
-    "of pyarrow, polars, joblib": "pa.array pl.Series.to_numpy joblib.parallel_config backend",
+    "of pyarrow, polars, joblib": "pa.array pl.Series.to_numpy joblib.parallel_config",
     "of Dask": "client.gather client.scatter gather scatter Client Client.run direct direct_to_workers",
     "of torch": "share_memory_ pin_memory default_collate_fn_map torch.from_dlpack",
     "of prctl()": "PR_SET_DUMPABLE",

@@ -92,8 +92,8 @@ class Adapter:
     def beside(self, x: Any, first: Any, holding: Holding) -> tuple[Any, ...] | None:
         """How `x` goes beside `first`, of the same type and in the same pages, which its message has already.
 
-        What `__reduce__` would return; `first` among the arguments takes two bytes. Such a value needs no lease
-        and is not adopted. None: it gets a reference of its own, as the first one has.
+        What `__reduce__` would return; `first` among the arguments takes two bytes. Such a value needs no
+        lease and is not adopted. None: it gets a reference of its own, as the first one has.
         """
         return None
 

@@ -197,7 +197,7 @@ class Packed:
         return tensor
 
     def stack(self, batch: Sequence[Any]) -> Any:
-        """Its tensors one behind the other, past the caches; None: there is no room, or torch has to do it."""
+        """Its tensors one behind the other, past the caches; None: no room, or torch has to do it."""
         first = batch[0]
         if self.nbytes < STREAMED_BYTES or not _are_plain(batch):
             return None
@@ -209,7 +209,7 @@ class Packed:
 
 
 def _are_plain(batch: Sequence[Any]) -> bool:
-    """Whether all are of one shape and dtype, bytes in C order in host memory, without account of gradients."""
+    """Whether all are of one shape and dtype, bytes in C order in host memory, without gradients."""
     import torch
 
     first, kind, strided = batch[0], torch.Tensor, torch.strided
