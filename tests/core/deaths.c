@@ -10,7 +10,7 @@
  */
 #include "stage.h"
 
-enum { LOG_MAX = 1 << 16, PLACES_MAX = 4096, OPERATIONS_MAX = 256, HUNG_AFTER_S = 100 };
+enum { LOG_MAX = 1 << 16, PLACES_MAX = 4096, HUNG_AFTER_S = 100 };
 
 /* What all processes see. */
 static struct passes {

@@ -68,6 +68,7 @@ enum {
 };
 
 /* ---- operations.c ---- */
+enum { OPERATIONS_MAX = 256 };
 extern const operation operations[], second_operations[];
 extern const size_t nr_operations, nr_second_operations;
 void between_writes(stage *s); /* called before every write of an armed victim, by whoever stops it there */

@@ -371,7 +371,7 @@ static bool find_lines_of_places(void)
     return pclose(out) == 0;
 }
 
-static uint64_t writes[128][VM_NR_POOL_DESIGNS]; /* by operation and design: as test_crash counts them */
+static uint64_t writes[OPERATIONS_MAX][VM_NR_POOL_DESIGNS]; /* by operation and design: as test_crash counts them */
 
 static void read_writes(const char *said)
 {
