@@ -586,11 +586,12 @@ def _send(value: Any, holding: Holding, settings: Settings) -> tuple[Any, ...]:
     first = message.first_of(holding) if message is not None and can_go_beside else None
     if first is not None and first is not value:
         return load_beside, (first, _describe_beside(value, first, holding, settings))
-    place = (type(value), holding.region, holding._range)  # pyright: ignore[reportPrivateUsage]
+    kind: type = type(cast("object", value))
+    place = (kind, holding.region, holding._range)  # pyright: ignore[reportPrivateUsage]
     if message is not None and not is_array and not is_private:
         other = message.others.get(place)
         if other is not None and other is not value:
-            beside = registry.adapter_for(type(value)).beside(value, other, holding)
+            beside = registry.adapter_for(kind).beside(value, other, holding)
             if beside is not None:
                 return beside
     region, lease = holding.region, None
