@@ -150,7 +150,7 @@ class Lives:
 
 def instants_until(end: float) -> list[float]:
     """Evenly apart, the last one at the end; one alone where no time passed."""
-    return [end * n / INSTANTS for n in range(1, INSTANTS + 1)] if end > 0 else [0.0]
+    return [end * (n / INSTANTS) for n in range(1, INSTANTS + 1)] if end > 0 else [0.0]
 
 
 class Earlier(NamedTuple):
