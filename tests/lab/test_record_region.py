@@ -28,6 +28,7 @@ from vmalloc.facts import EVENT_BATCH, EVENT_RING, EVENTS
 from vmalloc.lab import replay, replay_on_core
 from vmalloc.lab.columnar import read_metadata
 from vmalloc.lab.events import ALLOC, FREE, LOST, Event
+from vmalloc.lab.report import add_replay, report_of_recording
 from vmalloc.lab.rings import Decoder
 from vmalloc.lab.trace import read_events
 from vmalloc.model import PAGE, PRESETS
@@ -198,6 +199,20 @@ def test_the_core_serves_a_recording_of_its_own_by_threads(tmp_path: Path) -> No
     assert load.allocations == sum(space.stats().served.values())
     (result,) = replay_on_core.run_on_core(load, ["magazine"], repeats=1)
     assert result.runs[0].failed == 0
+
+
+def test_a_report_counts_what_was_recorded_and_tells_no_backlog(tmp_path: Path) -> None:
+    space, path = addresses(), tmp_path / "run.parquet"
+    with space.record(path):
+        live = work(space, 500, seed=4)
+    report = report_of_recording(path)
+    assert report.facts["areas"] == f"{sum(space.stats().served.values()):,}"
+    lived = dict(zip(report.lifetimes.labels, report.lifetimes.values["areas"], strict=True))
+    assert lived["still there"] == len(live)
+    assert report.map is not None
+    assert report.lazy == []
+    add_replay(report, replay.load(path), OURS)
+    assert report.facts["replay"].startswith("vmalloc: ")
 
 
 def test_the_commands_record_a_region_and_replay_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -321,9 +321,12 @@ def scattered(free: float, largest: float) -> float:
 
 
 def lazy_of(columns: Columns, instants: Sequence[float]) -> list[Line]:
-    """The backlog as frees print it, its most since the instant before; and where a purge is due."""
+    """The backlog as frees print it, its most since the instant before; and where a purge is due.
+
+    Nothing where no free tells it, as in recordings of our own allocator.
+    """
     seconds, is_free = _seconds(columns), columns.is_kind(FREE)
-    if not is_free.any():
+    if not columns["nr_lazy_max"][is_free].any():
         return []
     at = np.searchsorted(instants, seconds)
     most = _most_at(at[is_free], columns["nr_lazy"][is_free], len(instants))
