@@ -250,6 +250,7 @@ def test_a_recording_that_does_not_say_what_it_is_of_is_refused(tmp_path: Path) 
     [
         ([], "say what to record"),
         (["a", "b"], "say what to record"),
+        (["frames", "-o", "x.parquet"], "behind all options"),
         (["-o", "x.gz", "frames"], "parquet"),
         (["--exact", "--kernel"], "--exact"),
         (["no-such-region-anywhere"], "no-such-region-anywhere"),
