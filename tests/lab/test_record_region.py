@@ -243,6 +243,11 @@ def test_a_recording_that_does_not_say_what_it_is_of_is_refused(tmp_path: Path) 
     write_columnar(tmp_path / "x.parquet", [Event(kind=ALLOC, size=PAGE)], source="vmalloc")
     with pytest.raises(TraceError, match="page_size"):
         replay.load(tmp_path / "x.parquet")
+    about = {"pools": "magazine", "nr_pages": 1, "nr_nodes": 1, "nr_cpus": 1, "memory_bytes": 0}
+    for page_size in (0, None):
+        write_columnar(tmp_path / "x.parquet", [Event()], source="vmalloc", page_size=page_size, **about)
+        with pytest.raises(TraceError, match="a recording of our own allocator"):
+            replay.load(tmp_path / "x.parquet")
 
 
 @pytest.mark.parametrize(
