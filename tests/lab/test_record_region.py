@@ -127,6 +127,22 @@ def test_off_again_everything_is_as_before(tmp_path: Path) -> None:
     space.check()
 
 
+def test_a_second_ctrl_c_leaves_a_file_that_can_be_read_and_nobody_recording(tmp_path: Path) -> None:
+    space, path = addresses(), tmp_path / "run.parquet"
+    recorder = space.record(path)
+    join = recorder._reader.join
+
+    def broken_off() -> None:
+        recorder._reader.join = join
+        raise KeyboardInterrupt
+
+    recorder._reader.join = broken_off
+    with pytest.raises(KeyboardInterrupt):
+        recorder.close()
+    assert read_metadata(path)["source"] == "vmalloc"
+    space.record(tmp_path / "next.parquet").close()
+
+
 WRITES = 1000
 """Of each process that is killed: all of them fit into one ring."""
 
