@@ -28,6 +28,7 @@ from vmalloc.facts import EVENT_BATCH, EVENT_RING, EVENTS
 from vmalloc.lab import replay, replay_on_core
 from vmalloc.lab.columnar import read_metadata
 from vmalloc.lab.events import ALLOC, FREE, LOST, Event
+from vmalloc.lab.report import add_replay, report_of_recording
 from vmalloc.lab.rings import Decoder
 from vmalloc.lab.trace import read_events
 from vmalloc.model import PAGE, PRESETS
@@ -126,6 +127,22 @@ def test_off_again_everything_is_as_before(tmp_path: Path) -> None:
     space.check()
 
 
+def test_a_second_ctrl_c_leaves_a_file_that_can_be_read_and_nobody_recording(tmp_path: Path) -> None:
+    space, path = addresses(), tmp_path / "run.parquet"
+    recorder = space.record(path)
+    join = recorder._reader.join
+
+    def broken_off() -> None:
+        recorder._reader.join = join
+        raise KeyboardInterrupt
+
+    recorder._reader.join = broken_off
+    with pytest.raises(KeyboardInterrupt):
+        recorder.close()
+    assert read_metadata(path)["source"] == "vmalloc"
+    space.record(tmp_path / "next.parquet").close()
+
+
 WRITES = 1000
 """Of each process that is killed: all of them fit into one ring."""
 
@@ -200,6 +217,20 @@ def test_the_core_serves_a_recording_of_its_own_by_threads(tmp_path: Path) -> No
     assert result.runs[0].failed == 0
 
 
+def test_a_report_counts_what_was_recorded_and_tells_no_backlog(tmp_path: Path) -> None:
+    space, path = addresses(), tmp_path / "run.parquet"
+    with space.record(path):
+        live = work(space, 500, seed=4)
+    report = report_of_recording(path)
+    assert report.facts["areas"] == f"{sum(space.stats().served.values()):,}"
+    lived = dict(zip(report.lifetimes.labels, report.lifetimes.values["areas"], strict=True))
+    assert lived["still there"] == len(live)
+    assert report.map is not None
+    assert report.lazy == []
+    add_replay(report, replay.load(path), OURS)
+    assert report.facts["replay"].startswith("vmalloc: ")
+
+
 def test_the_commands_record_a_region_and_replay_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, name = tmp_path / "run.parquet", f"recorded-{os.getpid()}"
     region = vmalloc.Region(1 << 26, name=name, helper=False)
@@ -228,6 +259,11 @@ def test_a_recording_that_does_not_say_what_it_is_of_is_refused(tmp_path: Path) 
     write_columnar(tmp_path / "x.parquet", [Event(kind=ALLOC, size=PAGE)], source="vmalloc")
     with pytest.raises(TraceError, match="page_size"):
         replay.load(tmp_path / "x.parquet")
+    about = {"pools": "magazine", "nr_pages": 1, "nr_nodes": 1, "nr_cpus": 1, "memory_bytes": 0}
+    for page_size in (0, None):
+        write_columnar(tmp_path / "x.parquet", [Event()], source="vmalloc", page_size=page_size, **about)
+        with pytest.raises(TraceError, match="a recording of our own allocator"):
+            replay.load(tmp_path / "x.parquet")
 
 
 @pytest.mark.parametrize(
@@ -235,6 +271,7 @@ def test_a_recording_that_does_not_say_what_it_is_of_is_refused(tmp_path: Path) 
     [
         ([], "say what to record"),
         (["a", "b"], "say what to record"),
+        (["frames", "-o", "x.parquet"], "behind all options"),
         (["-o", "x.gz", "frames"], "parquet"),
         (["--exact", "--kernel"], "--exact"),
         (["no-such-region-anywhere"], "no-such-region-anywhere"),

@@ -222,6 +222,11 @@ def test_instants_are_evenly_apart_and_end_with_the_recording():
     assert instants_until(0.0) == [0.0]
 
 
+def test_the_last_instant_is_the_end_whatever_its_last_digit():
+    ends = [n / 1e9 for n in range(1, 100)]
+    assert [instants_until(end)[-1] for end in ends] == ends
+
+
 # ---- recordings ----
 
 

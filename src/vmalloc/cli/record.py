@@ -63,7 +63,9 @@ def command(
 
     if not kernel:
         if len(command) != 1:
-            raise click.UsageError("say what to record: --kernel, or the name of one region")
+            raise click.UsageError(
+                "say what to record: --kernel, or, behind all options, the name of a region"
+            )
         _record_region(command[0], output, seconds, exact, Output(json_path))
         return
     if exact:

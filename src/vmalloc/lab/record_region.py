@@ -78,13 +78,14 @@ class RegionRecorder:
         if self._over.is_set():
             return self.done
         self._over.set()
-        self._reader.join()
         try:
+            self._reader.join()
             self._recorder.stop()
             for _ in range(LAST_LOOKS):
                 if self._error is not None or not self._look():
                     break
         finally:
+            self._reader.join()  # a second Ctrl-C may have broken the first one off
             self._recorder.end()
             self._writer.close()
         if self._error is not None:

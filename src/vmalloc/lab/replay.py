@@ -145,8 +145,10 @@ def _load_own(trace: StrPath, about: Mapping[str, Any]) -> Recording:
             str(about["pools"]),
             *(int(about[name]) for name in ("nr_pages", "nr_nodes", "nr_cpus", "memory_bytes")),
         )
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise TraceError(f"{trace}: a recording of our own allocator that does not say its {error}") from None
+    if min(unit, own.nr_pages, own.nr_nodes, own.nr_cpus) < 1:
+        raise TraceError(f"{trace}: a recording of our own allocator that cannot be: {about}")
     start, end = own.window
     events = [
         event._replace(

@@ -150,7 +150,7 @@ class Lives:
 
 def instants_until(end: float) -> list[float]:
     """Evenly apart, the last one at the end; one alone where no time passed."""
-    return [end * n / INSTANTS for n in range(1, INSTANTS + 1)] if end > 0 else [0.0]
+    return [end * (n / INSTANTS) for n in range(1, INSTANTS + 1)] if end > 0 else [0.0]
 
 
 class Earlier(NamedTuple):
@@ -321,9 +321,12 @@ def scattered(free: float, largest: float) -> float:
 
 
 def lazy_of(columns: Columns, instants: Sequence[float]) -> list[Line]:
-    """The backlog as frees print it, its most since the instant before; and where a purge is due."""
+    """The backlog as frees print it, its most since the instant before; and where a purge is due.
+
+    Nothing where no free tells it, as in recordings of our own allocator.
+    """
     seconds, is_free = _seconds(columns), columns.is_kind(FREE)
-    if not is_free.any():
+    if not columns["nr_lazy_max"][is_free].any():
         return []
     at = np.searchsorted(instants, seconds)
     most = _most_at(at[is_free], columns["nr_lazy"][is_free], len(instants))

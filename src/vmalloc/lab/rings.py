@@ -77,7 +77,9 @@ class Decoder:
         columns["time_ns"], columns["pid"] = time[rows], pid[rows]
         is_death = kind[rows] == NUMBER["die"]
         columns["pid"][is_death] = page[rows][is_death]
-        columns["comm"] = np.array([self.names.code(self.command_of(p)) for p in columns["pid"]], "i4")
+        pids, which = np.unique(columns["pid"], return_inverse=True)
+        commands = np.array([self.names.code(self.command_of(pid)) for pid in pids.tolist()], "i4")
+        columns["comm"] = commands[which]
         columns["slot"] = np.full(len(rows), slot, "i4")
         return self._with_loss(columns, slot, lost, thread) if lost else columns
 
