@@ -177,6 +177,7 @@ static void what_another_thread_takes_while_the_words_are_counted_is_charged(vm_
     a = take(s.r, 500); /* more than the quota, by what was charged: counted anew, and another takes its third */
     is_watched = false;
     CHECK_EQ(s.nr_writes > 0, 1);
+    CHECK_EQ(s.r->map.processes[s.r->process].charged_pages, 800); /* what is held, so the next one need not count */
     CHECK_EQ(vm_alloc(s.r, 200, 1, 0, &b), -EDQUOT);
     CHECK_EQ(vm_detach(s.r), 0);
 }
