@@ -66,7 +66,8 @@ int vm__quota_fits(vm_thread *t, uint64_t nr_pages)
         return -EDQUOT;
     vm__magazine_flush_all(t);
     vm__count_held(r, false, held);
-    VM_CAS(charged, before,
-           held[r->process]); /* what another thread was charged meanwhile stays; who comes next counts again */
+    uint64_t now = before; /* lower: another thread counted meanwhile */
+    while (now >= before && !VM_CAS(charged, now, held[r->process] + (now - before)))
+        now = VM_ACQUIRE(charged); /* what others were charged meanwhile stays on top */
     return held[r->process] + nr_pages <= quota ? 0 : -EDQUOT;
 }

@@ -69,14 +69,29 @@ static void stack(vm_region *r, uint32_t first, uint32_t nr, uint32_t under)
     }
 }
 
-/* Link a chain of `nr` in front. */
+static uint32_t link_at(const vm_region *r, uint32_t link, uint32_t nth)
+{
+    for (; link && nth; nth--)
+        link = link_after(r, link);
+    return link;
+}
+
+/* Link a chain of `nr` in front. A long one takes a while to write, and who changes the list meanwhile makes that vain: then
+ * the back half goes alone, and so on. So a decay comes to its end however busy the pool is. */
 static void push(vm_region *r, vm_pool *p, uint32_t first, uint32_t nr)
 {
-    uint64_t head;
-    do {
-        head = VM_ACQUIRE(&p->tagged);
+    for (;;) {
+        uint64_t head = VM_ACQUIRE(&p->tagged);
         stack(r, first, nr, link_of(r, head));
-    } while (!VM_CAS(&p->tagged, head, with_link(head, first)));
+        if (VM_CAS(&p->tagged, head, with_link(head, first)))
+            return;
+        if (nr > 1) {
+            uint32_t front = nr / 2, back = link_at(r, first, front);
+            if (back)
+                push(r, p, back, nr - front);
+            nr = front;
+        }
+    }
 }
 
 /* The whole list is ours; nobody's pop of it can succeed any more. */

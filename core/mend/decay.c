@@ -116,12 +116,12 @@ static uint64_t decay_pools(vm_thread *t, const vm_watch *w, uint32_t node, vm_p
 
 /* ---- turning ---- */
 
-/* Over what has a page: a look at the rest would give it one. */
+/* Of the magazines and the run, over what has a page: a look at the rest would give it one. */
 static uint64_t sum_of_headers(const vm_slot *s)
 {
-    uint64_t sum = 0, page_bytes = vm__page_bytes();
+    uint64_t sum = VM_RELAXED(&s->run), page_bytes = vm__page_bytes();
     uint8_t has_page[sizeof *s / 4096 + 1];
-    bool is_empty = true;
+    bool is_empty = !sum;
     if (!vm__pages_resident(s, sizeof *s, has_page))
         return 0;
     for (uint32_t i = 1; i <= VM_POOL_PAGES_MAX; i++) {
@@ -135,7 +135,7 @@ static uint64_t sum_of_headers(const vm_slot *s)
     return is_empty ? 0 : sum;
 }
 
-/* Magazines from which nothing was taken for a turn are emptied; what was in them is idle. */
+/* Magazines and a run from which nothing was taken for a turn are emptied; what was in the magazines is idle. */
 static void turn_slot(vm_thread *t, vm_watch *w, uint32_t i)
 {
     vm_region *r = t->region;

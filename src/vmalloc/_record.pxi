@@ -67,7 +67,8 @@ cdef class Recorder:
 
     def end(self):
         """Give the memory of the rings back."""
-        if self.rec != NULL and self.region.r != NULL:
+        cdef vm_recorder *rec = self.rec
+        self.rec = NULL  # first: another thread may come to read meanwhile
+        if rec != NULL and self.region.r != NULL:
             with nogil:
-                vm_record_end(self.rec)
-        self.rec = NULL
+                vm_record_end(rec)

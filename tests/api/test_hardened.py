@@ -360,6 +360,7 @@ def is_broken_off(nth: int, run: Callable[[], object]) -> bool:
         return trace
 
     before = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # Python 3.12 asks for opcodes only where one was asked for before
     sys.settrace(trace)
     try:
         run()

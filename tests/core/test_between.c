@@ -17,6 +17,7 @@ typedef struct scene {
     void (*comes)(vm_region *);
     const char *where; /* in which files */
     uint64_t before;   /* which write of the operation there it comes before */
+    uint64_t every;    /* 0: that one alone; else each so many more */
     uint64_t nr_writes;
 } scene;
 
@@ -81,11 +82,17 @@ static void *come(void *arg)
     return NULL;
 }
 
+static bool comes_now(const scene *s, uint64_t write)
+{
+    return s->every ? write % s->every == s->before : write == s->before;
+}
+
 static bool before_each_write(const char *file, int line, uint64_t nr_passed)
 {
     (void)line, (void)nr_passed;
-    if (!is_watched || !strstr(file, now->where) || now->nr_writes++ != now->before)
+    if (!is_watched || !strstr(file, now->where) || !comes_now(now, now->nr_writes++))
         return true;
+    CHECK(now->nr_writes < MUCH);
     pthread_t other;
     CHECK_EQ(pthread_create(&other, NULL, come, now), 0);
     pthread_join(other, NULL);
@@ -139,6 +146,21 @@ static void nothing_is_lost(vm_pools d, void (*run)(scene *), void (*comes)(vm_r
     }
 }
 
+/* To put one range back takes two writes. */
+static void a_decay_comes_to_its_end_among_others(vm_pools d, void (*comes)(vm_region *))
+{
+    enum { EVERY = 3 };
+    for (uint64_t before = 0; before < EVERY; before++) {
+        scene s = {.comes = comes, .where = "pool_", .before = before, .every = EVERY};
+        set_up(&s, d);
+        now = &s;
+        is_watched = true;
+        the_decay(&s);
+        is_watched = false;
+        FINISH(s.r);
+    }
+}
+
 /* ---- what is charged meanwhile ---- */
 
 static void a_third_of_the_quota(vm_region *r) { take(r, 300); }
@@ -155,6 +177,7 @@ static void what_another_thread_takes_while_the_words_are_counted_is_charged(vm_
     a = take(s.r, 500); /* more than the quota, by what was charged: counted anew, and another takes its third */
     is_watched = false;
     CHECK_EQ(s.nr_writes > 0, 1);
+    CHECK_EQ(s.r->map.processes[s.r->process].charged_pages, 800); /* what is held, so the next one need not count */
     CHECK_EQ(vm_alloc(s.r, 200, 1, 0, &b), -EDQUOT);
     CHECK_EQ(vm_detach(s.r), 0);
 }
@@ -166,6 +189,8 @@ int main(void)
     vm_fault_filter(before_each_write);
     FOR_EACH_DESIGN (d) {
         what_another_thread_takes_while_the_words_are_counted_is_charged(d);
+        a_decay_comes_to_its_end_among_others(d, a_pair);
+        a_decay_comes_to_its_end_among_others(d, two_pairs);
         for (size_t i = 0; i < LENGTH(runs); i++)
             for (size_t k = 0; k < LENGTH(comers); k++)
                 nothing_is_lost(d, runs[i], comers[k]);

@@ -196,6 +196,45 @@ static void a_neighbour_takes_a_run_away(void)
     end(r);
 }
 
+static void use_up_the_magazine(vm_region *r)
+{
+    while (vm__magazine_count(slot_of(r)->magazine[1].header))
+        hold(r, 1, 1);
+}
+
+static void *have_a_run_alone_and_wait(void *arg)
+{
+    neighbour *n = arg;
+    hold_until_there_is_a_run(n->r);
+    use_up_the_magazine(n->r);
+    n->index = vm__thread(n->r)->index;
+    pthread_barrier_wait(&n->ready);
+    pthread_barrier_wait(&n->go_on);
+    return NULL;
+}
+
+static void an_idle_run_goes_back_by_itself(void)
+{
+    vm_region *r = MAKE(.nr_pages = PAGES, .pools = VM_POOLS_MAGAZINE, SMALL); /* without data nothing decays */
+    neighbour n = {.r = r};
+    pthread_t thread;
+    pthread_barrier_init(&n.ready, NULL, 2);
+    pthread_barrier_init(&n.go_on, NULL, 2);
+    CHECK(vm__thread(r));
+    CHECK_EQ(pthread_create(&thread, NULL, have_a_run_alone_and_wait, &n), 0);
+    pthread_barrier_wait(&n.ready);
+    CHECK_EQ(stats_of(r).cached_pages, run_pages(r, &r->map.slots[n.index]));
+    for (int i = 0; i < 3 * VM_TURN_TICKS; i++) {
+        CHECK_EQ(vm_tick(r), 0);
+        vm_clock_advance(VM_TICK_MS * 1000000ull);
+    }
+    CHECK_EQ(stats_of(r).cached_pages, 0);
+    CHECK_CLEAN(r);
+    pthread_barrier_wait(&n.go_on);
+    pthread_join(thread, NULL);
+    end(r);
+}
+
 int main(void)
 {
     who_met_nobody_has_none();
@@ -209,5 +248,6 @@ int main(void)
     while_space_is_short_there_is_none();
     who_is_being_drained_takes_none();
     a_neighbour_takes_a_run_away();
+    an_idle_run_goes_back_by_itself();
     return 0;
 }
