@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from vmalloc.cli.manners import Command, Output, Refusal, json_option, safe
 
@@ -17,7 +18,15 @@ OUTPUT_HELP = """Default: kernel-DATE.trace.gz. The name says the format: ftrace
 plain) or columns (.parquet). Of a region: NAME-DATE.parquet, columns only."""
 
 
-@click.command("record", cls=Command, context_settings={"allow_interspersed_args": False})
+class RecordCommand(Command):
+    """Of a kernel, all that follows a program's name is that program's."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.allow_interspersed_args = "--kernel" not in args
+        return super().parse_args(ctx, args)
+
+
+@click.command("record", cls=RecordCommand)
 @click.option("--kernel", is_flag=True, help="Record the running kernel's vmalloc events. Needs root.")
 @click.option("--seconds", type=click.FloatRange(min=0), help="Stop after this time.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help=OUTPUT_HELP)
@@ -33,7 +42,9 @@ plain) or columns (.parquet). Of a region: NAME-DATE.parquet, columns only."""
 @click.option("--exact", is_flag=True, help="Of a region: each event with its own time, not its batch's.")
 @json_option
 @click.argument("command", metavar="[NAME | -- COMMAND...]", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
 def command(
+    ctx: click.Context,
     kernel: bool,
     seconds: float | None,
     output: Path | None,
@@ -51,10 +62,9 @@ def command(
       vmalloc record --kernel --seconds 10
       vmalloc record --kernel -o build.trace.gz -- make -j8
       vmalloc record --kernel                       until Ctrl-C
-      vmalloc record --seconds 10 -o run.parquet frames
+      vmalloc record frames --seconds 10 -o run.parquet
 
     With NAME: what all processes do in the region of that name, or that the process of that pid has.
-    Options come first.
 
     Of a kernel: tracing is used through a private instance, so other users of it are not disturbed, and it
     is left as it was found, however the recorder ends.
@@ -63,9 +73,13 @@ def command(
 
     if not kernel:
         if len(command) != 1:
-            raise click.UsageError(
-                "say what to record: --kernel, or, behind all options, the name of a region"
-            )
+            raise click.UsageError("say what to record: --kernel, or the name of a region")
+        if (
+            real_addresses
+            or not snapshots
+            or ctx.get_parameter_source("buffer_kb") is ParameterSource.COMMANDLINE
+        ):
+            raise click.UsageError("--buffer-kb, --no-snapshots and --real-addresses go with --kernel")
         _record_region(command[0], output, seconds, exact, Output(json_path))
         return
     if exact:
