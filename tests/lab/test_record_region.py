@@ -241,7 +241,7 @@ def test_the_commands_record_a_region_and_replay_it(tmp_path: Path, monkeypatch:
             region.alloc(PAGE * (1 + n % 3)).release()
 
     monkeypatch.setattr(record_command, "_wait", work_meanwhile)
-    done = CliRunner().invoke(record_command.command, ["--seconds", "5", "-o", str(path), name])
+    done = CliRunner().invoke(record_command.command, [name, "--seconds", "5", "-o", str(path)])
     assert done.exit_code == 0, done.output
     assert " events in " in done.output
     done = CliRunner().invoke(replay_command, [str(path), "--on", "model"])
@@ -271,7 +271,8 @@ def test_a_recording_that_does_not_say_what_it_is_of_is_refused(tmp_path: Path) 
     [
         ([], "say what to record"),
         (["a", "b"], "say what to record"),
-        (["frames", "-o", "x.parquet"], "behind all options"),
+        (["frames", "--no-snapshots"], "go with --kernel"),
+        (["frames", "--buffer-kb", "64"], "go with --kernel"),
         (["-o", "x.gz", "frames"], "parquet"),
         (["--exact", "--kernel"], "--exact"),
         (["no-such-region-anywhere"], "no-such-region-anywhere"),
