@@ -157,6 +157,31 @@ static void who_is_being_drained_takes_none(void)
     end(r);
 }
 
+static vm_slot *drained;
+static bool end_the_drain(const char *file, int line, uint64_t nr_passed)
+{
+    (void)line, (void)nr_passed;
+    if (strstr(file, "space.c"))
+        drained->drain = 0;
+    return false;
+}
+
+static void who_was_drained_until_now_keeps_the_first_one(void)
+{
+    vm_region *r = make();
+    hold_until_there_is_a_run(r);
+    drained = slot_of(r);
+    uint64_t run = drained->run;
+    drained->drain = vm__thread(r)->token; /* of somebody who lives */
+    vm_fault_filter(end_the_drain);
+    while (drained->drain)
+        hold(r, 1, 1);
+    vm_fault_filter(NULL);
+    CHECK_EQ(drained->run, run);
+    CHECK_CLEAN(r);
+    end(r);
+}
+
 typedef struct neighbour {
     vm_region *r;
     pthread_barrier_t ready, go_on;
@@ -208,6 +233,7 @@ int main(void)
     under_a_quota_there_is_none();
     while_space_is_short_there_is_none();
     who_is_being_drained_takes_none();
+    who_was_drained_until_now_keeps_the_first_one();
     a_neighbour_takes_a_run_away();
     return 0;
 }
