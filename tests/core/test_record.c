@@ -168,6 +168,29 @@ static void one_records_at_a_time_and_a_death_ends_it(void)
     FINISH(r);
 }
 
+/* In its process's slot, and meets one who died: what it recovers with is written down. */
+static void who_attaches_where_all_slots_are_taken_follows(void)
+{
+    vm_region *r = MAKE(.nr_pages = 1000, .nr_nodes = 1, .nr_threads = 1), *second = NULL;
+    vm_recorder *rec = start(r, false);
+    uint64_t lost = 0;
+    pid_t child = fork();
+    if (child == 0)
+        for (;;)
+            pause();
+    kill(child, SIGKILL);
+    CHECK_EQ(waitpid(child, NULL, 0), child);
+    CHECK_EQ(vm_attach(vm_fd(r), &second), 0);
+    uint32_t slot = here(second), nr_recovered = 0;
+    CHECK(vm__thread(second)->common);
+    for (uint32_t i = vm_record_read(rec, slot, ROOM, events, &lost); i-- > 0;)
+        nr_recovered += kind(i) == VM_EVENT_RECOVER;
+    CHECK_EQ(nr_recovered, 1);
+    CHECK_EQ(vm_detach(second), 0);
+    vm_record_end(rec);
+    FINISH(r);
+}
+
 static struct {
     vm_region *r;
     pthread_barrier_t step;
@@ -298,6 +321,7 @@ int main(void)
     who_is_lapped_learns_how_much_is_lost();
     a_half_written_event_is_never_read();
     one_records_at_a_time_and_a_death_ends_it();
+    who_attaches_where_all_slots_are_taken_follows();
     nobody_follows_a_recording_that_ends_with_a_death();
     a_child_neither_writes_its_parents_ring_nor_ends_its_recording();
     scribbles_lead_a_reader_nowhere();
