@@ -123,6 +123,24 @@ static void pages_that_were_never_used_are_known_to_be_zero(void)
     end(r);
 }
 
+/* A range like those in a magazine, of which none says that it is clean, would be one of it for the hit of an empty magazine
+ * whose next id is such that what is read there as an entry is the run's page. */
+static void of_pages_that_may_be_dirty_it_is_longer_than_any_magazine_keeps(void)
+{
+    vm_region *r = make_busy();
+    size_t nr_with_run = 0;
+    r->map.heads[0].word |= VM_WORD_DIRTY;
+    r->map.h->dirty_pages = PAGES;
+    while (nr_held < LENGTH(held)) {
+        hold(r, 1, 1);
+        nr_with_run += run_pages(r, slot_of(r)) > 0;
+        CHECK(run_pages(r, slot_of(r)) == 0 || run_pages(r, slot_of(r)) > VM_POOL_PAGES_MAX);
+    }
+    CHECK(nr_with_run > LENGTH(held) / 2);
+    CHECK_CLEAN(r);
+    end(r);
+}
+
 static void under_a_quota_there_is_none(void)
 {
     vm_region *r = make_busy();
@@ -230,6 +248,7 @@ int main(void)
     a_run_serves_all_sizes();
     what_is_too_short_goes_back();
     pages_that_were_never_used_are_known_to_be_zero();
+    of_pages_that_may_be_dirty_it_is_longer_than_any_magazine_keeps();
     under_a_quota_there_is_none();
     while_space_is_short_there_is_none();
     who_is_being_drained_takes_none();
