@@ -239,6 +239,7 @@ static void nobody_follows_a_recording_that_ends_with_a_death(void)
         for (;;)
             pause();
     }
+    close(ready[1]);
     CHECK_EQ(read(ready[0], &byte, 1), 1);
     pthread_barrier_init(&other.step, NULL, 2);
     CHECK_EQ(pthread_create(&thread, NULL, work_while_a_recording_ends, NULL), 0);
@@ -254,7 +255,6 @@ static void nobody_follows_a_recording_that_ends_with_a_death(void)
     pthread_join(thread, NULL);
     CHECK_EQ(resident_rings(r), 0);
     close(ready[0]);
-    close(ready[1]);
     FINISH(r);
 }
 
