@@ -31,7 +31,8 @@ extern "C" {
 
 /* ---- the hits: with these the core's vm_alloc(), vm_take() and vm_free() begin ---- */
 
-/* A ready range, of at most VM_POOL_PAGES_MAX pages; `quiet` is what the slot says while there is nothing to look at. False: none, or none that can be had so; nothing happened. */
+/* A ready range, of at most VM_POOL_PAGES_MAX pages; `quiet` is what the slot says while there is nothing to look at.
+ * False: none, or none that can be had so; nothing happened. */
 static inline __attribute__((always_inline)) bool vm__hit_take(const vm_hit_thread *t, const vm_hit_region *r,
                                                                uint64_t nr_pages, uint64_t quiet, vm_taken *got)
 {

@@ -231,7 +231,7 @@ typedef struct vm_ring {
     uint64_t next;                                 /* so many were written for this recording   */
     uint32_t recording;                            /* which one                                 */
 } vm_ring;
-_Static_assert((VM_EVENT_RING & (VM_EVENT_RING - 1)) == 0 && VM_EVENT_RING % VM_EVENT_BATCH == 0, "vm__event_put()");
+_Static_assert((VM_EVENT_RING & (VM_EVENT_RING - 1)) == 0 && VM_EVENT_RING % VM_EVENT_BATCH == 0, "put() in event.c");
 
 /* vm_header.recording: the number of a recording above these two bits, above it who records (vm__lease_owner()). */
 #define VM_RECORDING_ON 1u

@@ -314,12 +314,13 @@ static uint32_t cut_some(vm_thread *t, uint64_t nr_pages, uint32_t want, uint64_
     return vm__run_cut(t, nr_pages, want < most ? want : most, pages, is_clean);
 }
 
-/* From space, and, if it was asked for much already, a run for the next times. */
+/* From space, and, if it was asked for much already, a run for the next times. Not a second one: whom somebody drains has
+ * the first yet, and a slot can name only one. */
 static uint32_t take_some(vm_thread *t, uint64_t nr_pages, uint32_t want, unsigned flags, uint64_t *pages)
 {
-    vm_run run = {.most = vm__run_most(t)};
+    vm_run run = {.most = VM_RELAXED(&t->slot->run) ? 0 : vm__run_most(t)};
     t->cold_pages += want * nr_pages;
-    if (want == 1 && (!run.most || VM_RELAXED(&t->slot->run)))
+    if (want == 1 && !run.most)
         return 0;
     uint32_t got = vm__space_take_many(t, nr_pages, want, flags, pages, &run);
     t->cold_pages += run.nr_pages;

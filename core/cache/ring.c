@@ -105,18 +105,21 @@ static void discard_ring(const vm_region *r, uint32_t slot)
     vm__ring_unmap(ring);
 }
 
-/* Idempotent: who dies in it leaves it to the next. A thread in the middle of an event may write it yet; that page stays
- * until the next recording ends. */
+/* Idempotent: who dies in it leaves it to the next. Off in the header first: there everybody looks who is told by his slot.
+ * A thread in the middle of an event may write it yet; that page stays until the next recording ends. */
 void vm__recording_end(vm_region *r, uint64_t recording)
 {
     uint32_t number = (uint32_t)recording | VM_RECORDING_ON;
+    uint64_t ended = recording & ~(uint64_t)VM_RECORDING_ON;
+    if (!VM_CAS(&r->map.h->recording, recording, ended))
+        return; /* somebody else ends it */
     vm__recording_spread(r, 0);
     for (uint32_t i = 0; i < r->map.nr_threads; i++)
         if (vm__slot_was_used(r, i) && VM_ACQUIRE(&r->map.slots[i].followed) == number) {
             discard_ring(r, i);
             VM_PUT(&r->map.slots[i].followed, 0);
         }
-    VM_CAS(&r->map.h->recording, recording, 0);
+    VM_CAS(&r->map.h->recording, ended, 0);
 }
 
 bool vm__recorder_is_dead(vm_region *r, uint64_t recording)

@@ -3,10 +3,10 @@
  * Run: pages side by side that a thread took from space in advance, for all sizes, to cut ranges from without a lock.
  *
  * Who asks space for much, and met others at a lock, gets one behind what it asks for (vm__space_take_many()): so the first
- * filling of many threads takes few turns at space_lock. A run is one range, CACHED by the slot and longer or shorter than any magazine cares; the
- * slot names it, as a hint. It is cut from its front, between entry and exit as whatever uses the magazines: the heads
- * of the rest and of the pieces lie inside the run until its first head, written last, makes them visible. So a death leaves
- * the run whole or cut, and all of it is the dead one's by its words.
+ * filling of many threads takes few turns at space_lock. A run is one range, CACHED by the slot, clean or longer than what a
+ * magazine keeps (vm__may_be_run()); the slot names it, as a hint. It is cut from its front, between entry and exit as
+ * whatever uses the magazines: the heads of the rest and of the pieces lie inside the run until its first head, written last,
+ * makes them visible. So a death leaves the run whole or cut, and all of it is the dead one's by its words.
  */
 #include "cache.h"
 
@@ -74,15 +74,21 @@ static void claim_and_put_back(vm_thread *t, uint64_t page, vm_word w)
         put_back(t, page, w);
 }
 
+/* How many of up to `max` ranges can be cut from a run whose word is w. */
+static uint64_t how_many(vm_word w, uint64_t nr_pages, uint32_t max)
+{
+    uint64_t nr = vm__len(w) / nr_pages, most = nr < max ? nr : max, rest = vm__len(w) - most * nr_pages;
+    return rest == 0 || vm__may_be_run(w, rest) ? most : 0;
+}
+
 /* Up to `max` ranges from this thread's run, MOVING(t). Returns how many; what is too short goes back to space. */
 uint32_t vm__run_cut(vm_thread *t, uint64_t nr_pages, uint32_t max, uint64_t *pages, bool *is_clean)
 {
-    uint64_t page, fit;
+    uint64_t page;
     if (!VM_RELAXED(&t->slot->run) || !vm__magazines_enter(t))
         return 0;
     vm_word w = run_of(t->region, t->slot, t->cached, &page);
-    fit = vm__len(w) / nr_pages;
-    fit = fit < max ? fit : max;
+    uint64_t fit = how_many(w, nr_pages, max);
     if (fit)
         cut(t, page, w, nr_pages, (uint32_t)fit, pages);
     else if (w)

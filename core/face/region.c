@@ -187,8 +187,11 @@ static int enter_region(vm_region *r, vm_region **out)
         return joined;
     rc = finish_join(r, joined);
     vm_thread *t = rc < 0 ? NULL : vm__thread(r);
-    if (t)
+    if (t) {
+        vm__enter(t);
         vm__recover_dead(t, VM_NO_WAIT, NULL); /* best effort: whoever waits for them tries again */
+        vm__leave(t);
+    }
     if (rc < 0) {
         vm__unregister(r);
         return rc;

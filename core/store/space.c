@@ -288,15 +288,14 @@ static uint64_t room_pages(const vm_region *r)
     return limit && left < room ? left : room;
 }
 
-/* A run behind `asked` pages from `page` on, of what is free up to `end`: little of what there is, for it serves one thread
- * only. */
-static void choose_run(vm_thread *t, uint64_t page, uint64_t asked, uint64_t end, vm_run *run)
+/* A run behind the first `asked` pages of a free range: little of what there is, for it serves one thread only. */
+static void choose_run(vm_thread *t, const free_range *f, uint64_t asked, vm_run *run)
 {
     uint64_t most = room_pages(t->region) / VM_RUN_FREE_SHARE;
     most = most < run->most ? most : run->most;
-    run->page = page + asked;
-    most = most < end - run->page ? most : end - run->page;
-    run->nr_pages = most && vm__space_fits(t, asked + most) == 0 ? most : 0;
+    run->page = f->start + asked;
+    most = most < f->end - run->page ? most : f->end - run->page;
+    run->nr_pages = most && vm__may_be_run(f->dirty, most) && vm__space_fits(t, asked + most) == 0 ? most : 0;
 }
 
 /* Up to `max` ranges side by side at the lowest place where one fits: what as many single requests
@@ -316,7 +315,7 @@ uint32_t vm__space_take_many(vm_thread *t, uint64_t nr_pages, uint32_t max, unsi
         uint64_t room = (f.end - f.start) / nr_pages;
         got = room < max ? (uint32_t)room : max;
         if (got == max)
-            choose_run(t, page, got * nr_pages, f.end, run);
+            choose_run(t, &f, got * nr_pages, run);
         carve_many(t, &f, nr_pages, got, pages, run);
     }
     vm__space_unlock(t);

@@ -86,6 +86,12 @@ typedef struct vm_run {
     uint64_t most; /* so many, or none */
     uint64_t page, nr_pages; /* 0: none were taken */
 } vm_run;
+/* May one have so many pages? Short and perhaps dirty it would look like a range of a magazine, and an empty one's hit, which
+ * then reads a part of its header as an entry, might take it. */
+static inline bool vm__may_be_run(vm_word dirty, uint64_t nr_pages)
+{
+    return !(dirty & VM_WORD_DIRTY) || nr_pages > VM_POOL_PAGES_MAX;
+}
 uint32_t vm__space_take_many(vm_thread *t, uint64_t nr_pages, uint32_t max, unsigned flags, uint64_t *pages,
                              vm_run *run);
 int vm__space_collect_dirty(vm_thread *t, uint64_t *from, uint64_t most_pages, unsigned flags,

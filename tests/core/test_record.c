@@ -168,6 +168,96 @@ static void one_records_at_a_time_and_a_death_ends_it(void)
     FINISH(r);
 }
 
+/* In its process's slot, and meets one who died: what it recovers with is written down. */
+static void who_attaches_where_all_slots_are_taken_follows(void)
+{
+    vm_region *r = MAKE(.nr_pages = 1000, .nr_nodes = 1, .nr_threads = 1), *second = NULL;
+    vm_recorder *rec = start(r, false);
+    uint64_t lost = 0;
+    pid_t child = fork();
+    if (child == 0)
+        for (;;)
+            pause();
+    kill(child, SIGKILL);
+    CHECK_EQ(waitpid(child, NULL, 0), child);
+    CHECK_EQ(vm_attach(vm_fd(r), &second), 0);
+    uint32_t slot = here(second), nr_recovered = 0;
+    CHECK(vm__thread(second)->common);
+    for (uint32_t i = vm_record_read(rec, slot, ROOM, events, &lost); i-- > 0;)
+        nr_recovered += kind(i) == VM_EVENT_RECOVER;
+    CHECK_EQ(nr_recovered, 1);
+    CHECK_EQ(vm_detach(second), 0);
+    vm_record_end(rec);
+    FINISH(r);
+}
+
+static struct {
+    vm_region *r;
+    pthread_barrier_t step;
+    uint32_t slot;
+    bool was_told;
+} other;
+
+static void *work_while_a_recording_ends(void *unused)
+{
+    (void)unused;
+    for (int i = 0; i < 3; i++) {
+        if (i)
+            pthread_barrier_wait(&other.step);
+        vm_range a = take(other.r, 1);
+        GIVE_BACK(other.r, a);
+        CHECK_EQ(vm__thread(other.r)->ring != NULL, i == 0);
+        other.slot = here(other.r);
+        pthread_barrier_wait(&other.step);
+    }
+    return NULL;
+}
+
+/* As soon as its slot says so, and the end goes on. */
+static bool let_the_other_work(const char *file, int line, uint64_t nr_passed)
+{
+    (void)file, (void)line, (void)nr_passed;
+    if (!other.was_told && VM_ACQUIRE(&other.r->map.slots[other.slot].recording) == 0) {
+        other.was_told = true;
+        pthread_barrier_wait(&other.step);
+        pthread_barrier_wait(&other.step);
+    }
+    return false;
+}
+
+static void nobody_follows_a_recording_that_ends_with_a_death(void)
+{
+    vm_region *r = other.r = MAKE(.nr_pages = 1000, .nr_nodes = 1, .nr_threads = 4);
+    pthread_t thread;
+    int ready[2];
+    char byte = 0;
+    CHECK_EQ(pipe(ready), 0);
+    pid_t child = fork();
+    if (child == 0) {
+        start(r, false);
+        CHECK_EQ(write(ready[1], &byte, 1), 1);
+        for (;;)
+            pause();
+    }
+    close(ready[1]);
+    CHECK_EQ(read(ready[0], &byte, 1), 1);
+    pthread_barrier_init(&other.step, NULL, 2);
+    CHECK_EQ(pthread_create(&thread, NULL, work_while_a_recording_ends, NULL), 0);
+    pthread_barrier_wait(&other.step);
+    kill(child, SIGKILL);
+    CHECK_EQ(waitpid(child, NULL, 0), child);
+    vm_fault_filter(let_the_other_work);
+    CHECK_EQ(vm_recover(r, NULL), 0);
+    vm_fault_filter(NULL);
+    CHECK(other.was_told);
+    pthread_barrier_wait(&other.step);
+    pthread_barrier_wait(&other.step);
+    pthread_join(thread, NULL);
+    CHECK_EQ(resident_rings(r), 0);
+    close(ready[0]);
+    FINISH(r);
+}
+
 static void a_child_neither_writes_its_parents_ring_nor_ends_its_recording(void)
 {
     vm_region *r = MAKE(.nr_pages = 1000, .nr_nodes = 1, .nr_threads = 4);
@@ -231,6 +321,8 @@ int main(void)
     who_is_lapped_learns_how_much_is_lost();
     a_half_written_event_is_never_read();
     one_records_at_a_time_and_a_death_ends_it();
+    who_attaches_where_all_slots_are_taken_follows();
+    nobody_follows_a_recording_that_ends_with_a_death();
     a_child_neither_writes_its_parents_ring_nor_ends_its_recording();
     scribbles_lead_a_reader_nowhere();
     return 0;

@@ -123,6 +123,24 @@ static void pages_that_were_never_used_are_known_to_be_zero(void)
     end(r);
 }
 
+/* A range like those in a magazine, of which none says that it is clean, would be one of it for the hit of an empty magazine
+ * whose next id is such that what is read there as an entry is the run's page. */
+static void of_pages_that_may_be_dirty_it_is_longer_than_any_magazine_keeps(void)
+{
+    vm_region *r = make_busy();
+    size_t nr_with_run = 0;
+    r->map.heads[0].word |= VM_WORD_DIRTY;
+    r->map.h->dirty_pages = PAGES;
+    while (nr_held < LENGTH(held)) {
+        hold(r, 1, 1);
+        nr_with_run += run_pages(r, slot_of(r)) > 0;
+        CHECK(run_pages(r, slot_of(r)) == 0 || run_pages(r, slot_of(r)) > VM_POOL_PAGES_MAX);
+    }
+    CHECK(nr_with_run > LENGTH(held) / 2);
+    CHECK_CLEAN(r);
+    end(r);
+}
+
 static void under_a_quota_there_is_none(void)
 {
     vm_region *r = make_busy();
@@ -153,6 +171,31 @@ static void who_is_being_drained_takes_none(void)
     hold(r, 1, 200);
     CHECK_EQ(t->slot->run, 0);
     t->slot->drain = 0;
+    CHECK_CLEAN(r);
+    end(r);
+}
+
+static vm_slot *drained;
+static bool end_the_drain(const char *file, int line, uint64_t nr_passed)
+{
+    (void)line, (void)nr_passed;
+    if (strstr(file, "space.c"))
+        drained->drain = 0;
+    return false;
+}
+
+static void who_was_drained_until_now_keeps_the_first_one(void)
+{
+    vm_region *r = make();
+    hold_until_there_is_a_run(r);
+    drained = slot_of(r);
+    uint64_t run = drained->run;
+    drained->drain = vm__thread(r)->token; /* of somebody who lives */
+    vm_fault_filter(end_the_drain);
+    while (drained->drain)
+        hold(r, 1, 1);
+    vm_fault_filter(NULL);
+    CHECK_EQ(drained->run, run);
     CHECK_CLEAN(r);
     end(r);
 }
@@ -244,9 +287,11 @@ int main(void)
     a_run_serves_all_sizes();
     what_is_too_short_goes_back();
     pages_that_were_never_used_are_known_to_be_zero();
+    of_pages_that_may_be_dirty_it_is_longer_than_any_magazine_keeps();
     under_a_quota_there_is_none();
     while_space_is_short_there_is_none();
     who_is_being_drained_takes_none();
+    who_was_drained_until_now_keeps_the_first_one();
     a_neighbour_takes_a_run_away();
     an_idle_run_goes_back_by_itself();
     return 0;
