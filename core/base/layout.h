@@ -226,11 +226,14 @@ _Static_assert(VM_EVENT_RECOVER < 1 << VM_EVENT_LEN_SHIFT, "a kind has four bits
 
 /* One a thread slot, behind the data; written by that slot's thread alone, the oldest events first. Only who records maps
  * it. An event counts once `next` is beyond it, so what a death left half written never does. */
+#define VM_RING_ALIGN 65536
 typedef struct vm_ring {
-    _Alignas(65536) vm_event event[VM_EVENT_RING]; /* the n-th ever at n % VM_EVENT_RING        */
-    uint64_t next;                                 /* so many were written for this recording   */
-    uint32_t recording;                            /* which one                                 */
+    _Alignas(64) vm_event event[VM_EVENT_RING]; /* the n-th ever at n % VM_EVENT_RING        */
+    uint64_t next;                              /* so many were written for this recording   */
+    uint32_t recording;                         /* which one                                 */
+    uint8_t unused[VM_RING_ALIGN - 12];         /* each begins at a page, of any size        */
 } vm_ring;
+_Static_assert(sizeof(vm_ring) % VM_RING_ALIGN == 0, "a page each");
 _Static_assert((VM_EVENT_RING & (VM_EVENT_RING - 1)) == 0 && VM_EVENT_RING % VM_EVENT_BATCH == 0, "put() in event.c");
 
 /* vm_header.recording: the number of a recording above these two bits, above it who records (vm__lease_owner()). */
@@ -376,6 +379,7 @@ enum { /* vm_header.flags */
        VM_FLAG_KEEP = 2u,    /* ranges of dead processes stay busy (AddressSpace)     */
        VM_FLAG_HUGE = 4u,    /* long ranges begin at multiples of 2 MiB, huge pages are asked for */
        VM_FLAG_HARDENED = 8u, /* no hit paths; of two frees at once one wins; see src/vmalloc/hardened.py */
+       VM_FLAG_NO_RINGS = 16u, /* who made it might not make files as long as with rings: nothing is recorded */
 };
 
 typedef struct vm_header {

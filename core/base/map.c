@@ -43,8 +43,8 @@ void vm__lay_out(vm_header *h)
     at = align_up(at + h->nr_pages * further_holders(h) * sizeof(uint64_t), 4096);
     bool has_data = !(h->flags & VM_FLAG_NO_DATA);
     h->off_data = has_data ? align_up(at, VM_MAP_ALIGN) : at;
-    h->off_rings = align_up(h->off_data + (has_data ? h->nr_pages * h->granule_bytes : 0), _Alignof(vm_ring));
-    h->total_bytes = h->off_rings + h->nr_threads * sizeof(vm_ring);
+    h->off_rings = align_up(h->off_data + (has_data ? h->nr_pages * h->granule_bytes : 0), VM_RING_ALIGN);
+    h->total_bytes = h->off_rings + (h->flags & VM_FLAG_NO_RINGS ? 0 : h->nr_threads * sizeof(vm_ring));
 }
 
 /* All but the rings, which only who records maps. */

@@ -16,7 +16,7 @@
 vm_ring *vm__ring_map(const vm_region *r, uint32_t slot)
 {
     vm_view view;
-    int fd = vm__open_region(r);
+    int fd = r->map.flags & VM_FLAG_NO_RINGS ? -1 : vm__open_region(r);
     if (fd < 0)
         return NULL;
     int rc = vm__pages_view(fd, r->map.rings_offset + slot * sizeof(vm_ring), sizeof(vm_ring), false, &view);

@@ -140,11 +140,17 @@ static void check_shared(vm_check_state *c, uint64_t page, vm_word w, uint64_t n
         vm__report(&c->report, "page %llu: busy and shared, but nobody holds it", P(page));
 }
 
+/* Is `id` the range's, and not what its head had while it was ready in between? An id is written before the word. */
+bool vm__is_id_of(const vm_region *r, uint64_t page, vm_word w, uint64_t id)
+{
+    return VM_ACQUIRE(&r->map.heads[page].word) == w && VM_ACQUIRE(&r->map.heads[page].aux) == id;
+}
+
 static void check_busy(vm_check_state *c, uint64_t page, vm_word w)
 {
     vm_region *r = c->r;
     uint64_t id = VM_ACQUIRE(&r->map.heads[page].aux), next = VM_ACQUIRE(&r->map.h->next_id);
-    if (id >> VM_ID_SIZE_BITS >= next)
+    if (id >> VM_ID_SIZE_BITS >= next && vm__is_id_of(r, page, w, id))
         vm__report(&c->report, "page %llu: its id %llx is not given out yet", P(page), P(id));
     uint32_t p = vm__owner(w);
     uint64_t state = p < r->map.nr_processes ? VM_ACQUIRE(&r->map.processes[p].state) : 0;

@@ -111,5 +111,6 @@ void vm__collect_leases(vm_check_state *c);
 uint64_t vm__leases_of(const vm_check_state *c, uint64_t page, size_t *at);
 bool vm__is_stray_thread(const vm_region *r, uint32_t i);
 uint32_t vm__beyond_high(const vm_region *r);
+bool vm__is_id_of(const vm_region *r, uint64_t page, vm_word w, uint64_t id);
 
 #endif

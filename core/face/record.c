@@ -52,6 +52,8 @@ int vm_record_start(vm_region *r, bool exact, vm_recorder **out)
     int rc = t ? vm__health(r) : vm__thread_error(r);
     if (rc)
         return rc;
+    if (r->map.flags & VM_FLAG_NO_RINGS)
+        return -EFBIG;
     vm_recorder *rec = calloc(1, sizeof *rec + r->map.nr_threads * sizeof rec->cursor[0]);
     if (!rec)
         return -ENOMEM;

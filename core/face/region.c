@@ -217,6 +217,17 @@ static void write_header(vm_region *r, const vm_header *h)
     VM_STORE(&r->map.h->ready, 1);
 }
 
+/* Where files may not be as long as one with rings (RLIMIT_FSIZE), without. */
+static int create_file(const char *name, vm_header *h, int *fd)
+{
+    int rc = vm__pages_create(name, h->total_bytes, fd);
+    if (rc != -EFBIG)
+        return rc;
+    h->flags |= VM_FLAG_NO_RINGS;
+    vm__lay_out(h);
+    return vm__pages_create(name, h->total_bytes, fd);
+}
+
 int vm_create(const vm_options *options, vm_region **out)
 {
     vm_header h;
@@ -229,7 +240,7 @@ int vm_create(const vm_options *options, vm_region **out)
     void *base = NULL;
     if (!r)
         return -ENOMEM;
-    rc = vm__pages_create(options->name, h.total_bytes, &r->fd);
+    rc = create_file(options->name, &h, &r->fd);
     if (rc == 0)
         rc = vm__note_file(r);
     if (rc == 0)

@@ -185,9 +185,9 @@ static int sum_lazy(vm_thread *t, uint64_t *sum, uint64_t *largest_number)
         return rc;
     *sum = *largest_number = 0;
     for (vm_word w; (w = vm__word_at(r, page)); page += vm__len(w)) {
-        uint64_t number = VM_ACQUIRE(&r->map.heads[page].aux) >> VM_ID_SIZE_BITS;
+        uint64_t id = VM_ACQUIRE(&r->map.heads[page].aux), number = id >> VM_ID_SIZE_BITS;
         *sum += vm__state(w) == VM_LAZY ? vm__len(w) : 0;
-        if (vm__state(w) == VM_BUSY && number > *largest_number)
+        if (vm__state(w) == VM_BUSY && number > *largest_number && vm__is_id_of(r, page, w, id))
             *largest_number = number;
     }
     vm__space_unlock(t);

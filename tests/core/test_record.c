@@ -2,6 +2,8 @@
 /* Recordings: what is written, what a reader makes of it, and that it costs nothing while nobody records. */
 #include "kit.h"
 
+#include <sys/resource.h>
+
 enum { ROOM = VM_EVENT_RING };
 static uint64_t events[2 * ROOM];
 
@@ -198,6 +200,29 @@ static struct {
     bool was_told;
 } other;
 
+/* As under `ulimit -f`: a file may be no longer than the region without its rings. */
+static void where_files_may_not_be_long_a_region_has_no_rings(void)
+{
+    vm_region *whole = MAKE(.nr_pages = 1000, .nr_nodes = 1, .nr_threads = 4);
+    rlim_t without = whole->map.h->off_rings;
+    FINISH(whole);
+    pid_t child;
+    CHILD(child, {
+        CHECK_EQ(setrlimit(RLIMIT_FSIZE, &(struct rlimit){without, without}), 0);
+        vm_region *r = MAKE(.nr_pages = 1000, .nr_nodes = 1, .nr_threads = 4), *again;
+        vm_recorder *rec;
+        CHECK_EQ(r->map.h->total_bytes, without);
+        CHECK_EQ(vm_record_start(r, false, &rec), -EFBIG);
+        CHECK(vm__ring_map(r, here(r)) == NULL);
+        CHECK_EQ(vm_attach_readonly(vm_fd(r), &again), 0);
+        vm_detach(again);
+        vm_range a = take(r, 1);
+        GIVE_BACK(r, a);
+        FINISH(r);
+    });
+    ended_well(child);
+}
+
 static void *work_while_a_recording_ends(void *unused)
 {
     (void)unused;
@@ -323,6 +348,7 @@ int main(void)
     one_records_at_a_time_and_a_death_ends_it();
     who_attaches_where_all_slots_are_taken_follows();
     nobody_follows_a_recording_that_ends_with_a_death();
+    where_files_may_not_be_long_a_region_has_no_rings();
     a_child_neither_writes_its_parents_ring_nor_ends_its_recording();
     scribbles_lead_a_reader_nowhere();
     return 0;

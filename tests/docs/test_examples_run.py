@@ -38,7 +38,7 @@ USER_DOCUMENTS = [
 ]
 TRIED_ELSEWHERE = ("docs/pytorch.md", "docs/dask.md")
 LANGUAGES = ("python", "ini", "")
-SHORT = {"top": ["--once"], "suite": ["test_loop_count=10", "test_repeat_count=1"]}
+SHORT = {"top": ["--once"], "suite": ["test_loop_count=10", "test_repeat_count=1"], "record": ["--seconds=0"]}
 """What is added to a command that would take minutes."""
 
 
@@ -96,7 +96,10 @@ def test_python_runs(what: str, tmp_path: Path) -> None:
 def test_a_command_runs(what: list[str], tmp_path: Path) -> None:
     name = f"documents-{os.getpid()}"
     command, *words = [name if word in ("NAME", "frames") else word for word in what]
-    with vmalloc.Region("1M", name=name):
+    with vmalloc.Region("1M", name=name) as region:
+        if command != "record" and "run.parquet" in words:
+            with region.record(tmp_path / "run.parquet"):
+                region.alloc(4096).release()
         process = subprocess.Popen(
             [sys.executable, "-m", "vmalloc.cli", command, *words, *SHORT.get(command, [])],
             cwd=tmp_path,

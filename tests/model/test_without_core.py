@@ -10,8 +10,8 @@ import sys
 import vmalloc.lab
 import vmalloc.model
 
-NEEDS_CORE = {"vmalloc.lab.replay_on_core"}
-"""Asks the real allocator; cli/replay.py imports it only for `--on core`."""
+NEEDS_CORE = {"vmalloc.lab.replay_on_core", "vmalloc.lab.record_region"}
+"""They ask the real allocator; cli/replay.py and cli/record.py import them when they are to."""
 IMPORT = """
 import importlib, sys
 
