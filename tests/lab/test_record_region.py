@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import random
 import signal
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -115,6 +117,20 @@ def test_what_was_overwritten_before_it_was_read_is_counted(tmp_path: Path) -> N
     told = [event for event in columns.events() if event.kind == LOST]
     assert [(event.lost, event.slot) for event in told] == [(lost, slot)]
     recorder.end()
+
+
+def test_a_region_that_was_recorded_goes_with_its_last_name(tmp_path: Path) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        region = vmalloc.Region(1 << 20, name=f"recorded-{os.getpid()}", helper=False)
+        with region.record(tmp_path / "run.parquet"):
+            region.alloc(PAGE).release()
+        gone = weakref.ref(region)
+        del region
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_off_again_everything_is_as_before(tmp_path: Path) -> None:

@@ -58,9 +58,8 @@ class RegionRecorder:
         info = region._info()
         self.done = Recorded(os.fspath(path))
         self._began = Recorder.clock()
-        self._commands: dict[int, str] = {}
         self._decoder = Decoder(
-            int(info["nr_pages"]), int(info["granule"]), self._began[0], command_of=self._command_of
+            int(info["nr_pages"]), int(info["granule"]), self._began[0], command_of=_Commands().of
         )
         self._recorder = Recorder(region, exact)
         self._over = threading.Event()
@@ -127,14 +126,21 @@ class RegionRecorder:
         self.done.nr_damaged = self._decoder.nr_damaged
         return True
 
-    def _command_of(self, pid: int) -> str:
-        if pid not in self._commands:
+
+class _Commands:
+    """Names of processes, each read once. No part of the recorder: a circle would keep its region until a collection."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, str] = {}
+
+    def of(self, pid: int) -> str:
+        if pid not in self._known:
             try:
                 text = Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
             except OSError:
                 text = ""
-            self._commands[pid] = text
-        return self._commands[pid]
+            self._known[pid] = text
+        return self._known[pid]
 
 
 def _metadata(info: dict[str, Any], exact: bool) -> dict[str, object]:
