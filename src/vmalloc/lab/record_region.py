@@ -128,7 +128,7 @@ class RegionRecorder:
 
 
 class _Commands:
-    """Names of processes, each read once. No part of the recorder: a circle would keep its region until a collection."""
+    """Names of processes, each read once. Apart, since a circle would keep the region until a collection."""
 
     def __init__(self) -> None:
         self._known: dict[int, str] = {}
