@@ -141,7 +141,7 @@ def draw(path: Path, times: dict[Key, float], seen: dict[tuple[int, str], Held])
         panel.set_yscale("log")
         panel.set_xlabel("workers")
         panel.grid(alpha=0.3)
-    panels[0].legend(fontsize=8)
+    panels[1].legend(fontsize=8, loc="center")
     figure.savefig(path, dpi=90)
 
 
