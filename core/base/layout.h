@@ -213,11 +213,9 @@ _Static_assert(offsetof(vm_slot, magazine) % 128 == 64 && sizeof(vm_slot) % 4096
 typedef struct vm_event {
     uint64_t what, when;
 } vm_event;
-#define VM_EVENT_LEN_SHIFT 4
-#define VM_EVENT_PAGE_SHIFT 34
-#define VM_EVENT_CPU_SHIFT 32
-#define VM_EVENT_LEVEL_SHIFT 45
-#define VM_EVENT_ALIGN_SHIFT 48
+_Static_assert((int)VM_EVENT_LEN_SHIFT == 4 && (int)VM_EVENT_PAGE_SHIFT == 34 && (int)VM_EVENT_CPU_SHIFT == 32
+                   && (int)VM_EVENT_LEVEL_SHIFT == 45 && (int)VM_EVENT_ALIGN_SHIFT == 48,
+               "as drawn");
 static inline uint64_t vm__event_what(vm_event_kind kind, uint64_t page, uint64_t nr_pages)
 {
     return (uint64_t)kind | (nr_pages & VM_PAGES_MAX) << VM_EVENT_LEN_SHIFT | page << VM_EVENT_PAGE_SHIFT;

@@ -218,16 +218,23 @@ static void *have_a_run_and_wait(void *arg)
     return NULL;
 }
 
+/* Another thread, until it has what it is to have. */
+static pthread_t start(neighbour *n, void *(*body)(void *))
+{
+    pthread_t thread;
+    pthread_barrier_init(&n->ready, NULL, 2);
+    pthread_barrier_init(&n->go_on, NULL, 2);
+    CHECK(vm__thread(n->r));
+    CHECK_EQ(pthread_create(&thread, NULL, body, n), 0);
+    pthread_barrier_wait(&n->ready);
+    return thread;
+}
+
 static void a_neighbour_takes_a_run_away(void)
 {
     vm_region *r = make();
     neighbour n = {.r = r};
-    pthread_t thread;
-    pthread_barrier_init(&n.ready, NULL, 2);
-    pthread_barrier_init(&n.go_on, NULL, 2);
-    CHECK(vm__thread(r));
-    CHECK_EQ(pthread_create(&thread, NULL, have_a_run_and_wait, &n), 0);
-    pthread_barrier_wait(&n.ready);
+    pthread_t thread = start(&n, have_a_run_and_wait);
     uint64_t nr = run_pages(r, &r->map.slots[n.index]), before = stats_of(r).free_pages;
     CHECK(nr);
     CHECK_EQ(vm__magazine_drain(vm__thread(r), n.index), 0);
@@ -260,12 +267,7 @@ static void an_idle_run_goes_back_by_itself(void)
 {
     vm_region *r = MAKE(.nr_pages = PAGES, .pools = VM_POOLS_MAGAZINE, SMALL); /* without data nothing decays */
     neighbour n = {.r = r};
-    pthread_t thread;
-    pthread_barrier_init(&n.ready, NULL, 2);
-    pthread_barrier_init(&n.go_on, NULL, 2);
-    CHECK(vm__thread(r));
-    CHECK_EQ(pthread_create(&thread, NULL, have_a_run_alone_and_wait, &n), 0);
-    pthread_barrier_wait(&n.ready);
+    pthread_t thread = start(&n, have_a_run_alone_and_wait);
     CHECK_EQ(stats_of(r).cached_pages, run_pages(r, &r->map.slots[n.index]));
     for (int i = 0; i < 3 * VM_TURN_TICKS; i++) {
         CHECK_EQ(vm_tick(r), 0);

@@ -14,7 +14,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from vmalloc.facts import EVENTS, LEVELS
+from vmalloc.facts import (
+    EVENT_ALIGN_SHIFT,
+    EVENT_CPU_SHIFT,
+    EVENT_LEN_SHIFT,
+    EVENT_LEVEL_SHIFT,
+    EVENT_PAGE_SHIFT,
+    EVENTS,
+    LEVELS,
+)
 from vmalloc.lab.columns import DTYPES, Array, Columns, Mask, Names
 from vmalloc.lab.events import LOST
 
@@ -26,6 +34,7 @@ NUMBER = {name: number for number, name in enumerate(EVENTS, 1)}
 RANGES = ("alloc", "free", "discard")  # have a page and a length that lie in the region
 COUNTS = ("refill", "overflow", "purge", "recover")  # have a number of ranges, or of the dead, in its place
 KIND_OF = {"failed": "alloc"}  # with `failed` set
+ALIGN_BITS = 5
 NOTE_NS = 1_000_000_000  # a stamp may be so much off what the reader's clock allows
 
 
@@ -63,10 +72,10 @@ class Decoder:
         thread = self._threads.setdefault(slot, _Thread(self.began_ns))
         words = np.frombuffer(data, np.uint64).reshape(-1, 2)
         what, when = words[:, 0], words[:, 1]
-        kind = (what & np.uint64(15)).astype("i2")
-        page = (what >> np.uint64(34)).astype("i8")
-        length = (what >> np.uint64(4) & np.uint64((1 << 30) - 1)).astype("i8")
-        stamp_ns = (what >> np.uint64(4)).astype("i8")
+        kind = _bits(what, 0, EVENT_LEN_SHIFT).astype("i2")
+        page = _bits(what, EVENT_PAGE_SHIFT, 64)
+        length = _bits(what, EVENT_LEN_SHIFT, EVENT_PAGE_SHIFT)
+        stamp_ns = _bits(what, EVENT_LEN_SHIFT, 64)
         is_stamp = kind == NUMBER["stamp"]
         is_right = self._is_right(kind, page, length, stamp_ns, now_ns)
         self.nr_damaged += int(np.count_nonzero(~is_right))
@@ -95,7 +104,7 @@ class Decoder:
         """Of each event; never earlier than the one before it."""
         if not len(is_stamp):
             return np.zeros(0, "i8")
-        ticks = (when & np.uint64((1 << 32) - 1)).astype("i8")
+        ticks = _bits(when, 0, EVENT_CPU_SHIFT)
         last = _last(is_stamp)
         base_ns = np.where(last < 0, thread.ns, stamp_ns[last])
         base_ticks = np.where(last < 0, thread.ticks, ticks[last])
@@ -119,19 +128,19 @@ class Decoder:
         columns = {name: np.zeros(len(kind), dtype) for name, dtype in DTYPES.items()}
         codes = [0, *(self.names.code(KIND_OF.get(name, name)) for name in EVENTS)]
         columns["kind"] = np.array(codes, "i2")[kind]
-        columns["cpu"] = (when >> np.uint64(32) & np.uint64(0x1FFF)).astype("i2")
+        columns["cpu"] = _bits(when, EVENT_CPU_SHIFT, EVENT_LEVEL_SHIFT).astype("i2")
         columns["size"] = (length * self.granule).astype("u8")
         has_range = np.isin(kind, [NUMBER[name] for name in RANGES])
         columns["addr"] = np.where(has_range, page * self.granule, 0).astype("u8")
         counts = np.isin(kind, [NUMBER[name] for name in COUNTS])
         columns["npurged"] = np.where(counts, page, 0).astype("u4")
         is_request = np.isin(kind, [NUMBER["alloc"], NUMBER["failed"]])
-        align = np.left_shift(1, (when >> np.uint64(48) & np.uint64(31)).astype("i8"))
+        align = np.left_shift(1, _bits(when, EVENT_ALIGN_SHIFT, EVENT_ALIGN_SHIFT + ALIGN_BITS))
         columns["align"] = np.where(is_request, align * self.granule, 0).astype("u8")
         columns["vend"] = np.where(is_request, self.nr_pages * self.granule, 0).astype("u8")
         columns["failed"] = (kind == NUMBER["failed"]).astype("i4")
         level = np.array([self.names.code(name) for name in LEVELS] + [0] * (8 - len(LEVELS)), "i4")
-        served = level[(when >> np.uint64(45) & np.uint64(7)).astype("i8")]
+        served = level[_bits(when, EVENT_LEVEL_SHIFT, EVENT_ALIGN_SHIFT)]
         columns["text"] = np.where(kind == NUMBER["alloc"], served, 0).astype("i4")
         return columns
 
@@ -145,6 +154,11 @@ class Decoder:
         row["lost"][0] = min(lost, (1 << 32) - 1)
         row["time_ns"][0] = told[0] if len(told) else max(thread.latest_ns, self.began_ns)
         return {name: np.concatenate([row[name], columns[name]]) for name in DTYPES}
+
+
+def _bits(words: Words, first: int, end: int) -> Array:
+    """The bits from `first` up to `end` of each word."""
+    return np.asarray(words >> np.uint64(first) & np.uint64((1 << end - first) - 1), "i8")
 
 
 def _last(is_it: Mask) -> Array:
