@@ -86,7 +86,8 @@ def test_a_ledger_refuses_what_is_not_free_and_what_is():
 def cases() -> list[Any]:
     guests = [path.name.removesuffix(".trace.xz") for path in sorted((DATA / "guest").glob("*.trace.xz"))]
     known = [pytest.param("guest", name, True, id=name) for name in guests]
-    unseen = [("guest", "random_size"), ("guest", "mix_smp8"), ("live", "l8_consist"), ("live", "l2_proc")]
+    unseen = [("guest", name) for name in ("random_size", "mix_smp8", "mix_smp1", "pcpu_1t")]
+    unseen += [("live", name) for name in ("l8_consist", "l2_proc", "l1_admin", "l7_lost_overwrite")]
     return known + [pytest.param(*case, False, id=f"{case[1]}, start unseen") for case in unseen]
 
 

@@ -3,7 +3,8 @@
 """The compiled part of the predictor: ledger.py's two sets, and the events that come as forecast.
 
 Both are what the Python beside them is: `Ledger` answers as LedgerSpace does, and `run` does what
-`Predictor.advance` would do for events that need no thought. It stops at the first that does.
+`Predictor.advance` would do for events that need no thought. It stops at the first that does. What a start
+state that nobody showed adds is in _taught.pxi.
 tests/lab/test_predict_compiled.py holds them equal. It needs nothing of the core.
 """
 
@@ -11,7 +12,7 @@ from cpython.dict cimport PyDict_GetItem
 from cpython.object cimport PyObject
 from libc.stdint cimport uint32_t, uint64_t
 
-from vmalloc.model import Area
+from vmalloc.model import NO_NODE, Area
 
 
 cdef extern from "ranges.h" nogil:
@@ -37,7 +38,7 @@ cdef extern from "ranges.h" nogil:
 
 cdef object WORD = 1 << 64
 cdef object NEVER = 1 << 65
-cdef object NO_NODE = -1
+cdef uint64_t LAST = <uint64_t>-1
 cdef enum:
     PAGE = 4096
     # the fields of an Event, by place
@@ -142,18 +143,20 @@ cdef class Ledger:
         if ranges_pop(&self.out, start) != size:
             self.forget(start, size)
 
-    def discard(self, start, size):
-        removed = 0
-        at, end = start, start + size
-        cdef uint64_t low, length
-        while at < end and at < WORD:
+    cpdef uint64_t discard(self, uint64_t start, uint64_t size) except? 0:
+        cdef uint64_t low, length, first, removed = 0, at = start
+        cdef uint64_t last = start + size - 1 if size <= LAST - start else LAST
+        while size and at <= last:
             if not ranges_covering(&self.free, at, &low, &length):
-                if not ranges_at(&self.free, ranges_from(&self.free, at), &low, &length) or low >= end:
+                if not ranges_at(&self.free, ranges_from(&self.free, at), &low, &length) or low > last:
                     break
-            first, behind = max(low, at), min(<object>low + length, end)
-            self.cut(first, behind - first)
-            removed += behind - first
-            at = behind
+            first = max(low, at)
+            length = min(low + (length - 1), last) - first + 1
+            self.cut(first, length)
+            removed += length
+            if first + (length - 1) == last:
+                break
+            at = first + length
         return removed
 
     # ------------------------------------------------------------------ what is out
@@ -164,17 +167,17 @@ cdef class Ledger:
             ranges_pop(&self.out, at)
 
     def is_out(self, start):
+        return start < WORD and self.has_out(start)
+
+    cdef bint has_out(self, uint64_t start):
         cdef uint64_t at, size
-        if start >= WORD or not ranges_at(&self.out, ranges_from(&self.out, start), &at, &size):
-            return False
-        return at == start
+        return ranges_at(&self.out, ranges_from(&self.out, start), &at, &size) and at == start
 
-    def rejoin(self, uint64_t start, uint64_t size):
+    cpdef int rejoin(self, uint64_t start, uint64_t size) except -1:
         self.forget(start, size)
-        if ranges_set(&self.out, start, size):
-            raise MemoryError
+        return _set(&self.out, start, size)
 
-    def overlapping(self, uint64_t start, uint64_t size):
+    cpdef list overlapping(self, uint64_t start, uint64_t size):
         cdef uint64_t at, length
         cdef ranges_place place = ranges_from(&self.out, start)
         found = []
@@ -225,32 +228,39 @@ cdef object _tuple = tuple.__new__
 
 
 def run(predictor, Py_ssize_t index, Py_ssize_t end):
-    """Replay events from `index` on as long as they come as forecast; returns the first one that does not.
+    """Replay events from `index` on as long as they are plain; returns the first one that is not.
 
     Of that one nothing is done. Purges, what was moved, and frees that prove something about a purge under
     way are left to the caller too.
     """
-    cdef Replay replay = Replay(predictor)
+    cdef Replay replay = Replay(predictor) if predictor.learner is None else Taught(predictor)
     try:
         while index < end and replay.one(index):
             index += 1
     finally:
-        replay.close()
+        replay.give_back()
     return index
 
 
-cdef class Replay:
-    """One stretch of plain events: what it looks at, fetched once."""
+cdef struct Asked:
+    # an allocation's event as C numbers; `length` is what the search of the space looks for
+    Py_ssize_t index, node
+    uint64_t addr, size, align, low, high, length, pages
+    bint in_window
 
-    cdef object predictor, world, kernel, purge, learner, window_start, window_end, discipline, doubtful
+
+cdef class Replay:
+    """One stretch of plain events, those that come as forecast: what it looks at, fetched once."""
+
+    cdef object predictor, world, kernel, purge
     cdef list events, nodes, purge_after
-    cdef dict busy, moved, opens, scored, sized, walks
-    cdef set drained, deep, decayed_unseen
+    cdef dict busy, moved, opens, scored, sized
     cdef Ledger space
     cdef bytearray verdicts
     cdef Py_ssize_t late_from, nr_events, nr_nodes
+    cdef uint64_t window_start, window_end
     cdef long long live_pages, lazy_pages
-    cdef bint has_learner, has_pools
+    cdef bint takes_the_chain
 
     def __init__(self, predictor):
         self.predictor = predictor
@@ -263,20 +273,20 @@ cdef class Replay:
         self.nodes, self.nr_nodes = kernel.nodes, kernel.nr_nodes
         self.busy, self.space = kernel.busy.areas, kernel.space
         self.window_start, self.window_end = kernel.window
-        self.discipline = kernel.design.pool_discipline
-        self.has_pools = self.nr_nodes > 1 and kernel.design.pool_pages_max > 0
+        self.takes_the_chain = kernel.design.pool_discipline == "llist"
         self.verdicts, self.scored, self.sized = predictor.verdicts, predictor.scored, predictor.sized
         self.late_from = -(-3 * self.nr_events // 4)
-        self.live_pages, self.lazy_pages = kernel.live_pages, kernel.lazy_pages
-        self.learner = learner = predictor.learner
-        self.has_learner = learner is not None
-        if self.has_learner:
-            self.walks, self.drained, self.deep = learner.walks, learner.drained, learner.deep
-            self.decayed_unseen, self.doubtful = learner.decayed_unseen, learner.doubtful
+        self.fetch()
 
-    cdef void close(self):
+    cdef int fetch(self) except -1:
+        self.live_pages, self.lazy_pages = self.kernel.live_pages, self.kernel.lazy_pages
+        return 0
+
+    cdef int give_back(self) except -1:
+        """Python may look at the kernel again."""
         self.kernel.live_pages, self.kernel.lazy_pages = self.live_pages, self.lazy_pages
         self.kernel.busy.changed()
+        return 0
 
     cdef bint one(self, Py_ssize_t index) except -1:
         """Do event `index` if it is plain."""
@@ -336,97 +346,109 @@ cdef class Replay:
             return False
         if self.purge is None and self.may_purge(index):
             return False
-        cdef object size = event[SIZE]
-        cdef long long pages = <unsigned long long>size // PAGE
-        cdef bint in_window = event[VSTART] == self.window_start and event[VEND] == self.window_end
-        cdef Py_ssize_t node = <Py_ssize_t>event[CPU] % self.nr_nodes
-        cdef object pool = None
-        cdef object areas = None
-        if self.nr_nodes > 1 and in_window:
-            pool = (<dict>self.nodes[node].pools).get(pages)
-            if pool is not None:
-                areas = pool.areas
-        if areas:
-            head = areas[-1]
-            if (<uint64_t>(<tuple>head)[0] & (<uint64_t>event[ALIGN] - 1)) == 0:
-                return self.from_pool(index, event, pool, head, node, pages)
-        return self.from_space(index, event, areas, node, pages, in_window)
+        cdef Asked asked
+        self.ask(&asked, index, event)
+        cdef object areas = self.pool_of(&asked) if asked.in_window else None
+        if not areas:
+            return self.from_space(&asked, event, areas)
+        head = areas[-1]
+        if <uint64_t>(<tuple>head)[0] & (asked.align - 1):
+            return self.from_space(&asked, event, areas)
+        if <uint64_t>(<tuple>head)[0] == asked.addr:
+            return self.from_pool(&asked, event, areas, head)
+        return self.missed(&asked, event, "pool", (<tuple>head)[0])
 
-    cdef bint from_pool(
-        self, Py_ssize_t index, tuple event, pool, head, Py_ssize_t node, long long pages
-    ) except -1:
-        if (<tuple>head)[0] != event[ADDR]:
-            return False
-        cdef bint sure = True
-        if self.has_learner:
-            key = node, pages
-            sure = key in self.drained or event[ADDR] not in self.decayed_unseen
-            self.walk(key, event)
-            self.doubtful.discard(event[ADDR], event[SIZE])
-        pool.take(event[ALIGN], self.discipline)
+    cdef int ask(self, Asked *asked, Py_ssize_t index, tuple event) except -1:
+        asked.index, asked.node = index, <Py_ssize_t>event[CPU] % self.nr_nodes
+        asked.addr, asked.size, asked.align = event[ADDR], event[SIZE], event[ALIGN]
+        asked.low, asked.high, asked.pages = event[VSTART], event[VEND], asked.size // PAGE
+        asked.in_window = asked.low == self.window_start and asked.high == self.window_end
+        asked.length = asked.size
+        if asked.align > PAGE and asked.high - asked.low != asked.size:
+            asked.length += asked.align - 1
+        return 0
+
+    cdef object pool_of(self, Asked *asked):
+        """What is in the pool that such a request looks into; None if there is none."""
+        if self.nr_nodes == 1:
+            return None
+        cdef PyObject *pool = PyDict_GetItem(self.nodes[asked.node].pools, asked.pages)
+        return None if pool is NULL else (<object>pool).areas
+
+    cdef bint offer(self, Asked *asked, uint64_t *fit) noexcept:
+        """Kernel.find_space"""
+        return (
+            asked.length >= asked.size
+            and ranges_fit(&self.space.free, asked.size, asked.align, asked.low, asked.length, fit)
+            and fit[0] <= asked.high
+            and asked.high - fit[0] >= asked.size
+        )
+
+    cdef bint from_pool(self, Asked *asked, tuple event, areas, head) except -1:
+        cdef bint sure = self.right_from_pool(asked, event)
+        areas.pop()
+        if self.takes_the_chain:
+            areas.reverse()
         self.busy[event[ADDR]] = head if not (<tuple>head)[3] else head._replace(flags=0)
-        self.live_pages += pages
-        self.score(index, event, "pool", sure, True)
-        return True
+        self.live_pages += asked.pages
+        return self.score(asked, event, "pool", sure)
 
-    cdef bint from_space(
-        self, Py_ssize_t index, tuple event, areas, Py_ssize_t node, long long pages, bint in_window
-    ) except -1:
-        cdef uint64_t size = event[SIZE], align = event[ALIGN], addr = event[ADDR], fit
-        cdef uint64_t low = event[VSTART], high = event[VEND]
-        cdef uint64_t length = size if align <= PAGE or high - low == size else size + align - 1
-        if length < size or not ranges_fit(&self.space.free, size, align, low, length, &fit):
-            return False
-        if fit != addr or fit > high or high - fit < size:
-            return False
-        cdef bint sure = True
-        if self.has_learner:
-            key = node, pages
-            if self.has_pools and key in self.deep:
-                return False
-            forecast = event[ADDR], "space"
-            sure = self.learner.sure(self.world, event, _Forecast(forecast))
-        if areas:
-            self.nodes[node].pools[pages].take(event[ALIGN], self.discipline)  # a misaligned head moves
-        self.space.cut(addr, size)
-        stamp = node if self.nr_nodes > 1 and in_window else NO_NODE
-        self.busy[event[ADDR]] = _tuple(Area, (event[ADDR], event[SIZE], stamp, 0))
-        self.live_pages += pages
-        self.score(index, event, "space", sure, in_window)
-        if self.has_learner:
-            self.learner.right(self.world, event, "space")
-        return True
+    cdef bint from_space(self, Asked *asked, tuple event, areas) except -1:
+        cdef uint64_t fit
+        if not self.offer(asked, &fit):
+            return self.missed(asked, event, "none", None)
+        if fit != asked.addr:
+            return self.missed(asked, event, "space", fit)
+        cdef bint sure = self.right_from_space(asked, event)
+        if areas:  # a misaligned head moves
+            self.nodes[asked.node].pools[asked.pages].take(event[ALIGN], self.kernel.design.pool_discipline)
+        self.space.cut(asked.addr, asked.size)
+        self.hold(asked, event, self.stamp(asked))
+        return self.score(asked, event, "space", sure)
 
-    cdef int walk(self, tuple key, tuple event) except -1:
-        """Learner._walk"""
-        cdef PyObject *found = PyDict_GetItem(self.walks, key)
-        addr = event[ADDR]
-        if found is NULL:
-            self.walks[key] = addr, 0
-        else:
-            last = <tuple>found
-            self.walks[key] = addr, last[1] + 1 if addr > last[0] else 0
+    cdef object stamp(self, Asked *asked):
+        """Kernel.stamp"""
+        return asked.node if self.nr_nodes > 1 and asked.in_window else NO_NODE
+
+    cdef int hold(self, Asked *asked, tuple event, node) except -1:
+        """World.hold"""
+        self.busy[event[ADDR]] = _tuple(Area, (event[ADDR], event[SIZE], node, 0))
+        self.live_pages += asked.pages
         return 0
 
-    cdef int score(self, Py_ssize_t index, tuple event, level, bint sure, bint in_window) except -1:
-        self.verdicts[index] = 1
+    cdef bint score(self, Asked *asked, tuple event, level, bint sure) except -1:
+        """It came as forecast."""
+        self.verdicts[asked.index] = 1
+        self.note(asked, event, level, True, True, sure)
+        return True
+
+    cdef int note(self, Asked *asked, tuple event, level, bint is_right, bint exact, bint sure) except -1:
+        """Predictor._score"""
         count(self.scored, (
-            event[CPU], level, True, True, False, sure, index >= self.late_from, event[ALIGN] > PAGE, in_window,
+            event[CPU], level, is_right, exact, False, sure, asked.index >= self.late_from, asked.align > PAGE,
+            asked.in_window,
         ))
-        count(self.sized, (event[SIZE], True))
+        count(self.sized, (event[SIZE], exact))
         return 0
 
+    # ------------------------------------------------------------------ what Taught does besides
 
-cdef int count(dict counts, tuple key) except -1:
+    cdef bint right_from_pool(self, Asked *asked, tuple event) except -1:
+        """The pool's head is as forecast; returns whether all that the forecast rests on was seen."""
+        return True
+
+    cdef bint right_from_space(self, Asked *asked, tuple event) except -1:
+        return True
+
+    cdef bint missed(self, Asked *asked, tuple event, level, start) except -1:
+        """The forecast failed, which was `start` of this level; returns whether that was all done."""
+        return False
+
+
+cdef int count(dict counts, key) except -1:
     cdef PyObject *found = PyDict_GetItem(counts, key)
     counts[key] = 1 if found is NULL else <object>found + 1
     return 0
 
 
-cdef class _Forecast:
-    """What Learner.sure looks at of a Forecast."""
-
-    cdef readonly object start, level
-
-    def __init__(self, forecast):
-        self.start, self.level = forecast
+include "_taught.pxi"
