@@ -17,7 +17,7 @@ CPYTHONS ?= 3.11 3.12 3.13
 SUITES ?=
 TEST_EXTRAS ?= numpy lab test
 ADAPTER_TESTS := tests/api/test_frames.py tests/api/test_joblib.py tests/api/test_torch.py \
-	tests/api/test_dask.py tests/api/test_examples.py
+	tests/api/test_dask.py tests/api/test_examples.py tests/simulate/test_sweep_on_dask.py
 
 PY   := $(VENV)/bin/python
 PIP  := $(PY) -m pip --quiet --disable-pip-version-check
