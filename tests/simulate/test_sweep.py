@@ -127,6 +127,7 @@ def test_two_names_of_one_design_are_one_cell_and_each_row_has_its_own_name() ->
     rows = run_sweep(plans, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(0, 1), (1, 1)]
     assert [row["design"] for row in rows] == ["patch-v3", "linux-6.9"]
+    assert run_on_processes(plans, 2) == rows
 
 
 class EndedExecutor(Executor):

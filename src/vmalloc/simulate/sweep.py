@@ -199,7 +199,7 @@ def run_on_processes(
                     left, run_sweep(left, _Noting(pool, rows), store, progress), strict=True
                 ):
                     rows[cell_key(plan)] = row
-                return [rows[cell_key(plan)] for plan in plans]
+                return [_named(rows[cell_key(plan)], plan) for plan in plans]
             except BrokenExecutor:
                 lost = 0 if len(rows) > before else lost + 1
                 if lost >= POOLS_LOST_MAX:
