@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.lab.trace_samples import DATA
 
-from vmalloc.lab.events import Event
+from vmalloc.lab.events import Event, TraceError
 from vmalloc.lab.generation import CHANCE_MAX, chance
 from vmalloc.lab.null import predict_null
 from vmalloc.lab.replay import Recording, load, predict, rank, run_on_model
@@ -174,10 +174,48 @@ def test_a_state_dump_comes_back_as_it_was_read():
     assert sum(map(len, state.pools.values())) == 226
 
 
-def test_a_file_that_is_no_dump_is_refused_with_its_line(tmp_path):
-    (tmp_path / "x").write_text("# nr_vmap_nodes=1 zone=1 lazy_nr=0\nhello\n")
-    with pytest.raises(StateError, match="line 2"):
-        read_state(tmp_path / "x")
+HEADER = "# nr_vmap_nodes=4 zone=65536 lazy_nr=0"
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["# nr_vmap_nodes=4 zone=65536"], "line 1"),
+        (["# nr_vmap_nodes=0 zone=65536 lazy_nr=0"], "line 1"),
+        (["# nr_vmap_nodes=4 zone=x lazy_nr=0"], "line 1"),
+        ([HEADER, "hello"], "line 2: not a line of a state dump: 'hello'"),
+        ([HEADER, "B 0 0 1000 2000"], "line 2"),
+        ([HEADER, "Q 0 0 1000 2000 0"], "line 2"),
+        ([HEADER, "B 0 0 1000 20q0 0"], "line 2"),
+        ([HEADER, "B 0 0 2000 1000 0"], "line 2"),
+        ([HEADER, "B 0 0 -1000 1000 0"], "line 2"),
+        ([HEADER, "B 0 0 1000 1800 0"], "line 2"),
+        ([HEADER, "B 4 0 1000 2000 0"], "line 2"),
+        ([HEADER, "P 0 2 1000 2000 0"], "line 2"),
+        ([HEADER, "F -1 0 1000 20000000000000000 0"], "line 2"),
+        ([HEADER, "B 0 0 4000 6000 0", "F -1 0 5000 8000 0"], "the areas of lines 2 and 3 overlap"),
+        ([HEADER], "no area in it"),
+    ],
+)
+def test_what_is_no_dump_or_a_damaged_one_is_refused_with_file_and_line(tmp_path, lines, said):
+    (tmp_path / "dump").write_text("\n".join(lines) + "\n")
+    with pytest.raises(StateError, match=f"dump: .*{said}") as caught:
+        read_state(tmp_path / "dump")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_start_that_contradicts_itself_is_refused(tmp_path):
+    trace, state = DATA / "guest" / "pcpu_1t.trace.xz", DATA / "guest" / "pcpu_1t.state0.xz"
+    with pytest.raises(ValueError, match="give one of them"):
+        load(trace, state, DATA / "live" / "l8_snap_before.real.xz")
+    with pytest.raises(ValueError, match="CPU 3 is at work in it"):
+        load(trace, state, cpus=2)
+
+
+def test_an_empty_vmallocinfo_is_no_start(tmp_path):
+    (tmp_path / "empty").write_text("")
+    with pytest.raises(TraceError, match="empty: not /proc/vmallocinfo: there is no area in it"):
+        load(DATA / "guest" / "pcpu_1t.trace.xz", vmallocinfo=tmp_path / "empty")
 
 
 # ---------------------------------------------------------------------- orders, on events made by hand

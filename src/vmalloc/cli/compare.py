@@ -180,5 +180,8 @@ def _tell(
         click.echo(markdown(groups))
         if plot is not None:
             draw(groups, plot)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        where = error.filename or (out if question is not None else plot)
+        raise click.ClickException(f"{where}: {error.strerror or error}") from None
+    except ValueError as error:
         raise click.ClickException(str(error)) from None

@@ -117,16 +117,20 @@ def load(
     cpus: possible CPUs; by default what the state says, else the highest CPU seen in an event plus one.
     Raises TraceError, StateError or ValueError (no allocation in the trace).
     """
+    if state is not None and vmallocinfo is not None:
+        raise ValueError("the start is known by a state or by a vmallocinfo: give one of them")
     about = metadata_of(trace)
     if about.get("source") == "vmalloc":
         return _load_own(trace, about)
     events = between_marks(in_time_order(list(read_events(trace)))[0])
-    window = most_used_window(events)
+    window, seen = most_used_window(events), max(event.cpu for event in events) + 1
+    if cpus is not None and cpus < seen:
+        raise ValueError(f"{trace}: CPU {seen - 1} is at work in it, so the machine has more than {cpus}")
     header = header_of(trace)
     if state is not None:
         start = read_state(state)
         return Recording(events, window, cpus or start.nr_nodes, start, complete=True, header=header)
-    nr_cpus = cpus or max(event.cpu for event in events) + 1
+    nr_cpus = cpus or seen
     if vmallocinfo is not None:
         info = read_vmallocinfo(vmallocinfo)
         if info.addresses != "real":
@@ -262,13 +266,14 @@ def predict(
     progress: Callable[[int], object] | None = None,
 ) -> Outcome:
     """Feed the requests to one design and compare every address; `progress` is told the event reached."""
+    end = None if end_state is None else read_state(end_state)
     predictor = Predictor(recording.kernel(design), recording.line, recording.complete)
     began = time.perf_counter()
     prediction = predictor.run(progress)
     outcome = Outcome(prediction, predictor.kernel, time.perf_counter() - began)
-    if end_state is not None:
+    if end is not None:
         named = {event.addr for event in recording.events if event.kind in (ALLOC, FREE)}
-        outcome.end = compare(State.of(predictor.kernel), read_state(end_state), named)
+        outcome.end = compare(State.of(predictor.kernel), end, named)
     return outcome
 
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 
+from vmalloc.facts import NODES_MAX
 from vmalloc.lab.files import StrPath, open_bytes
 from vmalloc.lab.vmallocinfo import Area as Shown
 from vmalloc.lab.vmallocinfo import VmallocInfo
@@ -19,6 +21,7 @@ from vmalloc.model import PAGE, Area, Design, Kernel, Space
 from vmalloc.model.area import NO_NODE, RAM, decode_flags
 
 TAGS = {"B": "busy", "L": "lazy", "P": "pool", "F": "free"}
+ADDRESSES = 1 << 64
 
 
 class StateError(ValueError):
@@ -85,42 +88,67 @@ def _stamped(area: Area, nr_nodes: int) -> Area:
 
 
 def read_state(path: StrPath) -> State:
-    """Read a guest's dump, compressed or not. Raises StateError if it is not one."""
+    """Read a guest's dump, compressed or not.
+
+    Raises StateError if it is not one, or says what cannot be: what is left out would be missed later.
+    """
     state = State()
+    shown: list[tuple[int, int, int]] = []  # of each area: start, end, line
     with open_bytes(path) as stream:
         for number, raw in enumerate(stream, 1):
             line = raw.decode("ascii", "replace").strip()
-            if line.startswith("# nr_vmap_nodes"):
-                _read_header(state, line)
-            elif line and not line.startswith("#"):
-                _read_line(state, line, number)
+            try:
+                if line.startswith("# nr_vmap_nodes"):
+                    _read_header(state, line)
+                elif line and not line.startswith("#"):
+                    shown.append((*_read_line(state, line), number))
+            except (KeyError, ValueError):
+                raise StateError(
+                    f"{path}: line {number}: not a line of a state dump: {line[:60]!r}"
+                ) from None
     if not state.free and not state.busy:
         raise StateError(f"{path}: no area in it: not a state dump")
+    for (_, end, first), (start, _, second) in pairwise(sorted(shown)):
+        if start < end:
+            raise StateError(f"{path}: damaged: the areas of lines {first} and {second} overlap")
     return state
 
 
 def _read_header(state: State, line: str) -> None:
     values = dict(word.split("=", 1) for word in line.split() if "=" in word)
-    state.nr_nodes = int(values["nr_vmap_nodes"])
-    state.zone_bytes = int(values["zone"])
-    state.lazy_pages = int(values["lazy_nr"])
+    state.nr_nodes = _within(int(values["nr_vmap_nodes"]), 1, NODES_MAX)
+    state.zone_bytes = _within(int(values["zone"]), 1, ADDRESSES)
+    state.lazy_pages = _within(int(values["lazy_nr"]), 0, ADDRESSES // PAGE)
 
 
-def _read_line(state: State, line: str, number: int) -> None:
-    words = line.split()
-    if len(words) != 6 or words[0] not in TAGS:
-        raise StateError(f"line {number}: not a line of a state dump: {line[:60]!r}")
-    node, pages, start, end = int(words[1]), int(words[2]), int(words[3], 16), int(words[4], 16)
-    stamp, flags = decode_flags(int(words[5], 16))
+def _read_line(state: State, line: str) -> tuple[int, int]:
+    """Add what the line shows, and return where it lies. KeyError or ValueError: it cannot be."""
+    tag, *words = line.split()
+    if len(words) != 5:
+        raise ValueError
+    node, pages, start, end = int(words[0]), int(words[1]), int(words[2], 16), int(words[3], 16)
+    _within(end, _within(start, 0, ADDRESSES) + 1, ADDRESSES)
+    stamp, flags = decode_flags(_within(int(words[4], 16), 0, ADDRESSES))
     area = Area(start, end - start, stamp, flags)
-    if words[0] == "B":
-        state.busy.append(area)
-    elif words[0] == "L":
-        state.lazy.append((node, area))
-    elif words[0] == "P":
-        state.pools.setdefault((node, pages), []).append(area)
-    else:
+    if TAGS[tag] == "free":
         state.free.append((start, end))
+        return start, end
+    _within(node, 0, state.nr_nodes - 1)
+    if (start | area.size) % PAGE or (tag == "P" and area.pages != pages):
+        raise ValueError
+    if tag == "B":
+        state.busy.append(area)
+    elif tag == "L":
+        state.lazy.append((node, area))
+    else:
+        state.pools.setdefault((node, pages), []).append(area)
+    return start, end
+
+
+def _within(number: int, least: int, most: int) -> int:
+    if not least <= number <= most:
+        raise ValueError
+    return number
 
 
 def state_of_vmallocinfo(info: VmallocInfo, window: tuple[int, int], nr_nodes: int) -> State:

@@ -97,8 +97,8 @@ def _checked(path: StrPath, noted: Problems, parse: Callable[[bytes], Found]) ->
     found = parse(text)
     for what in damage:
         noted.note("compressed", text.count(b"\n"), what)
-    if not found and noted:
-        raise TraceError(f"{path}: not /proc/vmallocinfo: {next(iter(noted))}")
+    if not found:
+        raise TraceError(f"{path}: not /proc/vmallocinfo: {next(iter(noted), 'there is no area in it')}")
     noted.say(str(path))
     return found
 
