@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Calibrate: the costs of the machine at hand, as a file like those in costs/; and the suite beside it.
 
-Medians of several rounds. What this machine cannot show (another socket, a sibling) keeps the value of
-the base file and says so. Our own pool designs are measured with the suite, one worker, one page: a pair of
-design `off` is shared among its steps by OFF_SHARES, which nothing measures one by one.
+Medians of several rounds, of the suite the best one. What this machine cannot show (another socket, a
+sibling) keeps the value of the base file and says so. Our own pool designs are measured with the suite, one
+worker, one page: a pair of design `off` is shared among its steps by OFF_SHARES, which nothing measures one
+by one.
 """
 
 from __future__ import annotations
@@ -138,7 +139,11 @@ def rounds_of(ns_per_pair: float, workers: int) -> int:
 
 
 def suite_ns_per_pair(pools: Iterable[str], workers: int) -> dict[str, float]:
-    """Medians of ROUNDS rounds of each design, in turn: what disturbs for a while disturbs all of them."""
+    """The best of ROUNDS rounds of each design, in turn.
+
+    Other work on the machine only ever adds. Half of the rounds may be disturbed, and a median is then: so
+    one design was calibrated at 1.4 times what it took a few seconds later, and stood behind a slower one.
+    """
     each = {
         name: rounds_of(_suite_once(name, workers, max(SUITE_LOOPS // workers, 1)), workers) for name in pools
     }
@@ -146,7 +151,7 @@ def suite_ns_per_pair(pools: Iterable[str], workers: int) -> dict[str, float]:
     for _ in range(ROUNDS):
         for name, loops in each.items():
             found[name].append(_suite_once(name, workers, loops))
-    return {name: median(values) for name, values in found.items()}
+    return {name: min(values) for name, values in found.items()}
 
 
 def _ours(say: Say) -> dict[str, float]:
