@@ -103,6 +103,52 @@ static void requests_and_frees_are_told_in_their_order(vm_pools d)
     FINISH(r);
 }
 
+/* Of a call that took less than the ticks' bits tell: another one is tried else. */
+static void an_exact_event_has_the_time_of_its_call(vm_pools d)
+{
+    vm_region *r = MAKE(.nr_pages = 1000, .nr_nodes = 1, .nr_threads = 4, .pools = d);
+    vm_recorder *rec = start(r, true);
+    uint64_t lost = 0, ns, before, after, bits = (1ull << VM_EVENT_TICKS_BITS) - 1;
+    uint32_t nr;
+    do {
+        for (int i = 0; i < 3; i++) { /* the last one hits */
+            read_here(rec, r, &lost);
+            vm_record_clock(&ns, &before);
+            vm_range a = take(r, 3);
+            GIVE_BACK(r, a);
+            vm_record_clock(&ns, &after);
+        }
+        nr = read_here(rec, r, &lost);
+    } while (vm__event_is_far(after - before));
+    CHECK(nr >= 2);
+    for (uint32_t i = 0; i < nr; i++)
+        CHECK((((events[2 * i + 1] & UINT32_MAX) - before) & bits) <= after - before);
+    vm_record_end(rec);
+    FINISH(r);
+}
+
+/* A stamp whose low bits are all ones, as long ago as may be: the sum stays below the CPU. */
+static void what_is_added_to_a_stamp_carries_into_no_cpu(void)
+{
+    vm_region *r = MAKE(.nr_pages = 1000, .nr_nodes = 1, .nr_threads = 4);
+    vm_recorder *rec = start(r, true);
+    vm_thread *t = vm__thread(r);
+    uint64_t lost = 0, bits = (1ull << VM_EVENT_TICKS_BITS) - 1, far = 1ull << (VM_EVENT_TICKS_BITS - 1);
+    CHECK(vm__event_is_far(far) && !vm__event_is_far(far - 1));
+    CHECK((bits + far - 1) >> VM_EVENT_CPU_SHIFT == 0);
+    vm_range a = take(r, 3);
+    GIVE_BACK(r, a);
+    read_here(rec, r, &lost);
+    t->stamped_ticks -= far; /* then the next hit is too far from it */
+    a = take(r, 3);
+    CHECK_EQ(read_here(rec, r, &lost), 2);
+    CHECK_EQ(kind(0), VM_EVENT_STAMP);
+    CHECK_EQ((uint32_t)events[1], (uint32_t)events[3]); /* what comes behind it has its time */
+    GIVE_BACK(r, a);
+    vm_record_end(rec);
+    FINISH(r);
+}
+
 static void who_is_lapped_learns_how_much_is_lost(void)
 {
     vm_region *r = MAKE(.nr_pages = 1000, .nr_nodes = 1, .nr_threads = 4);
@@ -342,7 +388,9 @@ int main(void)
     FOR_EACH_DESIGN (d) {
         while_nobody_records_there_is_no_ring(d);
         requests_and_frees_are_told_in_their_order(d);
+        an_exact_event_has_the_time_of_its_call(d);
     }
+    what_is_added_to_a_stamp_carries_into_no_cpu();
     who_is_lapped_learns_how_much_is_lost();
     a_half_written_event_is_never_read();
     one_records_at_a_time_and_a_death_ends_it();

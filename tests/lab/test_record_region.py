@@ -26,7 +26,7 @@ import numpy as np
 
 from vmalloc.cli import record as record_command
 from vmalloc.cli.replay import command as replay_command
-from vmalloc.facts import EVENT_BATCH, EVENT_RING, EVENTS
+from vmalloc.facts import EVENT_BATCH, EVENT_RING, EVENT_TICKS_BITS, EVENTS
 from vmalloc.lab import replay, replay_on_core
 from vmalloc.lab.columnar import read_metadata
 from vmalloc.lab.events import ALLOC, FREE, LOST, Event
@@ -220,6 +220,17 @@ def test_a_tick_between_stamps_is_as_long_as_the_clock_says() -> None:
     )
     columns = decoder.columns([(0, 0, words.tobytes())], 1 << 40)
     assert columns["time_ns"].tolist() == [1_000_010, 1_000_100, 2_000_000]
+
+
+def test_an_event_whose_stamp_is_lost_is_told_from_the_stamp_before() -> None:
+    decoder = Decoder(1000, PAGE, 0, ns_per_tick=0.5)
+    stamp, alloc, bits = EVENTS.index("stamp") + 1, EVENTS.index("alloc") + 1, 1 << EVENT_TICKS_BITS
+    first = np.array([(stamp | 1_000_000 << 4, bits - 100)], np.uint64)
+    decoder.columns([(0, 0, first.tobytes())], 1 << 40)
+    # of a stamp 90 ticks later that nobody read: 30 and 300 ticks after it
+    rest = np.array([(alloc | 1 << 4, bits - 10 + 30), (alloc | 1 << 4, bits - 10 + 300)], np.uint64)
+    columns = decoder.columns([(0, 7, rest.tobytes())], 1 << 40)
+    assert columns["time_ns"].tolist() == [1_000_060, 1_000_060, 1_000_195]  # the first one says what is lost
 
 
 def test_the_core_serves_a_recording_of_its_own_by_threads(tmp_path: Path) -> None:
