@@ -80,7 +80,7 @@ void vm_record_stop(vm_recorder *rec)
 {
     vm_region *r = rec->r;
     if (is_ours(rec) && VM_CAS(&r->map.h->recording, rec->recording, rec->recording & ~(uint64_t)VM_RECORDING_ON))
-        vm__recording_spread(r, 0);
+        vm__recording_withdraw(r, rec->recording);
 }
 
 void vm_record_end(vm_recorder *rec)

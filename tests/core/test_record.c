@@ -239,6 +239,52 @@ static void who_attaches_where_all_slots_are_taken_follows(void)
     FINISH(r);
 }
 
+/* As `ulimit -n` leaves a process: its threads that share a slot try once, and do not hinder one another. */
+static void who_cannot_have_a_ring_in_a_shared_slot_does_not_try_again(void)
+{
+    vm_region *r = MAKE(.nr_pages = 1000, .nr_nodes = 1, .nr_threads = 1), *second = NULL;
+    CHECK_EQ(vm_attach(vm_fd(r), &second), 0);
+    CHECK(vm__thread(second)->common);
+    vm_recorder *rec = start(r, false);
+    vm_thread *t = vm__thread(second);
+    struct rlimit before;
+    CHECK_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+    CHECK_EQ(setrlimit(RLIMIT_NOFILE, &(struct rlimit){0, before.rlim_max}), 0);
+    vm_range a = take(second, 1);
+    CHECK_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+    uint32_t recording = VM_ACQUIRE(&t->slot->recording);
+    CHECK(recording != 0 && t->ring == NULL);
+    vm_range b = take(second, 1);
+    CHECK(t->ring == NULL);
+    CHECK_EQ(VM_ACQUIRE(&t->slot->recording), recording);
+    GIVE_BACK(second, b);
+    GIVE_BACK(second, a);
+    vm_record_end(rec);
+    CHECK_EQ(vm_detach(second), 0);
+    FINISH(r);
+}
+
+/* One who was stopped in the middle of ending it, and goes on when another one has ended it and a third began. */
+static void who_is_late_with_an_end_ends_no_later_recording(void)
+{
+    vm_region *r = MAKE(.nr_pages = 1000, .nr_nodes = 1, .nr_threads = 4);
+    uint64_t lost = 0;
+    vm_recorder *rec = start(r, false);
+    uint64_t first = VM_ACQUIRE(&r->map.h->recording);
+    vm_record_end(rec);
+    rec = start(r, false);
+    uint32_t number = VM_ACQUIRE(&r->map.slots[here(r)].recording);
+    vm__recording_withdraw(r, first);
+    vm__recording_end(r, first);
+    CHECK_EQ(VM_ACQUIRE(&r->map.slots[here(r)].recording), number);
+    vm_range a = take(r, 1);
+    CHECK(read_here(rec, r, &lost) > 0);
+    GIVE_BACK(r, a);
+    vm_record_end(rec);
+    CHECK_EQ(VM_ACQUIRE(&r->map.slots[here(r)].recording), 0);
+    FINISH(r);
+}
+
 static struct {
     vm_region *r;
     pthread_barrier_t step;
@@ -397,6 +443,8 @@ int main(void)
     who_attaches_where_all_slots_are_taken_follows();
     nobody_follows_a_recording_that_ends_with_a_death();
     where_files_may_not_be_long_a_region_has_no_rings();
+    who_cannot_have_a_ring_in_a_shared_slot_does_not_try_again();
+    who_is_late_with_an_end_ends_no_later_recording();
     a_child_neither_writes_its_parents_ring_nor_ends_its_recording();
     scribbles_lead_a_reader_nowhere();
     return 0;
