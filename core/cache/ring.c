@@ -19,7 +19,7 @@ vm_ring *vm__ring_map(const vm_region *r, uint32_t slot)
     int fd = r->map.flags & VM_FLAG_NO_RINGS ? -1 : vm__open_region(r);
     if (fd < 0)
         return NULL;
-    int rc = vm__pages_view(fd, r->map.rings_offset + slot * sizeof(vm_ring), sizeof(vm_ring), false, &view);
+    int rc = vm__pages_view(fd, r->map.rings_offset + slot * sizeof(vm_ring), sizeof(vm_ring), r->readonly, &view);
     bool is_region = vm__is_ours(r, fd);
     vm__close_ours(r, fd);
     if (rc)

@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 import vmalloc
+from vmalloc._core import RecordingWatch
 
 pytest.importorskip("numpy", reason="recordings of a region are columns: pip install vmalloc[lab]")
 pytest.importorskip("pyarrow", reason="recordings of a region are columns: pip install vmalloc[lab]")
@@ -131,6 +132,39 @@ def test_a_region_that_was_recorded_goes_with_its_last_name(tmp_path: Path) -> N
         assert gone() is None
     finally:
         gc.enable()
+
+
+def test_who_closes_the_region_ends_the_recording_and_has_the_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.parquet"
+    region = vmalloc.Region(1 << 20, helper=False)
+    other = vmalloc.Region.attach(f"/proc/self/fd/{region.fileno()}", readonly=True)
+    watch = RecordingWatch(other)
+    recorder = region.record(path)
+    assert watch.tally() is not None
+    region.alloc(PAGE).release()
+    region.close()
+    assert watch.tally() is None  # nobody records any more
+    other.close()
+    assert [event.kind for event in read_events(path)].count(FREE) == 1
+    assert recorder.close() is recorder.done
+
+
+def test_a_child_does_not_finish_its_parents_file(tmp_path: Path) -> None:
+    space, path = addresses(), tmp_path / "run.parquet"
+    recorder = space.record(path)
+    space.alloc(PAGE)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            recorder.close()
+            space.close()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
+    space.alloc(2 * PAGE)
+    recorder.close()
+    assert [event.size for event in read_events(path) if event.kind == ALLOC] == [PAGE, 2 * PAGE]
 
 
 def test_off_again_everything_is_as_before(tmp_path: Path) -> None:
