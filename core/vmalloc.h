@@ -173,6 +173,11 @@ VM_API uint32_t vm_record_read(vm_recorder *rec, uint32_t slot, uint32_t room, u
 VM_API void vm_record_stop(vm_recorder *rec); /* no more events; what was written can still be read */
 VM_API void vm_record_end(vm_recorder *rec); /* before vm_detach(); gives the rings' memory back */
 
+/* Read what somebody else records, from now on, also in a read-only attachment. ENODATA: nobody does. It is over when
+ * vm_record_is_on() says so; then vm_record_end(). */
+VM_API int vm_record_watch(vm_region *r, vm_recorder **out);
+VM_API bool vm_record_is_on(const vm_recorder *rec);
+
 /* Every range in address order, a consistent picture of the boundaries. */
 VM_API int vm_walk(vm_region *r, int (*each)(void *, const vm_range_info *), void *arg);
 

@@ -308,11 +308,10 @@ static inline uint32_t vm__node_here(const vm_region *r)
 void vm__event_stamp(vm_thread *t);
 int vm__event_of_hit(vm_thread *t, vm_event_kind kind, uint64_t page, uint64_t nr_pages); /* 0 */
 void vm__event_slow(vm_thread *t, vm_event_kind kind, uint64_t page, uint64_t nr_pages, uint64_t detail);
-/* Is an event so far from its stamp that 32 bits would not tell? */
-static inline bool vm__event_is_far(const vm_thread *t, uint64_t ticks)
-{
-    return ticks - t->stamped_ticks > 1ull << 30;
-}
+/* How long after the last stamp it is, in ticks: of an event that bears its own time. */
+static inline uint64_t vm__event_since(const vm_thread *t) { return vm__ticks() - t->stamped_ticks; }
+/* So long that the bits would not tell. */
+static inline bool vm__event_is_far(uint64_t since) { return since >> (VM_EVENT_TICKS_BITS - 1) != 0; }
 /* While nobody records this is one comparison; nothing that is as quick as a hit comes here. */
 static inline void vm__event(vm_thread *t, vm_event_kind kind, uint64_t page, uint64_t nr_pages)
 {

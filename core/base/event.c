@@ -4,7 +4,7 @@
  *
  * Two words and the count, stored in that order: an event counts once the count is beyond it, so that of a writer who died,
  * or is at it, nothing half written is ever read. No lock; whoever uses a slot is alone in it (thread.c). Time is a stamp
- * in each batch. Where it is to be exact each event has the low half of the ticks, and a stamp both ticks and time.
+ * in each batch. Where it is to be exact each event has the low bits of the ticks, and a stamp both ticks and time.
  * face/record.c reads, cache/ring.c makes the ring.
  */
 #include "base.h"
@@ -20,19 +20,26 @@ static void put(vm_thread *t, uint64_t what, uint64_t when)
     VM_STORE(&ring->next, at + 1);
 }
 
+/* The low ticks of the last stamp, to which an event adds: they never carry into the CPU before it is far. */
+static uint64_t when_here(const vm_thread *t)
+{
+    uint64_t low = (1ull << VM_EVENT_TICKS_BITS) - 1;
+    return (uint64_t)vm__cpu() << VM_EVENT_CPU_SHIFT | (t->stamped_ticks & low);
+}
+
 void vm__event_stamp(vm_thread *t)
 {
     uint64_t ns = vm__now_ns();
     t->stamped_ticks = vm__ticks();
-    t->event_when = (uint64_t)vm__cpu() << VM_EVENT_CPU_SHIFT | (uint32_t)t->stamped_ticks;
+    t->event_when = when_here(t);
     put(t, VM_EVENT_STAMP | ns << VM_EVENT_LEN_SHIFT, t->event_when);
 }
 
 /* What took long bears its own time in any case. */
 void vm__event_slow(vm_thread *t, vm_event_kind kind, uint64_t page, uint64_t nr_pages, uint64_t detail)
 {
-    uint64_t when = (uint64_t)vm__cpu() << VM_EVENT_CPU_SHIFT | (uint32_t)vm__ticks();
-    if (!t->is_exact || VM_RELAXED(&t->ring->next) % VM_EVENT_BATCH == 0 || vm__event_is_far(t, vm__ticks())) {
+    uint64_t since = vm__event_since(t), when = when_here(t) + since;
+    if (!t->is_exact || VM_RELAXED(&t->ring->next) % VM_EVENT_BATCH == 0 || vm__event_is_far(since)) {
         vm__event_stamp(t);
         when = t->event_when;
     }

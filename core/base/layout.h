@@ -208,12 +208,13 @@ _Static_assert(offsetof(vm_slot, magazine) % 128 == 64 && sizeof(vm_slot) % 4096
  *   63                   34 33                    4 3   0      63    53 52    48 47   45 44      32 31         0
  *  +-----------------------+-----------------------+-----+    +--------+--------+-------+----------+------------+
  *  |         page          |     length in pages   | kind|    |        | log2   | level |   CPU    |   ticks    |
- *  +-----------------------+-----------------------+-----+    |        | align  |       |          | (low half) |
+ *  +-----------------------+-----------------------+-----+    |        | align  |       |          | (low bits) |
  * A stamp has above its kind the time, CLOCK_MONOTONIC in ns. */
 typedef struct vm_event {
     uint64_t what, when;
 } vm_event;
-_Static_assert((int)VM_EVENT_LEN_SHIFT == 4 && (int)VM_EVENT_PAGE_SHIFT == 34 && (int)VM_EVENT_CPU_SHIFT == 32
+_Static_assert((int)VM_EVENT_LEN_SHIFT == 4 && (int)VM_EVENT_PAGE_SHIFT == 34
+                   && (int)VM_EVENT_CPU_SHIFT == VM_EVENT_TICKS_BITS + 1
                    && (int)VM_EVENT_LEVEL_SHIFT == 45 && (int)VM_EVENT_ALIGN_SHIFT == 48,
                "as drawn");
 static inline uint64_t vm__event_what(vm_event_kind kind, uint64_t page, uint64_t nr_pages)

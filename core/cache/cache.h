@@ -178,6 +178,7 @@ static inline void vm__ring_look(vm_thread *t)
 }
 uint32_t vm__recording_note(vm_region *r, uint32_t slot);
 void vm__recording_spread(vm_region *r, uint32_t recording);
+void vm__recording_withdraw(vm_region *r, uint64_t recording);
 void vm__recording_end(vm_region *r, uint64_t recording);
 bool vm__recorder_is_dead(vm_region *r, uint64_t recording);
 void vm__recording_end_of_dead(vm_region *r, bool ours_too);

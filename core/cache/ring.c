@@ -19,7 +19,7 @@ vm_ring *vm__ring_map(const vm_region *r, uint32_t slot)
     int fd = r->map.flags & VM_FLAG_NO_RINGS ? -1 : vm__open_region(r);
     if (fd < 0)
         return NULL;
-    int rc = vm__pages_view(fd, r->map.rings_offset + slot * sizeof(vm_ring), sizeof(vm_ring), false, &view);
+    int rc = vm__pages_view(fd, r->map.rings_offset + slot * sizeof(vm_ring), sizeof(vm_ring), r->readonly, &view);
     bool is_region = vm__is_ours(r, fd);
     vm__close_ours(r, fd);
     if (rc)
@@ -71,12 +71,14 @@ void vm__ring_follow(vm_thread *t)
     vm__ring_close(t);
     uint32_t recording = vm__recording_note(t->region, t->index);
     t->ring = recording ? vm__ring_map(t->region, t->index) : NULL;
-    if (!t->ring) { /* then hits go on as before */
+    if (!t->ring && !t->common) { /* then hits go on as before */
         if (recording)
             VM_CAS(&t->slot->recording, recording, 0);
         return;
     }
     t->quiet = (uint64_t)recording << VM_DISTURBED_SHIFT;
+    if (!t->ring)
+        return; /* the slot is others', too: it stays as it is, and this thread does not try again */
     t->is_exact = recording & VM_RECORDING_EXACT;
     if (t->hit.key == vm__hit_key(t->attachment)) {
         t->recorded_key = t->hit.key;
@@ -88,6 +90,15 @@ void vm__ring_follow(vm_thread *t)
 }
 
 /* ---- all of them ---- */
+
+/* Only what says that recording: who is late with it, since another one ends it too, switches no later one off. */
+void vm__recording_withdraw(vm_region *r, uint64_t recording)
+{
+    uint32_t number = (uint32_t)recording | VM_RECORDING_ON;
+    for (uint32_t i = 0; i < r->map.nr_threads; i++)
+        if (vm__slot_was_used(r, i) && VM_RELAXED(&r->map.slots[i].recording) == number)
+            VM_CAS(&r->map.slots[i].recording, number, 0);
+}
 
 void vm__recording_spread(vm_region *r, uint32_t recording)
 {
@@ -106,18 +117,18 @@ static void discard_ring(const vm_region *r, uint32_t slot)
 }
 
 /* Idempotent: who dies in it leaves it to the next. Off in the header first: there everybody looks who is told by his slot.
- * A thread in the middle of an event may write it yet; that page stays until the next recording ends. */
+ * A thread in the middle of an event may write it yet; that page stays until the next recording ends. Two may be at it. */
 void vm__recording_end(vm_region *r, uint64_t recording)
 {
     uint32_t number = (uint32_t)recording | VM_RECORDING_ON;
     uint64_t ended = recording & ~(uint64_t)VM_RECORDING_ON;
     if (!VM_CAS(&r->map.h->recording, recording, ended))
-        return; /* somebody else ends it */
-    vm__recording_spread(r, 0);
-    for (uint32_t i = 0; i < r->map.nr_threads; i++)
+        return; /* somebody else has ended it */
+    vm__recording_withdraw(r, recording);
+    for (uint32_t i = 0; i < r->map.nr_threads && VM_ACQUIRE(&r->map.h->recording) == ended; i++)
         if (vm__slot_was_used(r, i) && VM_ACQUIRE(&r->map.slots[i].followed) == number) {
             discard_ring(r, i);
-            VM_PUT(&r->map.slots[i].followed, 0);
+            VM_CAS(&r->map.slots[i].followed, number, 0);
         }
     VM_CAS(&r->map.h->recording, ended, 0);
 }

@@ -320,17 +320,31 @@ static __attribute__((noinline, cold)) int alloc_checked(vm_region *r, uint64_t 
     return vm__alloc_slow(t, nr_pages, align_pages, flags, out);
 }
 
+static inline __attribute__((always_inline)) int alloc_told(vm_region *r, uint64_t nr_pages, uint64_t align_pages,
+                                                            unsigned flags, vm_range *out, uint64_t since)
+{
+    vm_thread *t = vm__current;
+    vm_taken got;
+    if (vm_unlikely(t->recorded_key != r->hit_key || nr_pages > VM_POOL_PAGES_MAX || align_pages != 1))
+        return alloc_checked(r, nr_pages, align_pages, flags, out);
+    if (vm_unlikely(!vm__hit_take(&t->hit, &r->hit, nr_pages, t->quiet, &got)))
+        return alloc_checked(r, nr_pages, 1, flags, out);
+    *out = (vm_range){got.page, nr_pages, got.id, false};
+    return vm__event_hit(t, VM_EVENT_ALLOC, got.page, nr_pages, since);
+}
+
+static __attribute__((noinline)) int alloc_exact(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned flags,
+                                                 vm_range *out)
+{
+    return alloc_told(r, nr_pages, align_pages, flags, out, vm__event_since(vm__current));
+}
+
 /* While this thread records: a hit that is written down. */
 static __attribute__((noinline)) int alloc_recorded(vm_region *r, uint64_t nr_pages, uint64_t align_pages,
                                                     unsigned flags, vm_range *out)
 {
-    vm_thread *t = vm__current;
-    vm_taken got;
-    if (t->recorded_key != r->hit_key || nr_pages > VM_POOL_PAGES_MAX || align_pages != 1
-        || !vm__hit_take(&t->hit, &r->hit, nr_pages, t->quiet, &got))
-        return alloc_checked(r, nr_pages, align_pages, flags, out);
-    *out = (vm_range){got.page, nr_pages, got.id, false};
-    return vm__event_hit(t, VM_EVENT_ALLOC, got.page, nr_pages);
+    return vm__current->is_exact ? alloc_exact(r, nr_pages, align_pages, flags, out)
+                                 : alloc_told(r, nr_pages, align_pages, flags, out, 0);
 }
 
 /* Larger alignments go the checked way. */

@@ -11,22 +11,21 @@
 
 /* ---- recorded hits: as quick as they can be ---- */
 
+/* Of an event with a time of its own the counter is read when the call begins: the hit's loads and stores run beside the
+ * reading, which takes longer than they do. What a hit takes or puts is this thread's own: no event of others belongs
+ * between. */
+
+/* `since` is 0 of an event that has the time of its stamp. */
 static inline __attribute__((always_inline)) int vm__event_hit(vm_thread *t, vm_event_kind kind, uint64_t page,
-                                                               uint64_t nr_pages)
+                                                               uint64_t nr_pages, uint64_t since)
 {
     vm_ring *ring = t->ring;
-    uint64_t at = VM_RELAXED(&ring->next), when = t->event_when;
-    if (vm_unlikely(at % VM_EVENT_BATCH == 0))
+    uint64_t at = VM_RELAXED(&ring->next);
+    if (vm_unlikely(at % VM_EVENT_BATCH == 0 || vm__event_is_far(since)))
         return vm__event_of_hit(t, kind, page, nr_pages);
-    if (t->is_exact) {
-        uint64_t ticks = vm__ticks();
-        if (vm_unlikely(vm__event_is_far(t, ticks)))
-            return vm__event_of_hit(t, kind, page, nr_pages);
-        when = (when & ~(uint64_t)UINT32_MAX) | (uint32_t)ticks;
-    }
     vm_event *e = &ring->event[at % VM_EVENT_RING];
     VM_STORE(&e->what, vm__event_what(kind, page, nr_pages));
-    VM_STORE(&e->when, when);
+    VM_STORE(&e->when, t->event_when + since);
     VM_STORE(&ring->next, at + 1);
     return 0;
 }

@@ -165,14 +165,25 @@ int vm_free_kept(vm_region *r, uint64_t page, uint64_t id, unsigned flags, vm_ra
     return rc;
 }
 
+static inline __attribute__((always_inline)) int free_told(vm_region *r, uint64_t page, uint64_t id, unsigned flags,
+                                                           uint64_t since)
+{
+    vm_thread *t = vm__current;
+    if (vm_unlikely(t->recorded_key != r->hit_key || VM_PLAIN(vm__disturbed_of(t->hit.magazine)) != t->quiet
+                    || !vm__hit_free(&t->hit, &r->hit, page, id)))
+        return free_checked(r, page, id, flags);
+    return vm__event_hit(t, VM_EVENT_FREE, page, vm__id_pages(id), since);
+}
+
+static __attribute__((noinline)) int free_exact(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
+{
+    return free_told(r, page, id, flags, vm__event_since(vm__current));
+}
+
 /* While this thread records: a hit that is written down. */
 static __attribute__((noinline)) int free_recorded(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
 {
-    vm_thread *t = vm__current;
-    if (t->recorded_key != r->hit_key || VM_RELAXED(&t->slot->recording) != t->quiet >> VM_DISTURBED_SHIFT
-        || !vm__hit_free(&t->hit, &r->hit, page, id))
-        return free_checked(r, page, id, flags);
-    return vm__event_hit(t, VM_EVENT_FREE, page, vm__id_pages(id));
+    return vm__current->is_exact ? free_exact(r, page, id, flags) : free_told(r, page, id, flags, 0);
 }
 
 int vm_free(vm_region *r, uint64_t page, uint64_t id, unsigned flags)

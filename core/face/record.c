@@ -3,7 +3,7 @@
  * Record: switch the events of a region on, and read them while they are written.
  *
  * One process at a time records; all attached ones write, each thread into the ring of its slot (cache/ring.c). Reading takes no
- * lock and writes nothing. A ring is overwritten, so what was copied counts only if the writer had not come round to it by
+ * lock and writes nothing, and another process may watch what somebody records. A ring is overwritten, so what was copied counts only if the writer had not come round to it by
  * then: its count is looked at again afterwards. What a neighbour scribbled may say anything; it leads nowhere outside the
  * ring.
  */
@@ -15,10 +15,16 @@ typedef struct vm_cursor {
 } vm_cursor;
 
 struct vm_recorder {
-    vm_region *r;
+    vm_region *r; /* NULL: a child's, of who watches */
     uint64_t recording; /* as the header had it while it was on */
+    bool only_watches;  /* somebody else's; in memory that is wiped in a child */
     vm_cursor cursor[]; /* by thread slot */
 };
+
+static size_t recorder_bytes(const vm_region *r)
+{
+    return sizeof(vm_recorder) + r->map.nr_threads * sizeof(vm_cursor);
+}
 
 static bool is_taken(vm_region *r, uint64_t recording)
 {
@@ -54,7 +60,7 @@ int vm_record_start(vm_region *r, bool exact, vm_recorder **out)
         return rc;
     if (r->map.flags & VM_FLAG_NO_RINGS)
         return -EFBIG;
-    vm_recorder *rec = calloc(1, sizeof *rec + r->map.nr_threads * sizeof rec->cursor[0]);
+    vm_recorder *rec = calloc(1, recorder_bytes(r));
     if (!rec)
         return -ENOMEM;
     rec->r = r;
@@ -72,6 +78,8 @@ int vm_record_start(vm_region *r, bool exact, vm_recorder **out)
 /* Not in a child, which is another process and has none of the mappings. */
 static bool is_ours(const vm_recorder *rec)
 {
+    if (rec->only_watches || !rec->r)
+        return rec->r != NULL;
     return rec->recording >> VM_RECORDING_OWNER_SHIFT == vm__lease_owner(rec->r->process, rec->r->process_inc);
 }
 
@@ -79,18 +87,30 @@ static bool is_ours(const vm_recorder *rec)
 void vm_record_stop(vm_recorder *rec)
 {
     vm_region *r = rec->r;
-    if (is_ours(rec) && VM_CAS(&r->map.h->recording, rec->recording, rec->recording & ~(uint64_t)VM_RECORDING_ON))
-        vm__recording_spread(r, 0);
+    if (!rec->only_watches && is_ours(rec)
+        && VM_CAS(&r->map.h->recording, rec->recording, rec->recording & ~(uint64_t)VM_RECORDING_ON))
+        vm__recording_withdraw(r, rec->recording);
+}
+
+static void unmap_rings(vm_recorder *rec)
+{
+    for (uint32_t i = 0; is_ours(rec) && i < rec->r->map.nr_threads; i++)
+        if (rec->cursor[i].ring)
+            vm__ring_unmap(rec->cursor[i].ring);
 }
 
 void vm_record_end(vm_recorder *rec)
 {
     vm_region *r = rec->r;
+    if (!r)
+        return; /* a child's: nothing of it is there */
+    unmap_rings(rec);
+    if (rec->only_watches) {
+        vm__private_free(rec, recorder_bytes(r));
+        return;
+    }
     vm_record_stop(rec);
     uint64_t ended = rec->recording & ~(uint64_t)VM_RECORDING_ON;
-    for (uint32_t i = 0; is_ours(rec) && i < r->map.nr_threads; i++)
-        if (rec->cursor[i].ring)
-            vm__ring_unmap(rec->cursor[i].ring);
     if (is_ours(rec) && VM_ACQUIRE(&r->map.h->recording) == ended)
         vm__recording_end(r, ended);
     free(rec);
@@ -102,7 +122,7 @@ void vm_record_clock(uint64_t *ns, uint64_t *ticks)
     *ticks = vm__ticks();
 }
 
-uint32_t vm_record_slots(const vm_recorder *rec) { return rec->r->map.nr_threads; }
+uint32_t vm_record_slots(const vm_recorder *rec) { return rec->r ? rec->r->map.nr_threads : 0; }
 
 /* A look at the ring of who never wrote would give it a page. */
 static bool has_ring(vm_recorder *rec, uint32_t slot)
@@ -129,7 +149,7 @@ static uint64_t catch_up(vm_cursor *c, uint64_t next, uint64_t *lost)
 
 uint32_t vm_record_read(vm_recorder *rec, uint32_t slot, uint32_t room, uint64_t *out, uint64_t *lost)
 {
-    if (slot >= rec->r->map.nr_threads || !is_ours(rec) || !has_ring(rec, slot))
+    if (slot >= vm_record_slots(rec) || !is_ours(rec) || !has_ring(rec, slot))
         return 0;
     vm_cursor *c = &rec->cursor[slot];
     const vm_ring *ring = c->ring;
@@ -147,4 +167,29 @@ uint32_t vm_record_read(vm_recorder *rec, uint32_t slot, uint32_t room, uint64_t
     *lost += gone;
     c->next = from + nr;
     return (uint32_t)(nr - gone);
+}
+
+/* ---- who watches ---- */
+
+bool vm_record_is_on(const vm_recorder *rec)
+{
+    return is_ours(rec) && VM_ACQUIRE(&rec->r->map.h->recording) == rec->recording;
+}
+
+int vm_record_watch(vm_region *r, vm_recorder **out)
+{
+    uint64_t recording = VM_ACQUIRE(&r->map.h->recording);
+    if (!vm__recording_of(recording))
+        return -ENODATA;
+    vm_recorder *rec = vm__private_pages(recorder_bytes(r), true);
+    if (!rec)
+        return -ENOMEM;
+    rec->r = r;
+    rec->recording = recording;
+    rec->only_watches = true;
+    for (uint32_t i = 0; i < r->map.nr_threads; i++)
+        if (has_ring(rec, i))
+            rec->cursor[i].next = VM_ACQUIRE(&rec->cursor[i].ring->next);
+    *out = rec;
+    return 0;
 }

@@ -174,6 +174,8 @@ cdef extern from "vmalloc.h" nogil:
     uint32_t vm_record_read(vm_recorder *rec, uint32_t slot, uint32_t room, uint64_t *out, uint64_t *lost)
     void vm_record_stop(vm_recorder *rec)
     void vm_record_end(vm_recorder *rec)
+    int vm_record_watch(vm_region *r, vm_recorder **out)
+    c_bool vm_record_is_on(const vm_recorder *rec)
     int vm_walk(vm_region *r, int (*each)(void *, const vm_range_info *) noexcept nogil, void *arg)
     int vm_check(vm_region *r, c_bool at_rest, void (*say)(void *, const char *) noexcept nogil, void *arg)
     int vm_repair(vm_region *r, void (*say)(void *, const char *) noexcept nogil, void *arg)

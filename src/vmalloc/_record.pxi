@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: MIT
-# Part of _core.pyx: Recorder, which switches a region's events on and reads them while they are written.
+# Part of _core.pyx: Recorder, which switches a region's events on and reads them while they are written, and
+# RecordingWatch, which counts those that somebody else records.
 
 cdef extern from *:
     """
     enum { EVENT_BYTES = 16 }; /* two words, as vm_event */
+    enum { EVENT_KINDS = 1 << VM_EVENT_LEN_SHIFT };
     """
     enum:
         EVENT_BYTES
+        EVENT_KINDS
 
 
 @cython.final
@@ -72,3 +75,58 @@ cdef class Recorder:
         if rec != NULL and self.region.r != NULL:
             with nogil:
                 vm_record_end(rec)
+
+
+@cython.final
+cdef class RecordingWatch:
+    """Counts the events that somebody else records; nothing is written to the region."""
+    cdef RegionHandle region
+    cdef vm_recorder *rec
+    cdef uint64_t *room
+
+    def __init__(self, RegionHandle region not None):
+        """RegionClosed."""
+        if self.region is not None:
+            raise ValueError("made once")
+        region.open_check()
+        self.room = <uint64_t *>c_malloc(VM_EVENT_RING * EVENT_BYTES)
+        if self.room == NULL:
+            raise MemoryError
+        self.region = region
+
+    def __dealloc__(self):
+        self.end()
+        c_free(self.room)
+
+    cdef bint _is_on(self):
+        """Follow the recording that is on; after another one began that one, from its beginning to be seen."""
+        if self.rec != NULL and not vm_record_is_on(self.rec):
+            self.end()
+        return self.rec != NULL or vm_record_watch(self.region.r, &self.rec) == 0
+
+    def tally(self):
+        """(events by number of their kind, how many were overwritten unread) since the last call.
+
+        None: nobody records. RegionClosed.
+        """
+        cdef uint64_t nr[EVENT_KINDS]
+        cdef uint64_t lost = 0
+        cdef uint32_t slot, i, got
+        self.region.open_check()
+        if not self._is_on():
+            return None
+        for i in range(EVENT_KINDS):
+            nr[i] = 0
+        with nogil:
+            for slot in range(vm_record_slots(self.rec)):
+                got = vm_record_read(self.rec, slot, VM_EVENT_RING, self.room, &lost)
+                for i in range(got):
+                    nr[self.room[2 * i] % EVENT_KINDS] += 1
+        return [nr[i] for i in range(EVENT_KINDS)], lost
+
+    def end(self):
+        """Let go of the rings."""
+        cdef vm_recorder *rec = self.rec
+        self.rec = NULL
+        if rec != NULL and self.region.r != NULL:
+            vm_record_end(rec)

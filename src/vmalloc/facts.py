@@ -279,10 +279,12 @@ EVENTS = (
 EVENT_LEN_SHIFT = 4
 EVENT_PAGE_SHIFT = 34
 """Of an event's first word, above its kind."""
+EVENT_TICKS_BITS = 31
 EVENT_CPU_SHIFT = 32
 EVENT_LEVEL_SHIFT = 45
 EVENT_ALIGN_SHIFT = 48
-"""Of its second word, above the low half of the ticks; the alignment, as a power of two, has five bits."""
+"""Of its second word: so many low bits of the stamp's ticks, to which an event adds the ticks since then, and
+what is above them; the alignment, as a power of two, has five bits."""
 EVENT_RING = 1 << 14
 """Events in each thread slot's ring; the oldest are overwritten."""
 EVENT_BATCH = 256

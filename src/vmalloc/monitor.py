@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vmalloc._core import Monitor
-from vmalloc.facts import MONITOR_SHARE
+from vmalloc._core import Monitor, RecordingWatch
+from vmalloc.facts import EVENTS, MONITOR_SHARE
 from vmalloc.overview import command_of, state_of
 from vmalloc.stats import PRESSURES, served_of
 
@@ -66,6 +66,9 @@ class Look:
     hits: dict[str, float] = field(default_factory=dict[str, float])  #: share of each level of those
     rates: dict[str, float] = field(default_factory=dict[str, float])
     lock_wait: float = 0.0  #: seconds that threads waited for locks, a second
+    is_recorded: bool = False  #: somebody records the region; then:
+    events: dict[str, float] = field(default_factory=dict[str, float])  #: a second, by kind
+    events_seen: float = 1.0  #: share that was read before it was overwritten; the rest is taken to be alike
     pools: dict[str, list[int]] = field(default_factory=dict[str, list[int]])  #: ready ranges, by pages
     words_age_s: float = 0.0  #: since all words were looked at, for what follows
     is_whole: bool = True  #: then the words parsed to the end
@@ -88,7 +91,7 @@ class Watcher:
         info = region._info()
         self.region, self.name = region, name
         self._now_s, self._cpu_s = now_s, cpu_s
-        self._monitor = Monitor(region)
+        self._monitor, self._recording = Monitor(region), RecordingWatch(region)
         self._granule, self._nr_nodes = int(info["granule"]), int(info["nr_nodes"])
         self._nbytes = int(info["nr_pages"]) * self._granule
         self._counters: dict[str, int] | None = None
@@ -123,6 +126,7 @@ class Watcher:
             largest=self._largest,
         )
         self._add_rates(look, counters)
+        self._add_events(look)
         self._counters, self._at_s = counters, now
         return look
 
@@ -147,6 +151,18 @@ class Watcher:
             look.hits = {level: nr / total for level, nr in served.items()}
         look.rates = {name.removeprefix("nr_"): new[name] / look.interval_s for name in _RATES}
         look.lock_wait = new["lock_wait_ns"] / 1e9 / look.interval_s
+
+    def _add_events(self, look: Look) -> None:
+        """What threads wrote into their rings, if somebody records."""
+        tally = self._recording.tally()
+        look.is_recorded = tally is not None
+        if tally is None or look.interval_s <= 0:
+            return
+        nr, lost = dict(zip(EVENTS, tally[0][1:], strict=False)), tally[1]
+        del nr["stamp"]
+        total = sum(nr.values())
+        look.events_seen = total / (total + lost) if total else 1.0
+        look.events = {kind: n / look.events_seen / look.interval_s for kind, n in nr.items() if n}
 
     # ---- what a look at all words tells ----
 

@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import threading
+import weakref
 from collections.abc import Callable, Collection, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -77,8 +78,9 @@ def parse_size(size: int | str) -> int:
 class RegionBase(CoreRegion):
     """What memory regions and address spaces share: options, attach, look at, check, context manager."""
 
-    __slots__ = ("_is_served", "_nr_recovered_told", "_serves_at")
+    __slots__ = ("_is_served", "_nr_recovered_told", "_recording", "_serves_at")
     _has_pages: ClassVar[bool] = True
+    _recording: Callable[[], RegionRecorder | None] | None
     _is_served: bool
     _serves_at: bool
     _nr_recovered_told: int
@@ -266,11 +268,14 @@ class RegionBase(CoreRegion):
         Each alloc, free, refill, overflow, purge and recovery, as a columnar file for `vmalloc replay` and
         `vmalloc report`. Threads write into rings of their own, which are read here meanwhile; what was
         overwritten before is counted in the file. `exact`: each event bears its own time, else that of its
-        batch. Needs the extra `lab`. Raises RegionBusy if somebody records this region already.
+        batch. Needs the extra `lab`. close() of the region ends the recording, too. Raises RegionBusy if
+        somebody records this region already.
         """
         from vmalloc.lab.record_region import RegionRecorder
 
-        return RegionRecorder(self, path, exact=exact)
+        recorder = RegionRecorder(self, path, exact=exact)
+        self._recording = weakref.ref(recorder)
+        return recorder
 
     def ranges(self) -> list[Range]:
         """Every range in address order: a consistent picture of the boundaries at one moment."""
@@ -352,13 +357,19 @@ class RegionBase(CoreRegion):
 
     def close(self) -> None:
         """Refuse further requests; the mapping stays until the last array or block of it is gone."""
-        super().close()
-        stop_serving(self)
+        recorder = None if self._recording is None else self._recording()
+        try:
+            if recorder is not None:
+                recorder.close()
+        finally:
+            super().close()
+            stop_serving(self)
 
     def _opened(self, *, helper: bool = True) -> None:
         """After create and attach: found again by its id; of the right kind."""
         self._is_served = self._serves_at = False
         self._nr_recovered_told = 0
+        self._recording = None
         info = self._info()
         if info["has_pages"] != self._has_pages:
             self.close()

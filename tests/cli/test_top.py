@@ -19,10 +19,11 @@ from tests.cli.terminal import Screen, Terminal
 from tests.conftest import PAGE
 
 import vmalloc
+from vmalloc._core import Recorder, RecordingWatch
 from vmalloc.cli import main
 from vmalloc.cli.screen import HELP, SORTS, View, draw, edges
 from vmalloc.cli.top import _watch as watch
-from vmalloc.facts import MONITOR_SHARE, POOL_PAGES_MAX
+from vmalloc.facts import EVENT_RING, MONITOR_SHARE, POOL_PAGES_MAX
 from vmalloc.find import Found, find_regions
 from vmalloc.monitor import Watcher
 
@@ -92,6 +93,72 @@ def test_rates_are_of_the_time_between_two_looks(
     assert sum(look.hits.values()) == pytest.approx(1)
     assert look.hits["magazine"] >= 0.98  # all but the first
     assert look.interval_s == 2
+
+
+def test_while_somebody_records_events_are_told_by_their_kind(
+    region: vmalloc.Region, watcher: tuple[Watcher, Clock]
+) -> None:
+    looks, clock = watcher
+    assert not looks.look().is_recorded
+    recorder = Recorder(region)
+    clock.now_s += 1
+    assert looks.look().is_recorded
+    for _ in range(100):
+        region.alloc(PAGE).release()
+    clock.now_s += 2
+    look = looks.look()
+    assert (look.events["alloc"], look.events["free"], look.events_seen) == (100 / 2, 100 / 2, 1)
+    assert "stamp" not in look.events
+    (line,) = [line.plain for line in draw(look, View(), 80, 24) if line.plain.startswith("recorded")]
+    assert "alloc 50" in line
+    recorder.end()
+    clock.now_s += 1
+    assert not looks.look().is_recorded
+
+
+def test_of_events_that_were_overwritten_the_rest_tells(
+    region: vmalloc.Region, watcher: tuple[Watcher, Clock]
+) -> None:
+    looks, clock = watcher
+    recorder = Recorder(region)
+    looks.look()
+    for _ in range(2 * EVENT_RING):
+        region.alloc(PAGE).release()
+    clock.now_s += 1
+    look = looks.look()
+    assert 0 < look.events_seen < 0.5
+    assert look.events["alloc"] == pytest.approx(2 * EVENT_RING, rel=0.02)
+    assert any(f"({look.events_seen:.0%} seen)" in line.plain for line in draw(look, View(), 200, 24))
+    recorder.end()
+
+
+def test_a_second_recording_is_followed_after_the_first(
+    region: vmalloc.Region, watcher: tuple[Watcher, Clock]
+) -> None:
+    looks, clock = watcher
+    for _ in range(2):
+        recorder = Recorder(region)
+        looks.look()
+        region.alloc(PAGE).release()
+        clock.now_s += 1
+        assert looks.look().events["free"] == 1
+        recorder.end()
+
+
+def test_a_child_of_who_watches_a_recording_sees_none(
+    region: vmalloc.Region, watcher: tuple[Watcher, Clock]
+) -> None:
+    recorder = Recorder(region)
+    watch = RecordingWatch(watcher[0].region)
+    assert watch.tally() is not None
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os._exit(0 if watch.tally() == ([0] * 16, 0) else 1)
+        finally:
+            os._exit(2)
+    assert os.waitpid(pid, 0)[1] == 0
+    recorder.end()
 
 
 def test_a_slow_look_at_all_words_makes_the_next_one_late(
@@ -190,6 +257,16 @@ def test_it_fills_a_terminal_and_obeys_keys(
         assert not terminal.screen.is_alternate
         assert terminal.screen.is_cursor_shown
         assert termios.tcgetattr(terminal.fd)[3] == terminal.settings[3]  # keys are shown again
+
+
+def test_while_somebody_records_it_shows_events(
+    region: vmalloc.Region, worker: subprocess.Popen[str]
+) -> None:
+    recorder = Recorder(region)
+    with Terminal([*TOP, region.name, "--interval", "0.1"], 80, 24) as terminal:
+        terminal.until(lambda s: any(line.startswith("recorded") and "alloc" in line for line in s.lines()))
+        recorder.end()
+        terminal.until(lambda s: not any(line.startswith("recorded") for line in s.lines()))
 
 
 def test_a_new_size_is_filled(region: vmalloc.Region) -> None:

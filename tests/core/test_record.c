@@ -103,6 +103,52 @@ static void requests_and_frees_are_told_in_their_order(vm_pools d)
     FINISH(r);
 }
 
+/* Of a call that took less than the ticks' bits tell: another one is tried else. */
+static void an_exact_event_has_the_time_of_its_call(vm_pools d)
+{
+    vm_region *r = MAKE(.nr_pages = 1000, .nr_nodes = 1, .nr_threads = 4, .pools = d);
+    vm_recorder *rec = start(r, true);
+    uint64_t lost = 0, ns, before, after, bits = (1ull << VM_EVENT_TICKS_BITS) - 1;
+    uint32_t nr;
+    do {
+        for (int i = 0; i < 3; i++) { /* the last one hits */
+            read_here(rec, r, &lost);
+            vm_record_clock(&ns, &before);
+            vm_range a = take(r, 3);
+            GIVE_BACK(r, a);
+            vm_record_clock(&ns, &after);
+        }
+        nr = read_here(rec, r, &lost);
+    } while (vm__event_is_far(after - before));
+    CHECK(nr >= 2);
+    for (uint32_t i = 0; i < nr; i++)
+        CHECK((((events[2 * i + 1] & UINT32_MAX) - before) & bits) <= after - before);
+    vm_record_end(rec);
+    FINISH(r);
+}
+
+/* A stamp whose low bits are all ones, as long ago as may be: the sum stays below the CPU. */
+static void what_is_added_to_a_stamp_carries_into_no_cpu(void)
+{
+    vm_region *r = MAKE(.nr_pages = 1000, .nr_nodes = 1, .nr_threads = 4);
+    vm_recorder *rec = start(r, true);
+    vm_thread *t = vm__thread(r);
+    uint64_t lost = 0, bits = (1ull << VM_EVENT_TICKS_BITS) - 1, far = 1ull << (VM_EVENT_TICKS_BITS - 1);
+    CHECK(vm__event_is_far(far) && !vm__event_is_far(far - 1));
+    CHECK((bits + far - 1) >> VM_EVENT_CPU_SHIFT == 0);
+    vm_range a = take(r, 3);
+    GIVE_BACK(r, a);
+    read_here(rec, r, &lost);
+    t->stamped_ticks -= far; /* then the next hit is too far from it */
+    a = take(r, 3);
+    CHECK_EQ(read_here(rec, r, &lost), 2);
+    CHECK_EQ(kind(0), VM_EVENT_STAMP);
+    CHECK_EQ((uint32_t)events[1], (uint32_t)events[3]); /* what comes behind it has its time */
+    GIVE_BACK(r, a);
+    vm_record_end(rec);
+    FINISH(r);
+}
+
 static void who_is_lapped_learns_how_much_is_lost(void)
 {
     vm_region *r = MAKE(.nr_pages = 1000, .nr_nodes = 1, .nr_threads = 4);
@@ -190,6 +236,52 @@ static void who_attaches_where_all_slots_are_taken_follows(void)
     CHECK_EQ(nr_recovered, 1);
     CHECK_EQ(vm_detach(second), 0);
     vm_record_end(rec);
+    FINISH(r);
+}
+
+/* As `ulimit -n` leaves a process: its threads that share a slot try once, and do not hinder one another. */
+static void who_cannot_have_a_ring_in_a_shared_slot_does_not_try_again(void)
+{
+    vm_region *r = MAKE(.nr_pages = 1000, .nr_nodes = 1, .nr_threads = 1), *second = NULL;
+    CHECK_EQ(vm_attach(vm_fd(r), &second), 0);
+    CHECK(vm__thread(second)->common);
+    vm_recorder *rec = start(r, false);
+    vm_thread *t = vm__thread(second);
+    struct rlimit before;
+    CHECK_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+    CHECK_EQ(setrlimit(RLIMIT_NOFILE, &(struct rlimit){0, before.rlim_max}), 0);
+    vm_range a = take(second, 1);
+    CHECK_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+    uint32_t recording = VM_ACQUIRE(&t->slot->recording);
+    CHECK(recording != 0 && t->ring == NULL);
+    vm_range b = take(second, 1);
+    CHECK(t->ring == NULL);
+    CHECK_EQ(VM_ACQUIRE(&t->slot->recording), recording);
+    GIVE_BACK(second, b);
+    GIVE_BACK(second, a);
+    vm_record_end(rec);
+    CHECK_EQ(vm_detach(second), 0);
+    FINISH(r);
+}
+
+/* One who was stopped in the middle of ending it, and goes on when another one has ended it and a third began. */
+static void who_is_late_with_an_end_ends_no_later_recording(void)
+{
+    vm_region *r = MAKE(.nr_pages = 1000, .nr_nodes = 1, .nr_threads = 4);
+    uint64_t lost = 0;
+    vm_recorder *rec = start(r, false);
+    uint64_t first = VM_ACQUIRE(&r->map.h->recording);
+    vm_record_end(rec);
+    rec = start(r, false);
+    uint32_t number = VM_ACQUIRE(&r->map.slots[here(r)].recording);
+    vm__recording_withdraw(r, first);
+    vm__recording_end(r, first);
+    CHECK_EQ(VM_ACQUIRE(&r->map.slots[here(r)].recording), number);
+    vm_range a = take(r, 1);
+    CHECK(read_here(rec, r, &lost) > 0);
+    GIVE_BACK(r, a);
+    vm_record_end(rec);
+    CHECK_EQ(VM_ACQUIRE(&r->map.slots[here(r)].recording), 0);
     FINISH(r);
 }
 
@@ -342,13 +434,17 @@ int main(void)
     FOR_EACH_DESIGN (d) {
         while_nobody_records_there_is_no_ring(d);
         requests_and_frees_are_told_in_their_order(d);
+        an_exact_event_has_the_time_of_its_call(d);
     }
+    what_is_added_to_a_stamp_carries_into_no_cpu();
     who_is_lapped_learns_how_much_is_lost();
     a_half_written_event_is_never_read();
     one_records_at_a_time_and_a_death_ends_it();
     who_attaches_where_all_slots_are_taken_follows();
     nobody_follows_a_recording_that_ends_with_a_death();
     where_files_may_not_be_long_a_region_has_no_rings();
+    who_cannot_have_a_ring_in_a_shared_slot_does_not_try_again();
+    who_is_late_with_an_end_ends_no_later_recording();
     a_child_neither_writes_its_parents_ring_nor_ends_its_recording();
     scribbles_lead_a_reader_nowhere();
     return 0;

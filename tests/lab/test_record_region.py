@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 import vmalloc
+from vmalloc._core import RecordingWatch
 
 pytest.importorskip("numpy", reason="recordings of a region are columns: pip install vmalloc[lab]")
 pytest.importorskip("pyarrow", reason="recordings of a region are columns: pip install vmalloc[lab]")
@@ -26,7 +27,7 @@ import numpy as np
 
 from vmalloc.cli import record as record_command
 from vmalloc.cli.replay import command as replay_command
-from vmalloc.facts import EVENT_BATCH, EVENT_RING, EVENTS
+from vmalloc.facts import EVENT_BATCH, EVENT_RING, EVENT_TICKS_BITS, EVENTS
 from vmalloc.lab import replay, replay_on_core
 from vmalloc.lab.columnar import read_metadata
 from vmalloc.lab.events import ALLOC, FREE, LOST, Event
@@ -133,6 +134,39 @@ def test_a_region_that_was_recorded_goes_with_its_last_name(tmp_path: Path) -> N
         gc.enable()
 
 
+def test_who_closes_the_region_ends_the_recording_and_has_the_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.parquet"
+    region = vmalloc.Region(1 << 20, helper=False)
+    other = vmalloc.Region.attach(f"/proc/self/fd/{region.fileno()}", readonly=True)
+    watch = RecordingWatch(other)
+    recorder = region.record(path)
+    assert watch.tally() is not None
+    region.alloc(PAGE).release()
+    region.close()
+    assert watch.tally() is None  # nobody records any more
+    other.close()
+    assert [event.kind for event in read_events(path)].count(FREE) == 1
+    assert recorder.close() is recorder.done
+
+
+def test_a_child_does_not_finish_its_parents_file(tmp_path: Path) -> None:
+    space, path = addresses(), tmp_path / "run.parquet"
+    recorder = space.record(path)
+    space.alloc(PAGE)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            recorder.close()
+            space.close()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
+    space.alloc(2 * PAGE)
+    recorder.close()
+    assert [event.size for event in read_events(path) if event.kind == ALLOC] == [PAGE, 2 * PAGE]
+
+
 def test_off_again_everything_is_as_before(tmp_path: Path) -> None:
     space = addresses()
     work(space, 100, seed=1)
@@ -220,6 +254,17 @@ def test_a_tick_between_stamps_is_as_long_as_the_clock_says() -> None:
     )
     columns = decoder.columns([(0, 0, words.tobytes())], 1 << 40)
     assert columns["time_ns"].tolist() == [1_000_010, 1_000_100, 2_000_000]
+
+
+def test_an_event_whose_stamp_is_lost_is_told_from_the_stamp_before() -> None:
+    decoder = Decoder(1000, PAGE, 0, ns_per_tick=0.5)
+    stamp, alloc, bits = EVENTS.index("stamp") + 1, EVENTS.index("alloc") + 1, 1 << EVENT_TICKS_BITS
+    first = np.array([(stamp | 1_000_000 << 4, bits - 100)], np.uint64)
+    decoder.columns([(0, 0, first.tobytes())], 1 << 40)
+    # of a stamp 90 ticks later that nobody read: 30 and 300 ticks after it
+    rest = np.array([(alloc | 1 << 4, bits - 10 + 30), (alloc | 1 << 4, bits - 10 + 300)], np.uint64)
+    columns = decoder.columns([(0, 7, rest.tobytes())], 1 << 40)
+    assert columns["time_ns"].tolist() == [1_000_060, 1_000_060, 1_000_195]  # the first one says what is lost
 
 
 def test_the_core_serves_a_recording_of_its_own_by_threads(tmp_path: Path) -> None:

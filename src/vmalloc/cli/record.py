@@ -40,6 +40,9 @@ class RecordCommand(Command):
     "--real-addresses", is_flag=True, help="Set kernel.kptr_restrict to 1 while a snapshot is read."
 )
 @click.option("--exact", is_flag=True, help="Of a region: each event with its own time, not its batch's.")
+@click.option(
+    "--perfetto", type=click.Path(path_type=Path), help="Also a .json or .json.gz for ui.perfetto.dev."
+)
 @json_option
 @click.argument("command", metavar="[NAME | -- COMMAND...]", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
@@ -52,6 +55,7 @@ def command(
     snapshots: bool,
     real_addresses: bool,
     exact: bool,
+    perfetto: Path | None,
     json_path: str | None,
     command: tuple[str, ...],
 ) -> None:
@@ -63,6 +67,7 @@ def command(
       vmalloc record --kernel -o build.trace.gz -- make -j8
       vmalloc record --kernel                       until Ctrl-C
       vmalloc record frames --seconds 10 -o run.parquet
+      vmalloc record frames --seconds 1 --perfetto run.json.gz
 
     With NAME: what all processes do in the region of that name, or that the process of that pid has.
 
@@ -71,6 +76,7 @@ def command(
     """
     from vmalloc.lab.record_kernel import RecordError, record_kernel
 
+    _check_perfetto(perfetto)
     if not kernel:
         if len(command) != 1:
             raise click.UsageError("say what to record: --kernel, or the name of a region")
@@ -80,7 +86,7 @@ def command(
             or ctx.get_parameter_source("buffer_kb") is ParameterSource.COMMANDLINE
         ):
             raise click.UsageError("--buffer-kb, --no-snapshots and --real-addresses go with --kernel")
-        _record_region(command[0], output, seconds, exact, Output(json_path))
+        _record_region(command[0], output, seconds, exact, perfetto, Output(json_path))
         return
     if exact:
         raise click.UsageError("--exact goes with the name of a region")
@@ -106,13 +112,46 @@ def command(
             click.echo(f"snapshot: {snapshot}", err=True)
     for note in done.notes:
         click.echo(f"note: {note}", err=True)
+    _write_perfetto(done.trace, perfetto)
     results.json(done.as_json())
     if done.interrupted and (seconds is not None or command):
         sys.exit(128 + done.interrupted)
     sys.exit(done.status if done.status >= 0 else 128 - done.status)
 
 
-def _record_region(name: str, path: Path | None, seconds: float | None, exact: bool, results: Output) -> None:
+def _check_perfetto(path: Path | None) -> None:
+    """Before anything is recorded."""
+    from vmalloc.lab.perfetto import SUFFIXES
+
+    if path is None:
+        return
+    if not path.name.endswith(SUFFIXES):
+        raise Refusal(f"--perfetto {safe(str(path))}: name it .json or .json.gz")
+    if not path.absolute().parent.is_dir():
+        raise Refusal(f"--perfetto {safe(str(path))}: there is no directory {safe(str(path.parent))}")
+
+
+def _write_perfetto(trace: str | Path, path: Path | None) -> None:
+    from vmalloc.lab.events import TraceError
+    from vmalloc.lab.perfetto import write_perfetto
+
+    if path is None:
+        return
+    try:
+        nr = write_perfetto(trace, path)
+    except (TraceError, OSError) as error:
+        raise click.ClickException(safe(str(error))) from error
+    click.echo(f"{nr:,} entries for ui.perfetto.dev: {safe(str(path))}", err=True)
+
+
+def _record_region(
+    name: str,
+    path: Path | None,
+    seconds: float | None,
+    exact: bool,
+    perfetto: Path | None,
+    results: Output,
+) -> None:
     """Until the time is up or Ctrl-C; what was recorded by then is kept."""
     from vmalloc.errors import VmallocError
 
@@ -134,6 +173,7 @@ def _record_region(name: str, path: Path | None, seconds: float | None, exact: b
         raise click.ClickException(safe(str(error))) from error
     lost = f"{done.nr_lost:,} lost" + (f", {done.nr_damaged:,} damaged" if done.nr_damaged else "")
     click.echo(f"{done.nr_events:,} events in {done.seconds:.1f} s, {lost}: {safe(done.trace)}", err=True)
+    _write_perfetto(done.trace, perfetto)
     results.json(done.as_json())
 
 

@@ -27,6 +27,8 @@ BESIDE_FROM = 140
 POOL_ROWS_SHARE = 4
 """The heat map takes at most one such part of the height."""
 LABEL = 11
+SEEN_ALL = 0.995
+"""From here on the share of recorded events that was seen is not told."""
 
 SORTS: dict[str, Callable[[Holder], Any]] = {
     "bytes": lambda h: -h.nbytes,
@@ -51,6 +53,7 @@ HELP = """\
  ready, by  pages in magazines and pools by size of the range; darker is
             more, in steps of 8
  lock wait  time that threads waited for each other, of each second
+ recorded   while vmalloc record runs: events a second, by their kind
 
  Counters are read at every look. Processes and ranges need a look at all
  words, as seldom as its cost asks for; "words" is the age of the last.
@@ -113,6 +116,8 @@ def _head(look: Look, width: int) -> Iterator[Text]:
         f"helper {look.helper_pid or '-'}  pressure {look.pressure}  "
         f"largest free {human_bytes(pages['largest_free'] * look.granule)}"
     )
+    if look.is_recorded:
+        yield _events(look)
 
 
 def _bar(look: Look, width: int) -> Text:
@@ -143,6 +148,16 @@ def _shares(look: Look) -> Text:
     for level in LEVELS:
         if look.hits[level]:
             line.append(f"{level} {look.hits[level]:.1%}  ", LEVEL_STYLES[level])
+    return line
+
+
+def _events(look: Look) -> Text:
+    """What the rings say, the most frequent first."""
+    line = Text(f"{'recorded':<{LABEL}}")
+    by_rate = sorted(look.events.items(), key=lambda item: -item[1])
+    line.append("  ".join(f"{kind} {_count(rate)}" for kind, rate in by_rate) or "nothing yet")
+    if look.events_seen < SEEN_ALL:
+        line.append(f"  ({look.events_seen:.0%} seen)", "dim")
     return line
 
 

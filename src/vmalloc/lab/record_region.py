@@ -57,6 +57,7 @@ class RegionRecorder:
         """`exact`: each event bears its own time. RegionBusy if somebody records the region already."""
         info = region._info()
         self.done = Recorded(os.fspath(path))
+        self._pid = os.getpid()
         self._began = Recorder.clock()
         self._decoder = Decoder(
             int(info["nr_pages"]), int(info["granule"]), self._began[0], command_of=_Commands().of
@@ -73,8 +74,11 @@ class RegionRecorder:
         self._reader.start()
 
     def close(self) -> Recorded:
-        """Switch it off, read what is left, finish the file. Raises what went wrong while it was written."""
-        if self._over.is_set():
+        """Switch it off, read what is left, finish the file. Raises what went wrong while it was written.
+
+        In a forked child nothing happens: the file is its parent's.
+        """
+        if self._over.is_set() or os.getpid() != self._pid:
             return self.done
         self._over.set()
         try:

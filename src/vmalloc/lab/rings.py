@@ -20,6 +20,7 @@ from vmalloc.facts import (
     EVENT_LEN_SHIFT,
     EVENT_LEVEL_SHIFT,
     EVENT_PAGE_SHIFT,
+    EVENT_TICKS_BITS,
     EVENTS,
     LEVELS,
 )
@@ -35,6 +36,7 @@ RANGES = ("alloc", "free", "discard")  # have a page and a length that lie in th
 COUNTS = ("refill", "overflow", "purge", "recover")  # have a number of ranges, or of the dead, in its place
 KIND_OF = {"failed": "alloc"}  # with `failed` set
 ALIGN_BITS = 5
+FAR = 1 << EVENT_TICKS_BITS - 1  # an event is less than so many ticks from its stamp
 NOTE_NS = 1_000_000_000  # a stamp may be so much off what the reader's clock allows
 
 
@@ -108,7 +110,7 @@ class Decoder:
         last = _last(is_stamp)
         base_ns = np.where(last < 0, thread.ns, stamp_ns[last])
         base_ticks = np.where(last < 0, thread.ticks, ticks[last])
-        apart = (ticks - base_ticks).astype("i4")  # of 32 bits that go round
+        apart = (ticks - base_ticks + FAR & 2 * FAR - 1) - FAR  # of bits that go round
         time = base_ns + np.maximum(apart, 0) * self.ns_per_tick
         time = np.maximum.accumulate(np.maximum(time.astype("i8"), thread.latest_ns))
         thread.ns, thread.ticks, thread.latest_ns = int(base_ns[-1]), int(base_ticks[-1]), int(time[-1])
