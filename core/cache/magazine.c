@@ -216,11 +216,11 @@ bool vm__magazine_put_slow(vm_thread *t, uint64_t page, uint64_t nr_pages, bool 
     return true;
 }
 
-/* Held by one other process alone, and used before. */
+/* Held by another process alone. */
 static bool is_busy_elsewhere(const vm_thread *t, vm_word w, uint64_t nr_pages)
 {
-    const vm_word who = ~(vm_word)0 << VM_WORD_OWNER_SHIFT;
-    return ((w ^ vm__busy(t, nr_pages)) & ~who) == 0 && w != vm__busy(t, nr_pages);
+    const vm_word who = ~(vm_word)0 << VM_WORD_OWNER_SHIFT, differs = w ^ vm__busy(t, nr_pages);
+    return differs & who && (differs & ~(who | VM_WORD_DIRTY)) == 0;
 }
 
 /* Keep a range another process holds, with the one CAS by which a free of it wins. ENOENT: another
@@ -245,8 +245,8 @@ int vm__magazine_put_foreign(vm_thread *t, uint64_t page, vm_word w)
     return is_ours ? 0 : -ENOENT;
 }
 
-/* The same as a hit, where there is room and no quota: a range from space that nobody used yet goes the slow way. As
- * vm__hit_free() it needs no mark against a drainer. False: nothing happened. */
+/* The same as a hit, where there is room and no quota. As vm__hit_free() it needs no mark against a drainer: he takes only
+ * what words say is CACHED, and writes to no magazine. False: nothing happened. */
 bool vm__magazine_hit_foreign(vm_thread *t, uint64_t page, uint64_t id)
 {
     vm_region *r = t->region;
