@@ -459,6 +459,18 @@ int vm__health(const vm_region *r); /* 0; EUCLEAN: it is corrupt; ENOTCONN: this
 int vm__corrupt(vm_region *r, int line); /* marks the region; -EUCLEAN */
 #define VM_CORRUPT(r) vm__corrupt((r), __LINE__)
 
+/* It is about to be read and then written: what another CPU wrote last comes in one go, not first to read and then again to
+ * write. (Compilers make this instruction of __builtin_prefetch() only where they are told that the CPU has it; each with 64
+ * bits takes it.) */
+static inline void vm__expect_write(const void *p)
+{
+#if defined(__x86_64__)
+    __asm__ volatile("prefetchw %0" : : "m"(*(const char *)p));
+#else
+    __builtin_prefetch(p, 1);
+#endif
+}
+
 /* The word of the range that starts there, for a walk over all; 0 at the end (page = nr_pages) and where the words
  * do not parse. */
 static inline vm_word vm__word_at(const vm_region *r, uint64_t page)

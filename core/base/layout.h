@@ -272,8 +272,10 @@ typedef struct vm_node {
     _Alignas(64) vm_pool pool[VM_POOL_PAGES_MAX];
     /* Hint: fewest ranges of each pool since the last turn of a watch (mend/decay.c). */
     uint32_t low[VM_POOL_PAGES_MAX];
+    /* Hint: what its takers get next, the n-th range of each list at n % VM_POOL_NEXT; `locked` and behind `percpu`. */
+    uint32_t next[VM_POOL_PAGES_MAX][VM_POOL_NEXT];
 } vm_node;
-_Static_assert(sizeof(vm_node) == 128 + VM_POOL_PAGES_MAX * 20, "region format");
+_Static_assert(sizeof(vm_node) == 128 + VM_POOL_PAGES_MAX * (20 + 4 * VM_POOL_NEXT), "region format");
 
 /* ---- slabs: percpu only ---------------------------------------------------------------------- */
 

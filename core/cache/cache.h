@@ -117,6 +117,7 @@ bool vm__magazine_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm
 bool vm__magazine_put_slow(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_foreign);
 bool vm__magazine_has_foreign(const vm_thread *t, uint64_t nr_pages);
 int vm__magazine_put_foreign(vm_thread *t, uint64_t page, vm_word w);
+bool vm__magazine_hit_foreign(vm_thread *t, uint64_t page, uint64_t id);
 uint32_t vm__magazine_want(const vm_thread *t, uint64_t nr_pages);
 uint64_t vm__magazine_budget(const vm_region *r);
 bool vm__magazine_grow(vm_thread *t, uint64_t nr_pages); /* false: the budget or space is short */

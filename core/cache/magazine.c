@@ -163,12 +163,18 @@ static uint32_t flush_oldest(vm_thread *t, uint64_t nr_pages, uint32_t nr)
     return count - nr;
 }
 
+/* So many ranges of that size a flow brings together. */
+static uint32_t flow_batch(uint64_t nr_pages)
+{
+    return nr_pages >= VM_FLOW_PAGES ? VM_FLOW_BATCH_PAGES / (uint32_t)nr_pages : UINT32_MAX;
+}
+
 /* Between enter and leave: room for one more, where the cap is not 0; returns how many there are. What a flow brings goes on
  * to who allocates it, few at a time. */
 static uint32_t make_room(vm_thread *t, vm_magazine *m, uint64_t nr_pages, bool is_foreign)
 {
     uint32_t count = vm__magazine_count(VM_RELAXED(&m->header));
-    uint32_t batch = is_foreign && nr_pages >= VM_FLOW_PAGES ? VM_FLOW_BATCH_PAGES / (uint32_t)nr_pages : UINT32_MAX;
+    uint32_t batch = is_foreign ? flow_batch(nr_pages) : UINT32_MAX;
     if (count >= batch)
         return flush_oldest(t, nr_pages, batch);
     if (count < t->hit.cap[nr_pages])
@@ -188,6 +194,13 @@ bool vm__magazine_has_foreign(const vm_thread *t, uint64_t nr_pages)
            && (nr_pages < VM_FLOW_PAGES || 2 * nr_pages <= VM_FLOW_BATCH_PAGES);
 }
 
+/* Without making room so many ranges of others may lie in a magazine. */
+static uint32_t foreign_cap(const vm_thread *t, uint64_t nr_pages)
+{
+    uint32_t cap = vm__magazine_has_foreign(t, nr_pages) ? t->hit.cap[nr_pages] : 0, batch = flow_batch(nr_pages);
+    return cap < batch ? cap : batch;
+}
+
 /* Keep a range whose word is MOVING(t), making room if needed. False: it has none, or the slot is being drained. */
 bool vm__magazine_put_slow(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_foreign)
 {
@@ -201,6 +214,13 @@ bool vm__magazine_put_slow(vm_thread *t, uint64_t page, uint64_t nr_pages, bool 
     set_count(t, nr_pages, count + 1);
     vm__magazines_leave(t);
     return true;
+}
+
+/* Held by another process alone. */
+static bool is_busy_elsewhere(const vm_thread *t, vm_word w, uint64_t nr_pages)
+{
+    const vm_word who = ~(vm_word)0 << VM_WORD_OWNER_SHIFT, differs = w ^ vm__busy(t, nr_pages);
+    return differs & who && (differs & ~(who | VM_WORD_DIRTY)) == 0;
 }
 
 /* Keep a range another process holds, with the one CAS by which a free of it wins. ENOENT: another
@@ -223,6 +243,27 @@ int vm__magazine_put_foreign(vm_thread *t, uint64_t page, vm_word w)
     }
     vm__magazines_leave(t);
     return is_ours ? 0 : -ENOENT;
+}
+
+/* The same as a hit, where there is room and no quota. As vm__hit_free() it needs no mark against a drainer: he takes only
+ * what words say is CACHED, and writes to no magazine. False: nothing happened. */
+bool vm__magazine_hit_foreign(vm_thread *t, uint64_t page, uint64_t id)
+{
+    vm_region *r = t->region;
+    uint64_t nr_pages = vm__id_pages(id);
+    if (nr_pages > VM_POOL_PAGES_MAX || page >= r->map.nr_pages)
+        return false;
+    vm_head *head = &r->map.heads[page];
+    vm_magazine *m = &t->hit.magazine[nr_pages];
+    uint64_t header = VM_RELAXED(&m->header);
+    uint32_t count = (uint8_t)header;
+    vm_word w = VM_RELAXED(&head->word);
+    if (!is_busy_elsewhere(t, w, nr_pages) || VM_RELAXED(&head->aux) != id || count >= foreign_cap(t, nr_pages)
+        || VM_RELAXED(&r->map.h->quota_pages) || vm__health(r) || !VM_CAS(&head->word, w, vm__cached(t, nr_pages)))
+        return false;
+    VM_PUT(&m->page[count], (uint32_t)page);
+    VM_STORE(&m->header, header + 1);
+    return true;
 }
 
 /* Put ranges, MOVING(t), as far as there is room without overflow. Returns how many. */

@@ -33,7 +33,24 @@ static void push(vm_region *r, vm_node *n, uint64_t page, uint64_t nr_pages)
     VM_PUT(&r->map.heads[page].aux, VM_RELAXED(&p->head));
     VM_STORE(&r->map.heads[page].word, pooled(vm__node_index(r, n), nr_pages));
     VM_PUT(&p->head, (uint32_t)page + 1);
-    VM_PUT(&p->nr_ranges, VM_RELAXED(&p->nr_ranges) + 1);
+    uint32_t nr = VM_RELAXED(&p->nr_ranges);
+    VM_PUT(&n->next[vm__pool_index(nr_pages)][nr % VM_POOL_NEXT], (uint32_t)page);
+    VM_PUT(&p->nr_ranges, nr + 1);
+}
+
+/* The heads of the next ranges lie in the cache of who gave them, and a list shows one after the other. The hints beside it
+ * show all, so that they come at the same time, and while the lock comes. After a decay some name other ranges: that costs
+ * time only. */
+_Static_assert((int)VM_POOL_NEXT >= (int)VM_MAGAZINE_REFILL_MAX, "no hint is looked at twice");
+static void look_ahead(const vm_region *r, const vm_node *n, uint64_t nr_pages, uint32_t max)
+{
+    uint32_t index = vm__pool_index(nr_pages), nr = VM_RELAXED(&n->pool[index].nr_ranges);
+    uint32_t most = nr < max ? nr : max;
+    for (uint32_t i = 1; i <= most; i++) {
+        uint64_t page = VM_RELAXED(&n->next[index][(nr - i) % VM_POOL_NEXT]);
+        if (page < r->map.nr_pages) /* whatever a neighbour wrote */
+            vm__expect_write(&r->map.heads[page]);
+    }
 }
 
 /* Lists of this node from the words. */
@@ -86,6 +103,7 @@ static void pop(vm_thread *t, vm_pool *p, uint64_t page, uint64_t nr_pages)
 static uint32_t take(vm_thread *t, vm_node *n, uint64_t nr_pages, uint64_t align_pages, uint32_t max, uint64_t *pages)
 {
     vm_region *r = t->region;
+    look_ahead(r, n, nr_pages, max);
     if (lock_node(t, n, VM_LOCK_BRIEF) != 0)
         return 0;
     vm_pool *p = &n->pool[vm__pool_index(nr_pages)];

@@ -186,10 +186,18 @@ static __attribute__((noinline)) int free_recorded(vm_region *r, uint64_t page, 
     return vm__current->is_exact ? free_exact(r, page, id, flags) : free_told(r, page, id, flags, 0);
 }
 
+/* No hit, where hits are open. */
+static __attribute__((noinline)) int free_missed(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
+{
+    if (!flags && vm__magazine_hit_foreign(vm__current, page, id))
+        return 0;
+    return free_checked(r, page, id, flags);
+}
+
 int vm_free(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
 {
     const vm_hit_thread *t = &vm__current->hit;
     if (vm_unlikely(t->key != r->hit_key))
         return free_recorded(r, page, id, flags);
-    return vm_likely(vm__hit_free(t, &r->hit, page, id)) ? 0 : free_checked(r, page, id, flags);
+    return vm_likely(vm__hit_free(t, &r->hit, page, id)) ? 0 : free_missed(r, page, id, flags);
 }

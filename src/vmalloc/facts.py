@@ -42,7 +42,7 @@ LEVELS = ("magazine", "slab", "pool", "neighbour", "lazy", "space")
 pool, warm ranges, free space."""
 
 # a region's format
-FORMAT = 7
+FORMAT = 8
 """Raised by every change after which another version could misread a region."""
 INLINE_LAYOUT = 1
 """Raised by every change of what a C program that was compiled with vmalloc_inline.h knows of a library."""
@@ -99,6 +99,8 @@ POOL_CAP_PAGES = 8192
 """So many pages of ready ranges one pool keeps ..."""
 POOL_CAP_RANGES_MIN = 16
 """... but so many ranges in any case."""
+POOL_NEXT = 16
+"""So many ranges that a pool's takers get next stand side by side as well, for them to look ahead."""
 DECAY_PERCENT = 25
 """A purge gives back so much of each pool, rounded up."""
 

@@ -77,6 +77,85 @@ static void frees_of_others_go_on_in_batches(void)
     FINISH(r);
 }
 
+static void a_free_of_what_another_process_allocated_is_a_hit(void)
+{
+    vm_region *r = make(4000), *other;
+    CHECK_EQ(vm_attach(vm_fd(r), &other), 0);
+    take_and_give_back(r, 2, 8); /* the magazine has ids, and from the next hit on room */
+    vm_range a = take(other, 2), mine = take(r, 2), b;
+    uint32_t nr = nr_in_magazine(r, 2);
+    uint64_t before = vm_fault_nr_writes();
+    GIVE_BACK(r, a);
+    CHECK_EQ(vm_fault_nr_writes() - before, 3); /* its word, the entry, the header */
+    CHECK_EQ(nr_in_magazine(r, 2), nr + 1);
+    CHECK_EQ(vm_free(r, a.page, a.id, 0), -ENOENT);
+    CHECK_EQ(vm_free(other, a.page, a.id, 0), -ENOENT);
+    b = take(r, 2);
+    CHECK_EQ(b.page, a.page);
+    CHECK(b.id != a.id);
+    CHECK_EQ(vm_free(other, b.page, a.id, 0), -ESTALE);
+    GIVE_BACK(other, b);
+    GIVE_BACK(r, mine);
+    CHECK_EQ(vm_detach(other), 0);
+    FINISH(r);
+}
+
+static void a_free_of_what_another_process_allocated_is_charged_where_there_is_a_quota(void)
+{
+    vm_region *r = make(4000), *other;
+    CHECK_EQ(vm_attach(vm_fd(r), &other), 0);
+    vm_range a = take(other, 2);
+    CHECK_EQ(vm_set_limit(r, VM_QUOTA, 100), 0);
+    uint64_t *charged = &r->map.processes[r->process].charged_pages, before = VM_ACQUIRE(charged);
+    GIVE_BACK(r, a);
+    CHECK_EQ(VM_ACQUIRE(charged), before + 2);
+    CHECK_EQ(vm_set_limit(r, VM_QUOTA, 0), 0);
+    CHECK_EQ(vm_detach(other), 0);
+    FINISH(r);
+}
+
+static void a_shared_range_is_no_hit_of_another_process(void)
+{
+    vm_region *r = make(4000), *other;
+    vm_range kept;
+    CHECK_EQ(vm_attach(vm_fd(r), &other), 0);
+    vm_range a = take(other, 2);
+    CHECK_EQ(vm_share(other, a.page, a.id), 0);
+    CHECK_EQ(vm_adopt(r, a.page, a.id, &kept), 0);
+    GIVE_BACK(r, a);
+    CHECK_EQ(vm_lookup(other, a.page, &kept), 0);
+    CHECK_EQ(kept.id, a.id);
+    GIVE_BACK(other, a);
+    CHECK_EQ(vm_detach(other), 0);
+    FINISH(r);
+}
+
+/* Of the node to which this thread gave, as many as stand there. */
+static void a_pool_names_what_its_takers_get_next(void)
+{
+    vm_region *r = MAKE(.nr_pages = 4000, .pools = VM_POOLS_LOCKED, SMALL);
+    enum { N = VM_POOL_NEXT + 3 };
+    vm_range a[N];
+    for (int i = 0; i < N; i++)
+        a[i] = take(r, 3);
+    for (int i = 0; i < N; i++)
+        GIVE_BACK(r, a[i]);
+    vm_node *n = &r->map.nodes[0];
+    for (int i = N - VM_POOL_NEXT; i < N; i++)
+        CHECK_EQ(n->next[vm__pool_index(3)][i % VM_POOL_NEXT], a[i].page);
+    for (int i = 0; i < VM_POOL_NEXT; i++) /* whatever they say, the list is what counts */
+        n->next[vm__pool_index(3)][i] = i % 2 ? UINT32_MAX : (uint32_t)i;
+    for (int i = N; i-- > 0;)
+        CHECK_EQ(take(r, 3).page, a[i].page);
+    CHECK_EQ(stats_of(r).busy_pages, 3 * N);
+    for (int i = 0; i < N; i++) {
+        vm_range live;
+        CHECK_EQ(vm_lookup(r, a[i].page, &live), 0);
+        GIVE_BACK(r, live);
+    }
+    FINISH(r);
+}
+
 static void while_space_is_short_a_little_longer_one_will_do(void)
 {
     vm_region *r = make(1000);
@@ -587,6 +666,10 @@ int main(void)
     what_overflows_goes_to_the_pools();
     the_growth_of_all_caps_is_bounded();
     frees_of_others_go_on_in_batches();
+    a_free_of_what_another_process_allocated_is_a_hit();
+    a_free_of_what_another_process_allocated_is_charged_where_there_is_a_quota();
+    a_shared_range_is_no_hit_of_another_process();
+    a_pool_names_what_its_takers_get_next();
     while_space_is_short_a_little_longer_one_will_do();
     under_a_quota_nobody_gets_more_than_was_asked_for();
     a_slot_that_is_being_drained_is_closed_too();
