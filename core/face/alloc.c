@@ -267,17 +267,16 @@ static bool injected_failure(vm_region *r)
 }
 
 /* The hit of a design that keeps ranges for a CPU. A quota wants to be asked first. */
-static bool take_here(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out)
+static inline bool take_here(vm_thread *t, vm_region *r, uint64_t nr_pages, uint64_t align_pages, vm_range *out)
 {
-    vm_region *r = t->region;
     uint64_t page;
-    if (nr_pages <= VM_POOL_PAGES_MAX && !t->common)
-        vm__ring_look(t);
-    if (nr_pages > VM_POOL_PAGES_MAX || t->common || VM_RELAXED(&r->map.h->quota_pages) || vm__health(r)
+    vm__ring_look(t);
+    if (VM_RELAXED(&r->map.h->quota_pages) || vm__health(r)
         || !r->design->kept->take_here(t, nr_pages, align_pages, &page))
         return false;
-    vm__count(&t->slot->nr_alloc);
-    vm__count_served(t, VM_LEVEL_SLAB);
+    VM_PUT(&t->slot->nr_alloc, VM_RELAXED(&t->slot->nr_alloc) + 1);
+    VM_PUT(&t->slot->nr_slab_hit, VM_RELAXED(&t->slot->nr_slab_hit) + 1);
+    t->level = VM_LEVEL_SLAB;
     vm__hand_out(t, page, nr_pages, false, out);
     if (vm_unlikely(t->ring))
         record_request(t, 0, nr_pages, align_pages, out);
@@ -313,19 +312,20 @@ static __attribute__((noinline, cold)) int alloc_checked(vm_region *r, uint64_t 
         return -EINVAL;
     if (injected_failure(r) || nr_pages > r->map.nr_pages || align_pages > r->map.nr_pages)
         return -ENOSPC;
-    if (r->design->kept->take_here && take_here(t, nr_pages, align_pages, out))
-        return 0;
     if (vm_unlikely(vm__gets_whole(t)) && align_pages == 1 && hit_whole(t, r, nr_pages, out))
         return 0;
     return vm__alloc_slow(t, nr_pages, align_pages, flags, out);
 }
 
-/* While this thread records: a hit that is written down. */
-static __attribute__((noinline)) int alloc_recorded(vm_region *r, uint64_t nr_pages, uint64_t align_pages,
-                                                    unsigned flags, vm_range *out)
+/* Of a design that keeps ranges for a CPU, or while this thread records: a hit that is written down. */
+static __attribute__((noinline)) int alloc_otherwise(vm_region *r, uint64_t nr_pages, uint64_t align_pages,
+                                                     unsigned flags, vm_range *out)
 {
     vm_thread *t = vm__current;
     vm_taken got;
+    if (t->here_key == r->hit_key && nr_pages - 1 < VM_POOL_PAGES_MAX && vm__is_power_of_two(align_pages)
+        && !(flags & VM_HIT_ONLY) && take_here(t, r, nr_pages, align_pages, out))
+        return 0;
     if (t->recorded_key != r->hit_key || nr_pages > VM_POOL_PAGES_MAX || align_pages != 1
         || !vm__hit_take(&t->hit, &r->hit, nr_pages, t->quiet, &got))
         return alloc_checked(r, nr_pages, align_pages, flags, out);
@@ -339,7 +339,7 @@ int vm_alloc(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned fla
     const vm_hit_thread *t = &vm__current->hit;
     vm_taken got;
     if (vm_unlikely(t->key != r->hit_key || nr_pages > VM_POOL_PAGES_MAX || align_pages != 1))
-        return alloc_recorded(r, nr_pages, align_pages, flags, out);
+        return alloc_otherwise(r, nr_pages, align_pages, flags, out);
     if (vm_unlikely(!vm__hit_take(t, &r->hit, nr_pages, 0, &got)))
         return alloc_checked(r, nr_pages, 1, flags, out);
     *out = (vm_range){got.page, nr_pages, got.id, false};
@@ -349,7 +349,7 @@ int vm_alloc(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned fla
 static __attribute__((noinline, cold)) vm_taken take_checked(vm_region *r, uint64_t nr_pages)
 {
     vm_range got;
-    int rc = alloc_recorded(r, nr_pages, 1, 0, &got);
+    int rc = alloc_otherwise(r, nr_pages, 1, 0, &got);
     return rc ? (vm_taken){(uint64_t)-rc, 0} : (vm_taken){got.page, got.id};
 }
 
