@@ -198,6 +198,32 @@ static int try_all(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsign
     return try_stations(t, nr_pages, align_pages, flags, out);
 }
 
+/* A range that no purge, drain or recovery gives back: in use, and its process lives. */
+static bool is_in_use(vm_region *r, const vm_thread *t, vm_word w)
+{
+    if (vm__state(w) != VM_BUSY || vm__is_shared(w))
+        return false;
+    return vm__is_like(w, t->busy) || !vm__incarnation_is_dead(r, vm__owner(w), vm__inc(w));
+}
+
+/* Does a range in use lie in each of the few places where an aligned request could begin? By the words, without a lock: true
+ * of one moment. */
+static bool is_barred(const vm_thread *t, uint64_t nr_pages, uint64_t align_pages)
+{
+    vm_region *r = t->region;
+    uint64_t last = r->map.nr_pages - nr_pages, place = 0, page = 0;
+    if (align_pages == 1 || last / align_pages >= VM_PLACES_FEW)
+        return false;
+    for (vm_word w; place <= last && (w = vm__word_at(r, page)); page += vm__len(w)) {
+        uint64_t end = page + vm__len(w);
+        if (page >= place + nr_pages)
+            return false;
+        if (end > place && is_in_use(r, t, w))
+            place = (end + align_pages - 1) & ~(align_pages - 1);
+    }
+    return place > last;
+}
+
 /* No more than is needed, and cheap things first. For a request of a pooled size space is short and memory need not be: the
  * oldest of what is lazy goes there with its pages, then all of it, then what is ready too. Then, and for a large one,
  * pages are given back. */
@@ -210,12 +236,12 @@ int vm__make_room(vm_thread *t, uint64_t nr_pages, int attempt, unsigned flags)
         return 0;
     }
     VM_PUT(&t->region->map.h->tight_s, vm__now_s());
-    if (attempt <= 1)
-        return vm__purge(t, flags | keeping, &pages);
+    if (attempt <= 1) /* many look for room at once: what one purge brings serves all that waited for it */
+        return vm__purge(t, flags | keeping | VM_PURGE_IF_NOBODY_DID, &pages);
     if (attempt == 2) {
         vm__magazine_tighten(t, true);
         vm__magazine_flush_all(t);
-        return vm__purge(t, flags | keeping | VM_PURGE_FULL, &pages);
+        return vm__purge(t, flags | keeping | VM_PURGE_FULL | VM_PURGE_IF_NOBODY_DID, &pages);
     }
     if (attempt == VM_ROOM_ATTEMPTS - 1 && !(flags & VM_LOCK_FLAGS))
         vm__await_gone(t->region);
@@ -247,6 +273,8 @@ int vm__alloc_slow(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsign
     if (rc == 0)
         rc = try_all(t, nr_pages, align_pages, flags, out);
     for (int attempt = 0; rc == -ENOSPC && attempt < VM_ROOM_ATTEMPTS && !(flags & VM_NO_PURGE); attempt++) {
+        if (attempt == 1 && is_barred(t, nr_pages, align_pages))
+            break;
         rc = vm__make_room(t, nr_pages, attempt, flags);
         if (rc == 0)
             rc = try_all(t, nr_pages, align_pages, flags, out);
