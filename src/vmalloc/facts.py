@@ -202,7 +202,7 @@ TIGHT_LOOK_OPERATIONS = 2048
 """After so many operations that were no hits a thread asks again how much that is."""
 ROOM_ATTEMPTS = 8
 """How often a request that found no room makes some and tries again."""
-PLACES_FEW = 8
+PLACES_FEW = 256
 """An aligned request that could lie at so many places, or fewer, makes none while each is in use."""
 
 MUCH_CLEAN_FACTOR = 8
