@@ -224,7 +224,7 @@ class CachingAllocator(Allocator):
         failed = self.served["none"]
         area, _ = self.attempt(size, align, cpu, thread)
         for attempt in range(ROOM_ATTEMPTS):
-            if area is not None or (attempt == 1 and self._is_barred(size, align)):
+            if area is not None or self._is_barred(size, align):
                 break
             self._make_room(size // PAGE, attempt, kept, cpu)
             area, _ = self.attempt(size, align, cpu, thread)
