@@ -167,6 +167,7 @@ struct vm_thread {
     bool has_waited;         /* for a lock: others are at work beside it */
     bool is_tight;           /* the magazines of large sizes were closed, for space is short */
     bool common;         /* uses the process's slot under common_mutex */
+    uint64_t here_key;   /* as the hits', where the design keeps ranges for a CPU, recorded or not */
     uint8_t stock[VM_POOL_PAGES_MAX + 1]; /* log2 of how many ranges the next miss takes from space */
     bool may_not_ask; /* for a slot of its own: the process leaves the region */
     uint32_t nr_tight; /* operations while is_tight that were no hits */
@@ -220,7 +221,22 @@ typedef enum {
     VM_SEQUENCE_REFUSED, /* the slab is empty, or full */
     VM_SEQUENCE_MOVED, /* nothing happened: the thread is on another CPU, or was interrupted */
 } vm_sequence;
-int32_t vm__sequence_cpu(void); /* this thread's, now; negative: it can run no sequences */
+enum { VM_SEQUENCE_CPU_ID = 4, VM_SEQUENCE_POINTER = 8 }; /* where in the area the kernel says, and is told */
+extern ptrdiff_t vm__sequence_area; /* of each thread, from its thread pointer; 0: this process has none */
+/* This thread's CPU now, as the kernel writes it there; negative: it can run no sequences. */
+static inline int32_t vm__sequence_cpu(void)
+{
+    int32_t cpu = -1;
+    if (vm_unlikely(!vm__sequence_area))
+        return cpu;
+#if defined(__x86_64__)
+    __asm__ volatile("movl %%fs:%c2(%1), %0" : "=r"(cpu) : "r"(vm__sequence_area), "i"(VM_SEQUENCE_CPU_ID));
+#elif defined(__aarch64__)
+    const char *thread = __builtin_thread_pointer();
+    cpu = VM_RELAXED((const int32_t *)(const void *)(thread + vm__sequence_area + VM_SEQUENCE_CPU_ID));
+#endif
+    return cpu;
+}
 vm_sequence vm__slab_pop(uint32_t cpu, vm_slab *slab, uint32_t *page);
 vm_sequence vm__slab_push(uint32_t cpu, vm_slab *slab, uint32_t page, uint32_t cap);
 
@@ -455,7 +471,15 @@ static inline uint64_t vm__new_id(vm_thread *t, uint64_t nr_pages)
 }
 void vm__hand_out(vm_thread *t, uint64_t page, uint64_t nr_pages, bool zeroed, vm_range *out);
 int vm__lookup(const vm_region *r, uint64_t page, vm_range *out);
-int vm__health(const vm_region *r); /* 0; EUCLEAN: it is corrupt; ENOTCONN: this process lost its slot and must stop */
+/* 0; EUCLEAN: it is corrupt; ENOTCONN: this process lost its slot and must stop. */
+static inline int vm__health(const vm_region *r)
+{
+    if (vm_unlikely(VM_ACQUIRE(&r->map.h->corrupt)))
+        return -EUCLEAN;
+    uint64_t state = VM_ACQUIRE(&r->map.processes[r->process].state);
+    bool is_ours = (uint32_t)state && (state >> 32 & VM_INC_MASK) == r->process_inc;
+    return vm_likely(is_ours) ? 0 : -ENOTCONN;
+}
 int vm__corrupt(vm_region *r, int line); /* marks the region; -EUCLEAN */
 #define VM_CORRUPT(r) vm__corrupt((r), __LINE__)
 

@@ -32,12 +32,3 @@ int vm__corrupt(vm_region *r, int line)
         VM_STORE(&r->map.h->corrupt, (uint64_t)line);
     return -EUCLEAN;
 }
-
-int vm__health(const vm_region *r)
-{
-    if (vm_unlikely(VM_ACQUIRE(&r->map.h->corrupt)))
-        return -EUCLEAN;
-    uint64_t state = VM_ACQUIRE(&r->map.processes[r->process].state);
-    bool is_ours = (uint32_t)state && (state >> 32 & VM_INC_MASK) == r->process_inc;
-    return vm_likely(is_ours) ? 0 : -ENOTCONN;
-}

@@ -15,16 +15,14 @@
 
 #include <dlfcn.h>
 
-enum { CPU_ID = 4, SEQUENCE = 8 }; /* where in the area the kernel says, and is told */
-
-static ptrdiff_t area_offset; /* from the thread pointer; 0: this process has no areas */
+ptrdiff_t vm__sequence_area;
 
 __attribute__((constructor)) static void look_up(void)
 {
     const ptrdiff_t *offset = dlsym(RTLD_DEFAULT, "__rseq_offset");
     const unsigned *size = dlsym(RTLD_DEFAULT, "__rseq_size");
     if (offset && size && *size)
-        area_offset = *offset;
+        vm__sequence_area = *offset;
 }
 
 #if defined(__x86_64__)
@@ -119,17 +117,10 @@ static uint8_t *area_of_thread(ptrdiff_t offset)
 #ifdef BEGIN
 
 #define NUMBERS                                                                           \
-    [cpu_id] "i"(CPU_ID), [sequence] "i"(SEQUENCE), [pages] "i"(offsetof(vm_slab, page)), \
+    [cpu_id] "i"(VM_SEQUENCE_CPU_ID), [sequence] "i"(VM_SEQUENCE_POINTER), [pages] "i"(offsetof(vm_slab, page)), \
         [done] "i"(VM_SEQUENCE_DONE), [refused] "i"(VM_SEQUENCE_REFUSED), [moved] "i"(VM_SEQUENCE_MOVED)
 
-static uint8_t *my_area(void) { return area_offset ? area_of_thread(area_offset) : NULL; }
-
-int32_t vm__sequence_cpu(void)
-{
-    const uint8_t *area = my_area();
-    int32_t cpu = area ? VM_RELAXED((const int32_t *)(const void *)(area + CPU_ID)) : -1;
-    return cpu < 0 ? -1 : cpu;
-}
+static uint8_t *my_area(void) { return area_of_thread(vm__sequence_area); } /* whoever has a CPU has one */
 
 vm_sequence vm__slab_pop(uint32_t cpu, vm_slab *slab, uint32_t *page)
 {
@@ -154,7 +145,6 @@ vm_sequence vm__slab_push(uint32_t cpu, vm_slab *slab, uint32_t page, uint32_t c
 
 #else
 
-int32_t vm__sequence_cpu(void) { return -1; }
 vm_sequence vm__slab_pop(uint32_t cpu, vm_slab *slab, uint32_t *page)
 {
     (void)cpu, (void)slab, (void)page;

@@ -56,6 +56,13 @@ static void note_low(vm_slab *s)
         VM_PUT(&s->low, count);
 }
 
+/* As in the kernel only the first is looked at; a misaligned one is a miss. */
+static bool newest_is_aligned(const vm_slab *s, uint64_t align_pages)
+{
+    uint32_t count = VM_RELAXED(&s->count);
+    return count - 1 < VM_SLAB_CAP && !(VM_RELAXED(&s->page[count - 1]) & (align_pages - 1));
+}
+
 /* The newest entry of this CPU's slab whose word says that it is one; MOVING(t). */
 static uint32_t take_here(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint64_t *pages)
 {
@@ -63,9 +70,8 @@ static uint32_t take_here(vm_thread *t, uint64_t nr_pages, uint64_t align_pages,
     uint32_t cpu, page;
     for (int tries = 0, looks = 0; tries < TRIES && looks <= VM_SLAB_CAP && here(r, &cpu);) {
         vm_slab *s = slab_of(r, cpu, nr_pages);
-        uint32_t count = VM_RELAXED(&s->count);
-        if (count - 1 >= VM_SLAB_CAP || VM_RELAXED(&s->page[count - 1]) & (align_pages - 1))
-            return 0; /* as in the kernel only the first is looked at; a misaligned one is a miss */
+        if (align_pages != 1 && !newest_is_aligned(s, align_pages))
+            return 0;
         vm_sequence how = vm__slab_pop(cpu, s, &page);
         tries += how == VM_SEQUENCE_MOVED;
         if (how == VM_SEQUENCE_REFUSED)

@@ -8,7 +8,8 @@
  */
 #include "cache.h"
 
-static vm_thread nobody = {.attachment = UINT64_MAX, .hit.key = VM_HIT_KEY_NOBODY};
+static vm_thread nobody = {
+    .attachment = UINT64_MAX, .here_key = VM_HIT_KEY_NOBODY, .hit.key = VM_HIT_KEY_NOBODY};
 _Thread_local vm_thread *vm__current __attribute__((tls_model("initial-exec"))) = &nobody;
 /* The same for programs that hit by themselves; a name of its own, so that what the core itself uses is its own. */
 extern VM_API _Thread_local vm_thread *vm_inline_thread
@@ -31,6 +32,7 @@ static void fill_thread(vm_thread *t, uint32_t index, uint64_t state)
     t->moving = vm__word(VM_MOVING, VM_WORD_DIRTY, 0, index, incarnation);
     t->purging = vm__word(VM_PURGING, VM_WORD_DIRTY, 0, index, incarnation);
     t->common = index < vm__first_thread(r);
+    t->here_key = VM_HIT_KEY_NOBODY;
     t->fast_pages = !t->common && r->design->has_magazines ? VM_POOL_PAGES_MAX : 0;
     t->hit = (vm_hit_thread){VM_HIT_KEY_NOBODY, t->slot->magazine, t->busy, t->cached, t->busy ^ t->cached, {0}};
     vm__magazine_init(t);
@@ -101,7 +103,12 @@ static bool claim_thread(vm_thread *t)
 }
 
 /* Where t has a slot of its own, the hit paths are open to it. */
-static void open_hits(vm_thread *t) { t->hit.key = t->fast_pages ? vm__hit_key(t->attachment) : VM_HIT_KEY_NOBODY; }
+static void open_hits(vm_thread *t)
+{
+    uint64_t key = vm__hit_key(t->attachment);
+    t->hit.key = t->fast_pages ? key : VM_HIT_KEY_NOBODY;
+    t->here_key = !t->common && t->region->design->kept->take_here ? key : VM_HIT_KEY_NOBODY;
+}
 
 /* A thread that found every slot taken has looked at all of them. One may be free by now: now and then look at a few. */
 static void ask_again(vm_thread *t)

@@ -198,6 +198,32 @@ static int try_all(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsign
     return try_stations(t, nr_pages, align_pages, flags, out);
 }
 
+/* A range that no purge, drain or recovery gives back: in use, and its process lives. */
+static bool is_in_use(vm_region *r, const vm_thread *t, vm_word w)
+{
+    if (vm__state(w) != VM_BUSY || vm__is_shared(w))
+        return false;
+    return vm__is_like(w, t->busy) || !vm__incarnation_is_dead(r, vm__owner(w), vm__inc(w));
+}
+
+/* Does a range in use lie in each of the few places where an aligned request could begin? By the words, without a lock: true
+ * of one moment. */
+static bool is_barred(const vm_thread *t, uint64_t nr_pages, uint64_t align_pages)
+{
+    vm_region *r = t->region;
+    uint64_t last = r->map.nr_pages - nr_pages, place = 0, page = 0;
+    if (align_pages == 1 || last / align_pages >= VM_PLACES_FEW)
+        return false;
+    for (vm_word w; place <= last && (w = vm__word_at(r, page)); page += vm__len(w)) {
+        uint64_t end = page + vm__len(w);
+        if (page >= place + nr_pages)
+            return false;
+        if (end > place && is_in_use(r, t, w))
+            place = (end + align_pages - 1) & ~(align_pages - 1);
+    }
+    return place > last;
+}
+
 /* No more than is needed, and cheap things first. For a request of a pooled size space is short and memory need not be: the
  * oldest of what is lazy goes there with its pages, then all of it, then what is ready too. Then, and for a large one,
  * pages are given back. */
@@ -210,12 +236,12 @@ int vm__make_room(vm_thread *t, uint64_t nr_pages, int attempt, unsigned flags)
         return 0;
     }
     VM_PUT(&t->region->map.h->tight_s, vm__now_s());
-    if (attempt <= 1)
-        return vm__purge(t, flags | keeping, &pages);
+    if (attempt <= 1) /* many look for room at once: what one purge brings serves all that waited for it */
+        return vm__purge(t, flags | keeping | VM_PURGE_IF_NOBODY_DID, &pages);
     if (attempt == 2) {
         vm__magazine_tighten(t, true);
         vm__magazine_flush_all(t);
-        return vm__purge(t, flags | keeping | VM_PURGE_FULL, &pages);
+        return vm__purge(t, flags | keeping | VM_PURGE_FULL | VM_PURGE_IF_NOBODY_DID, &pages);
     }
     if (attempt == VM_ROOM_ATTEMPTS - 1 && !(flags & VM_LOCK_FLAGS))
         vm__await_gone(t->region);
@@ -247,6 +273,8 @@ int vm__alloc_slow(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsign
     if (rc == 0)
         rc = try_all(t, nr_pages, align_pages, flags, out);
     for (int attempt = 0; rc == -ENOSPC && attempt < VM_ROOM_ATTEMPTS && !(flags & VM_NO_PURGE); attempt++) {
+        if (is_barred(t, nr_pages, align_pages))
+            break;
         rc = vm__make_room(t, nr_pages, attempt, flags);
         if (rc == 0)
             rc = try_all(t, nr_pages, align_pages, flags, out);
@@ -267,17 +295,16 @@ static bool injected_failure(vm_region *r)
 }
 
 /* The hit of a design that keeps ranges for a CPU. A quota wants to be asked first. */
-static bool take_here(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm_range *out)
+static inline bool take_here(vm_thread *t, vm_region *r, uint64_t nr_pages, uint64_t align_pages, vm_range *out)
 {
-    vm_region *r = t->region;
     uint64_t page;
-    if (nr_pages <= VM_POOL_PAGES_MAX && !t->common)
-        vm__ring_look(t);
-    if (nr_pages > VM_POOL_PAGES_MAX || t->common || VM_RELAXED(&r->map.h->quota_pages) || vm__health(r)
+    vm__ring_look(t);
+    if (VM_RELAXED(&r->map.h->quota_pages) || vm__health(r)
         || !r->design->kept->take_here(t, nr_pages, align_pages, &page))
         return false;
-    vm__count(&t->slot->nr_alloc);
-    vm__count_served(t, VM_LEVEL_SLAB);
+    VM_PUT(&t->slot->nr_alloc, VM_RELAXED(&t->slot->nr_alloc) + 1);
+    VM_PUT(&t->slot->nr_slab_hit, VM_RELAXED(&t->slot->nr_slab_hit) + 1);
+    t->level = VM_LEVEL_SLAB;
     vm__hand_out(t, page, nr_pages, false, out);
     if (vm_unlikely(t->ring))
         record_request(t, 0, nr_pages, align_pages, out);
@@ -313,8 +340,6 @@ static __attribute__((noinline, cold)) int alloc_checked(vm_region *r, uint64_t 
         return -EINVAL;
     if (injected_failure(r) || nr_pages > r->map.nr_pages || align_pages > r->map.nr_pages)
         return -ENOSPC;
-    if (r->design->kept->take_here && take_here(t, nr_pages, align_pages, out))
-        return 0;
     if (vm_unlikely(vm__gets_whole(t)) && align_pages == 1 && hit_whole(t, r, nr_pages, out))
         return 0;
     return vm__alloc_slow(t, nr_pages, align_pages, flags, out);
@@ -339,12 +364,16 @@ static __attribute__((noinline)) int alloc_exact(vm_region *r, uint64_t nr_pages
     return alloc_told(r, nr_pages, align_pages, flags, out, vm__event_since(vm__current));
 }
 
-/* While this thread records: a hit that is written down. */
-static __attribute__((noinline)) int alloc_recorded(vm_region *r, uint64_t nr_pages, uint64_t align_pages,
-                                                    unsigned flags, vm_range *out)
+/* Of a design that keeps ranges for a CPU, or while this thread records: a hit that is written down. */
+static __attribute__((noinline)) int alloc_otherwise(vm_region *r, uint64_t nr_pages, uint64_t align_pages,
+                                                     unsigned flags, vm_range *out)
 {
-    return vm__current->is_exact ? alloc_exact(r, nr_pages, align_pages, flags, out)
-                                 : alloc_told(r, nr_pages, align_pages, flags, out, 0);
+    vm_thread *t = vm__current;
+    if (t->here_key == r->hit_key && nr_pages - 1 < VM_POOL_PAGES_MAX && vm__is_power_of_two(align_pages)
+        && !(flags & VM_HIT_ONLY) && take_here(t, r, nr_pages, align_pages, out))
+        return 0;
+    return t->is_exact ? alloc_exact(r, nr_pages, align_pages, flags, out)
+                       : alloc_told(r, nr_pages, align_pages, flags, out, 0);
 }
 
 /* Larger alignments go the checked way. */
@@ -353,7 +382,7 @@ int vm_alloc(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned fla
     const vm_hit_thread *t = &vm__current->hit;
     vm_taken got;
     if (vm_unlikely(t->key != r->hit_key || nr_pages > VM_POOL_PAGES_MAX || align_pages != 1))
-        return alloc_recorded(r, nr_pages, align_pages, flags, out);
+        return alloc_otherwise(r, nr_pages, align_pages, flags, out);
     if (vm_unlikely(!vm__hit_take(t, &r->hit, nr_pages, 0, &got)))
         return alloc_checked(r, nr_pages, 1, flags, out);
     *out = (vm_range){got.page, nr_pages, got.id, false};
@@ -363,7 +392,7 @@ int vm_alloc(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned fla
 static __attribute__((noinline, cold)) vm_taken take_checked(vm_region *r, uint64_t nr_pages)
 {
     vm_range got;
-    int rc = alloc_recorded(r, nr_pages, 1, 0, &got);
+    int rc = alloc_otherwise(r, nr_pages, 1, 0, &got);
     return rc ? (vm_taken){(uint64_t)-rc, 0} : (vm_taken){got.page, got.id};
 }
 

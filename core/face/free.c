@@ -101,27 +101,30 @@ static void purge_if_due(vm_thread *t, uint64_t nr_pages)
     give_back_a_step(t, most > VM_PURGE_STEP_PAGES ? most : VM_PURGE_STEP_PAGES);
 }
 
-/* The hit of a design that keeps ranges for a CPU: of a range that only this process holds. */
-static bool put_here(vm_thread *t, uint64_t page, uint64_t id)
+/* As put_here(), where this CPU keeps no more. */
+static __attribute__((noinline, cold)) void put_behind(vm_thread *t, uint64_t page, uint64_t nr_pages)
 {
-    vm_region *r = t->region;
-    if (!t->common)
-        vm__ring_look(t);
-    const vm_head *head = &r->map.heads[page];
-    uint64_t nr_pages = vm__id_pages(id);
-    if (nr_pages - 1 >= VM_POOL_PAGES_MAX || t->common || r->map.flags & VM_FLAG_HARDENED || vm__health(r)
-        || VM_RELAXED(&head->word) != vm__busy(t, nr_pages) || VM_RELAXED(&head->aux) != id
-        || !vm__is_within(r, page, nr_pages))
-        return false;
-    if (r->design->kept->put_here(t, nr_pages, page)) {
-        vm__event(t, VM_EVENT_FREE, page, nr_pages);
-        return true;
-    }
     vm__helpers_resume_if_missing();
     vm__enter(t);
     vm__release(t, page, nr_pages);
     purge_if_due(t, nr_pages);
     vm__leave(t);
+}
+
+/* The hit of a design that keeps ranges for a CPU: of a range that only this process holds. */
+static inline bool put_here(vm_thread *t, vm_region *r, uint64_t page, uint64_t id)
+{
+    vm__ring_look(t);
+    const vm_head *head = &r->map.heads[page];
+    uint64_t nr_pages = vm__id_pages(id);
+    if (nr_pages - 1 >= VM_POOL_PAGES_MAX || r->map.flags & VM_FLAG_HARDENED || vm__health(r)
+        || VM_RELAXED(&head->word) != vm__busy(t, nr_pages) || VM_RELAXED(&head->aux) != id
+        || !vm__is_within(r, page, nr_pages))
+        return false;
+    if (r->design->kept->put_here(t, nr_pages, page))
+        vm__event(t, VM_EVENT_FREE, page, nr_pages);
+    else
+        put_behind(t, page, nr_pages);
     return true;
 }
 
@@ -134,8 +137,6 @@ static int free_checked_or_keep(vm_region *r, uint64_t page, uint64_t id, unsign
         return vm__thread_error(r);
     if (page >= r->map.nr_pages)
         return -ENOENT;
-    if (r->design->kept->put_here && !kept && !flags && put_here(t, page, id))
-        return 0;
     vm__helpers_resume_if_missing();
     vm__enter(t);
     vm__magazine_tighten(t, vm__is_tight(r));
@@ -180,10 +181,13 @@ static __attribute__((noinline)) int free_exact(vm_region *r, uint64_t page, uin
     return free_told(r, page, id, flags, vm__event_since(vm__current));
 }
 
-/* While this thread records: a hit that is written down. */
-static __attribute__((noinline)) int free_recorded(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
+/* Of a design that keeps ranges for a CPU, or while this thread records: a hit that is written down. */
+static __attribute__((noinline)) int free_otherwise(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
 {
-    return vm__current->is_exact ? free_exact(r, page, id, flags) : free_told(r, page, id, flags, 0);
+    vm_thread *t = vm__current;
+    if (t->here_key == r->hit_key && page < r->map.nr_pages && !flags && put_here(t, r, page, id))
+        return 0;
+    return t->is_exact ? free_exact(r, page, id, flags) : free_told(r, page, id, flags, 0);
 }
 
 /* No hit, where hits are open. */
@@ -198,6 +202,6 @@ int vm_free(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
 {
     const vm_hit_thread *t = &vm__current->hit;
     if (vm_unlikely(t->key != r->hit_key))
-        return free_recorded(r, page, id, flags);
+        return free_otherwise(r, page, id, flags);
     return vm_likely(vm__hit_free(t, &r->hit, page, id)) ? 0 : free_missed(r, page, id, flags);
 }

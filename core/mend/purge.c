@@ -159,9 +159,14 @@ int vm__purge(vm_thread *t, unsigned flags, uint64_t *pages_returned)
 {
     vm_region *r = t->region;
     vm_batch b = {0};
+    uint64_t before = VM_RELAXED(&r->map.h->nr_purges);
     int rc = lock_purge(t, flags);
     if (rc)
         return rc;
+    if (flags & VM_PURGE_IF_NOBODY_DID && VM_RELAXED(&r->map.h->nr_purges) != before) {
+        vm__unlock(t, &r->map.h->purge_lock);
+        return 0;
+    }
     vm__expire_leases(t, VM_NO_WAIT, 0, NULL); /* somebody has the lock: the next purge, then */
     rc = VM_ACQUIRE(&r->map.h->purge_needs_scan) ? scan_and_collect(t, flags, true, &b) : collect(t, flags, true, &b);
     if (!(flags & VM_PURGE_UNPUNCHED) && VM_RELAXED(&r->map.h->dirty_pages))

@@ -204,6 +204,8 @@ TIGHT_LOOK_OPERATIONS = 2048
 """After so many operations that were no hits a thread asks again how much that is."""
 ROOM_ATTEMPTS = 8
 """How often a request that found no room makes some and tries again."""
+PLACES_FEW = 256
+"""An aligned request that could lie at so many places, or fewer, makes none while each is in use."""
 
 MUCH_CLEAN_FACTOR = 8
 """Pages that go to space with their contents are given back beside a clean range so many times as long ..."""

@@ -2,6 +2,10 @@
 /* Alloc and free keep one promise in every design, with and without memory. */
 #include "kit.h"
 
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+
 typedef struct kind {
     vm_pools pools;
     bool is_memory;
@@ -205,6 +209,61 @@ static void a_request_falls_through_every_station_before_it_fails(kind k)
     FINISH(r);
 }
 
+/* What is lazy or ready elsewhere stays so, and space is not said to be short. */
+static void an_aligned_request_fails_at_once_while_each_of_its_places_is_in_use(kind k)
+{
+    enum { PAGES = 1024, ALIGN = PAGES / 4 };
+    vm_region *r = make(k, PAGES);
+    vm_range a[4], none = {0};
+    for (int i = 0; i < 4; i++)
+        CHECK_EQ(vm_alloc(r, 1, ALIGN, 0, &a[i]), 0);
+    CHECK_EQ(vm_alloc(r, 1, ALIGN, 0, &none), -ENOSPC);
+    CHECK_EQ(vm_alloc(r, 2, PAGES, 0, &none), -ENOSPC);
+    CHECK_EQ(stats_of(r).nr_purges, 0);
+    CHECK_EQ(r->map.h->tight_s, 0);
+    CHECK_EQ(stats_of(r).nr_failed, 2);
+    GIVE_BACK(r, a[2]);
+    CHECK_EQ(vm_alloc(r, 3, ALIGN, 0, &a[2]), 0); /* of another size: it is gathered first */
+    CHECK_EQ(a[2].page, 2 * ALIGN);
+    for (int i = 0; i < 4; i++)
+        GIVE_BACK(r, a[i]);
+    FINISH(r);
+}
+
+/* A range that begins before a place may reach into it, and a request of many pages meets one behind its place. */
+static void a_place_is_in_use_wherever_a_range_meets_it(kind k)
+{
+    enum { PAGES = 1024 };
+    vm_region *r = make(k, PAGES);
+    vm_range a = take(r, 10), between = take(r, 490), b = take(r, 20), none = {0};
+    CHECK_EQ(b.page, 500);
+    GIVE_BACK(r, between);
+    CHECK_EQ(vm_alloc(r, 505, PAGES / 2, 0, &none), -ENOSPC); /* 0 to 504 meets a, 512 to 1016 meets b */
+    CHECK_EQ(stats_of(r).nr_purges, 0);
+    GIVE_BACK(r, a);
+    CHECK_EQ(vm_alloc(r, 500, PAGES / 2, 0, &a), 0);
+    CHECK_EQ(a.page, 0);
+    GIVE_BACK(r, a);
+    GIVE_BACK(r, b);
+    FINISH(r);
+}
+
+static void what_the_dead_have_in_use_bars_nobody(kind k)
+{
+    enum { PAGES = 1024 };
+    vm_region *r = make(k, PAGES);
+    pid_t pid;
+    CHILD(pid, {
+        CHECK_EQ(take(r, 1).page, 0);
+        kill(getpid(), SIGKILL);
+    });
+    CHECK(WIFSIGNALED(end_of(pid)));
+    vm_range a;
+    CHECK_EQ(vm_alloc(r, 1, PAGES, 0, &a), 0);
+    GIVE_BACK(r, a);
+    FINISH(r);
+}
+
 static void every_nth_request_fails_when_told_to(kind k)
 {
     vm_region *r = make(k, 100);
@@ -324,6 +383,9 @@ static void (*const for_every_kind[])(kind) = {
     wrong_congruent_requests_are_refused,
     a_resize_keeps_the_bytes,
     a_request_falls_through_every_station_before_it_fails,
+    an_aligned_request_fails_at_once_while_each_of_its_places_is_in_use,
+    a_place_is_in_use_wherever_a_range_meets_it,
+    what_the_dead_have_in_use_bars_nobody,
     every_nth_request_fails_when_told_to,
     the_statistics_add_up,
     the_walk_tiles_the_region,

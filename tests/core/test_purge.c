@@ -570,6 +570,45 @@ static void a_free_that_is_under_way_is_counted_once_by_a_scan(vm_pools d)
     FINISH(r);
 }
 
+typedef struct late_purge {
+    vm_region *r;
+    unsigned flags;
+} late_purge;
+static void *purge_late(void *arg)
+{
+    late_purge *late = arg;
+    uint64_t pages = 0;
+    CHECK_EQ(vm__purge(vm__thread(late->r), late->flags, &pages), 0);
+    CHECK_EQ(pages, 0);
+    return NULL;
+}
+
+/* Another one is at it until a thread waits for it: how many ended then. */
+static uint64_t purges_of_two(unsigned flags_of_the_second)
+{
+    vm_region *r = make(VM_POOLS_MAGAZINE);
+    vm_header *h = r->map.h;
+    vm_thread *t = vm__thread(r);
+    late_purge late = {r, flags_of_the_second};
+    pthread_t thread;
+    CHECK_EQ(vm__lock(t, &h->purge_lock, 0), 0);
+    CHECK_EQ(pthread_create(&thread, NULL, purge_late, &late), 0);
+    while (!(VM_ACQUIRE(&h->purge_lock.owner) & VM_TOKEN_WAITERS))
+        sched_yield();
+    VM_PUT(&h->nr_purges, h->nr_purges + 1);
+    vm__unlock(t, &h->purge_lock);
+    CHECK_EQ(pthread_join(thread, NULL), 0);
+    uint64_t nr = stats_of(r).nr_purges;
+    FINISH(r);
+    return nr;
+}
+
+static void one_purge_serves_all_that_waited_for_it(void)
+{
+    CHECK_EQ(purges_of_two(0), 2);
+    CHECK_EQ(purges_of_two(VM_PURGE_IF_NOBODY_DID), 1);
+}
+
 static void (*const for_every_design[])(vm_pools) = {
     a_free_that_is_under_way_is_counted_once_by_a_scan,
     a_large_range_is_reused_warm,
@@ -613,5 +652,6 @@ int main(void)
     }
     what_a_process_freed_stays_its_groups_when_another_ends();
     who_finds_no_room_waits_for_a_taker_that_is_held_up();
+    one_purge_serves_all_that_waited_for_it();
     return 0;
 }

@@ -47,6 +47,7 @@ from vmalloc.facts import (
     POOL_CAP_PAGES,
     POOL_CAP_RANGES_MIN,
     POOL_DESIGNS,
+    PLACES_FEW,
     POOL_PAGES_MAX,
     POOLS_DEFAULT,
     PURGE_STEP_PAGES,
@@ -223,7 +224,7 @@ class CachingAllocator(Allocator):
         failed = self.served["none"]
         area, _ = self.attempt(size, align, cpu, thread)
         for attempt in range(ROOM_ATTEMPTS):
-            if area is not None:
+            if area is not None or self._is_barred(size, align):
                 break
             self._make_room(size // PAGE, attempt, kept, cpu)
             area, _ = self.attempt(size, align, cpu, thread)
@@ -246,6 +247,19 @@ class CachingAllocator(Allocator):
             return None, "none"
         self._now_busy(area, level)
         return area, level
+
+    def _is_barred(self, size: int, align: int) -> bool:
+        """Whether an area in use lies in each of the few places where an aligned request could begin."""
+        start, last = self.window[0], self.window[1] - size
+        place = -(-start // align) * align
+        if align <= PAGE or (last - start) // align >= PLACES_FEW:
+            return False
+        for area in sorted(self.busy.areas.values(), key=lambda area: area.start):
+            if place > last or area.start >= place + size:
+                break
+            if area.end > place:
+                place = -(-area.end // align) * align
+        return place > last
 
     def _make_room(self, pages: int, attempt: int, kept: Magazines, cpu: int) -> None:
         """What may still bring ranges back, cheapest first. Repeated, since neighbours go on meanwhile.
