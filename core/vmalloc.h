@@ -48,7 +48,7 @@ VM_API void vm_describe(const vm_region *r, vm_info *out);
 VM_API const char *vm_strerror(int result);
 
 /* ---- ranges ---- */
-/* align_pages: a power of two. Lowest address first for what comes from space. *out may be up to an eighth longer than
+/* align_pages: a power of two. Lowest address first for what comes from space. *out may be up to a quarter longer than
  * nr_pages, of any size: all of it is the caller's. Never under a quota. */
 VM_API int vm_alloc(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out);
 /* As vm_alloc() of plain pages, but returned in registers, which saves a hit the way through memory. id is 0 where there was

@@ -440,7 +440,7 @@ typedef struct vm_header {
     uint64_t nr_ticks, nr_decayed_pages; /* [purge_lock], as the other counters of a purge */
     uint64_t dirty_pages; /* of free ranges that may be resident     [space_lock] */
     uint64_t drained_peak; /* as it was when all magazines were drained; a hint    */
-    uint64_t tight_s; /* when a request last found no room, in seconds; 0: never */
+    uint64_t tight_s; /* when a request last found no room, in seconds; 0: never; to come: no magazine helped */
 
     vm_warm warm;
     vm_lock purge_lock;

@@ -99,6 +99,19 @@ static inline bool vm__gets_whole(const vm_thread *t)
     return t->is_tight && t->hit.cap[VM_POOL_PAGES_MAX] && t->fast_pages;
 }
 
+/* As long a range of such a size as a request may get. */
+static inline uint64_t vm__longest_whole_for(const vm_region *r, uint64_t nr_pages)
+{
+    uint64_t slack = VM_RELAXED(&r->map.h->quota_pages) ? 0 : nr_pages >> VM_TIGHT_SLACK_SHIFT, most = nr_pages + slack;
+    return most < VM_POOL_PAGES_MAX ? most : VM_POOL_PAGES_MAX;
+}
+
+/* Is there so much room, ready or not, that a rounded size may also be cut from a longer range? */
+static inline bool vm__cuts_whole(const vm_thread *t)
+{
+    return t->hit.cap[VM_POOL_PAGES_MAX] >= VM_TIGHT_CUT_CAP || vm__idle_beyond_reserve(t->region, 0);
+}
+
 /* The least of those sizes for a request: as many a doubling as keep what is added below 1 / (1 << VM_WARM_SLACK_SHIFT). */
 static inline uint64_t vm__whole_pages(uint64_t nr_pages)
 {
@@ -109,6 +122,7 @@ static inline uint64_t vm__whole_pages(uint64_t nr_pages)
     return (nr_pages + step - 1) & ~(step - 1);
 }
 _Static_assert(VM_FLOW_PAGES >= 1 << VM_WARM_SLACK_SHIFT, "a step is a page or more");
+_Static_assert(VM_TIGHT_SLACK_SHIFT <= VM_WARM_SLACK_SHIFT, "a request may get the least rounded size for it");
 
 int vm__magazine_refill(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, bool is_own, vm_range *out,
                         vm_level *level);

@@ -436,7 +436,8 @@ static void open_whole_sizes(vm_thread *t, uint64_t budget)
 static void look_at_budget(vm_thread *t)
 {
     bool had_large = vm__gets_whole(t);
-    open_whole_sizes(t, t->fast_pages ? tight_budget(t) : 0);
+    bool may_keep = t->fast_pages && !vm__is_very_tight(t->region);
+    open_whole_sizes(t, may_keep ? tight_budget(t) : 0);
     if (had_large && !vm__gets_whole(t))
         vm__magazine_flush_all(t);
 }
@@ -469,7 +470,8 @@ void vm__magazine_tighten(vm_thread *t, bool is_tight)
 {
     if (t->is_tight != is_tight)
         change_tightness(t, is_tight);
-    else if (vm_unlikely(is_tight) && ++t->nr_tight % VM_TIGHT_LOOK_OPERATIONS == 0)
+    else if (vm_unlikely(is_tight)
+             && (++t->nr_tight % VM_TIGHT_LOOK_OPERATIONS == 0 || (vm__gets_whole(t) && vm__is_very_tight(t->region))))
         look_at_budget(t);
 }
 

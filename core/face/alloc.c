@@ -145,11 +145,9 @@ static int try_stations(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, u
     return rc;
 }
 
-/* Where enough is idle: cut to a rounded size, whole, so that what is freed later serves others. */
+/* Cut to a rounded size, whole, so that what is freed later serves others. */
 static int cut_whole(vm_thread *t, uint64_t whole, unsigned flags, vm_range *out)
 {
-    if (!vm__idle_beyond_reserve(t->region, 0))
-        return -ENOSPC;
     if (take_warm(t, whole, 1, false, out) == 0) {
         vm__count_served(t, VM_LEVEL_LAZY);
         return 0;
@@ -172,7 +170,7 @@ static bool take_whole(vm_thread *t, uint64_t whole, vm_range *out, vm_level *le
 /* While space is short, but not very: a large request gets a range of a rounded size. */
 static int try_whole(vm_thread *t, uint64_t nr_pages, unsigned flags, vm_range *out)
 {
-    uint64_t whole = vm__whole_pages(nr_pages), most = vm__longest_ready_for(t->region, nr_pages);
+    uint64_t whole = vm__whole_pages(nr_pages), most = vm__longest_whole_for(t->region, nr_pages);
     vm_level level;
     if (nr_pages <= VM_FLOW_PAGES)
         return -ENOSPC;
@@ -181,7 +179,7 @@ static int try_whole(vm_thread *t, uint64_t nr_pages, unsigned flags, vm_range *
             vm__count_served(t, level);
             return 0;
         }
-    return whole != nr_pages && whole <= most ? cut_whole(t, whole, flags, out) : -ENOSPC;
+    return whole != nr_pages && whole <= most && vm__cuts_whole(t) ? cut_whole(t, whole, flags, out) : -ENOSPC;
 }
 
 /* A long range lies for huge pages if that is asked for and there is such a place. */
@@ -224,6 +222,15 @@ static bool is_barred(const vm_thread *t, uint64_t nr_pages, uint64_t align_page
     return place > last;
 }
 
+/* Some keep what they free a little longer than others lack it: where even emptying all magazines did not help, none keeps
+ * any for a while. */
+static void note_shortage(vm_region *r, bool is_emptied)
+{
+    uint64_t until = vm__now_s() + (is_emptied ? VM_TIGHT_CLOSED_S : 0);
+    if (VM_RELAXED(&r->map.h->tight_s) < until)
+        VM_PUT(&r->map.h->tight_s, until);
+}
+
 /* No more than is needed, and cheap things first. For a request of a pooled size space is short and memory need not be: the
  * oldest of what is lazy goes there with its pages, then all of it, then what is ready too. Then, and for a large one,
  * pages are given back. */
@@ -235,7 +242,7 @@ int vm__make_room(vm_thread *t, uint64_t nr_pages, int attempt, unsigned flags)
         vm__purge_step(t, VM_ROOM_PAGES_FACTOR * nr_pages, VM_PURGE_STEP_RANGES, keeping);
         return 0;
     }
-    VM_PUT(&t->region->map.h->tight_s, vm__now_s());
+    note_shortage(t->region, attempt > 3);
     if (attempt <= 1) /* many look for room at once: what one purge brings serves all that waited for it */
         return vm__purge(t, flags | keeping | VM_PURGE_IF_NOBODY_DID, &pages);
     if (attempt == 2) {
@@ -317,7 +324,7 @@ static __attribute__((noinline, cold)) bool hit_whole(vm_thread *t, const vm_reg
 {
     if (t->hit.key != r->hit_key || nr_pages <= VM_FLOW_PAGES)
         return false;
-    uint64_t most = vm__longest_ready_for(r, nr_pages);
+    uint64_t most = vm__longest_whole_for(r, nr_pages);
     vm_taken got;
     for (uint64_t n = vm__whole_pages(nr_pages); n <= most; n = vm__whole_pages(n + 1))
         if (vm__magazine_count(VM_RELAXED(&t->hit.magazine[n].header)) && vm__hit_take(&t->hit, &r->hit, n, 0, &got)) {

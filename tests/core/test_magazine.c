@@ -262,7 +262,7 @@ static void while_space_is_short_but_not_very_magazines_keep_a_few_rounded_sizes
     be_tight(r, true);
     use_large_sizes(r);
     for (uint64_t n = VM_FLOW_PAGES + 1; n <= VM_POOL_PAGES_MAX; n++) {
-        CHECK(vm__whole_pages(n) >= n && vm__whole_pages(n) <= vm__longest_for(r, n));
+        CHECK(vm__whole_pages(n) >= n && vm__whole_pages(n) <= vm__longest_whole_for(r, n));
         CHECK_EQ(cap_of(r, n), vm__whole_pages(n) == n ? VM_TIGHT_CAP : 0);
     }
     CHECK_EQ(vm__thread(r)->cap_pages, 0); /* that is no growth */
@@ -289,6 +289,81 @@ static void while_space_is_short_but_not_very_what_one_size_freed_serves_its_nei
     CHECK_EQ(d.nr_pages, VM_FLOW_PAGES);
     GIVE_BACK(r, c);
     GIVE_BACK(r, d);
+    FINISH(r);
+}
+
+static void while_space_is_short_but_not_very_a_range_may_be_a_quarter_longer(void)
+{
+    vm_region *r = make(200000);
+    be_tight(r, true);
+    vm_range a = take(r, 144), b = take(r, 115);
+    CHECK_EQ(b.nr_pages, 120);
+    GIVE_BACK(r, a);
+    vm_range c = take(r, 115); /* 143 at most */
+    CHECK_EQ(c.nr_pages, 120);
+    vm_range d = take(r, 116);
+    CHECK_EQ(d.page, a.page);
+    CHECK_EQ(d.nr_pages, 144);
+    GIVE_BACK(r, b);
+    GIVE_BACK(r, c);
+    GIVE_BACK(r, d);
+    FINISH(r);
+}
+
+static void where_magazines_keep_few_no_range_is_cut_to_a_rounded_size(void)
+{
+    vm_region *r = make(30000);
+    vm_range most = take(r, 13000);
+    be_tight(r, true);
+    CHECK_EQ(cap_of(r, VM_POOL_PAGES_MAX), 1);
+    vm_range a = take(r, 129);
+    CHECK_EQ(a.nr_pages, 144); /* enough is idle in space */
+    vm_range ready[52];
+    for (int i = 0; i < 52; i++)
+        ready[i] = take(r, 256);
+    GIVE_BACK(r, a);
+    a = take(r, 97);
+    CHECK_EQ(a.nr_pages, 97);
+    for (int i = 0; i < 52; i++)
+        GIVE_BACK(r, ready[i]);
+    GIVE_BACK(r, a);
+    GIVE_BACK(r, most);
+    FINISH(r);
+}
+
+/* A request that cannot be had; the second is long over before anything of this test is. */
+static void where_emptying_all_magazines_did_not_help_none_keeps_a_large_range_for_a_while(void)
+{
+    vm_region *r = make(200000);
+    vm_range none, most = take(r, 100000);
+    vm_clock_hold(100);
+    CHECK_EQ(vm_alloc(r, 150000, 1, 0, &none), -ENOSPC);
+    CHECK(vm__is_very_tight(r));
+    take_and_give_back(r, 130, 2);
+    CHECK(vm__thread(r)->is_tight && !vm__gets_whole(vm__thread(r)));
+    CHECK_EQ(cap_of(r, 144), 0);
+    vm_clock_hold(100 + VM_TIGHT_CLOSED_S);
+    CHECK(vm__is_tight(r) && !vm__is_very_tight(r));
+    for (int i = 0; i < VM_TIGHT_LOOK_OPERATIONS; i++)
+        take_and_give_back(r, 300, 1);
+    CHECK(vm__gets_whole(vm__thread(r)));
+    vm_clock_hold(0);
+    GIVE_BACK(r, most);
+    FINISH(r);
+}
+
+static void a_neighbour_that_keeps_large_ranges_gives_them_up_when_emptying_did_not_help(void)
+{
+    vm_region *r = make(200000);
+    vm_clock_hold(100);
+    be_tight(r, true);
+    take_and_give_back(r, 144, 2);
+    CHECK(cap_of(r, 144) > 0 && vm__magazine_pages(vm__thread(r)) >= 144);
+    r->map.h->tight_s = vm__now_s() + VM_TIGHT_CLOSED_S;
+    take_and_give_back(r, 300, 1);
+    CHECK_EQ(cap_of(r, 144), 0);
+    CHECK_EQ(vm__magazine_pages(vm__thread(r)), 0);
+    vm_clock_hold(0);
     FINISH(r);
 }
 
@@ -676,6 +751,10 @@ int main(void)
     while_space_is_short_no_magazine_of_a_large_size_opens();
     while_space_is_short_but_not_very_magazines_keep_a_few_rounded_sizes();
     while_space_is_short_but_not_very_what_one_size_freed_serves_its_neighbours();
+    while_space_is_short_but_not_very_a_range_may_be_a_quarter_longer();
+    where_magazines_keep_few_no_range_is_cut_to_a_rounded_size();
+    where_emptying_all_magazines_did_not_help_none_keeps_a_large_range_for_a_while();
+    a_neighbour_that_keeps_large_ranges_gives_them_up_when_emptying_did_not_help();
     with_half_as_much_room_again_most_requests_are_hits();
     a_crowd_takes_no_cold_pages_from_the_second_epoch_on();
     after_each_time_that_space_was_short_magazines_grow_as_before();

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
@@ -25,6 +26,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 import vmalloc
 from vmalloc import _core, facts
 from vmalloc.facts import (
+    CROWD_THREADS,
     MAGAZINE_BUDGET_BYTES,
     MAGAZINE_BUDGET_SHARE,
     NODES_MAX,
@@ -35,6 +37,8 @@ from vmalloc.facts import (
     PURGE_STEP_PAGES,
     PURGE_STEP_RANGES,
     ROOM_ATTEMPTS,
+    TIGHT_CLOSED_S,
+    TIGHT_LOOK_OPERATIONS,
     WARM_LOOK_RANGES,
     WARM_SLACK_SHIFT,
     WARM_SORT_RANGES,
@@ -166,6 +170,21 @@ class Pair:
             assert STATE_OF_LEVEL[level] == state_at(before, page)
         self.live.append(page)
         return level, page
+
+    def start_thread(self, number: int, done: threading.Event) -> None:
+        """One more has a slot, and a page in its magazine, until `done`."""
+        is_there = threading.Event()
+
+        def work() -> None:
+            self.core.free(self.core.alloc(1, 1)[0])
+            is_there.set()
+            done.wait()
+
+        threading.Thread(target=work, daemon=True).start()
+        is_there.wait()
+        area = self.model.alloc(PAGE, PAGE, self.cpu, thread=number)
+        assert area is not None
+        self.model.free(area.start, self.cpu, thread=number)
 
     def move_to(self, cpu: int) -> None:
         os.sched_setaffinity(0, {cpu})
@@ -510,12 +529,28 @@ def short_of_space(kind: str = "memory") -> None:
     pair.assert_equal()
 
 
+def look_again(pair: Pair) -> None:
+    """So many operations that a thread asks again how much its magazines may keep."""
+    count = TIGHT_LOOK_OPERATIONS // 2 + 1
+    for _ in range(count):
+        pair.core.free(pair.core.alloc(POOL_PAGES_MAX + 1, 1)[0])
+        area = pair.model.alloc((POOL_PAGES_MAX + 1) * PAGE, PAGE, pair.cpu, thread=0)
+        assert area is not None
+        pair.model.free(area.start, pair.cpu, thread=0)
+    pair.assert_equal()
+
+
 def short_but_not_very(kind: str = "memory") -> None:
     """A request found no room; then a third of the region is idle, and large requests get rounded sizes."""
     chance = random.Random(4)
     pair = Pair("magazine", 60_000, kind)
     while pair.alloc(chance.randint(1, POOL_PAGES_MAX))[1] is not None:
         pass
+    while pair.region.stats().busy_pages > 30_000:
+        pair.free(chance.randrange(len(pair.live)))
+    pair.pass_time(TIGHT_CLOSED_S)
+    look_again(pair)
+    assert pair.model.magazines[0].gets_whole
     for step in range(1200):
         nr_pages = chance.randint(1, POOL_PAGES_MAX)
         while pair.live and pair.region.stats().busy_pages + nr_pages > 40_000:
@@ -530,6 +565,38 @@ def short_but_not_very(kind: str = "memory") -> None:
     pair.alloc(POOL_PAGES_MAX + 1)
     assert not kept.is_tight
     pair.assert_equal()
+
+
+def very_short(kind: str = "memory") -> None:
+    """A request found no room where all magazines were empty; others get some, and seconds pass."""
+    pair = Pair("magazine", 60_000, kind)
+    pair.alloc(30_000)
+    assert pair.alloc(40_000)[1] is None
+    for seconds in (0, 1, 1, 1):
+        pair.pass_time(seconds)
+        for nr_pages in (144, 130, 116, 300) * 3:
+            pair.alloc(nr_pages)
+            pair.free(-1)
+        look_again(pair)
+
+
+def in_a_crowd(kind: str = "addresses") -> None:
+    """One thread after the other takes its first range; batches are small once they are many."""
+    pair = Pair("magazine", 40_000, kind)
+    done = threading.Event()
+    try:
+        for number in range(1, CROWD_THREADS + 1):
+            pair.start_thread(number, done)
+            for nr_pages in (2, 1):
+                for _ in range(60):
+                    pair.alloc(nr_pages)
+                pair.assert_equal()
+        pair.free_quietly(len(pair.live))
+        pair.purge()
+        pair.alloc_quietly(1, 100)
+        pair.assert_equal()
+    finally:
+        done.set()
 
 
 def beyond_the_peak(kind: str = "memory") -> None:
@@ -616,6 +683,8 @@ HISTORIES = {
     "a failing request": failing_request,
     "short of space": short_of_space,
     "short, but not very": short_but_not_very,
+    "very short": very_short,
+    "in a crowd": in_a_crowd,
     "a full pool": full_pool,
     "decaying pools": decaying_pools,
 }
@@ -695,6 +764,11 @@ def test_model_and_core_decide_alike_before_a_new_peak_with(pools: str):
         ("caching", "TIGHT_RESERVE_SHIFT", 2, short_but_not_very),
         ("caching", "TIGHT_THREADS", 4, short_but_not_very),
         ("magazine", "TIGHT_CAP", 3, short_but_not_very),
+        ("caching", "TIGHT_SLACK_SHIFT", -1, short_but_not_very),
+        ("caching", "TIGHT_CUT_CAP", -1, short_but_not_very),
+        ("caching", "TIGHT_CLOSED_S", 1, very_short),
+        ("caching", "CROWD_THREADS", 1, in_a_crowd),
+        ("magazine", "CROWD_BATCH_PAGES", 1, in_a_crowd),
         ("caching", "ROOM_ATTEMPTS", 1, failing_request),
     ],
 )

@@ -56,9 +56,12 @@ from vmalloc.facts import (
     ROOM_ATTEMPTS,
     ROOM_PAGES_FACTOR,
     RUNS_PER_LOCK,
+    TIGHT_CLOSED_S,
+    TIGHT_CUT_CAP,
     TIGHT_LOOK_OPERATIONS,
     TIGHT_RESERVE_SHIFT,
     TIGHT_S,
+    TIGHT_SLACK_SHIFT,
     TIGHT_THREADS,
     WARM_MEMORY_SHARE,
     WARM_ROOM_SHIFT,
@@ -271,7 +274,8 @@ class CachingAllocator(Allocator):
         if attempt == 0 and self.is_keeping:
             self._step(ROOM_PAGES_FACTOR * pages)
         else:
-            self.tight_s = self.now_s
+            until = self.now_s + (TIGHT_CLOSED_S if attempt > 3 else 0)
+            self.tight_s = until if self.tight_s is None else max(self.tight_s, until)
             if attempt == 2:
                 self._tighten(kept, cpu)
                 self._to_pool(kept.drain(), cpu)
@@ -286,7 +290,8 @@ class CachingAllocator(Allocator):
         is_tight = self.tight_s is not None and self.now_s - self.tight_s <= TIGHT_S
         if is_tight == kept.is_tight:
             kept.nr_tight += is_tight
-            if is_tight and kept.nr_tight % TIGHT_LOOK_OPERATIONS == 0:
+            is_due = kept.nr_tight % TIGHT_LOOK_OPERATIONS == 0 or (kept.gets_whole and self._is_very_tight)
+            if is_tight and is_due:
                 self._look_at_budget(kept, cpu)
             return
         kept.is_tight = is_tight
@@ -297,10 +302,16 @@ class CachingAllocator(Allocator):
         else:
             kept.open_large()
 
+    @property
+    def _is_very_tight(self) -> bool:
+        """Emptying all magazines did not help either, a moment ago."""
+        return self.tight_s is not None and self.tight_s > self.now_s
+
     def _look_at_budget(self, kept: Magazines, cpu: int) -> None:
         """While space is short it is counted now and then how much is idle."""
         had_large = kept.gets_whole
-        kept.open_whole(self._tight_budget(kept) if self.has_magazines else 0)
+        may_keep = self.has_magazines and not self._is_very_tight
+        kept.open_whole(self._tight_budget(kept) if may_keep else 0)
         if had_large and not kept.gets_whole:
             self._to_pool(kept.drain(), cpu)
 
@@ -321,7 +332,7 @@ class CachingAllocator(Allocator):
         """The rounded sizes that such a request may get now, the tightest first."""
         if not (self.has_magazines and kept.gets_whole) or align > PAGE or pages <= FLOW_PAGES:
             return []
-        return [n for n in WHOLE_SIZES if pages <= n <= pages + (pages >> WARM_SLACK_SHIFT)]
+        return [n for n in WHOLE_SIZES if pages <= n <= pages + (pages >> TIGHT_SLACK_SHIFT)]
 
     def _hit_whole(self, kept: Magazines, pages: int, align: int) -> Area | None:
         """A range of a rounded size from the magazines."""
@@ -339,7 +350,8 @@ class CachingAllocator(Allocator):
             area, level = self._from_pool(n, align, cpu, kept)
             if area is not None:
                 return area, level
-        if not sizes or sizes[0] == pages or not self._idle_beyond_reserve(0):
+        may_cut = kept.cap(POOL_PAGES_MAX) >= TIGHT_CUT_CAP or self._idle_beyond_reserve(0)
+        if not sizes or sizes[0] == pages or not may_cut:
             return None, "none"
         area = self._from_warm(sizes[0], align, cpu, thread)
         if area is not None:
