@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Pickled: what arrives of an array that pickle copies, so that one that is copied into a region is the same.
 
-Up to protocol 4 numpy turns the bytes of numbers, dates and text to the machine's order, and all is writable. From
-protocol 5 on an array whose elements lie in a row goes as a buffer: it keeps its order of bytes, that of its axes, and
-that it may not be written. What cannot be a buffer (dates, a window of an array) goes as before. Which it is, numpy
-itself is asked, by an array without elements: its versions differ.
+Up to protocol 4 numpy turns the bytes of numbers, dates and text to the machine's order, and all is writable.
+From protocol 5 on an array whose elements lie in a row goes as a buffer: it keeps its order of bytes, that of
+its axes, and that it may not be written. What cannot be a buffer (dates, part of an array) goes as before.
+Which it is, numpy itself is asked, by an array without elements: its versions differ.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Form(NamedTuple):
 
 
 def form_of(a: Array, protocol: int) -> Form | None:
-    """What pickle would make of `a`; None: what copy_of() makes, as it mostly is, and by a negative protocol."""
+    """What pickle would make of `a`; None: what copy_of() makes, as it mostly is. No protocol: negative."""
     if protocol < _BUFFERS_FROM and (protocol < 0 or a.dtype.isnative):
         return None
     if protocol >= _BUFFERS_FROM:
@@ -88,13 +88,13 @@ def _turned(dtype: Any) -> Any:
     """What pickle makes of a dtype in the other order of bytes. Fields keep theirs."""
     import numpy as np
 
-    if dtype.isnative or dtype.names is not None and dtype.type is np.void:
+    if dtype.isnative or (dtype.names is not None and dtype.type is np.void):
         return dtype
     return pickle.loads(pickle.dumps(np.empty(0, dtype), _BUFFERS_FROM - 1)).dtype
 
 
 def _axes_in_a_row(a: Array) -> tuple[int, ...] | None:
-    """The order of axes in which its elements lie one behind the other; None: there is none that numpy looks for."""
+    """The order of axes in which its elements lie one behind the other; None: none that numpy looks for."""
     if a.flags.forc:
         return tuple(range(a.ndim))
     if not _keeps_axes():
