@@ -141,13 +141,53 @@ def forget_sent():
     memset(_sent, 0, sizeof(_sent))
 
 
+cdef bint _is_small_view(a) except -1:
+    """Whether it is sure to have at most the threshold, and to lie in no region, without a look at its bases."""
+    cdef Py_buffer view
+    cdef bint is_sure
+    try:
+        PyObject_GetBuffer(a, &view, PyBUF_STRIDES)
+    except (BufferError, ValueError):  # dates and the like
+        return False
+    is_sure = 0 < view.len <= _settings.threshold and not _lowest <= <size_t>view.buf < _highest
+    PyBuffer_Release(&view)
+    return is_sure
+
+
 def reduce_array(a):
     """For a pickler: private arrays of at most the threshold as before; they must not notice us."""
-    if (_settings is not None and a.base is None and <Py_ssize_t>a.nbytes <= _settings.threshold
-            and not is_inside(a)):
+    if _settings is not None and (_is_small_view(a) if a.base is not None else
+                                  <Py_ssize_t>a.nbytes <= _settings.threshold and not is_inside(a)):
         _sent[2] += 1  # AS_BEFORE
-        return a.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
+        return a.__reduce_ex__(pickles_at if pickles_at >= 0 else <int>pickle.DEFAULT_PROTOCOL)
     return _reduce_larger(a)
+
+
+# ---- the protocol of a pickler: it decides what pickle keeps of an array (pickled.py) ----
+
+cdef extern from *:
+    """
+    static _Thread_local int pickles_at = -1; /* the protocol of the ForkingPickler at work here; -1: there is none */
+    """
+    int pickles_at
+
+
+def pickle_at(int protocol):
+    """What this thread pickles from now on is for that protocol; -1: not by a ForkingPickler. Returns the one before."""
+    global pickles_at
+    before = pickles_at
+    pickles_at = protocol
+    return before
+
+
+def protocol_here():
+    """The one that a value is reduced for; pickle's own where no ForkingPickler is at work."""
+    return pickles_at if pickles_at >= 0 else pickle.DEFAULT_PROTOCOL
+
+
+def forking_protocol():
+    """The same, but -1 where none is."""
+    return pickles_at
 
 
 # ---- the bytes of a reference ----

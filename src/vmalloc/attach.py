@@ -20,7 +20,6 @@ its header is.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
 import sys
@@ -30,7 +29,7 @@ import weakref
 from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vmalloc._core import attached
+from vmalloc._core import Window, attached
 from vmalloc.errors import RegionUnavailable
 
 if TYPE_CHECKING:
@@ -48,6 +47,7 @@ __all__ = [
     "is_given",
     "kept_ids",
     "kept_where",
+    "kept_window",
     "open_where",
     "serve_at",
     "serve_region",
@@ -359,7 +359,8 @@ class Kept:
     def __init__(self, where: Where) -> None:
         """RegionUnavailable."""
         self.where: Where = (*where[:6], None)
-        self.fd = open_where(where, lambda fd: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))
+        # a window: who can attach nothing later, for want of a descriptor too, still receives copies through it
+        self.window = open_where(where, lambda fd: Window(fd, True))
         self._region: Any = None
         self._failed: tuple[Exception, float] | None = None
         global _kept_ids
@@ -382,13 +383,6 @@ class Kept:
         """Whether `fd` is the very file that was given, whoever owns it."""
         return _is_same(os.fstat(fd), self.where[3:5])
 
-    def __del__(self) -> None:
-        try:
-            if self.is_it(self.fd):
-                os.close(self.fd)
-        except (AttributeError, OSError, TypeError):
-            pass  # never opened, closed by the program, or the interpreter ends
-
 
 def kept_ids() -> tuple[bytes, ...]:
     """Of regions that this process was given when it was started; most have none or one."""
@@ -399,6 +393,15 @@ def kept_where(id: bytes) -> Where | None:
     """Where such a region is."""
     kept = _kept.get(id)
     return None if kept is None else kept.where
+
+
+def kept_window(id: bytes) -> Window | None:
+    """To such a region; None too if the program closed its descriptor."""
+    kept = _kept.get(id)
+    try:
+        return kept.window if kept is not None and kept.is_it(kept.window.fileno()) else None
+    except OSError:
+        return None
 
 
 def is_given(id: bytes, fd: int) -> bool:
@@ -461,7 +464,7 @@ def _ways(where: Where) -> Iterator[tuple[str, Callable[[], int]]]:
     file = (inode, device)
     kept = _kept.get(id)
     if kept is not None:
-        yield "the descriptor kept since the start", lambda: _dup_same(kept.fd, file)
+        yield "the descriptor kept since the start", lambda: _dup_same(kept.window.fileno(), file)
     if given is not None:
         yield "the descriptor given at the start", lambda: _take_given(given, file)
     yield f"/proc/{pid}/fd/{fd}", lambda: _open_same(f"/proc/{pid}/fd/{fd}", file)

@@ -39,12 +39,14 @@ from vmalloc._core import (
     count_sent,
     drop_reference,
     forget_sent,
+    forking_protocol,
     get_settings,
     lies_inside,
     load_beside,
     load_reference,
     note_loads,
     pack_plain,
+    pickle_at,
     pickle_for,
     pickled_reference,
     reduce_array,
@@ -60,6 +62,7 @@ from vmalloc.errors import OutOfPages, VmallocError
 from vmalloc.facts import COPY_IN_THRESHOLD_BYTES, FULL_TIMEOUT_S
 from vmalloc.full import ON_FULL, Room, forget_warnings, warn_once
 from vmalloc.limits import is_short_of_addresses
+from vmalloc.pickled import arrives_readonly, copy_as, form_of, is_turned
 from vmalloc.receiver import can_attach
 from vmalloc.reference import pack, sending
 from vmalloc.region import Region, default_region, region_at, set_default_region
@@ -72,6 +75,7 @@ __all__ = ["Settings", "install", "reduce_as", "uninstall"]
 
 PRIVATE = (False, True, "copy")
 _IN_PROCESS = "_vmalloc_settings"  # attribute of a Process while it is pickled
+_PROTOCOL = "_vmalloc_protocol"  # of a ForkingPickler
 
 
 class Settings(MessageSettings):
@@ -301,12 +305,23 @@ def _install_in_child(where: Where, is_default: bool, *options: Any) -> None:
     _install(Settings(lambda: region_at(kept.where), is_default, *options))
 
 
+def _init(self: ForkingPickler, *args: Any) -> None:
+    """ForkingPickler(file, protocol, ...). It tells nobody its protocol later."""
+    _wrapped_before[_INIT](self, *args)
+    protocol = args[1] if len(args) > 1 else None
+    if protocol is not None:
+        self.__dict__[_PROTOCOL] = pickle.HIGHEST_PROTOCOL if protocol < 0 else protocol
+
+
 def _dump(self: ForkingPickler, obj: Any) -> None:
     """Pickler.dump; if it fails, the message's leases end."""
     if _taught != registry.version():
         _teach()
         _teach_made(self)
-    outer = _under_way.message
+    outer, outer_protocol = (
+        _under_way.message,
+        pickle_at(self.__dict__.get(_PROTOCOL, pickle.DEFAULT_PROTOCOL)),
+    )
     message = _under_way.message = Message()
     try:
         try:
@@ -316,6 +331,7 @@ def _dump(self: ForkingPickler, obj: Any) -> None:
                 _dump_before(self, obj)
         finally:
             _under_way.message = outer
+            pickle_at(outer_protocol)
         _under_way.note_sent(message.references)
     except BaseException:
         _drop(message.references)
@@ -470,9 +486,11 @@ def _recv_bytes(self: Connection[Any, Any], maxsize: int | None = None) -> Bytes
     return buf
 
 
+_INIT = (ForkingPickler, "__init__")
 _RECV_BYTES = (Connection, "_recv_bytes")
 _Connection: Any = Connection.__mro__[1]  # whose send() all connections have
 _WRAPPERS: dict[tuple[Any, str], Any] = {
+    _INIT: _init,
     (ForkingPickler, "dump"): _dump,
     (ForkingPickler, "dumps"): classmethod(_dumps),
     (ForkingPickler, "loads"): staticmethod(_loads),
@@ -527,7 +545,8 @@ def reduce_as(x: Any, settings: Settings | None, before: Callable[[Any], Any] | 
     if holding is not None and nbytes is not None and holding.region.closed:
         holding = None  # like private memory
     if settings is not None and settings.private and nbytes is not None and holding is not None:
-        holding = None if settings.private == "copy" or nbytes <= settings.threshold else holding
+        is_kept = settings.private is True and nbytes > settings.threshold and not _is_turned(x)
+        holding = holding if is_kept else None
     if settings is None or sending.by_value:
         return _reduce_by_value(adapter, x, before, AS_BEFORE)
     if holding is None and _goes_as_before(adapter, nbytes, settings):
@@ -537,7 +556,7 @@ def reduce_as(x: Any, settings: Settings | None, before: Callable[[Any], Any] | 
         try:
             if holding is not None:
                 return _send(x, holding, settings)
-            return _send(*registry.place(x, settings.region, anew=settings.private == "copy"), settings)
+            return _send(*_placed(x, settings), settings)
         except _NoLease:
             message = _under_way.message
             if message is None or not message.references or nbytes is None:
@@ -551,6 +570,19 @@ def reduce_as(x: Any, settings: Settings | None, before: Callable[[Any], Any] | 
         return _reduce_by_value(adapter, x, before, BY_VALUE)
     count_sent(COPIED_IN if holding is None else BY_REFERENCE)
     return sent
+
+
+def _is_turned(x: Any) -> bool:
+    return type(x) is _ndarray and is_turned(x, forking_protocol())
+
+
+def _placed(x: Any, settings: Settings) -> tuple[Any, Holding]:
+    """`x` or its copy in the region, as pickle would deliver it; what holds it. OutOfPages, TypeError."""
+    form = form_of(x, forking_protocol()) if type(x) is _ndarray else None
+    if form is None:
+        return registry.place(x, settings.region, anew=settings.private == "copy")
+    copy = copy_as(form, x, settings.region)
+    return copy, cast("Holding", registry.holding_of(copy))
 
 
 def _reduce_private(adapter: registry.Adapter, x: object, before: _Before, settings: Settings) -> Any:
@@ -597,7 +629,10 @@ def _send(value: Any, holding: Holding, settings: Settings) -> tuple[Any, ...]:
     region, lease = holding.region, None
     try:
         lease = region._lease(holding)[2]  # pyright: ignore[reportPrivateUsage]
-        packed = pack(value, holding, lease, readonly=settings.readonly, private=is_private)
+        readonly = settings.readonly or (
+            is_private and is_array and arrives_readonly(value, forking_protocol())
+        )
+        packed = pack(value, holding, lease, readonly=readonly, private=is_private)
         if message is not None:
             message.went(packed, holding, cast("Any", value) if can_go_beside else None)
             if not is_array:

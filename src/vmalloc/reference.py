@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import pickle
 import threading
 from typing import Any, cast
 
-from vmalloc._core import Block, Holding, Lease, is_plain, load_reference, pack_reference
+from vmalloc._core import Block, Holding, Lease, is_plain, load_reference, pack_reference, protocol_here
 from vmalloc.adapters.registry import adapter_of_kind, describe, holding_of, place, rebuild
 from vmalloc.attach import where_of
 from vmalloc.description import decode, encode
@@ -75,7 +74,7 @@ class Ref:
 
     def __reduce__(self) -> tuple[Any, ...]:
         if sending.by_value:
-            return cast("tuple[Any, ...]", self._value.__reduce_ex__(pickle.DEFAULT_PROTOCOL))
+            return cast("tuple[Any, ...]", self._value.__reduce_ex__(protocol_here()))
         if not self._lease.is_own:  # a forked child's: its parent may drop its own
             self._lease = Lease(self._region, self._holding)
         return load_reference, (pack(self._value, self._holding, 0),)

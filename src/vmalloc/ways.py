@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any, NamedTuple, cast
 
 from vmalloc._core import get_settings, sent_counts
 from vmalloc.adapters import registry
 from vmalloc.message import Settings
+from vmalloc.pickled import is_turned
 from vmalloc.reference import Ref
 from vmalloc.results import size_text
 
@@ -46,7 +48,8 @@ def why(x: object) -> str:
     adapter = registry.adapter_for(type(x))
     holding, nbytes = adapter.holding(x), adapter.nbytes(x)
     if holding is not None and not holding.region.closed:
-        return _why_what_lies_in_a_region(nbytes, settings)
+        is_turned_there = adapter.kind == "array" and is_turned(x, pickle.DEFAULT_PROTOCOL)
+        return _why_what_lies_in_a_region(nbytes, settings, is_turned_there)
     if holding is None and adapter.take_apart(x, settings.threshold) is not None:
         return f"in parts: each buffer of a {type(x).__name__} goes its own way"
     if holding is None and not adapter.is_copied_in:
@@ -64,13 +67,15 @@ def _why_not_its_type(kind: type, types: dict[type, Any]) -> str:
     return f"as before: a {name} has no adapter; ask for what is in it"
 
 
-def _why_what_lies_in_a_region(nbytes: int | None, settings: Settings) -> str:
+def _why_what_lies_in_a_region(nbytes: int | None, settings: Settings, is_turned_there: bool) -> str:
     if not settings.private or nbytes is None:
         return "by reference: it lies in a region"
     if settings.private == "copy":
         return _why_private_memory(nbytes, settings, was_in_one=False)
     if nbytes <= settings.threshold:
         return f"as before: {_at_most(nbytes, settings)}, and private=True makes it the receiver's own"
+    if is_turned_there:
+        return "copied in: private=True, and the order of its bytes becomes the machine's, as pickle makes it"
     return "by reference: it lies in a region; pages that the receiver writes become its own"
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from vmalloc._core import ArrayOwner, Window, attached, leases_of, split_reference
 from vmalloc.adapters.registry import adapter_of_kind, rebuild
-from vmalloc.attach import is_given, kept_where, open_where
+from vmalloc.attach import is_given, kept_window, open_where
 from vmalloc.description import Description, decode, extent
 from vmalloc.errors import RegionBusy, RegionUnavailable, StaleReference
 
@@ -48,17 +48,16 @@ def _window_to(id: bytes, where: bytes) -> Window:
     region = attached.get(id)
     if region is not None and not region.closed:
         return Window(region.fileno(), True)
+    kept = kept_window(id)
+    if kept is not None:
+        return kept
     return open_where(pickle.loads(where), lambda fd: Window(fd, is_given(id, fd)))
 
 
 def keep_leases_in(message: Any, id: bytes) -> None:
     """Of a message that was read where region `id` cannot be attached: they stay until it was loaded."""
-    where = kept_where(id)
-    try:
-        if where is None:
-            return
-        window = open_where(where, lambda fd: Window(fd, is_given(id, fd)))
-    except (OSError, MemoryError):
+    window = kept_window(id)
+    if window is None:
         return
     for lease in leases_of(message, id):
         window.keep(lease)

@@ -32,9 +32,9 @@ def installed_region() -> Iterator[vmalloc.Region]:
     assert region.stats().busy_pages == 0
 
 
-def sent(x: Any) -> Any:
+def sent(x: Any, protocol: int | None = None) -> Any:
     """What arrives at the other end of any queue, pipe or pool."""
-    return pickle.loads(ForkingPickler.dumps(x))
+    return pickle.loads(ForkingPickler.dumps(x, protocol))
 
 
 class Unpicklable:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import warnings
 from collections.abc import Callable, Iterator
 from multiprocessing.reduction import ForkingPickler
@@ -158,3 +159,17 @@ def test_why_where_writes_are_private(region: vmalloc.Region, private: Any, larg
     vmalloc.install(region, private=private)
     assert vmalloc.why(region.empty(LARGE, "u1")).startswith(large)
     assert vmalloc.why(region.empty(3)).startswith(small)
+
+
+def test_why_an_array_in_the_other_order_of_bytes_is_copied_where_writes_are_private(
+    region: vmalloc.Region,
+) -> None:
+    a, small = region.zeros(100_000, ">f8"), region.zeros(3, ">f8")
+    vmalloc.install(region)
+    assert vmalloc.why(a).startswith("by reference")
+    vmalloc.install(region, private=True)
+    assert vmalloc.why(a).startswith("copied in: private=True, and the order of its bytes")
+    assert vmalloc.why(small).startswith("as before")
+    before = vmalloc.sent().copied_in
+    assert pickle.loads(ForkingPickler.dumps(a)).dtype.isnative
+    assert vmalloc.sent().copied_in == before + 1

@@ -43,6 +43,13 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "bytes": np.dtype("u1"),
     "numbers": np.dtype("f8"),
     "big-endian": np.dtype(">i4"),
+    "big-endian numbers": np.dtype(">f8"),
+    "big-endian with padding within": np.dtype(">g"),
+    "big-endian complex": np.dtype(">c16"),
+    "big-endian half": np.dtype(">f2"),
+    "big-endian metadata": np.dtype(">i4", metadata=ENUM),
+    "big-endian fields": np.dtype(">i4,>f8"),
+    "big-endian dates": np.dtype(">M8[25us]"),
     "with padding within": np.dtype("longdouble"),
     "complex": np.dtype("c16"),
     "half": np.dtype("f2"),
@@ -65,6 +72,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "nested": np.dtype([("in", np.dtype([("a", "i1"), ("b", "f8")], align=True)), ("S", "S3")]),
     "records": np.dtype((np.record, [("x", "f4"), ("y", "u1")])),
     "numbers with fields": np.dtype(("i4", [("low", "i2"), ("high", "i2")])),
+    "big-endian with fields": np.dtype((">i4", [("low", ">i2"), ("high", ">i2")])),
 } | extension_dtypes()
 
 #: Whose elements are pointers.
@@ -188,13 +196,17 @@ def arrays(draw: Any, make: Any = np, dtypes: Any = None) -> Any:
 # ---- what a receiver can tell ----
 
 
-def facts(x: Any, *, of_layout: bool = True) -> Any:
-    """Everything but where it lies; without the layout, what a view keeps of itself and a copy does not."""
+def facts(x: Any, *, of_layout: bool = True, of_order: bool = True) -> Any:
+    """Everything but where it lies; without the layout, what a view keeps of itself and a copy does not.
+
+    Without the order of bytes, what one that lies in a region keeps, and stock turns.
+    """
+    options = {"of_layout": of_layout, "of_order": of_order}
     if isinstance(x, np.ma.MaskedArray):
         return np.ma.MaskedArray, *(facts(np.asarray(part)) for part in (x.data, x.mask)), x.fill_value
     if isinstance(x, np.ndarray):
-        if x.dtype.names is None and not x.dtype.isnative:  # stock makes it native, we keep it
-            x = x.astype(x.dtype.newbyteorder("="))
+        if not of_order and type(x) is np.ndarray and not x.dtype.isnative:
+            x = as_stock(x)
         flags = x.flags
         steps = [step for n, step in zip(x.shape, x.strides, strict=True) if n > 1]
         layout = flags.writeable, (steps, flags.c_contiguous, flags.f_contiguous) if x.nbytes else None
@@ -202,27 +214,27 @@ def facts(x: Any, *, of_layout: bool = True) -> Any:
             type(x),
             Dtype(x.dtype),
             x.shape,
-            _values(x, of_layout),
+            _values(x, options),
             getattr(x, "name", None),
             of_layout and layout,
         )
     if isinstance(x, dict):
-        return type(x), [(key, facts(value, of_layout=of_layout)) for key, value in x.items()]
+        return type(x), [(key, facts(value, **options)) for key, value in x.items()]
     if isinstance(x, list | tuple | deque):
-        return type(x), [facts(value, of_layout=of_layout) for value in x], getattr(x, "maxlen", None)
+        return type(x), [facts(value, **options) for value in x], getattr(x, "maxlen", None)
     if isinstance(x, BaseException):
-        return type(x), facts(x.args, of_layout=of_layout)
+        return type(x), facts(x.args, **options)
     if isinstance(x, SimpleNamespace):
-        return type(x), facts(vars(x), of_layout=of_layout)
+        return type(x), facts(vars(x), **options)
     return x
 
 
-def _values(a: Any, of_layout: bool) -> Any:
+def _values(a: Any, options: dict[str, bool]) -> Any:
     """Without the padding between fields: stock leaves it out, too, where elements do not lie in a row."""
     if a.dtype.hasobject:
-        return facts(a.tolist(), of_layout=of_layout)
+        return facts(a.tolist(), **options)
     if a.dtype.names:
-        return [_values(np.asarray(a)[name], False) for name in a.dtype.names]
+        return [_values(np.asarray(a)[name], {}) for name in a.dtype.names]
     return bytes_of(a)
 
 
@@ -247,6 +259,6 @@ class Dtype:
         return f"{self.dtype!r} {self.dtype.metadata}"
 
 
-def as_stock(x: Any) -> Any:
+def as_stock(x: Any, protocol: int = pickle.DEFAULT_PROTOCOL) -> Any:
     """What arrives without us."""
-    return pickle.loads(pickle.dumps(x))
+    return pickle.loads(pickle.dumps(x, protocol))

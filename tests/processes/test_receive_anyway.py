@@ -163,8 +163,13 @@ def lose_proc():
     assert not os.path.exists("/proc/self")
 
 
+def have_no_descriptors():
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+
+
 HINDRANCES = {
     "address space": limit_addresses,
+    "descriptors": have_no_descriptors,
     "user": pytest.param(become_nobody, marks=needs_nobody),
     "no /proc": pytest.param(lose_proc, marks=needs_root),
 }

@@ -12,14 +12,13 @@ A type may be registered by its name, "torch.Tensor", before its module is impor
 from __future__ import annotations
 
 import os
-import pickle
 import sys
 import threading
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from vmalloc._core import ArrayOwner, Holding, holding_of
+from vmalloc._core import ArrayOwner, Holding, holding_of, protocol_here
 from vmalloc.description import Description
 from vmalloc.errors import StaleReference
 
@@ -102,7 +101,7 @@ class Adapter:
 
         `before`: what was registered for its type before us, or None.
         """
-        return x.__reduce_ex__(pickle.DEFAULT_PROTOCOL) if before is None else before(x)
+        return x.__reduce_ex__(protocol_here()) if before is None else before(x)
 
 
 _lock = threading.RLock()
