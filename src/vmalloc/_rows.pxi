@@ -6,34 +6,59 @@
 
 cdef extern from *:
     """
-    #if defined(__SSE2__)
-    #include <emmintrin.h>
-    #define STREAM_ALIGN 16
+    #define LINE 64 /* bytes; what is stored of a line in one go need not be gathered before it is written */
 
-    /* To an address that is a multiple of STREAM_ALIGN, a multiple of 64 bytes. */
-    static void stream_lines(char *to, const char *from, size_t nbytes)
+    #if defined(__x86_64__)
+    #include <immintrin.h>
+
+    /* Both: to an address that is a multiple of LINE, a multiple of LINE bytes. */
+    __attribute__((target("avx"))) static void stream_halves(char *to, const char *from, size_t nbytes)
     {
-        for (size_t i = 0; i < nbytes; i += 64)
-            for (int part = 0; part < 64; part += STREAM_ALIGN)
-                _mm_stream_si128((__m128i *)(to + i + part), _mm_loadu_si128((const __m128i *)(from + i + part)));
+        for (size_t i = 0; i < nbytes; i += sizeof(__m256i))
+            _mm256_stream_si256((__m256i *)(to + i), _mm256_loadu_si256((const __m256i *)(from + i)));
     }
 
-    static void stream_row(char *to, const char *from, size_t nbytes)
+    static void stream_quarters(char *to, const char *from, size_t nbytes)
     {
-        size_t head = -(size_t)to % STREAM_ALIGN;
-        if (head > nbytes)
-            head = nbytes;
-        size_t lines = (nbytes - head) & ~(size_t)63;
+        for (size_t i = 0; i < nbytes; i += sizeof(__m128i))
+            _mm_stream_si128((__m128i *)(to + i), _mm_loadu_si128((const __m128i *)(from + i)));
+    }
+
+    static void stream_lines(char *to, const char *from, size_t nbytes)
+    {
+        if (__builtin_cpu_supports("avx"))
+            stream_halves(to, from, nbytes);
+        else
+            stream_quarters(to, from, nbytes);
+    }
+
+    static void streams_are_done(void) { _mm_sfence(); }
+    #else
+    static void stream_lines(char *to, const char *from, size_t nbytes) { memcpy(to, from, nbytes); }
+    static void streams_are_done(void) {}
+    #endif
+
+    static size_t least(size_t a, size_t b) { return a < b ? a : b; }
+
+    static void stream_part(char *to, const char *from, size_t nbytes)
+    {
+        size_t head = least(-(size_t)to % LINE, nbytes), lines = (nbytes - head) / LINE * LINE;
         memcpy(to, from, head);
         stream_lines(to + head, from + head, lines);
         memcpy(to + head + lines, from + head + lines, nbytes - head - lines);
     }
 
-    static void streams_are_done(void) { _mm_sfence(); }
-    #else
-    static void stream_row(char *to, const char *from, size_t nbytes) { memcpy(to, from, nbytes); }
-    static void streams_are_done(void) {}
-    #endif
+    /* Pages that are there and that this process has not mapped yet: a read maps all that lie around, a write one.
+     * A new worker would meet a fault at each page of each block. */
+    static void stream_row(char *to, const char *from, size_t nbytes)
+    {
+        while (nbytes) {
+            size_t part = least(VM_MAPPED_AROUND_BYTES - (size_t)to % VM_MAPPED_AROUND_BYTES, nbytes);
+            (void)*(volatile char *)to;
+            stream_part(to, from, part);
+            to += part, from += part, nbytes -= part;
+        }
+    }
     """
     void stream_row(char *to, const char *source, size_t nbytes) nogil
     void streams_are_done() nogil

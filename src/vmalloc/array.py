@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-__all__ = ["ArrayFunctions", "copy_bytes", "copy_of"]
+__all__ = ["ArrayFunctions", "copy_bytes", "copy_of", "make_resident"]
 
 
 def copy_bytes(to: np.ndarray[Any, Any], source: np.ndarray[Any, Any]) -> None:
@@ -47,16 +47,21 @@ def copy_of(source: np.ndarray[Any, Any], region: ArrayFunctions) -> np.ndarray[
 
 
 def _stream(a: np.ndarray[Any, Any], source: np.ndarray[Any, Any], region: ArrayFunctions) -> None:
-    """Copy between two arrays of one order without a gap, `a` a new one.
-
-    Pages that are not there, or not mapped in this process, come by one request of the system and not by a
-    fault for each, which takes twice as long. For pages that are mapped it costs a tenth of the copy.
-    """
+    """Copy between two arrays of one order without a gap, `a` a new one."""
     owner: Any = a.base
-    page, nr_pages, _ = owner._range
-    with contextlib.suppress(VmallocError):  # what the system refuses now it may give later
-        region._populate(page, nr_pages)
+    make_resident(owner, region)
     stream_rows(owner, 0, [source.__array_interface__["data"][0]], source.nbytes)
+
+
+def make_resident(owner: Any, region: ArrayFunctions) -> None:
+    """Pages that are not there come by one request of the system, not by a fault for each, which takes twice as long.
+
+    Of warm pages nothing is asked: it would cost a tenth of a copy, and stream_rows() maps them.
+    """
+    if owner.zeroed:
+        page, nr_pages, _ = owner._range
+        with contextlib.suppress(VmallocError):  # what the system refuses now it may give later
+            region._populate(page, nr_pages)
 
 
 class ArrayFunctions(CoreRegion):

@@ -21,7 +21,9 @@ from torch.utils.data._utils import collate as stock
 
 from vmalloc._core import get_settings
 from vmalloc.adapters.torch import Packed, packed_bytes, tensor_on
+from vmalloc.array import make_resident
 from vmalloc.errors import OutOfPages
+from vmalloc.facts import STREAMED_BYTES
 from vmalloc.full import warn_once
 from vmalloc.message import Settings
 from vmalloc.reference import copy_in
@@ -84,9 +86,12 @@ def collate(batch: Any) -> Any:
 def _block(region: Region, nbytes: int, settings: Settings) -> Any:
     """Where the region is full, unread batches of workers that have ended go first. None: it stays full."""
     try:
-        return region.empty(nbytes, "u1")
+        pages = region.empty(nbytes, "u1")
     except OutOfPages:
-        return settings.room.find(lambda: region.empty(nbytes, "u1"), region, nbytes, True)
+        pages = settings.room.find(lambda: region.empty(nbytes, "u1"), region, nbytes, True)
+    if pages is not None and nbytes >= STREAMED_BYTES:
+        make_resident(pages.base, region)
+    return pages
 
 
 def _packing(packed: Packed) -> dict[Any, Any]:

@@ -6,7 +6,9 @@ from __future__ import annotations
 import copy
 import gc
 import itertools
+import os
 import pickle
+import resource
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from tests.conftest import PAGE, assert_at_rest
 
 import vmalloc
 from vmalloc._core import stream_rows
-from vmalloc.facts import STREAMED_BYTES
+from vmalloc.facts import MAPPED_AROUND_BYTES, STREAMED_BYTES
 
 POINT = np.dtype([("x", "f4"), ("id", "u2"), ("path", "i1", (3,))])
 PADDED = np.dtype([("a", "u1"), ("b", "f8"), ("c", [("d", "i2"), ("e", "M8[ms]")])], align=True)
@@ -362,6 +364,45 @@ def test_rows_are_copied_one_behind_the_other(nbytes, offset):
         assert (into[offset:-1] == rows.ravel()).all()
         assert into[-1] == 0
         assert not into[:offset].any()
+        del into
+
+
+def faults_of(work):
+    """Page faults of `work` in a new child, which has nothing of the region mapped yet."""
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        work()
+        os.write(write_end, str(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before).encode())
+        os._exit(0)
+    os.waitpid(pid, 0)
+    nr = int(os.read(read_end, 100))
+    os.close(read_end)
+    os.close(write_end)
+    return nr
+
+
+def test_a_new_process_writes_rows_to_warm_pages_with_a_fault_for_many_of_them():
+    nr_pages = 1024
+    with vmalloc.Region("16M") as region:
+        into, row = region.full(nr_pages * PAGE, 1, "u1"), np.ones(nr_pages * PAGE, "u1")
+        if faults_of(lambda: bytes(into[::PAGE])) > nr_pages // 2:
+            pytest.skip("this system maps one page at a fault, also of those that are there")
+        assert faults_of(lambda: stream_rows(into, 0, [row.ctypes.data], row.nbytes)) < nr_pages // 2
+        del into
+
+
+@pytest.mark.parametrize("nbytes", [MAPPED_AROUND_BYTES - 1, MAPPED_AROUND_BYTES, 3 * MAPPED_AROUND_BYTES + 77])
+@pytest.mark.parametrize("offset", [0, 3, MAPPED_AROUND_BYTES - 1])
+def test_rows_across_what_is_mapped_at_once_are_copied(nbytes, offset):
+    row = np.random.default_rng(nbytes).integers(0, 256, nbytes, "u1")
+    with vmalloc.Region("1M") as region:
+        into = region.zeros(offset + nbytes + 1, "u1")
+        stream_rows(into, offset, [row.ctypes.data], nbytes)
+        assert (into[offset:-1] == row).all()
+        assert not into[:offset].any()
+        assert into[-1] == 0
         del into
 
 
