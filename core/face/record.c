@@ -21,10 +21,7 @@ struct vm_recorder {
     vm_cursor cursor[]; /* by thread slot */
 };
 
-static size_t recorder_bytes(const vm_region *r)
-{
-    return sizeof(vm_recorder) + r->map.nr_threads * sizeof(vm_cursor);
-}
+static size_t recorder_bytes(const vm_region *r) { return sizeof(vm_recorder) + r->map.nr_threads * sizeof(vm_cursor); }
 
 static bool is_taken(vm_region *r, uint64_t recording)
 {
