@@ -214,8 +214,8 @@ typedef struct vm_event {
     uint64_t what, when;
 } vm_event;
 _Static_assert((int)VM_EVENT_LEN_SHIFT == 4 && (int)VM_EVENT_PAGE_SHIFT == 34
-                   && (int)VM_EVENT_CPU_SHIFT == VM_EVENT_TICKS_BITS + 1
-                   && (int)VM_EVENT_LEVEL_SHIFT == 45 && (int)VM_EVENT_ALIGN_SHIFT == 48,
+                   && (int)VM_EVENT_CPU_SHIFT == VM_EVENT_TICKS_BITS + 1 && (int)VM_EVENT_LEVEL_SHIFT == 45
+                   && (int)VM_EVENT_ALIGN_SHIFT == 48,
                "as drawn");
 static inline uint64_t vm__event_what(vm_event_kind kind, uint64_t page, uint64_t nr_pages)
 {

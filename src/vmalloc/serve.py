@@ -194,19 +194,21 @@ def start_at(path: str, region: HasFileno, allow_uids: Collection[int]) -> None:
                     raise OSError(errno.EADDRINUSE, "a process serves there already")
                 os.unlink(path)
             listener.bind(path)
+            there = _SocketFile(path, listener, region)
             _set_mode(path, _FOR_ALL if uids else _FOR_US)
             if uids:  # nobody is answered before the next line
                 _open_to_all_who_get_it(region.fileno())
             listener.listen()
             if path in _at:  # its file is gone
                 _end(_at.pop(path).listener)
-            there = _at[path] = _SocketFile(path, listener, region)
+            _at[path] = there
         threading.Thread(
             target=_serve, args=(listener, lookup, uids), name="vmalloc-serve-at", daemon=True
         ).start()
     except BaseException as e:
         if there is not None:
             there.end()
+            there.unlink()  # it may not have been served yet
         listener.close()
         if isinstance(e, RuntimeError):  # no more threads
             raise OSError(errno.EAGAIN, str(e)) from None

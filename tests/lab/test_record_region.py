@@ -27,6 +27,7 @@ import numpy as np
 
 from vmalloc.cli import record as record_command
 from vmalloc.cli.replay import command as replay_command
+from vmalloc.cli.report import command as report_command
 from vmalloc.facts import EVENT_BATCH, EVENT_RING, EVENT_TICKS_BITS, EVENTS
 from vmalloc.lab import replay, replay_on_core
 from vmalloc.lab.columnar import read_metadata
@@ -37,6 +38,7 @@ from vmalloc.lab.trace import read_events
 from vmalloc.model import PAGE, PRESETS
 
 OURS = PRESETS["vmalloc"]
+SNAPSHOT = Path(__file__).parent.parent / "data" / "traces" / "vmallocinfo.real.xz"
 
 
 @pytest.fixture(autouse=True)
@@ -344,3 +346,27 @@ def test_what_cannot_be_recorded_is_said_in_a_line(tmp_path: Path, words: list[s
         done = CliRunner().invoke(record_command.command, words)
     assert done.exit_code != 0
     assert told in done.output
+
+
+def test_what_is_for_kernels_is_refused_for_a_recording_of_our_own(tmp_path: Path) -> None:
+    space, path = addresses(), tmp_path / "run.parquet"
+    with space.record(path):
+        work(space, 50, seed=7)
+    snapshot = str(SNAPSHOT)
+    for words in (["--cpus", "2"], ["--vmallocinfo", snapshot], ["--state", snapshot]):
+        done = CliRunner().invoke(replay_command, [str(path), "--on", "model", *words])
+        assert done.exit_code == 1
+        assert len(done.output.splitlines()) == 1
+        assert "are for kernels" in done.output
+    done = CliRunner().invoke(report_command, [str(path), "--vmallocinfo", snapshot, "--json"])
+    assert (done.exit_code, len(done.output.splitlines())) == (1, 1)
+    assert "are for kernels" in done.output
+
+
+def test_a_report_of_a_recording_of_our_own_advises_nothing_that_is_for_kernels(tmp_path: Path) -> None:
+    space, path = addresses(), tmp_path / "run.parquet"
+    with space.record(path):
+        work(space, 50, seed=7)
+    notes = " ".join(report_of_recording(path).notes)
+    assert "not of those before" in notes
+    assert "--vmallocinfo" not in notes

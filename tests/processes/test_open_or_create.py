@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import socket
@@ -355,3 +356,20 @@ def test_what_is_no_path_serves_nothing(path: str) -> None:
 def test_a_time_that_is_none_is_refused(timeout_s: float) -> None:
     with pytest.raises(ValueError, match="timeout_s must be 0 or more"):
         vmalloc.Region.open_or_create("never-made", "1M", timeout_s=timeout_s)
+
+
+def test_what_cannot_be_opened_to_others_leaves_no_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(fd: int, mode: int) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    path = tmp_path / "region.sock"
+    with vmalloc.Region("1M", helper=False) as region:
+        monkeypatch.setattr(os, "fchmod", refuse)  # as for a region of another user
+        with pytest.raises(OSError):
+            region.serve(path, allow_uids=[os.getuid() + 1])
+        assert not path.exists()
+        region.serve(path)
+        assert path.exists()
+    assert not path.exists()

@@ -25,7 +25,7 @@ from vmalloc.lab.orders import Timeline
 from vmalloc.lab.predict import Prediction, Predictor, lost_events, most_used_window
 from vmalloc.lab.restore import in_time_order, possible, restore, unseen_frees
 from vmalloc.lab.state import EndDifference, State, compare, read_state, state_of_vmallocinfo
-from vmalloc.lab.trace import header_of, metadata_of, read_events, read_vmallocinfo
+from vmalloc.lab.trace import OWN_KNOWS, header_of, metadata_of, read_events, read_vmallocinfo
 from vmalloc.model import (
     PAGE,
     Allocator,
@@ -121,6 +121,8 @@ def load(
         raise ValueError("the start is known by a state or by a vmallocinfo: give one of them")
     about = metadata_of(trace)
     if about.get("source") == "vmalloc":
+        if state is not None or vmallocinfo is not None or cpus is not None:
+            raise ValueError(f"{trace}: {OWN_KNOWS}")
         return _load_own(trace, about)
     events = between_marks(in_time_order(list(read_events(trace)))[0])
     window, seen = most_used_window(events), max(event.cpu for event in events) + 1

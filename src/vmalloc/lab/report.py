@@ -32,7 +32,7 @@ from vmalloc.lab.events import (
 )
 from vmalloc.lab.files import StrPath
 from vmalloc.lab.state import read_state
-from vmalloc.lab.trace import header_of, read_columns
+from vmalloc.lab.trace import OWN_KNOWS, header_of, metadata_of, read_columns
 from vmalloc.lab.vmallocinfo import read_vmallocinfo
 
 if TYPE_CHECKING:
@@ -393,6 +393,9 @@ def start_of_vmallocinfo(path: StrPath) -> Start:
 
 def report_of_recording(path: StrPath, start: Start = NOTHING_KNOWN) -> Report:
     """Of a recording of a kernel and what was there before it. Raises TraceError if nothing can be used."""
+    is_own = metadata_of(path).get("source") == "vmalloc"
+    if is_own and start.of:
+        raise TraceError(f"{path}: {OWN_KNOWS}")
     problems: list[Problem] = list(start.problems)
     columns = read_columns(path, problems=problems).by_time()
     if start.of:
@@ -412,7 +415,9 @@ def report_of_recording(path: StrPath, start: Start = NOTHING_KNOWN) -> Report:
     report.lifetimes = lifetimes_of(lives)
     report.lazy, report.purged = lazy_of(columns, instants), purged_of(columns, instants)
     _add_places(report, columns, lives, instants)
-    if not start.of:
+    if is_own:
+        report.notes.append("A recording tells of ranges that were made while it ran, not of those before.")
+    elif not start.of:
         report.notes.append(
             "A recording tells of areas that were made while it ran. --state or --vmallocinfo add those that "
             "were there before."

@@ -69,6 +69,11 @@ BINARY_FORMATS = {
     b"2ELIFREP": "perf's binary file of a big-endian machine; run `perf script -i FILE > trace.txt` there",
 }
 
+OWN_KNOWS = (
+    "a recording of our own allocator knows its CPUs, and there is no start state of it: "
+    "--state, --vmallocinfo and --cpus are for kernels"
+)
+
 
 def read_events(
     path: StrPath, *, format: str | None = None, problems: list[Problem] | None = None
