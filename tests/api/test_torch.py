@@ -506,7 +506,7 @@ IN_A_SMALL_SHM = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=64m tmpfs
 
 
 def keeps_nothing(nr_epochs, region_mib, batch_mib, *before):
-    """Of epochs that end too early, under a limit of 64 descriptors; `before`: what the command begins with."""
+    """Of epochs that end too early, with 64 descriptors; `before`: what the command begins with."""
     numbers = map(str, (nr_epochs, region_mib, batch_mib))
     command = [*before, sys.executable, EARLY_EPOCHS, *numbers]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
