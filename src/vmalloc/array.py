@@ -54,7 +54,7 @@ def _stream(a: np.ndarray[Any, Any], source: np.ndarray[Any, Any], region: Array
 
 
 def make_resident(owner: Any, region: ArrayFunctions) -> None:
-    """Pages that are not there come by one request of the system, not by a fault for each, which takes twice as long.
+    """Pages that are not there come by one request of the system: a fault for each takes twice as long.
 
     Of warm pages nothing is asked: it would cost a tenth of a copy, and stream_rows() maps them.
     """

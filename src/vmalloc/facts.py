@@ -321,7 +321,7 @@ PRIVATE_MAPPINGS_SHARE = 4
 STREAMED_BYTES = 4 << 20
 """Arrays and batches from this size on are copied into a region past the caches: they do not fit in there."""
 MAPPED_AROUND_BYTES = 64 << 10
-"""The system maps so much around a page that is read (its `fault_around_bytes`); around one that is written, nothing."""
+"""The system maps so much around a page that is read, by default; around one that is written, nothing."""
 FULL_TIMEOUT_S = 5
 """How long install() waits for pages when the region is full."""
 

@@ -3,6 +3,7 @@
 
 import collections
 import gc
+import json
 import multiprocessing
 import os
 import pathlib
@@ -498,3 +499,49 @@ def test_descriptors_stay_as_many(region):
         counts.append(len(os.listdir("/proc/self/fd")))
     assert len(kept) == 50
     assert counts[-1] == counts[5]
+
+
+EARLY_EPOCHS = pathlib.Path(__file__).with_name("early_epochs.py")
+IN_A_SMALL_SHM = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=64m tmpfs /dev/shm && exec "$@"', "sh"]
+
+
+def keeps_nothing(nr_epochs, region_mib, batch_mib, *before):
+    """Of epochs that end too early, with 64 descriptors; `before`: what the command begins with."""
+    numbers = map(str, (nr_epochs, region_mib, batch_mib))
+    command = [*before, sys.executable, EARLY_EPOCHS, *numbers]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    early, largest = told.pop("descriptors")
+    assert told == {"at_rest": True, "files": []}
+    return largest == early
+
+
+def small_shm():
+    try:
+        subprocess.run([*IN_A_SMALL_SHM, "true"], capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("a /dev/shm of one's own needs unshare, and root")
+    return IN_A_SMALL_SHM
+
+
+def test_epochs_that_end_too_early_keep_neither_pages_nor_descriptors():
+    assert keeps_nothing(10, 128, 4)
+
+
+@pytest.mark.soak
+def test_200_epochs_end_too_early_in_a_small_shm():
+    assert keeps_nothing(200, 512, 16, *small_shm())
+
+
+@pytest.mark.soak
+def test_10_000_batches_take_the_same_descriptors(region):
+    counts = set()
+    for nr, batch in enumerate(loader(region, Samples(80_000, numbers=50))):
+        assert vmalloc.is_shared(batch["array"])
+        if nr > 5:
+            counts.add(len(os.listdir("/proc/self/fd")))
+    assert nr == 9_999
+    assert len(counts) == 1
+    del batch
+    assert at_rest(region) == (0, 0)
