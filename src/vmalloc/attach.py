@@ -359,7 +359,7 @@ class Kept:
     def __init__(self, where: Where) -> None:
         """RegionUnavailable."""
         self.where: Where = (*where[:6], None)
-        # a window: who can attach nothing later, for want of a descriptor too, still receives copies through it
+        # a window: who can attach nothing later, even for want of a descriptor, receives copies through it
         self.window = open_where(where, lambda fd: Window(fd, True))
         self._region: Any = None
         self._failed: tuple[Exception, float] | None = None

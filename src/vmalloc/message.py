@@ -630,7 +630,7 @@ def _send(value: Any, holding: Holding, settings: Settings) -> tuple[Any, ...]:
     try:
         lease = region._lease(holding)[2]  # pyright: ignore[reportPrivateUsage]
         readonly = settings.readonly or (
-            is_private and is_array and arrives_readonly(value, forking_protocol())
+            is_private and is_array and arrives_readonly(cast("Any", value), forking_protocol())
         )
         packed = pack(value, holding, lease, readonly=readonly, private=is_private)
         if message is not None:

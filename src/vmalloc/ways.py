@@ -48,7 +48,7 @@ def why(x: object) -> str:
     adapter = registry.adapter_for(type(x))
     holding, nbytes = adapter.holding(x), adapter.nbytes(x)
     if holding is not None and not holding.region.closed:
-        is_turned_there = adapter.kind == "array" and is_turned(x, pickle.DEFAULT_PROTOCOL)
+        is_turned_there = adapter.kind == "array" and is_turned(cast("Any", x), pickle.DEFAULT_PROTOCOL)
         return _why_what_lies_in_a_region(nbytes, settings, is_turned_there)
     if holding is None and adapter.take_apart(x, settings.threshold) is not None:
         return f"in parts: each buffer of a {type(x).__name__} goes its own way"
