@@ -8,11 +8,13 @@ the last view is gone, and nobody can release them under it. numpy is imported o
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from vmalloc._core import CoreRegion, stream_rows
 from vmalloc.errors import VmallocError
-from vmalloc.facts import STREAMED_BYTES
+from vmalloc.facts import COPY_PIECE_BYTES, COPY_THREADS_MAX, STREAMED_BYTES
+from vmalloc.prefault import at_once
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,16 +49,23 @@ def copy_of(source: np.ndarray[Any, Any], region: ArrayFunctions) -> np.ndarray[
 
 
 def _stream(a: np.ndarray[Any, Any], source: np.ndarray[Any, Any], region: ArrayFunctions) -> None:
-    """Copy between two arrays of one order without a gap, `a` a new one.
-
-    Pages that are not there, or not mapped in this process, come by one request of the system and not by a
-    fault for each, which takes twice as long. For pages that are mapped it costs a tenth of the copy.
-    """
+    """Copy between two arrays of one order without a gap, `a` a new one, by several threads if it is large."""
     owner: Any = a.base
-    page, nr_pages, _ = owner._range
-    with contextlib.suppress(VmallocError):  # what the system refuses now it may give later
-        region._populate(page, nr_pages)
-    stream_rows(owner, 0, [source.__array_interface__["data"][0]], source.nbytes)
+    first = owner._range[0]
+    granule = region._info()["granule"]
+    at = source.__array_interface__["data"][0]
+
+    def copy(start: int, end: int) -> None:
+        """Pages that are not there, or not mapped in this process, come by one request of the system and not by
+        a fault for each, which takes twice as long. For pages that are mapped it costs a tenth of the copy."""
+        with contextlib.suppress(VmallocError):  # what the system refuses now it may give later
+            region._populate(first + start, end - start)
+        offset = start * granule
+        stream_rows(owner, offset, [at + offset], min(end * granule, source.nbytes) - offset)
+
+    nr = max(min(source.nbytes // COPY_PIECE_BYTES, COPY_THREADS_MAX, len(os.sched_getaffinity(0))), 1)
+    pages = -(-source.nbytes // granule)
+    at_once([(copy, pages * i // nr, pages * (i + 1) // nr) for i in range(nr)])
 
 
 class ArrayFunctions(CoreRegion):

@@ -307,6 +307,10 @@ PRIVATE_MAPPINGS_SHARE = 4
 """... as long as these are at most one such part of the mappings that a process may have."""
 STREAMED_BYTES = 4 << 20
 """Arrays and batches from this size on are copied into a region past the caches: they do not fit in there."""
+COPY_PIECE_BYTES = 32 << 20
+"""An array is copied in by as many threads as it has such parts, ..."""
+COPY_THREADS_MAX = 4
+"""... as there are CPUs, or so many."""
 FULL_TIMEOUT_S = 5
 """How long install() waits for pages when the region is full."""
 
