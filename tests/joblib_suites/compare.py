@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """joblib's own tests of Parallel and of its memory maps, with loky and with our backend in its place.
 
-    python tests/joblib/compare.py [SUITE ...]     # vmalloc, joblib, numpy and pytest must be importable
+    python tests/joblib_suites/compare.py [SUITE ...]     # vmalloc, joblib, numpy and pytest must be importable
 
 Every suite runs twice: as it is, and with `site/sitecustomize.py` in each process, workers included. Then
 outcomes are compared test by test. Tests that differ run again, in both ways: what agrees then was

@@ -6,6 +6,6 @@ import os
 if os.environ.get("VMALLOC_SWAPPED") and os.environ.get("JOBLIB_MULTIPROCESSING") != "0":
     import joblib.parallel
 
-    import vmalloc.joblib
+    import vmalloc.joblib  # noqa: F401
 
-    joblib.parallel.register_parallel_backend("loky", vmalloc.joblib.VmallocBackend)
+    joblib.parallel.BACKENDS["loky"] = joblib.parallel.BACKENDS.pop("vmalloc")
