@@ -49,15 +49,15 @@ def copy_of(source: np.ndarray[Any, Any], region: ArrayFunctions) -> np.ndarray[
 
 
 def _stream(a: np.ndarray[Any, Any], source: np.ndarray[Any, Any], region: ArrayFunctions) -> None:
-    """Copy between two arrays of one order without a gap, `a` a new one, by several threads if it is large."""
+    """Copy between two arrays of one order without a gap, `a` a new one; a large one by several threads."""
     owner: Any = a.base
     first = owner._range[0]
     granule = region._info()["granule"]
     at = source.__array_interface__["data"][0]
 
     def copy(start: int, end: int) -> None:
-        """Pages that are not there, or not mapped in this process, come by one request of the system and not by
-        a fault for each, which takes twice as long. For pages that are mapped it costs a tenth of the copy."""
+        """Pages that are not there, or not mapped in this process, come by one request of the system and not
+        by a fault for each, which takes twice as long. Of pages that are mapped it is a tenth of the copy."""
         with contextlib.suppress(VmallocError):  # what the system refuses now it may give later
             region._populate(first + start, end - start)
         offset = start * granule

@@ -11,8 +11,8 @@ The workers are loky's. An argument is copied into the region once a call, and i
 many tasks name it, and none of them needs a lease. Results have leases, as messages have. joblib's own
 ways are kept: `max_nbytes` is the size from which arguments are copied in, `mmap_mode` says whether
 workers may write to them: "r" no, "r+" yes, "c" each to its own, None sends them by value. Nothing is
-written to /dev/shm or to a folder. With `numpy_arrays=True` what numpy makes in a task is made in the region, so
-that a result is not copied in.
+written to /dev/shm or to a folder. With `numpy_arrays=True` what numpy makes in a task is made in the
+region, so that a result is not copied in.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 try:
     import joblib.executor
+    from joblib._memmapping_reducer import _get_backing_memmap, _reduce_memmap_backed
     from joblib._parallel_backends import FallbackToBackend, LokyBackend, SequentialBackend
     from joblib.executor import MemmappingExecutor
     from joblib.externals.loky.reusable_executor import _ReusablePoolExecutor
@@ -153,19 +154,35 @@ class _Reducers(dict[type, Any]):
         self._reduce = reduce
 
     def items(self) -> ItemsView[type, Any]:  # type: ignore[override]
-        return dict.fromkeys(registry.exact_types()[1], self._reduce).items()
+        types = {*registry.exact_types()[1]}
+        if "numpy" in sys.modules:
+            types.add(sys.modules["numpy"].memmap)
+        return dict.fromkeys(types, self._reduce).items()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Reducers, (self._reduce,)
 
 
+def _reduce_file(x: Any) -> Any:
+    """What lies in a file that the program mapped itself goes as joblib sends it: by the file's name."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None or not isinstance(x, numpy.ndarray):
+        return None
+    file = _get_backing_memmap(x)
+    return _reduce_memmap_backed(x, file) if isinstance(file, numpy.memmap) else None
+
+
 def reduce_argument(x: Any) -> Any:
+    by_file = _reduce_file(x)
+    if by_file is not None:
+        return by_file
     call = _sending.call
     return x.__reduce_ex__(4) if call is None else call.reduced(x)
 
 
 def reduce_result(x: Any) -> Any:
-    return reduce_as(x, _results)
+    by_file = _reduce_file(x)
+    return reduce_as(x, _results) if by_file is None else by_file
 
 
 def region() -> Region:

@@ -59,7 +59,7 @@ def _take(region: CoreRegion, wanted: int, nr_threads: int, longest: int) -> tup
 
 
 def at_once(works: Sequence[tuple[Callable[..., None], *tuple[int, ...]]]) -> None:
-    """Call each with its arguments in a thread of its own, the first one here, and what finds no thread, too."""
+    """Call each with its arguments in a thread of its own; the first, and what finds no thread, here."""
     errors: list[BaseException] = []
 
     def work(call: Callable[..., None], *arguments: int) -> None:

@@ -258,6 +258,22 @@ def test_odd_arrays_arrive_as_under_joblibs_own_backend(region):
     assert came["vmalloc"] == stock
 
 
+def look_at_map(a):
+    return type(a).__name__, getattr(a, "filename", None), float(a[-1])
+
+
+def test_a_file_that_the_program_mapped_goes_by_its_name(region, tmp_path):
+    """Both ways, and parts of it: none of it is copied."""
+    name = str(tmp_path / "mapped")
+    mapped = np.memmap(name, "f8", "w+", shape=LARGE)
+    mapped[:] = 1
+    with joblib.parallel_config(backend="vmalloc", region=region):
+        seen = Parallel(n_jobs=2)(delayed(look_at_map)(a) for a in (mapped, mapped[10:]))
+        (back,) = Parallel(n_jobs=2)(delayed(np.asanyarray)(mapped) for _ in range(1))
+    assert seen == [("memmap", name, 1.0)] * 2
+    assert look_at_map(back) == ("memmap", name, 1.0)
+
+
 SCRIPT = """
     import os, signal, sys
     import numpy as np
@@ -282,7 +298,7 @@ SCRIPT = """
 
 
 def test_a_program_whose_worker_was_killed_leaves_no_file(tmp_path):
-    """Neither in the temporary folder nor in /dev/shm: there joblib keeps files of its own, and others theirs."""
+    """In the folder that joblib is told to use in place of the temporary one and of /dev/shm."""
     script, temporary = tmp_path / "script.py", tmp_path / "temporary"
     script.write_text(textwrap.dedent(SCRIPT))
     temporary.mkdir()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """joblib's own tests of Parallel and of its memory maps, with loky and with our backend in its place.
 
-    python tests/joblib_suites/compare.py [SUITE ...]     # vmalloc, joblib, numpy and pytest must be importable
+    python tests/joblib_suites/compare.py [SUITE ...]     # with vmalloc, joblib, numpy, pytest
 
 Every suite runs twice: as it is, and with `site/sitecustomize.py` in each process, workers included. Then
 outcomes are compared test by test. Tests that differ run again, in both ways: what agrees then was
@@ -30,7 +30,22 @@ NODES_MAX = 60  # more tests than that run again as a whole suite
 Outcomes = dict[str, str]
 
 #: tests that assert LokyBackend or a file that is mapped, and what is so with us
-DIFFERENT: dict[str, str] = {}
+_IS_MAPPED = "asserts that an argument is np.memmap, or asks for its file's name; with us it is an array"
+_IS_LOKY = "asserts the class LokyBackend; ours derives from it"
+_ORDER = "asserts that a file's array has the machine's byte order; with us it keeps its own"
+DIFFERENT: dict[str, str] = {
+    "test_memmapping.test_managed_backend_reuse_temp_folder": _IS_MAPPED,
+    "test_memmapping.test_memmap_returned_as_regular_array": _IS_MAPPED,
+    "test_memmapping.test_memmapping_temp_folder_thread_safety": _IS_MAPPED,
+    "test_memmapping.test_multithreaded_parallel_termination_resource_tracker_silent": _IS_MAPPED,
+    "test_memmapping.test_parallel_isolated_temp_folders": _IS_MAPPED,
+    "test_parallel.test_auto_memmap_on_arrays_from_generator": _IS_MAPPED,
+    "test_parallel.test_backend_context_manager": _IS_LOKY,
+    "test_parallel.test_backend_hinting_and_constraints": _IS_LOKY,
+    "test_parallel.test_memmapping_leaks": _IS_MAPPED,
+    "test_parallel.test_nested_parallelism_limit": _IS_LOKY,
+    "test_parallel.test_parallel_byteorder_corruption": _ORDER,
+}
 
 
 def run(suite: str, out: pathlib.Path, tests: list[str], *, swapped: bool) -> Outcomes:
