@@ -17,6 +17,7 @@ region, so that a result is not copied in.
 
 from __future__ import annotations
 
+import pickle
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,14 @@ _EXECUTORS = ("joblib.externals.loky.process_executor", "loky.process_executor")
 MODES = ("r", "r+", "w+", "c", None)
 
 
+def _by_value(x: Any) -> Any:
+    """An array as joblib sends it, which keeps its byte order: protocol 4, loky's own, does not."""
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and type(x) is numpy.ndarray:
+        return pickle.loads, (pickle.dumps(x, pickle.HIGHEST_PROTOCOL),)
+    return x.__reduce_ex__(4)
+
+
 class Call:
     """What the tasks of one Parallel call name, held until it ends; in the process that calls."""
 
@@ -76,14 +85,14 @@ class Call:
         is_small = self.threshold is None or nbytes is None or nbytes <= self.threshold
         if self.mode is None or (holding is None and is_small):
             parts = adapter.take_apart(x, self.threshold or 0) if self.mode is not None else None
-            return parts if parts is not None else x.__reduce_ex__(4)
+            return parts if parts is not None else _by_value(x)
         try:
             value, held_by = self._placed(x, holding)
         except _IsOver:
-            return x.__reduce_ex__(4)
+            return _by_value(x)
         except (OutOfPages, RegionClosed, TypeError) as e:
             warn_once("joblib", f"arguments go by value: {e}")
-            return x.__reduce_ex__(4)
+            return _by_value(x)
         packed = pack(value, held_by, 0, readonly=self.mode == "r", private=self.mode == "c")
         from vmalloc._core import load_reference
 
@@ -177,12 +186,12 @@ def reduce_argument(x: Any) -> Any:
     if by_file is not None:
         return by_file
     call = _sending.call
-    return x.__reduce_ex__(4) if call is None else call.reduced(x)
+    return _by_value(x) if call is None else call.reduced(x)
 
 
 def reduce_result(x: Any) -> Any:
     by_file = _reduce_file(x)
-    return reduce_as(x, _results) if by_file is None else by_file
+    return reduce_as(x, _results, _by_value) if by_file is None else by_file
 
 
 def region() -> Region:

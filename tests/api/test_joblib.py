@@ -243,6 +243,7 @@ def test_odd_arrays_arrive_as_under_joblibs_own_backend(region):
         np.array(["a", None], "O"),
         masked,
         np.arange(LARGE, dtype=">f8"),
+        np.arange(6, dtype=">i4"),
         np.zeros(LARGE, [("a", "i4"), ("b", "f8")]),
     ]
     came = {}

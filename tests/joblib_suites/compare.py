@@ -32,7 +32,6 @@ Outcomes = dict[str, str]
 #: tests that assert LokyBackend or a file that is mapped, and what is so with us
 _IS_MAPPED = "asserts that an argument is np.memmap, or asks for its file's name; with us it is an array"
 _IS_LOKY = "asserts the class LokyBackend; ours derives from it"
-_ORDER = "asserts that a file's array has the machine's byte order; with us it keeps its own"
 DIFFERENT: dict[str, str] = {
     "test_memmapping.test_managed_backend_reuse_temp_folder": _IS_MAPPED,
     "test_memmapping.test_memmap_returned_as_regular_array": _IS_MAPPED,
@@ -44,7 +43,6 @@ DIFFERENT: dict[str, str] = {
     "test_parallel.test_backend_hinting_and_constraints": _IS_LOKY,
     "test_parallel.test_memmapping_leaks": _IS_MAPPED,
     "test_parallel.test_nested_parallelism_limit": _IS_LOKY,
-    "test_parallel.test_parallel_byteorder_corruption": _ORDER,
 }
 
 
