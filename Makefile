@@ -45,10 +45,10 @@ export REQUIREMENTS
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test adapters soak bench docs lint format pythons cpython cpython-suites dist sdist wheels clean spin
+.PHONY: help demo test adapters adapters-suites joblib-suites soak bench docs lint format pythons cpython cpython-suites dist sdist wheels clean spin
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s%s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s%s\n", $$1, $$2 }' Makefile
 
 # ---- what to run -------------------------------------------------------------------------------
 
@@ -62,6 +62,14 @@ adapters: ## the tests of adapters, with their libraries in an environment of th
 	$(MAKE) --no-print-directory test BUILD=$(BUILD)/adapters \
 		VENV=$(if $(filter command line,$(origin VENV)),$(VENV),$(BUILD)/adapters/venv) \
 		TEST_EXTRAS="numpy test adapters torch dask beside" TESTS="$(or $(TESTS),$(ADAPTER_TESTS))"
+
+adapters-suites: ## joblib's own tests, with our backend in loky's place as with loky; 10 minutes
+	$(MAKE) --no-print-directory joblib-suites BUILD=$(BUILD)/adapters \
+		VENV=$(if $(filter command line,$(origin VENV)),$(VENV),$(BUILD)/adapters/venv) \
+		TEST_EXTRAS="numpy test adapters torch dask beside"
+
+joblib-suites: $(SITE)/.installed
+	$(WITH_SITE) $(PY) tests/joblib_suites/compare.py --logs $(BUILD)/joblib $(SUITES)
 
 soak: $(SITE)/.installed spin ## the long runs
 	$(PYTEST) -m soak -o timeout=0 -o faulthandler_timeout=0 $(TESTS)

@@ -2,8 +2,9 @@
 """Is joblib faster by reference? Results of 16 MiB, 64 tasks a call, and an argument of 256 MiB to 4 workers.
 
 Stock loky and backend="vmalloc", each in a process of its own, for joblib has one set of workers, which a
-change of backend ends. Results are made privately, and copied in once, or in the region; so is an argument,
-which is another array in each call, so that each call is its first use. Calls in turn, after one that
+change of backend ends. Results are made privately and copied in once, the same under
+`numpy_arrays=True`, or made in the region; an argument is made privately or in the region,
+and is another array in each call, so that each call is its first use. Calls in turn, after one that
 does not count. Says how many workers there were: loky ends those that seem to leak. `--json FILE` writes the
 figures.
 """
@@ -37,7 +38,7 @@ def make_in_region(i, nbytes):
     return os.getpid(), a
 
 
-MAKERS = {"private": make_private, "region": make_in_region}
+MAKERS = {"private": make_private, "numpy": make_private, "region": make_in_region}
 
 
 def read(a):
@@ -59,10 +60,10 @@ class Case:
             self.backend["region"] = vmalloc.Region(4 << 30)
         self.nr, self.pids = 0, set()
 
-    def parallel(self, nr_jobs, tasks):
+    def parallel(self, nr_jobs, tasks, **options):
         """Seconds until the caller has all that they give, and that."""
         started = time.perf_counter()
-        with self.joblib.parallel_config(**self.backend):
+        with self.joblib.parallel_config(**self.backend, **options):
             got = self.joblib.Parallel(n_jobs=nr_jobs)(tasks)
         took = time.perf_counter() - started
         self.pids.update(pid for pid, _ in got)
@@ -71,7 +72,8 @@ class Case:
     def results(self, where):
         nr, nbytes = RESULTS
         make = self.joblib.delayed(MAKERS[where])
-        took, got = self.parallel(2, [make(i, nbytes // self.share) for i in range(nr)])
+        options = {"numpy_arrays": True} if where == "numpy" else {}
+        took, got = self.parallel(2, [make(i, nbytes // self.share) for i in range(nr)], **options)
         assert [a[-1] for a in got] == list(range(nr))
         return took
 
@@ -144,6 +146,8 @@ def main():
             "private": lambda q=question: ours.seconds(q, "private"),
             "region": lambda q=question: ours.seconds(q, "region"),
         }
+        if question == "results":
+            ways["numpy"] = lambda: ours.seconds("results", "numpy")
         for server in (stock, ours):
             server.forget()
         told = interleaved(1 if options.quick else ROUNDS, ways)

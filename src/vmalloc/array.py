@@ -8,11 +8,13 @@ the last view is gone, and nobody can release them under it. numpy is imported o
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from vmalloc._core import CoreRegion, stream_rows
 from vmalloc.errors import VmallocError
-from vmalloc.facts import STREAMED_BYTES
+from vmalloc.facts import COPY_PIECE_BYTES, COPY_THREADS_MAX, STREAMED_BYTES
+from vmalloc.prefault import at_once
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,21 +49,32 @@ def copy_of(source: np.ndarray[Any, Any], region: ArrayFunctions) -> np.ndarray[
 
 
 def _stream(a: np.ndarray[Any, Any], source: np.ndarray[Any, Any], region: ArrayFunctions) -> None:
-    """Copy between two arrays of one order without a gap, `a` a new one."""
+    """Copy between two arrays of one order without a gap, `a` a new one; a large one by several threads."""
     owner: Any = a.base
-    make_resident(owner, region)
-    stream_rows(owner, 0, [source.__array_interface__["data"][0]], source.nbytes)
+    granule = region._info()["granule"]
+    at = source.__array_interface__["data"][0]
+
+    def copy(start: int, end: int) -> None:
+        make_resident(owner, region, start, end)
+        offset = start * granule
+        stream_rows(owner, offset, [at + offset], min(end * granule, source.nbytes) - offset)
+
+    nr = max(min(source.nbytes // COPY_PIECE_BYTES, COPY_THREADS_MAX, len(os.sched_getaffinity(0))), 1)
+    pages = -(-source.nbytes // granule)
+    at_once([(copy, pages * i // nr, pages * (i + 1) // nr) for i in range(nr)])
 
 
-def make_resident(owner: Any, region: ArrayFunctions) -> None:
+def make_resident(owner: Any, region: ArrayFunctions, start: int = 0, end: int | None = None) -> None:
     """Pages that are not there come by one request of the system: a fault for each takes twice as long.
+
+    Of the whole range, or from one of its pages to before another.
 
     Of warm pages nothing is asked: it would cost a tenth of a copy, and stream_rows() maps them.
     """
     if owner.zeroed:
         page, nr_pages, _ = owner._range
         with contextlib.suppress(VmallocError):  # what the system refuses now it may give later
-            region._populate(page, nr_pages)
+            region._populate(page + start, (nr_pages if end is None else end) - start)
 
 
 class ArrayFunctions(CoreRegion):

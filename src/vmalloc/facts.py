@@ -322,6 +322,10 @@ STREAMED_BYTES = 4 << 20
 """Arrays and batches from this size on are copied into a region past the caches: they do not fit in there."""
 MAPPED_AROUND_BYTES = 64 << 10
 """The system maps so much around a page that is read, by default; around one that is written, nothing."""
+COPY_PIECE_BYTES = 32 << 20
+"""An array is copied in by as many threads as it has such parts, ..."""
+COPY_THREADS_MAX = 4
+"""... as there are CPUs, or so many."""
 FULL_TIMEOUT_S = 5
 """How long install() waits for pages when the region is full."""
 

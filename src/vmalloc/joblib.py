@@ -11,29 +11,35 @@ The workers are loky's. An argument is copied into the region once a call, and i
 many tasks name it, and none of them needs a lease. Results have leases, as messages have. joblib's own
 ways are kept: `max_nbytes` is the size from which arguments are copied in, `mmap_mode` says whether
 workers may write to them: "r" no, "r+" yes, "c" each to its own, None sends them by value. Nothing is
-written to /dev/shm or to a folder.
+written to /dev/shm or to a folder. With `numpy_arrays=True` what numpy makes in a task is made in the
+region, so that a result is not copied in.
 """
 
 from __future__ import annotations
 
+import pickle
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
-import joblib.executor
-from joblib._parallel_backends import FallbackToBackend, LokyBackend, SequentialBackend
-from joblib.executor import MemmappingExecutor
-from joblib.externals.loky.reusable_executor import _ReusablePoolExecutor
-from joblib.parallel import register_parallel_backend
+try:
+    import joblib.executor
+    from joblib._memmapping_reducer import _get_backing_memmap, _reduce_memmap_backed
+    from joblib._parallel_backends import FallbackToBackend, LokyBackend, SequentialBackend
+    from joblib.executor import MemmappingExecutor
+    from joblib.externals.loky.reusable_executor import _ReusablePoolExecutor
+    from joblib.parallel import register_parallel_backend
+except ImportError as e:
+    raise ImportError(f"vmalloc.joblib needs joblib 1.4 or newer (pip install 'joblib>=1.4'): {e}") from e
 
 from vmalloc.adapters import registry
 from vmalloc.attach import where_of
-from vmalloc.errors import OutOfPages, VmallocError
+from vmalloc.errors import OutOfPages, RegionClosed, VmallocError
 from vmalloc.facts import COPY_IN_THRESHOLD_BYTES, FULL_TIMEOUT_S
 from vmalloc.full import warn_once
 from vmalloc.message import Settings, reduce_as
 from vmalloc.reference import Ref, pack
-from vmalloc.region import Region, default_region, region_at
+from vmalloc.region import Region, default_region, parse_size, region_at
 from vmalloc.rss import resident
 
 if TYPE_CHECKING:
@@ -43,16 +49,32 @@ if TYPE_CHECKING:
 
 __all__ = ["VmallocBackend", "region"]
 
+MAX_NBYTES = 1 << 20  #: joblib's own
 _EXECUTORS = ("joblib.externals.loky.process_executor", "loky.process_executor")
+MODES = ("r", "r+", "w+", "c", None)
+
+
+def _by_value(x: Any) -> Any:
+    """An array as joblib sends it, which keeps its byte order: protocol 4, loky's own, does not."""
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and type(x) is numpy.ndarray:
+        return pickle.loads, (pickle.dumps(x, pickle.HIGHEST_PROTOCOL),)
+    return x.__reduce_ex__(4)
 
 
 class Call:
     """What the tasks of one Parallel call name, held until it ends; in the process that calls."""
 
-    def __init__(self, region: Region, threshold: int | None, mode: str | None) -> None:
+    def __init__(self, region: Region, threshold: int | None, mode: str | None, least: int | None) -> None:
         self.region, self.threshold, self.mode = region, threshold, mode
+        self.least = least  # bytes of an array that numpy makes in the region, within a task
         self._lock = threading.Lock()
-        self._held: dict[int, tuple[Any, Ref]] = {}  # id of a value -> it, and what is sent for it
+        self._held: dict[int, tuple[Any, Ref]] | None = {}  # id of a value -> it, and what is sent for it
+
+    def end(self) -> None:
+        """Nothing is held any more, nor from now on."""
+        with self._lock:
+            self._held = None
 
     def reduced(self, x: Any) -> Any:
         adapter = registry.adapter_for(type(x))
@@ -63,20 +85,24 @@ class Call:
         is_small = self.threshold is None or nbytes is None or nbytes <= self.threshold
         if self.mode is None or (holding is None and is_small):
             parts = adapter.take_apart(x, self.threshold or 0) if self.mode is not None else None
-            return parts if parts is not None else x.__reduce_ex__(4)
+            return parts if parts is not None else _by_value(x)
         try:
             value, held_by = self._placed(x, holding)
-        except (OutOfPages, TypeError) as e:
+        except _IsOver:
+            return _by_value(x)
+        except (OutOfPages, RegionClosed, TypeError) as e:
             warn_once("joblib", f"arguments go by value: {e}")
-            return x.__reduce_ex__(4)
+            return _by_value(x)
         packed = pack(value, held_by, 0, readonly=self.mode == "r", private=self.mode == "c")
         from vmalloc._core import load_reference
 
         return load_reference, (packed,)
 
     def _placed(self, x: Any, holding: Holding | None) -> tuple[Any, Holding]:
-        """`x`, or its one copy in the region; held from now on. OutOfPages."""
+        """`x`, or its one copy in the region; held from now on. OutOfPages, _IsOver."""
         with self._lock:
+            if self._held is None:
+                raise _IsOver
             known = self._held.get(id(x))
             if known is None:
                 value, held_by = (x, holding) if holding is not None else registry.place(x, self.region)
@@ -88,7 +114,44 @@ class Call:
         return value, found
 
 
-_call: Call | None = None  # of this process; joblib makes one at a time with loky's one executor
+class _IsOver(Exception):
+    """A task that is sent after its call has ended; nobody waits for it."""
+
+
+class _Sending(threading.local):
+    """Whose task this thread, a feeder of loky's, is pickling."""
+
+    call: Call | None = None
+
+
+class _Task:
+    """Tells its thread whose it is when it is pickled, which is before its arguments are: calls of several
+    threads share one executor. Loads as the task itself."""
+
+    def __init__(self, task: Any, call: Call) -> None:
+        self._task, self._call = task, call
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        _sending.call = self._call
+        if self._call.least is None:
+            return _as_it_is, (self._task,)
+        return _InRegion, (self._task, self._call.least)
+
+
+class _InRegion:
+    """In a worker, a task whose arrays numpy makes in the region of the call."""
+
+    def __init__(self, task: Any, least: int) -> None:
+        self._task, self._least = task, least
+
+    def __call__(self) -> Any:
+        if _results is None:
+            return self._task()
+        with _results.region.numpy_arrays(self._least):
+            return self._task()
+
+
+_sending = _Sending()
 _results: Settings | None = None  # in a worker
 
 
@@ -100,18 +163,35 @@ class _Reducers(dict[type, Any]):
         self._reduce = reduce
 
     def items(self) -> ItemsView[type, Any]:  # type: ignore[override]
-        return dict.fromkeys(registry.exact_types()[1], self._reduce).items()
+        types = {*registry.exact_types()[1]}
+        if "numpy" in sys.modules:
+            types.add(sys.modules["numpy"].memmap)
+        return dict.fromkeys(types, self._reduce).items()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Reducers, (self._reduce,)
 
 
+def _reduce_file(x: Any) -> Any:
+    """What lies in a file that the program mapped itself goes as joblib sends it: by the file's name."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None or not isinstance(x, numpy.ndarray):
+        return None
+    file = _get_backing_memmap(x)
+    return _reduce_memmap_backed(x, file) if isinstance(file, numpy.memmap) else None
+
+
 def reduce_argument(x: Any) -> Any:
-    return x.__reduce_ex__(4) if _call is None else _call.reduced(x)
+    by_file = _reduce_file(x)
+    if by_file is not None:
+        return by_file
+    call = _sending.call
+    return _by_value(x) if call is None else call.reduced(x)
 
 
 def reduce_result(x: Any) -> Any:
-    return reduce_as(x, _results)
+    by_file = _reduce_file(x)
+    return reduce_as(x, _results, _by_value) if by_file is None else by_file
 
 
 def region() -> Region:
@@ -176,16 +256,15 @@ class VmallocBackend(LokyBackend):  # type: ignore[misc]
         idle_worker_timeout: float | None = None,
         **options: Any,
     ) -> int:
-        """As LokyBackend's; `region` (the default one), `max_nbytes`, `mmap_mode`."""
-        global _call
+        """As LokyBackend's; `region` (the default one), `max_nbytes`, `mmap_mode`, `numpy_arrays`: True, or
+        from how many bytes on. ValueError, TypeError, RegionClosed for options that cannot be."""
         n_jobs = self.effective_n_jobs(n_jobs)
         if n_jobs == 1:
             raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
         options = {**self.backend_kwargs, **options}
         if "timeout" in options:
             raise ValueError("'timeout' is not supported by this backend; use 'idle_worker_timeout'")
-        region = options.get("region") or default_region()
-        threshold = options.get("max_nbytes", 1 << 20)
+        call = _call_of(options)
         timeout = idle_worker_timeout or options.get("idle_worker_timeout") or 300
         joblib.executor._executor_args = "vmalloc"  # its own backend makes workers of its own then
         initializer, arguments = options.get("initializer"), options.get("initargs", ())
@@ -197,11 +276,22 @@ class VmallocBackend(LokyBackend):  # type: ignore[misc]
             timeout=timeout,
             env=self._prepare_worker_env(n_jobs=n_jobs),
             initializer=start_worker,
-            initargs=(_Where(region), initializer, arguments),
+            initargs=(_Where(call.region), initializer, arguments),
         )
-        _call = Call(region, threshold, options.get("mmap_mode", "r"))
-        self._call, self.parallel = _call, parallel
+        self._let_go()
+        self._call, self.parallel = call, parallel
         return n_jobs
+
+    def submit(self, func: Any, callback: Any = None) -> Any:
+        """As LokyBackend's; `func` knows its call."""
+        future = self._workers.submit(_Task(func, self._call))
+        if callback is not None:
+            future.add_done_callback(callback)
+        return future
+
+    def apply_async(self, func: Any, callback: Any = None) -> Any:
+        """What submit() was called before joblib 1.5."""
+        return self.submit(func, callback)
 
     def terminate(self) -> None:
         """The call is over: nothing is held for it any more. The workers stay for the next one."""
@@ -218,9 +308,28 @@ class VmallocBackend(LokyBackend):  # type: ignore[misc]
             self.configure(n_jobs=self.parallel.n_jobs, parallel=self.parallel)
 
     def _let_go(self) -> None:
-        global _call
-        if _call is self.__dict__.pop("_call", None):
-            _call = None
+        call = self.__dict__.pop("_call", None)
+        if call is not None:
+            call.end()
+
+
+def _call_of(options: dict[str, Any]) -> Call:
+    region = options.get("region")
+    if region is None:
+        region = default_region()
+    if not isinstance(region, Region):
+        raise TypeError(f"region must be a vmalloc.Region, not {region!r:.100}")
+    if region.closed:
+        raise RegionClosed("the region of the call is closed")
+    mode = options.get("mmap_mode", "r")
+    if mode not in MODES:
+        raise ValueError(f"mmap_mode must be one of {', '.join(map(repr, MODES))}, not {mode!r:.100}")
+    threshold = options.get("max_nbytes", MAX_NBYTES)
+    if isinstance(threshold, str):
+        threshold = parse_size(threshold)
+    asked = options.get("numpy_arrays", False)
+    least = None if asked is False else COPY_IN_THRESHOLD_BYTES if asked is True else parse_size(asked)
+    return Call(region, threshold, mode, least)
 
 
 class _Where:

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from vmalloc.facts import PREFAULT_PIECE_PAGES, PREFAULT_THREADS_MAX
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from vmalloc._core import CoreRegion
 
-__all__ = ["HUGE", "huge_text", "prefault"]
+__all__ = ["HUGE", "at_once", "huge_text", "prefault"]
 
 HUGE = ("try", "never")
 _SETTING = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
@@ -33,7 +35,7 @@ def prefault(region: CoreRegion, nbytes: int, threads: int | None) -> int:
     while done < wanted and longest:
         pieces, longest = _take(region, wanted - done, nr_threads, longest)
         try:
-            _populate(region, pieces)
+            at_once([(region._populate, page, nr_pages) for page, nr_pages, _ in pieces])
             region._keep_warm(sum(nr_pages for _, nr_pages, _ in pieces))
         finally:
             for page, _, id in pieces:
@@ -56,26 +58,30 @@ def _take(region: CoreRegion, wanted: int, nr_threads: int, longest: int) -> tup
     return pieces, longest
 
 
-def _populate(region: CoreRegion, pieces: list[Piece]) -> None:
-    """Each in a thread of its own, the first one here."""
+def at_once(works: Sequence[tuple[Callable[..., None], *tuple[int, ...]]]) -> None:
+    """Call each with its arguments in a thread of its own; the first, and what finds no thread, here."""
     errors: list[BaseException] = []
 
-    def work(page: int, nr_pages: int) -> None:
+    def work(call: Callable[..., None], *arguments: int) -> None:
         try:
-            region._populate(page, nr_pages)
+            call(*arguments)
         except BaseException as e:  # raised by the caller's thread
             errors.append(e)
 
-    others = [threading.Thread(target=work, args=piece[:2]) for piece in pieces[1:]]
+    started: list[threading.Thread] = []
     try:
-        for thread in others:
+        for given in works[1:]:
+            thread = threading.Thread(target=work, args=given)
             thread.start()
-        for piece in pieces[:1]:
-            work(*piece[:2])
+            started.append(thread)
+    except RuntimeError:  # no more threads: a limit, or the interpreter ends
+        pass
+    try:
+        for given in [*works[:1], *works[1 + len(started) :]]:
+            work(*given)
     finally:
-        for thread in others:
-            if thread.ident is not None:
-                thread.join()
+        for thread in started:
+            thread.join()
     if errors:
         raise errors[0]
 
