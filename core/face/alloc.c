@@ -200,9 +200,8 @@ static int try_all(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsign
  * any for a while. */
 static void note_shortage(vm_region *r, bool is_emptied)
 {
-    uint64_t until = vm__now_s() + (is_emptied ? VM_TIGHT_CLOSED_S : 0);
-    if (VM_RELAXED(&r->map.h->tight_s) < until)
-        VM_PUT(&r->map.h->tight_s, until);
+    uint64_t until = vm__now_s() + (is_emptied ? VM_TIGHT_CLOSED_S : 0), before = VM_RELAXED(&r->map.h->tight_s);
+    VM_PUT(&r->map.h->tight_s, before < until ? until : before);
 }
 
 /* No more than is needed, and cheap things first. For a request of a pooled size space is short and memory need not be: the
