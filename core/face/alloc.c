@@ -226,8 +226,8 @@ static bool is_barred(const vm_thread *t, uint64_t nr_pages, uint64_t align_page
  * any for a while. */
 static void note_shortage(vm_region *r, bool is_emptied)
 {
-    uint64_t until = vm__now_s() + (is_emptied ? VM_TIGHT_CLOSED_S : 0), noted = VM_RELAXED(&r->map.h->tight_s);
-    VM_PUT(&r->map.h->tight_s, until > noted ? until : noted);
+    uint64_t until = vm__now_s() + (is_emptied ? VM_TIGHT_CLOSED_S : 0), before = VM_RELAXED(&r->map.h->tight_s);
+    VM_PUT(&r->map.h->tight_s, before < until ? until : before);
 }
 
 /* No more than is needed, and cheap things first. For a request of a pooled size space is short and memory need not be: the

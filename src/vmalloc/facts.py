@@ -205,10 +205,10 @@ TIGHT_LOOK_OPERATIONS = 2048
 TIGHT_SLACK_SHIFT = 2
 """A large request gets a ready range of a rounded size up to its own pages >> this longer, ..."""
 TIGHT_CUT_CAP = 2
-"""... and one is cut to such a size where magazines keep so many of each, or as much is idle and not ready."""
+"""... and one is cut to such a size where magazines keep so many of each, or much is idle and not ready."""
 TIGHT_CLOSED_S = 2
-"""If all neighbours' magazines were emptied and there is no room yet, all keep nothing large until so many seconds
-from then, and then again as above."""
+"""If all neighbours' magazines were emptied and there is no room yet, all keep nothing large until so many
+seconds from then, and then again as above."""
 ROOM_ATTEMPTS = 8
 """How often a request that found no room makes some and tries again."""
 PLACES_FEW = 256

@@ -765,7 +765,6 @@ def test_model_and_core_decide_alike_before_a_new_peak_with(pools: str):
         ("caching", "TIGHT_THREADS", 4, short_but_not_very),
         ("magazine", "TIGHT_CAP", 3, short_but_not_very),
         ("caching", "TIGHT_SLACK_SHIFT", -1, short_but_not_very),
-        ("caching", "TIGHT_CUT_CAP", -1, short_but_not_very),
         ("caching", "TIGHT_CLOSED_S", 1, very_short),
         ("caching", "CROWD_THREADS", 1, in_a_crowd),
         ("magazine", "CROWD_BATCH_PAGES", 1, in_a_crowd),
