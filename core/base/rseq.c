@@ -116,7 +116,7 @@ static uint8_t *area_of_thread(ptrdiff_t offset)
 
 #ifdef BEGIN
 
-#define NUMBERS                                                                           \
+#define NUMBERS                                                                                                  \
     [cpu_id] "i"(VM_SEQUENCE_CPU_ID), [sequence] "i"(VM_SEQUENCE_POINTER), [pages] "i"(offsetof(vm_slab, page)), \
         [done] "i"(VM_SEQUENCE_DONE), [refused] "i"(VM_SEQUENCE_REFUSED), [moved] "i"(VM_SEQUENCE_MOVED)
 

@@ -8,8 +8,7 @@
  */
 #include "cache.h"
 
-static vm_thread nobody = {
-    .attachment = UINT64_MAX, .here_key = VM_HIT_KEY_NOBODY, .hit.key = VM_HIT_KEY_NOBODY};
+static vm_thread nobody = {.attachment = UINT64_MAX, .here_key = VM_HIT_KEY_NOBODY, .hit.key = VM_HIT_KEY_NOBODY};
 _Thread_local vm_thread *vm__current __attribute__((tls_model("initial-exec"))) = &nobody;
 /* The same for programs that hit by themselves; a name of its own, so that what the core itself uses is its own. */
 extern VM_API _Thread_local vm_thread *vm_inline_thread
