@@ -71,7 +71,7 @@ def test_a_kernels_recording_is_shown_by_task(tmp_path: Path) -> None:
     path = tmp_path / "kernel.json.gz"
     recording = next(iter(sorted(DATA.rglob("*.trace.xz"))))
     nr = write_perfetto(recording, path)
-    shown = json.loads(gzip.open(path).read())["traceEvents"]
+    shown = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
     assert len(shown) == nr
     assert {ALLOC, FREE} <= {one["name"] for one in of_phase(shown, "i")}
 

@@ -17,6 +17,7 @@
     predict.py, orders.py, learn.py, reconcile.py  a kernel's addresses against the model's
     replay.py        a recording and the model: predict, rank, serve
     replay_on_core.py                  the same requests on the real allocator
+    perfetto.py                        a recording for ui.perfetto.dev
     report.py                          the numbers of a page: a recording, a replay or a live region
 
 Reading text needs only the standard library; columns need numpy, Parquet needs pyarrow (extra `lab`).

@@ -2,8 +2,8 @@
 """A recording as a trace that https://ui.perfetto.dev and chrome://tracing show.
 
 The format is the trace events of Chrome, as JSON, one event a line. Each process is a group, each thread slot
-(of a kernel's recording each task) a track with its events, and a counter says how much is allocated. A name that ends with
-.gz is compressed, which both viewers read.
+(of a kernel's recording each task) a track with its events, and a counter says how much is allocated. A name
+that ends with .gz is compressed, which both viewers read.
 """
 
 from __future__ import annotations
