@@ -15,7 +15,7 @@ SYSTEM_PATHS = ("/proc", "/dev", "/sys")
 
 _NAMES = {
     "C and its library": "__ATOMIC_SEQ_CST _Static_assert memcpy clone libvmalloc.so",
-    "the compiler's, for SSE2": "emmintrin.h _mm_sfence",
+    "the compiler's, for SSE2": "immintrin.h _mm_sfence",
     "environment of every program": "PYTHONPATH PIP_CONSTRAINT",
     "the name np.ndarray has for what it lies in": "buffer",
     "of multiprocessing and executors": "Process",
