@@ -16,6 +16,7 @@ PYTHONS ?= 3.12 3.13
 CPYTHONS ?= 3.11 3.12 3.13
 SUITES ?=
 TEST_EXTRAS ?= numpy lab test
+AARCH64_TESTS := test_word test_lock test_magazine test_run test_alloc test_lease test_find
 ADAPTER_TESTS := tests/api/test_frames.py tests/api/test_joblib.py tests/api/test_torch.py \
 	tests/api/test_dask.py tests/api/test_examples.py tests/simulate/test_sweep_on_dask.py
 
@@ -45,10 +46,10 @@ export REQUIREMENTS
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test adapters adapters-suites joblib-suites soak bench docs lint format pythons cpython cpython-suites dist sdist wheels clean spin
+.PHONY: help demo test adapters adapters-suites joblib-suites aarch64 soak bench docs lint format pythons cpython cpython-suites dist sdist wheels clean spin
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s%s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-16s%s\n", $$1, $$2 }' Makefile
 
 # ---- what to run -------------------------------------------------------------------------------
 
@@ -70,6 +71,12 @@ adapters-suites: ## joblib's own tests, with our backend in loky's place as with
 
 joblib-suites: $(SITE)/.installed
 	$(WITH_SITE) $(PY) tests/joblib_suites/compare.py --logs $(BUILD)/joblib $(SUITES)
+
+aarch64: $(PY) ## C tests for aarch64 under emulation, by hand: gcc-aarch64-linux-gnu, libc6-dev-arm64-cross, qemu-user
+	@test -f $(BUILD)/aarch64/build.ninja || meson setup --cross-file tests/core/aarch64.ini \
+		-Dhooks=true -Dtests=true -Dbuildtype=debugoptimized $(BUILD)/aarch64
+	ninja -C $(BUILD)/aarch64
+	meson test -C $(BUILD)/aarch64 --timeout-multiplier 4 $(AARCH64_TESTS)
 
 soak: $(SITE)/.installed spin ## the long runs
 	$(PYTEST) -m soak -o timeout=0 -o faulthandler_timeout=0 $(TESTS)

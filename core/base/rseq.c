@@ -8,7 +8,8 @@
  * change.
  *
  * glibc 2.35 and newer registers each thread's area; where it is, is looked up at run time, so that a library built
- * there loads on older systems. The sequences for aarch64 were assembled and never run.
+ * there loads on older systems. The sequences for aarch64 were assembled and never run: the emulator has no
+ * rseq (`make aarch64`).
  * After: librseq; Linux Documentation/userspace-api/rseq.rst.
  */
 #include "base.h"

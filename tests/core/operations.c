@@ -68,6 +68,7 @@ const operation operations[] = {
     {"prefault", .run = prefault, .after = forget_the_floor, .flags = ALONE},
     {"free in a hardened region", .before = harden, .setup = hold_two, .run = let_go, .after = soften, .flags = ALONE},
     {"free foreign", .run = free_gift_0},
+    {"free foreign, a hit", .setup = open_a_magazine_for_gift_0, .run = free_gift_0},
     {"free foreign large", .run = free_gift_2},
     {"free foreign, a batch goes on", .setup = gather_a_batch, .run = free_gift_3},
     {"drop, a batch goes on", .before = share_gift_3, .setup = gather_a_batch_and_adopt, .meanwhile = drop_gift_3_here,

@@ -47,6 +47,7 @@ void hold_large(stage *s);
 void resize_to_ten(stage *s);
 void resize_to_fifty(stage *s);
 void free_gift_0(stage *s);
+void open_a_magazine_for_gift_0(stage *s);
 void free_gift_2(stage *s);
 void gather_a_batch(stage *s);
 void free_gift_3(stage *s);

@@ -189,6 +189,13 @@ void resize_to_ten(stage *s) { CHECK_EQ(vm_resize(s->r, &s->held[0], 10), 0); }
 void resize_to_fifty(stage *s) { CHECK_EQ(vm_resize(s->r, &s->held[0], 50), 0); }
 
 void free_gift_0(stage *s) { GIVE_BACK(s->r, s->gift[0]); }
+/* Its magazine has ids, and room. */
+void open_a_magazine_for_gift_0(stage *s)
+{
+    hold(s, s->gift[0].nr_pages, 4);
+    let_go(s);
+    hold(s, s->gift[0].nr_pages, 2);
+}
 void free_gift_2(stage *s) { GIVE_BACK(s->r, s->gift[2]); }
 
 /* Gift 3 is as long as what of others goes on in batches; one more is too many. */
