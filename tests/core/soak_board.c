@@ -31,11 +31,15 @@ uint32_t name_of(uint32_t i)
 }
 bool is_gone(uint32_t name) { return name_of(name & 0xff) != name; }
 
+/* Looked at in the opposite order to that in which they are written: a row that is freed becomes another generation's
+ * first, then it is not doomed any more; a family's rows are doomed each before another family is. */
 bool is_doomed(uint32_t name)
 {
     const row *w = &the_board->rows[name & 0xff];
-    return is_gone(name) || __atomic_load_n(&w->doomed, __ATOMIC_SEQ_CST)
-           || __atomic_load_n(&the_board->doomed_family, __ATOMIC_SEQ_CST) == w->family;
+    int32_t family = __atomic_load_n(&the_board->doomed_family, __ATOMIC_SEQ_CST);
+    bool is_told = family == __atomic_load_n(&w->family, __ATOMIC_SEQ_CST);
+    is_told = is_told || __atomic_load_n(&w->doomed, __ATOMIC_SEQ_CST);
+    return is_told || is_gone(name);
 }
 
 static int lock_byte(int fd, int command, uint32_t row, short *type)
