@@ -245,6 +245,8 @@ cdef class CoreRegion(RegionReferences):
             guard._told[id] = newest
             guard._nbytes += got.nr_pages * self.granule
             guard._quarantine.append(newest)
+        if found is not None:
+            guard._found.append(found)
         return 0
 
     def _let_out(self, quarantine, oldest, bint inherited=False):

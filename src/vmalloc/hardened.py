@@ -109,7 +109,7 @@ class Guard:
         self._quarantine = deque()
         self._nbytes = 0
         self._told: dict[int, Quarantined] = {}  # by the id it had
-        self._found: list[MemoryMisused] = []  # by finalizers, for check()
+        self._found: list[MemoryMisused] = []  # for check(): what nobody was told yet
         self._pid = os.getpid()
 
     def _drop_inherited(self, region: CoreRegion) -> None:
@@ -142,7 +142,7 @@ class Guard:
     def freed(self, region: CoreRegion, freeing: Freeing) -> None:
         """MemoryMisused if bytes past its end were changed, or some of what leaves quarantine for it."""
         errors = [freeing.found] if freeing.found is not None else []
-        self._raise(errors + self._let_out(region, -1 if region.closed else self._most_bytes))
+        self._tell(errors + self._let_out(region, -1 if region.closed else self._most_bytes))
 
     def tell_later(self, error: MemoryMisused) -> None:
         """What a finalizer found, for check()."""

@@ -421,6 +421,31 @@ def test_a_broken_off_release_is_done_or_can_be_done_again(full: vmalloc.Region)
     at_each_step(run)
 
 
+def test_an_overrun_that_a_broken_off_release_found_is_told(full: vmalloc.Region) -> None:
+    def run(nth: int) -> bool:
+        block = full.alloc(100)
+        scribble(block.address + 100)
+        told: list[str] = []
+
+        def tell(call: Callable[[], object]) -> bool:
+            try:
+                return bool(call())
+            except vmalloc.MemoryMisused as e:
+                told.append(e.kind)
+                return False
+
+        more = tell(lambda: is_broken_off(nth, block.release))
+        tell(block.release)
+        tell(full.check)
+        assert told
+        assert set(told) == {"overrun"}
+        full.check()
+        assert nothing_is_lost(full)
+        return more
+
+    at_each_step(run)
+
+
 def test_a_finalizer_that_is_broken_off_frees_all_the_same(
     full: vmalloc.Region, unraisable: list[Any]
 ) -> None:
