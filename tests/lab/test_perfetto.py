@@ -67,6 +67,17 @@ def test_the_counter_says_how_much_is_allocated_and_a_failure_counts_nothing() -
     assert [one["args"]["bytes"] for one in counts] == [2 * PAGE, 0]
 
 
+def test_a_kernels_free_has_the_size_of_its_allocation() -> None:
+    shown = trace_events(
+        [
+            Event(1_000, kind=ALLOC, pid=7, addr=4 * PAGE, size=2 * PAGE),
+            Event(1_000 + COUNTER_NS, kind=FREE, pid=7, addr=4 * PAGE),
+            Event(1_000 + 2 * COUNTER_NS, kind=FREE, pid=7, addr=9 * PAGE),  # its size is not known
+        ]
+    )
+    assert [one["args"]["bytes"] for one in of_phase(list(shown), "C")] == [2 * PAGE, 0, 0]
+
+
 def test_a_kernels_recording_is_shown_by_task(tmp_path: Path) -> None:
     path = tmp_path / "kernel.json.gz"
     recording = next(iter(sorted(DATA.rglob("*.trace.xz"))))

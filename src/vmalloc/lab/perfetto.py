@@ -56,6 +56,7 @@ def trace_events(events: Iterable[Event]) -> Iterator[dict[str, Any]]:
     named: set[tuple[int, int]] = set()
     began_ns = counted_ns = None
     nbytes = 0
+    sizes: dict[int, int] = {}
     for event in events:
         began_ns = event.time_ns if began_ns is None else began_ns
         at_us = (event.time_ns - began_ns) / 1000
@@ -72,7 +73,7 @@ def trace_events(events: Iterable[Event]) -> Iterator[dict[str, Any]]:
             "tid": track[1],
             "args": _details(event),
         }
-        nbytes += _growth(event)
+        nbytes += _growth(event, sizes)
         if event.kind in (ALLOC, FREE) and (counted_ns is None or event.time_ns >= counted_ns + COUNTER_NS):
             counted_ns = event.time_ns
             yield {
@@ -92,10 +93,15 @@ def _names(event: Event, track: tuple[int, int], is_first: bool) -> Iterator[dic
     yield {"name": "thread_name", "ph": "M", "pid": pid, "tid": tid, "args": {"name": name}}
 
 
-def _growth(event: Event) -> int:
-    if event.failed:
-        return 0
-    return event.size if event.kind == ALLOC else -event.size if event.kind == FREE else 0
+def _growth(event: Event, sizes: dict[int, int]) -> int:
+    """How many bytes more are allocated. A kernel's free has no size: it has that of its allocation."""
+    if event.kind == ALLOC and not event.failed:
+        sizes[event.addr] = event.size
+        return event.size
+    if event.kind == FREE:
+        known = sizes.pop(event.addr, 0)
+        return -(event.size or known)
+    return 0
 
 
 def _details(event: Event) -> dict[str, Any]:
