@@ -78,6 +78,11 @@ def test_a_kernels_free_has_the_size_of_its_allocation() -> None:
     assert [one["args"]["bytes"] for one in of_phase(list(shown), "C")] == [2 * PAGE, 0, 0]
 
 
+def test_time_begins_with_the_first_event_that_has_one() -> None:
+    shown = trace_events([Event(kind=LOST, lost=5), *EVENTS[:2], EVENTS[0]._replace(time_ns=900)])
+    assert [one["ts"] for one in of_phase(list(shown), "i")] == [0.0, 0.0, 0.5, 0.0]
+
+
 def test_a_kernels_recording_is_shown_by_task(tmp_path: Path) -> None:
     path = tmp_path / "kernel.json.gz"
     recording = next(iter(sorted(DATA.rglob("*.trace.xz"))))

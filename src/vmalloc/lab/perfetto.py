@@ -58,8 +58,9 @@ def trace_events(events: Iterable[Event]) -> Iterator[dict[str, Any]]:
     nbytes = 0
     sizes: dict[int, int] = {}
     for event in events:
-        began_ns = event.time_ns if began_ns is None else began_ns
-        at_us = (event.time_ns - began_ns) / 1000
+        if began_ns is None and event.kind != LOST:  # a loss before all events has no time
+            began_ns = event.time_ns
+        at_us = 0.0 if began_ns is None else max(event.time_ns - began_ns, 0) / 1000
         track = (event.pid, event.slot + 1 if event.slot else event.pid)
         if track not in named:
             yield from _names(event, track, is_first=event.pid not in {pid for pid, _ in named})
