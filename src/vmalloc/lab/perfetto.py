@@ -30,7 +30,7 @@ COUNTER_NS = 100_000
 
 
 def write_perfetto(recording: StrPath, path: StrPath) -> int:
-    """Write `path` whole, or not at all; how many events of the recording it shows."""
+    """Write `path` whole, or not at all; returns how many entries it has."""
     part = Path(f"{os.fspath(path)}.part")
     nr = 0
     try:
@@ -53,7 +53,8 @@ def _open(path: Path, is_small: bool) -> IO[str]:
 
 def trace_events(events: Iterable[Event]) -> Iterator[dict[str, Any]]:
     """One for each event, the names of processes and threads before their first, and the counter between."""
-    named: set[tuple[int, int]] = set()
+    processes: set[int] = set()
+    tracks: set[tuple[int, int]] = set()
     began_ns = counted_ns = None
     nbytes = 0
     sizes: dict[int, int] = {}
@@ -62,9 +63,10 @@ def trace_events(events: Iterable[Event]) -> Iterator[dict[str, Any]]:
             began_ns = event.time_ns
         at_us = 0.0 if began_ns is None else max(event.time_ns - began_ns, 0) / 1000
         track = (event.pid, event.slot + 1 if event.slot else event.pid)
-        if track not in named:
-            yield from _names(event, track, is_first=event.pid not in {pid for pid, _ in named})
-            named.add(track)
+        if track not in tracks:
+            yield from _names(event, track, is_first=event.pid not in processes)
+            processes.add(event.pid)
+            tracks.add(track)
         yield {
             "name": event.kind,
             "ph": "i",
