@@ -15,13 +15,13 @@ from itertools import pairwise
 
 from vmalloc.facts import NODES_MAX
 from vmalloc.lab.files import StrPath, chunks, open_bytes
+from vmalloc.lab.restore import ADDRESSES
 from vmalloc.lab.vmallocinfo import Area as Shown
 from vmalloc.lab.vmallocinfo import VmallocInfo
 from vmalloc.model import PAGE, Area, Design, Kernel, Space
 from vmalloc.model.area import NO_NODE, RAM, decode_flags
 
 TAGS = {"B": "busy", "L": "lazy", "P": "pool", "F": "free"}
-ADDRESSES = 1 << 64
 
 
 class StateError(ValueError):
