@@ -100,11 +100,13 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["folder.json"]
 
 
-@pytest.mark.parametrize(("name", "text"), [("run.txt", ".json"), ("no/run.json", "no directory")])
+@pytest.mark.parametrize(
+    ("name", "text"), [("run.txt", ".json"), ("no/run.json", "no directory"), ("run.json", "itself")]
+)
 def test_a_name_that_does_not_do_is_refused_before_anything_is_recorded(
     tmp_path: Path, name: str, text: str
 ) -> None:
-    words = ["no-such-region", "--perfetto", str(tmp_path / name)]
+    words = ["no-such-region", "-o", str(tmp_path / "run.json"), "--perfetto", str(tmp_path / name)]
     done = CliRunner().invoke(record_command.command, words)
     assert done.exit_code == 2
     assert len(done.output.splitlines()) == 1
