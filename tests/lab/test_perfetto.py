@@ -67,6 +67,22 @@ def test_the_counter_says_how_much_is_allocated_and_a_failure_counts_nothing() -
     assert [one["args"]["bytes"] for one in counts] == [2 * PAGE, 0]
 
 
+def test_a_kernels_free_has_the_size_of_its_allocation() -> None:
+    shown = trace_events(
+        [
+            Event(1_000, kind=ALLOC, pid=7, addr=4 * PAGE, size=2 * PAGE),
+            Event(1_000 + COUNTER_NS, kind=FREE, pid=7, addr=4 * PAGE),
+            Event(1_000 + 2 * COUNTER_NS, kind=FREE, pid=7, addr=9 * PAGE),  # its size is not known
+        ]
+    )
+    assert [one["args"]["bytes"] for one in of_phase(list(shown), "C")] == [2 * PAGE, 0, 0]
+
+
+def test_time_begins_with_the_first_event_that_has_one() -> None:
+    shown = trace_events([Event(kind=LOST, lost=5), *EVENTS[:2], EVENTS[0]._replace(time_ns=900)])
+    assert [one["ts"] for one in of_phase(list(shown), "i")] == [0.0, 0.0, 0.5, 0.0]
+
+
 def test_a_kernels_recording_is_shown_by_task(tmp_path: Path) -> None:
     path = tmp_path / "kernel.json.gz"
     recording = next(iter(sorted(DATA.rglob("*.trace.xz"))))
@@ -84,11 +100,13 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["folder.json"]
 
 
-@pytest.mark.parametrize(("name", "text"), [("run.txt", ".json"), ("no/run.json", "no directory")])
+@pytest.mark.parametrize(
+    ("name", "text"), [("run.txt", ".json"), ("no/run.json", "no directory"), ("run.json", "itself")]
+)
 def test_a_name_that_does_not_do_is_refused_before_anything_is_recorded(
     tmp_path: Path, name: str, text: str
 ) -> None:
-    words = ["no-such-region", "--perfetto", str(tmp_path / name)]
+    words = ["no-such-region", "-o", str(tmp_path / "run.json"), "--perfetto", str(tmp_path / name)]
     done = CliRunner().invoke(record_command.command, words)
     assert done.exit_code == 2
     assert len(done.output.splitlines()) == 1

@@ -204,6 +204,12 @@ def test_what_is_no_dump_or_a_damaged_one_is_refused_with_file_and_line(tmp_path
     assert "\n" not in str(caught.value)
 
 
+def test_a_dump_that_is_cut_off_is_refused_in_a_line(tmp_path):
+    (tmp_path / "dump.xz").write_bytes((DATA / "guest" / "pcpu_1t.state0.xz").read_bytes()[:900])
+    with pytest.raises(StateError, match=r"dump\.xz: the compressed file is cut off$"):
+        read_state(tmp_path / "dump.xz")
+
+
 def test_a_start_that_contradicts_itself_is_refused(tmp_path):
     trace, state = DATA / "guest" / "pcpu_1t.trace.xz", DATA / "guest" / "pcpu_1t.state0.xz"
     with pytest.raises(ValueError, match="give one of them"):

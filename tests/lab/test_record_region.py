@@ -269,6 +269,16 @@ def test_an_event_whose_stamp_is_lost_is_told_from_the_stamp_before() -> None:
     assert columns["time_ns"].tolist() == [1_000_060, 1_000_060, 1_000_195]  # the first one says what is lost
 
 
+def test_events_before_the_first_stamp_that_is_left_do_not_put_off_those_after_it() -> None:
+    decoder = Decoder(1000, PAGE, 5_000)
+    stamp, alloc = EVENTS.index("stamp") + 1, EVENTS.index("alloc") + 1
+    words = [(alloc | 1 << 4, 900_000), (stamp | 6_000 << 4, 900_500), (alloc | 1 << 4, 900_510)]
+    for data in (words[:1], words):  # looked at apart and together
+        pieces = [(0, 7, np.array(data, np.uint64).tobytes())]
+        columns = decoder.columns(pieces, 1 << 40)
+    assert columns["time_ns"].tolist() == [5_000, 5_000, 6_010]  # the first one says what is lost
+
+
 def test_the_core_serves_a_recording_of_its_own_by_threads(tmp_path: Path) -> None:
     space, path = addresses(), tmp_path / "run.parquet"
     with space.record(path):

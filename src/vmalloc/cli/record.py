@@ -76,7 +76,7 @@ def command(
     """
     from vmalloc.lab.record_kernel import RecordError, record_kernel
 
-    _check_perfetto(perfetto)
+    _check_perfetto(perfetto, output)
     if not kernel:
         if len(command) != 1:
             raise click.UsageError("say what to record: --kernel, or the name of a region")
@@ -119,7 +119,7 @@ def command(
     sys.exit(done.status if done.status >= 0 else 128 - done.status)
 
 
-def _check_perfetto(path: Path | None) -> None:
+def _check_perfetto(path: Path | None, recording: Path | None) -> None:
     """Before anything is recorded."""
     from vmalloc.lab.perfetto import SUFFIXES
 
@@ -127,6 +127,8 @@ def _check_perfetto(path: Path | None) -> None:
         return
     if not path.name.endswith(SUFFIXES):
         raise Refusal(f"--perfetto {safe(str(path))}: name it .json or .json.gz")
+    if recording is not None and path.absolute() == recording.absolute():
+        raise Refusal(f"--perfetto {safe(str(path))}: the recording itself goes there")
     if not path.absolute().parent.is_dir():
         raise Refusal(f"--perfetto {safe(str(path))}: there is no directory {safe(str(path.parent))}")
 

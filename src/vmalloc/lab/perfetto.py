@@ -30,7 +30,7 @@ COUNTER_NS = 100_000
 
 
 def write_perfetto(recording: StrPath, path: StrPath) -> int:
-    """Write `path` whole, or not at all; how many events of the recording it shows."""
+    """Write `path` whole, or not at all; returns how many entries it has."""
     part = Path(f"{os.fspath(path)}.part")
     nr = 0
     try:
@@ -53,16 +53,20 @@ def _open(path: Path, is_small: bool) -> IO[str]:
 
 def trace_events(events: Iterable[Event]) -> Iterator[dict[str, Any]]:
     """One for each event, the names of processes and threads before their first, and the counter between."""
-    named: set[tuple[int, int]] = set()
+    processes: set[int] = set()
+    tracks: set[tuple[int, int]] = set()
     began_ns = counted_ns = None
     nbytes = 0
+    sizes: dict[int, int] = {}
     for event in events:
-        began_ns = event.time_ns if began_ns is None else began_ns
-        at_us = (event.time_ns - began_ns) / 1000
+        if began_ns is None and event.kind != LOST:  # a loss before all events has no time
+            began_ns = event.time_ns
+        at_us = 0.0 if began_ns is None else max(event.time_ns - began_ns, 0) / 1000
         track = (event.pid, event.slot + 1 if event.slot else event.pid)
-        if track not in named:
-            yield from _names(event, track, is_first=event.pid not in {pid for pid, _ in named})
-            named.add(track)
+        if track not in tracks:
+            yield from _names(event, track, is_first=event.pid not in processes)
+            processes.add(event.pid)
+            tracks.add(track)
         yield {
             "name": event.kind,
             "ph": "i",
@@ -72,7 +76,7 @@ def trace_events(events: Iterable[Event]) -> Iterator[dict[str, Any]]:
             "tid": track[1],
             "args": _details(event),
         }
-        nbytes += _growth(event)
+        nbytes += _growth(event, sizes)
         if event.kind in (ALLOC, FREE) and (counted_ns is None or event.time_ns >= counted_ns + COUNTER_NS):
             counted_ns = event.time_ns
             yield {
@@ -92,10 +96,15 @@ def _names(event: Event, track: tuple[int, int], is_first: bool) -> Iterator[dic
     yield {"name": "thread_name", "ph": "M", "pid": pid, "tid": tid, "args": {"name": name}}
 
 
-def _growth(event: Event) -> int:
-    if event.failed:
-        return 0
-    return event.size if event.kind == ALLOC else -event.size if event.kind == FREE else 0
+def _growth(event: Event, sizes: dict[int, int]) -> int:
+    """How many bytes more are allocated. A kernel's free has no size: it has that of its allocation."""
+    if event.kind == ALLOC and not event.failed:
+        sizes[event.addr] = event.size
+        return event.size
+    if event.kind == FREE:
+        known = sizes.pop(event.addr, 0)
+        return -(event.size or known)
+    return 0
 
 
 def _details(event: Event) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class _Thread:
     """Where a slot's events stand: its last stamp, and whose it is."""
 
     ns: int
-    ticks: int = 0
+    ticks: int | None = None  # no stamp yet: the first ones may be lost
     latest_ns: int = 0
     pid: int = 0
 
@@ -109,11 +109,13 @@ class Decoder:
         ticks = _bits(when, 0, EVENT_CPU_SHIFT)
         last = _last(is_stamp)
         base_ns = np.where(last < 0, thread.ns, stamp_ns[last])
-        base_ticks = np.where(last < 0, thread.ticks, ticks[last])
+        base_ticks = np.where(last < 0, ticks if thread.ticks is None else thread.ticks, ticks[last])
         apart = (ticks - base_ticks + FAR & 2 * FAR - 1) - FAR  # of bits that go round
         time = base_ns + np.maximum(apart, 0) * self.ns_per_tick
         time = np.maximum.accumulate(np.maximum(time.astype("i8"), thread.latest_ns))
-        thread.ns, thread.ticks, thread.latest_ns = int(base_ns[-1]), int(base_ticks[-1]), int(time[-1])
+        thread.latest_ns = int(time[-1])
+        if last[-1] >= 0:
+            thread.ns, thread.ticks = int(base_ns[-1]), int(base_ticks[-1])
         return np.asarray(time)
 
     def _pids(self, thread: _Thread, is_attach: Mask, page: Array) -> Array:

@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from vmalloc.facts import NODES_MAX
-from vmalloc.lab.files import StrPath, open_bytes
+from vmalloc.lab.files import StrPath, chunks, open_bytes
+from vmalloc.lab.restore import ADDRESSES
 from vmalloc.lab.vmallocinfo import Area as Shown
 from vmalloc.lab.vmallocinfo import VmallocInfo
 from vmalloc.model import PAGE, Area, Design, Kernel, Space
 from vmalloc.model.area import NO_NODE, RAM, decode_flags
 
 TAGS = {"B": "busy", "L": "lazy", "P": "pool", "F": "free"}
-ADDRESSES = 1 << 64
 
 
 class StateError(ValueError):
@@ -94,18 +94,20 @@ def read_state(path: StrPath) -> State:
     """
     state = State()
     shown: list[tuple[int, int, int]] = []  # of each area: start, end, line
+    damage: list[str] = []
     with open_bytes(path) as stream:
-        for number, raw in enumerate(stream, 1):
-            line = raw.decode("ascii", "replace").strip()
-            try:
-                if line.startswith("# nr_vmap_nodes"):
-                    _read_header(state, line)
-                elif line and not line.startswith("#"):
-                    shown.append((*_read_line(state, line), number))
-            except (KeyError, ValueError):
-                raise StateError(
-                    f"{path}: line {number}: not a line of a state dump: {line[:60]!r}"
-                ) from None
+        lines = b"".join(chunks(stream, damage)).decode("ascii", "replace").split("\n")
+    if damage:
+        raise StateError(f"{path}: {damage[0].partition(';')[0]}")
+    for number, text in enumerate(lines, 1):
+        line = text.strip()
+        try:
+            if line.startswith("# nr_vmap_nodes"):
+                _read_header(state, line)
+            elif line and not line.startswith("#"):
+                shown.append((*_read_line(state, line), number))
+        except (KeyError, ValueError):
+            raise StateError(f"{path}: line {number}: not a line of a state dump: {line[:60]!r}") from None
     if not state.free and not state.busy:
         raise StateError(f"{path}: no area in it: not a state dump")
     for (_, end, first), (start, _, second) in pairwise(sorted(shown)):
