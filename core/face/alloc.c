@@ -196,30 +196,48 @@ static int try_all(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsign
     return try_stations(t, nr_pages, align_pages, flags, out);
 }
 
-/* A range that no purge, drain or recovery gives back: in use, and its process lives. */
-static bool is_in_use(vm_region *r, const vm_thread *t, vm_word w)
-{
-    if (vm__state(w) != VM_BUSY || vm__is_shared(w))
-        return false;
-    return vm__is_like(w, t->busy) || !vm__incarnation_is_dead(r, vm__owner(w), vm__inc(w));
-}
-
-/* Does a range in use lie in each of the few places where an aligned request could begin? By the words, without a lock: true
- * of one moment. */
-static bool is_barred(const vm_thread *t, uint64_t nr_pages, uint64_t align_pages)
+/* The id of a range that no purge, drain or recovery gives back: in use, and its process lives. 0: it is none. Who is dead
+ * is asked of the system, and remembered for his next range. */
+static uint64_t id_in_use(const vm_thread *t, uint64_t page, vm_word w, vm_word *dead)
 {
     vm_region *r = t->region;
-    uint64_t last = r->map.nr_pages - nr_pages, place = 0, page = 0;
+    if (vm__state(w) != VM_BUSY || vm__is_shared(w) || vm__is_like(w, *dead))
+        return 0;
+    if (!vm__is_like(w, t->busy) && vm__incarnation_is_dead(r, vm__owner(w), vm__inc(w))) {
+        *dead = w;
+        return 0;
+    }
+    uint64_t id = VM_ACQUIRE(&r->map.heads[page].aux);
+    return VM_ACQUIRE(&r->map.heads[page].word) == w ? id : 0;
+}
+
+/* A sum over the ids of ranges in use that lie in each place where an aligned request could begin; 0: not in each. */
+static uint64_t what_bars(const vm_thread *t, uint64_t nr_pages, uint64_t align_pages)
+{
+    const vm_region *r = t->region;
+    uint64_t last = r->map.nr_pages - nr_pages, place = 0, page = 0, sum = 1;
+    vm_word dead = 0;
+    for (vm_word w; place <= last && (w = vm__word_at(r, page)); page += vm__len(w)) {
+        if (page >= place + nr_pages)
+            return 0;
+        uint64_t end = page + vm__len(w), id = end > place ? id_in_use(t, page, w, &dead) : 0;
+        if (!id)
+            continue;
+        sum = (sum ^ id) * 0x9e3779b97f4a7c15ull;
+        place = (end + align_pages - 1) & ~(align_pages - 1);
+    }
+    return place > last ? sum : 0;
+}
+
+/* Of the few places where an aligned request could begin, is each in use? By the words, without a lock; true of one moment,
+ * since no id comes twice: what was found twice was there between. */
+static bool is_barred(const vm_thread *t, uint64_t nr_pages, uint64_t align_pages)
+{
+    uint64_t last = t->region->map.nr_pages - nr_pages;
     if (align_pages == 1 || last / align_pages >= VM_PLACES_FEW)
         return false;
-    for (vm_word w; place <= last && (w = vm__word_at(r, page)); page += vm__len(w)) {
-        uint64_t end = page + vm__len(w);
-        if (page >= place + nr_pages)
-            return false;
-        if (end > place && is_in_use(r, t, w))
-            place = (end + align_pages - 1) & ~(align_pages - 1);
-    }
-    return place > last;
+    uint64_t sum = what_bars(t, nr_pages, align_pages);
+    return sum && sum == what_bars(t, nr_pages, align_pages);
 }
 
 /* Some keep what they free a little longer than others lack it: where even emptying all magazines did not help, none keeps
