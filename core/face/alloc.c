@@ -297,7 +297,7 @@ int vm__alloc_slow(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsign
     if (rc == 0)
         rc = try_all(t, nr_pages, align_pages, flags, out);
     for (int attempt = 0; rc == -ENOSPC && attempt < VM_ROOM_ATTEMPTS && !(flags & VM_NO_PURGE); attempt++) {
-        if (is_barred(t, nr_pages, align_pages))
+        if (is_barred(t, nr_pages, align_pages) && (flags & VM_LOCK_FLAGS || !vm__await_gone(r)))
             break;
         rc = vm__make_room(t, nr_pages, attempt, flags);
         if (rc == 0)
