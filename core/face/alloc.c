@@ -244,8 +244,8 @@ static bool is_barred(const vm_thread *t, uint64_t nr_pages, uint64_t align_page
  * any for a while. */
 static void note_shortage(vm_region *r, bool is_emptied)
 {
-    uint64_t until = vm__now_s() + (is_emptied ? VM_TIGHT_CLOSED_S : 0), before = VM_RELAXED(&r->map.h->tight_s);
-    VM_PUT(&r->map.h->tight_s, before < until ? until : before);
+    uint64_t now = vm__now_s(), until = vm__is_very_tight(r) ? VM_RELAXED(&r->map.h->tight_s) : now;
+    VM_PUT(&r->map.h->tight_s, is_emptied ? now + VM_TIGHT_CLOSED_S : until);
 }
 
 /* No more than is needed, and cheap things first. For a request of a pooled size space is short and memory need not be: the
