@@ -394,7 +394,7 @@ static __attribute__((noinline)) int alloc_otherwise(vm_region *r, uint64_t nr_p
 {
     vm_thread *t = vm__current;
     if (t->here_key == r->hit_key && nr_pages - 1 < VM_POOL_PAGES_MAX && vm__is_power_of_two(align_pages)
-        && !(flags & VM_HIT_ONLY) && take_here(t, r, nr_pages, align_pages, out))
+        && align_pages <= r->map.nr_pages && !(flags & VM_HIT_ONLY) && take_here(t, r, nr_pages, align_pages, out))
         return 0;
     return t->is_exact ? alloc_exact(r, nr_pages, align_pages, flags, out)
                        : alloc_told(r, nr_pages, align_pages, flags, out, 0);
