@@ -39,6 +39,7 @@ void vm__ring_close(vm_thread *t)
     if (t->recorded_key)
         t->hit.key = t->recorded_key;
     t->ring = NULL;
+    t->is_exact = false;
     t->recorded_key = t->quiet = 0;
 }
 

@@ -196,38 +196,56 @@ static int try_all(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsign
     return try_stations(t, nr_pages, align_pages, flags, out);
 }
 
-/* A range that no purge, drain or recovery gives back: in use, and its process lives. */
-static bool is_in_use(vm_region *r, const vm_thread *t, vm_word w)
-{
-    if (vm__state(w) != VM_BUSY || vm__is_shared(w))
-        return false;
-    return vm__is_like(w, t->busy) || !vm__incarnation_is_dead(r, vm__owner(w), vm__inc(w));
-}
-
-/* Does a range in use lie in each of the few places where an aligned request could begin? By the words, without a lock: true
- * of one moment. */
-static bool is_barred(const vm_thread *t, uint64_t nr_pages, uint64_t align_pages)
+/* The id of a range that no purge, drain or recovery gives back: in use, and its process lives. 0: it is none. Who is dead
+ * is asked of the system, and remembered for his next range. */
+static uint64_t id_in_use(const vm_thread *t, uint64_t page, vm_word w, vm_word *dead)
 {
     vm_region *r = t->region;
-    uint64_t last = r->map.nr_pages - nr_pages, place = 0, page = 0;
+    if (vm__state(w) != VM_BUSY || vm__is_shared(w) || vm__is_like(w, *dead))
+        return 0;
+    if (!vm__is_like(w, t->busy) && vm__incarnation_is_dead(r, vm__owner(w), vm__inc(w))) {
+        *dead = w;
+        return 0;
+    }
+    uint64_t id = VM_ACQUIRE(&r->map.heads[page].aux);
+    return VM_ACQUIRE(&r->map.heads[page].word) == w ? id : 0;
+}
+
+/* A sum over the ids of ranges in use that lie in each place where an aligned request could begin; 0: not in each. */
+static uint64_t what_bars(const vm_thread *t, uint64_t nr_pages, uint64_t align_pages)
+{
+    const vm_region *r = t->region;
+    uint64_t last = r->map.nr_pages - nr_pages, place = 0, page = 0, sum = 1;
+    vm_word dead = 0;
+    for (vm_word w; place <= last && (w = vm__word_at(r, page)); page += vm__len(w)) {
+        if (page >= place + nr_pages)
+            return 0;
+        uint64_t end = page + vm__len(w), id = end > place ? id_in_use(t, page, w, &dead) : 0;
+        if (!id)
+            continue;
+        sum = (sum ^ id) * 0x9e3779b97f4a7c15ull;
+        place = (end + align_pages - 1) & ~(align_pages - 1);
+    }
+    return place > last ? sum : 0;
+}
+
+/* Of the few places where an aligned request could begin, is each in use? By the words, without a lock; true of one moment,
+ * since no id comes twice: what was found twice was there between. */
+static bool is_barred(const vm_thread *t, uint64_t nr_pages, uint64_t align_pages)
+{
+    uint64_t last = t->region->map.nr_pages - nr_pages;
     if (align_pages == 1 || last / align_pages >= VM_PLACES_FEW)
         return false;
-    for (vm_word w; place <= last && (w = vm__word_at(r, page)); page += vm__len(w)) {
-        uint64_t end = page + vm__len(w);
-        if (page >= place + nr_pages)
-            return false;
-        if (end > place && is_in_use(r, t, w))
-            place = (end + align_pages - 1) & ~(align_pages - 1);
-    }
-    return place > last;
+    uint64_t sum = what_bars(t, nr_pages, align_pages);
+    return sum && sum == what_bars(t, nr_pages, align_pages);
 }
 
 /* Some keep what they free a little longer than others lack it: where even emptying all magazines did not help, none keeps
  * any for a while. */
 static void note_shortage(vm_region *r, bool is_emptied)
 {
-    uint64_t until = vm__now_s() + (is_emptied ? VM_TIGHT_CLOSED_S : 0), before = VM_RELAXED(&r->map.h->tight_s);
-    VM_PUT(&r->map.h->tight_s, before < until ? until : before);
+    uint64_t now = vm__now_s(), until = vm__is_very_tight(r) ? VM_RELAXED(&r->map.h->tight_s) : now;
+    VM_PUT(&r->map.h->tight_s, is_emptied ? now + VM_TIGHT_CLOSED_S : until);
 }
 
 /* No more than is needed, and cheap things first. For a request of a pooled size space is short and memory need not be: the
@@ -279,7 +297,7 @@ int vm__alloc_slow(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsign
     if (rc == 0)
         rc = try_all(t, nr_pages, align_pages, flags, out);
     for (int attempt = 0; rc == -ENOSPC && attempt < VM_ROOM_ATTEMPTS && !(flags & VM_NO_PURGE); attempt++) {
-        if (is_barred(t, nr_pages, align_pages))
+        if (is_barred(t, nr_pages, align_pages) && (flags & VM_LOCK_FLAGS || !vm__await_gone(r)))
             break;
         rc = vm__make_room(t, nr_pages, attempt, flags);
         if (rc == 0)
@@ -376,7 +394,7 @@ static __attribute__((noinline)) int alloc_otherwise(vm_region *r, uint64_t nr_p
 {
     vm_thread *t = vm__current;
     if (t->here_key == r->hit_key && nr_pages - 1 < VM_POOL_PAGES_MAX && vm__is_power_of_two(align_pages)
-        && !(flags & VM_HIT_ONLY) && take_here(t, r, nr_pages, align_pages, out))
+        && align_pages <= r->map.nr_pages && !(flags & VM_HIT_ONLY) && take_here(t, r, nr_pages, align_pages, out))
         return 0;
     return t->is_exact ? alloc_exact(r, nr_pages, align_pages, flags, out)
                        : alloc_told(r, nr_pages, align_pages, flags, out, 0);

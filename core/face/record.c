@@ -2,10 +2,10 @@
 /*
  * Record: switch the events of a region on, and read them while they are written.
  *
- * One process at a time records; all attached ones write, each thread into the ring of its slot (cache/ring.c). Reading takes no
- * lock and writes nothing, and another process may watch what somebody records. A ring is overwritten, so what was copied counts only if the writer had not come round to it by
- * then: its count is looked at again afterwards. What a neighbour scribbled may say anything; it leads nowhere outside the
- * ring.
+ * One process at a time records; all attached ones write, each thread into the ring of its slot (cache/ring.c). Reading takes
+ * no lock and writes nothing, and another process may watch what somebody records. A ring is overwritten, so what was copied
+ * counts only if the writer had not come round to it by then: its count is looked at again afterwards. What a neighbour
+ * scribbled may say anything; it leads nowhere outside the ring.
  */
 #include "face.h"
 

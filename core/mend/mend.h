@@ -17,8 +17,8 @@ int vm__mend_lazy_pages(vm_thread *t, unsigned flags);
 enum {
     VM_PURGE_FULL = 1 << 8,    /* empty the pools too                                             */
     VM_PURGE_IF_IDLE = 1 << 9, /* leave it to whoever purges already                              */
-    VM_PURGE_IF_NOBODY_DID = 1 << 12, /* not if another purge ended while this one waited for it  */
     VM_PURGE_UNPUNCHED = 1 << 10, /* ranges go to space with their pages: it is short, memory is not */
+    VM_PURGE_IF_NOBODY_DID = 1 << 13, /* not if another purge ended while this one waited for it  */
 };
 int vm__purge(vm_thread *t, unsigned flags, uint64_t *pages_returned);
 /* A bounded part of a purge: waits for nobody. Returns the pages. */

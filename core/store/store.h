@@ -75,10 +75,14 @@ void vm__space_unlock(vm_thread *t);
 static inline bool vm__is_tight(const vm_region *r)
 {
     uint64_t since = VM_RELAXED(&r->map.h->tight_s);
-    return vm_unlikely(since) && vm__now_s() <= since + VM_TIGHT_S;
+    return vm_unlikely(since) && vm__now_s() + VM_TIGHT_CLOSED_S - since <= VM_TIGHT_S + VM_TIGHT_CLOSED_S;
 }
-/* And did it not find any where others' magazines had been emptied either? */
-static inline bool vm__is_very_tight(const vm_region *r) { return VM_RELAXED(&r->map.h->tight_s) > vm__now_s(); }
+/* And did it not find any where others' magazines had been emptied either? Further ahead than that it is a scribble, or of a
+ * clock that was set back since, as by a boot. */
+static inline bool vm__is_very_tight(const vm_region *r)
+{
+    return VM_RELAXED(&r->map.h->tight_s) - vm__now_s() - 1 < VM_TIGHT_CLOSED_S;
+}
 /* Of what is in space, warm, or ready, which the caller counts: all but a reserve. A hint. */
 uint64_t vm__idle_beyond_reserve(const vm_region *r, uint64_t ready_pages);
 uint64_t vm__live_pages(const vm_region *r); /* in use or ready, by counters: a hint */

@@ -230,6 +230,19 @@ static void an_aligned_request_fails_at_once_while_each_of_its_places_is_in_use(
     FINISH(r);
 }
 
+/* Also where page 0 lies ready, which every alignment divides. */
+static void an_alignment_beyond_the_region_is_refused(kind k)
+{
+    enum { PAGES = 1024 };
+    vm_region *r = make(k, PAGES);
+    vm_range a = take(r, 1), none = {0};
+    CHECK_EQ(a.page, 0);
+    GIVE_BACK(r, a);
+    CHECK_EQ(vm_alloc(r, 1, 2 * PAGES, 0, &none), -ENOSPC);
+    CHECK_EQ(vm_alloc(r, 1, 1ull << 40, 0, &none), -ENOSPC);
+    FINISH(r);
+}
+
 /* A range that begins before a place may reach into it, and a request of many pages meets one behind its place. */
 static void a_place_is_in_use_wherever_a_range_meets_it(kind k)
 {
@@ -384,6 +397,7 @@ static void (*const for_every_kind[])(kind) = {
     a_resize_keeps_the_bytes,
     a_request_falls_through_every_station_before_it_fails,
     an_aligned_request_fails_at_once_while_each_of_its_places_is_in_use,
+    an_alignment_beyond_the_region_is_refused,
     a_place_is_in_use_wherever_a_range_meets_it,
     what_the_dead_have_in_use_bars_nobody,
     every_nth_request_fails_when_told_to,

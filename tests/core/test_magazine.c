@@ -367,6 +367,27 @@ static void a_neighbour_that_keeps_large_ranges_gives_them_up_when_emptying_did_
     FINISH(r);
 }
 
+/* As a neighbour scribbles it, or as the last boot left it in a file. */
+static void a_time_that_is_too_far_ahead_says_nothing(void)
+{
+    vm_region *r = make(200000);
+    uint64_t *tight_s = &r->map.h->tight_s;
+    vm_range none, most = take(r, 100000);
+    vm_clock_hold(100);
+    *tight_s = 100 + VM_TIGHT_CLOSED_S;
+    CHECK(vm__is_tight(r) && vm__is_very_tight(r));
+    const uint64_t far[] = {*tight_s + 1, 1ull << 40, UINT64_MAX};
+    for (int i = 0; i < 3; i++) {
+        *tight_s = far[i];
+        CHECK(!vm__is_tight(r) && !vm__is_very_tight(r));
+        CHECK_EQ(vm_alloc(r, 150000, 1, 0, &none), -ENOSPC);
+        CHECK_EQ(*tight_s, 100 + VM_TIGHT_CLOSED_S);
+    }
+    vm_clock_hold(0);
+    GIVE_BACK(r, most);
+    FINISH(r);
+}
+
 /* Ranges of 1 to 256 pages, half of the region's idle ones beside them: one is freed at random, another taken. */
 static void with_half_as_much_room_again_most_requests_are_hits(void)
 {
@@ -755,6 +776,7 @@ int main(void)
     where_magazines_keep_few_no_range_is_cut_to_a_rounded_size();
     where_emptying_all_magazines_did_not_help_none_keeps_a_large_range_for_a_while();
     a_neighbour_that_keeps_large_ranges_gives_them_up_when_emptying_did_not_help();
+    a_time_that_is_too_far_ahead_says_nothing();
     with_half_as_much_room_again_most_requests_are_hits();
     a_crowd_takes_no_cold_pages_from_the_second_epoch_on();
     after_each_time_that_space_was_short_magazines_grow_as_before();

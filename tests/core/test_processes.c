@@ -55,25 +55,45 @@ static void a_request_that_would_fail_recovers_the_dead_first(vm_pools d)
 }
 
 /* As the child of a vfork, or whoever just reads /proc/PID/maps: it uses a process's memory after that has ended. It lets go
- * when a request has looked everywhere once. */
-static int stay_a_little(void *arg)
+ * when a word of the region, by which a request shows how far it came, is not 0 any more. */
+static int stay_until(void *arg)
 {
-    const vm_header *h = arg;
-    for (double until = seconds() + 60; VM_ACQUIRE(&h->tight_s) == 0 && seconds() < until;)
+    const uint64_t *word = arg;
+    for (double until = seconds() + 60; VM_ACQUIRE(word) == 0 && seconds() < until;)
         sched_yield();
     _exit(0);
+}
+static void die_and_stay_until(uint64_t *word)
+{
+    static uint8_t stack[1 << 16];
+    *word = 0;
+    CHECK(clone(stay_until, stack + sizeof stack, CLONE_VM | SIGCHLD, word) > 0);
 }
 
 static void a_request_waits_for_a_dead_process_whose_memory_is_in_use_yet(vm_pools d)
 {
-    static uint8_t stack[1 << 16];
     vm_region *r = make(d);
     IN_CHILD({
         take(r, 2900);
-        r->map.h->tight_s = 0;
-        CHECK(clone(stay_a_little, stack + sizeof stack, CLONE_VM | SIGCHLD, r->map.h) > 0);
+        die_and_stay_until(&r->map.h->tight_s); /* it has looked everywhere once */
     });
     vm_range a = take(r, 2900);
+    GIVE_BACK(r, a);
+    FINISH(r);
+}
+
+static void so_does_an_aligned_one_whose_only_place_he_has(vm_pools d)
+{
+    enum { PAGES = 1000, ALIGN = 2048 }; /* it can lie at 0 only */
+    vm_region *r = make(d);
+    uint64_t *nr_alloc = &vm__thread(r)->slot->nr_alloc;
+    IN_CHILD({
+        CHECK_EQ(take(r, 1).page, 0);
+        die_and_stay_until(nr_alloc); /* it has begun */
+    });
+    vm_range a;
+    CHECK_EQ(vm_alloc(r, PAGES, ALIGN, 0, &a), 0);
+    CHECK_EQ(a.page, 0);
     GIVE_BACK(r, a);
     FINISH(r);
 }
@@ -418,6 +438,7 @@ static void (*const for_every_design[])(vm_pools) = {
     what_a_dead_process_held_comes_back,
     a_request_that_would_fail_recovers_the_dead_first,
     a_request_waits_for_a_dead_process_whose_memory_is_in_use_yet,
+    so_does_an_aligned_one_whose_only_place_he_has,
     a_region_is_attached_by_its_descriptor,
     a_process_attaches_through_proc,
     a_lock_of_a_dead_owner_is_stolen_and_mended,
