@@ -47,7 +47,7 @@ _FILES = {
     "made while building": "vmalloc_facts.h ../lib .venv/bin/python",
     "made by spin": "pan.c",
     "example of a machine's costs": "here.toml",
-    "example of a recording": "run.trace.gz run.before.vmallocinfo.gz run.after.vmallocinfo.gz"
+    "example of a recording": "run.trace.gz run.json.gz run.before.vmallocinfo.gz run.after.vmallocinfo.gz"
     " NAME.state0 trace.dat perf.data",
 }
 
