@@ -13,6 +13,7 @@ cdef extern from *:
 
 
 @cython.final
+@cython.no_gc_clear  # in a reference cycle too the region is there until its rings were given back
 cdef class Recorder:
     """The events of one region, from now on. One process at a time; what a child inherits of it reads nothing."""
     cdef RegionHandle region
@@ -78,6 +79,7 @@ cdef class Recorder:
 
 
 @cython.final
+@cython.no_gc_clear  # as for Recorder
 cdef class RecordingWatch:
     """Counts the events that somebody else records; nothing is written to the region."""
     cdef RegionHandle region

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
@@ -68,20 +69,18 @@ def at_once(works: Sequence[tuple[Callable[..., None], *tuple[int, ...]]]) -> No
         except BaseException as e:  # raised by the caller's thread
             errors.append(e)
 
-    started: list[threading.Thread] = []
+    others = [threading.Thread(target=work, args=given) for given in works[1:]]
     try:
-        for given in works[1:]:
-            thread = threading.Thread(target=work, args=given)
-            thread.start()
-            started.append(thread)
-    except RuntimeError:  # no more threads: a limit, or the interpreter ends
-        pass
-    try:
-        for given in [*works[:1], *works[1 + len(started) :]]:
+        with contextlib.suppress(RuntimeError):  # no more threads: a limit, or the interpreter ends
+            for thread in others:
+                thread.start()
+        here = [given for given, thread in zip(works[1:], others, strict=True) if thread.ident is None]
+        for given in [*works[:1], *here]:
             work(*given)
     finally:
-        for thread in started:
-            thread.join()
+        for thread in others:
+            if thread.ident is not None:
+                thread.join()
     if errors:
         raise errors[0]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import resource
 import threading
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from tests.conftest import DESIGNS, PAGE
 
 import vmalloc
-from vmalloc.prefault import huge_text
+from vmalloc.prefault import at_once, huge_text
 
 MIB = 1 << 20
 
@@ -105,6 +106,42 @@ def test_several_threads_prefault_beside_requests() -> None:
         assert got == [16 * MIB] * 3
         region.check(at_rest=True)
         assert region.stats().busy_pages == 0
+
+
+def start_only(monkeypatch: pytest.MonkeyPatch, nr: int, error: BaseException) -> None:
+    """From then on the start of a thread raises that."""
+    start, left = threading.Thread.start, iter(range(nr))
+
+    def start_or_raise(thread: threading.Thread) -> None:
+        if next(left, None) is None:
+            raise error
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_or_raise)
+
+
+def test_what_finds_no_thread_is_done_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    start_only(monkeypatch, 1, RuntimeError("can't start new thread"))
+    done: list[tuple[int, bool]] = []
+
+    def work(i: int) -> None:
+        done.append((i, threading.current_thread() is threading.main_thread()))
+
+    at_once([(work, i) for i in range(4)])
+    assert sorted(done) == [(0, True), (1, False), (2, True), (3, True)]
+
+
+def test_after_an_interruption_between_two_threads_none_works_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    start_only(monkeypatch, 2, KeyboardInterrupt())
+    ended: list[int] = []
+
+    def work(i: int) -> None:
+        time.sleep(0.05)
+        ended.append(i)
+
+    with pytest.raises(KeyboardInterrupt):
+        at_once([(work, i) for i in range(4)])
+    assert sorted(ended) == [1, 2]
 
 
 @pytest.mark.parametrize(

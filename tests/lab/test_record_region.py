@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 import vmalloc
-from vmalloc._core import RecordingWatch
+from vmalloc._core import Recorder, RecordingWatch
 
 pytest.importorskip("numpy", reason="recordings of a region are columns: pip install vmalloc[lab]")
 pytest.importorskip("pyarrow", reason="recordings of a region are columns: pip install vmalloc[lab]")
@@ -106,8 +106,6 @@ def test_a_request_that_fails_is_told_too(tmp_path: Path) -> None:
 
 
 def test_what_was_overwritten_before_it_was_read_is_counted(tmp_path: Path) -> None:
-    from vmalloc._core import Recorder
-
     space, nr = addresses(), EVENT_RING
     recorder = Recorder(space)
     for _ in range(nr):
@@ -134,6 +132,27 @@ def test_a_region_that_was_recorded_goes_with_its_last_name(tmp_path: Path) -> N
         assert gone() is None
     finally:
         gc.enable()
+
+
+def nr_mappings(inode: int) -> int:
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    return sum(int(line.split()[4]) == inode for line in maps)
+
+
+def test_who_records_or_watches_in_a_reference_cycle_leaves_no_ring_mapped() -> None:
+    region = vmalloc.Region(1 << 20, helper=False)
+    inode = os.fstat(region.fileno()).st_ino
+    recorder, watch = Recorder(region), RecordingWatch(region)
+    region.alloc(PAGE).release()
+    mapped = nr_mappings(inode)
+    recorder.read()
+    watch.tally()
+    assert nr_mappings(inode) == mapped + 2
+    cycle: list[object] = [region, recorder, watch]
+    cycle.append(cycle)
+    del region, recorder, watch, cycle
+    gc.collect()
+    assert nr_mappings(inode) == 0
 
 
 def test_who_closes_the_region_ends_the_recording_and_has_the_whole_file(tmp_path: Path) -> None:
