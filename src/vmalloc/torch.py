@@ -86,7 +86,7 @@ def collate(batch: Any) -> Any:
 def _block(region: Region, nbytes: int, settings: Settings) -> Any:
     """Where the region is full, unread batches of workers that have ended go first. None: it stays full."""
     try:
-        pages = region.empty(nbytes, "u1")
+        pages: Any = region.empty(nbytes, "u1")
     except OutOfPages:
         pages = settings.room.find(lambda: region.empty(nbytes, "u1"), region, nbytes, True)
     if pages is not None and nbytes >= STREAMED_BYTES:
