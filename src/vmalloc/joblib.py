@@ -175,9 +175,9 @@ class _Reducers(dict[type, Any]):
 def _reduce_file(x: Any) -> Any:
     """What lies in a file that the program mapped itself goes as joblib sends it: by the file's name."""
     numpy = sys.modules.get("numpy")
-    if numpy is None or not isinstance(x, numpy.ndarray):
+    if numpy is None:
         return None
-    file = _get_backing_memmap(x)
+    file = _get_backing_memmap(x)  # of what is no array there is none
     return _reduce_memmap_backed(x, file) if isinstance(file, numpy.memmap) else None
 
 
