@@ -20,13 +20,6 @@ _NAMES = {
     "the name np.ndarray has for what it lies in": "buffer",
     "of multiprocessing and executors": "Process",
     "of pyarrow, polars, joblib": "pa.array pl.Series.to_numpy joblib.parallel_config",
-    "of numpy, and folders of its own tests": "concatenate lib linalg fft ma matrixlib polynomial testing",
-    "of joblib, and of its own tests": "LokyBackend test_parallel test_memmapping"
-    " test_auto_memmap_on_arrays_from_generator test_backend_context_manager"
-    " test_backend_hinting_and_constraints test_managed_backend_reuse_temp_folder"
-    " test_memmap_returned_as_regular_array test_memmapping_leaks"
-    " test_memmapping_temp_folder_thread_safety test_nested_parallelism_limit"
-    " test_multithreaded_parallel_termination_resource_tracker_silent test_parallel_isolated_temp_folders",
     "of Dask": "client.gather client.scatter gather scatter Client Client.run direct direct_to_workers",
     "of torch": "share_memory_ pin_memory default_collate_fn_map torch.from_dlpack",
     "of prctl()": "PR_SET_DUMPABLE",
