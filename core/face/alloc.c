@@ -265,7 +265,7 @@ int vm__make_room(vm_thread *t, uint64_t nr_pages, int attempt, unsigned flags)
     if (attempt == 2) {
         vm__magazine_tighten(t, true);
         vm__magazine_flush_all(t);
-        return vm__purge(t, flags | keeping | VM_PURGE_FULL | VM_PURGE_IF_NOBODY_DID, &pages);
+        return vm__purge(t, flags | keeping | VM_PURGE_FULL, &pages); /* another's may have been of less */
     }
     if (attempt == VM_ROOM_ATTEMPTS - 1 && !(flags & VM_LOCK_FLAGS))
         vm__await_gone(t->region);
