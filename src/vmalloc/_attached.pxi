@@ -6,14 +6,24 @@ cdef class Attached:
     """Regions and address spaces by their 128-bit ids, without keeping them."""
     cdef dict refs
     cdef tuple all  # its values: asked for at each message
+    cdef uint64_t nr_changes
 
     def __cinit__(self):
         self.refs = {}
         self.all = ()
+        self.nr_changes = 0
 
     cdef int changed(self) except -1:
-        self.all = tuple(self.refs.values())
-        return 0
+        """After each change of refs. The collector may run in here, and end or attach other regions."""
+        cdef uint64_t seen
+        self.nr_changes += 1
+        while True:
+            seen = self.nr_changes
+            # by a list: while a tuple is made of a dict, it is iterated already when the collector runs
+            told = tuple(list(self.refs.values()))
+            if seen == self.nr_changes:
+                self.all = told
+                return 0
 
     cdef object find(self, bytes id):
         ref = self.refs.get(id)

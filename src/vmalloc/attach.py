@@ -26,7 +26,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vmalloc._core import Window, attached
@@ -69,7 +69,7 @@ _given: weakref.WeakKeyDictionary[Any, dict[int, Any]] = weakref.WeakKeyDictiona
 
 #: Regions that this process was given when it was started, by id.
 _kept: weakref.WeakValueDictionary[bytes, Kept] = weakref.WeakValueDictionary()
-_kept_ids: tuple[bytes, ...] = ()  # of those and of some that are gone: asked for at each message
+_kept_ids: list[bytes] = []  # of those and of some that are gone: asked for at each message
 _RETRY_S = 1.0
 
 T = TypeVar("T")
@@ -363,9 +363,9 @@ class Kept:
         self.window = open_where(where, lambda fd: Window(fd, True))
         self._region: Any = None
         self._failed: tuple[Exception, float] | None = None
-        global _kept_ids
         _kept[where[0]] = self
-        _kept_ids = (*_kept,)
+        if where[0] not in _kept_ids:
+            _kept_ids.append(where[0])
 
     def attach(self, where: Where, cls: type[AnyRegion]) -> AnyRegion:
         """After a failure the same error for a while: a look costs a mapping."""
@@ -384,7 +384,7 @@ class Kept:
         return _is_same(os.fstat(fd), self.where[3:5])
 
 
-def kept_ids() -> tuple[bytes, ...]:
+def kept_ids() -> Sequence[bytes]:
     """Of regions that this process was given when it was started; most have none or one."""
     return _kept_ids
 

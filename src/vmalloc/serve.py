@@ -72,7 +72,7 @@ def _forget_in_child() -> None:
     if _listener is not None:
         _listener.close()
         _listener = None
-    for there in _at.values():
+    for there in list(_at.values()):
         there.listener.close()
     _at.clear()
 
