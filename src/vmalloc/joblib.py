@@ -68,13 +68,14 @@ class Call:
     def __init__(self, region: Region, threshold: int | None, mode: str | None, least: int | None) -> None:
         self.region, self.threshold, self.mode = region, threshold, mode
         self.least = least  # bytes of an array that numpy makes in the region, within a task
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the collector may end the call while a copy is made for it
         self._held: dict[int, tuple[Any, Ref]] | None = {}  # id of a value -> it, and what is sent for it
 
     def end(self) -> None:
         """Nothing is held any more, nor from now on."""
         with self._lock:
-            self._held = None
+            held, self._held = self._held, None
+        del held  # not under the lock: what ends with it may be anybody's
 
     def reduced(self, x: Any) -> Any:
         adapter = registry.adapter_for(type(x))
@@ -101,17 +102,21 @@ class Call:
     def _placed(self, x: Any, holding: Holding | None) -> tuple[Any, Holding]:
         """`x`, or its one copy in the region; held from now on. OutOfPages, _IsOver."""
         with self._lock:
-            if self._held is None:
-                raise _IsOver
-            known = self._held.get(id(x))
+            known = self._still_held().get(id(x))
             if known is None:
                 value, held_by = (x, holding) if holding is not None else registry.place(x, self.region)
                 assert held_by is not None
-                known = self._held[id(x)] = x, Ref(value, held_by, held_by.region)  # type: ignore[arg-type]
+                known = x, Ref(value, held_by, held_by.region)  # type: ignore[arg-type]
+                self._still_held()[id(x)] = known
             value = known[1].get()
         found = registry.holding_of(value)
         assert found is not None
         return value, found
+
+    def _still_held(self) -> dict[int, tuple[Any, Ref]]:
+        if self._held is None:
+            raise _IsOver
+        return self._held
 
 
 class _IsOver(Exception):

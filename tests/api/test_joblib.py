@@ -22,6 +22,7 @@ from joblib.externals.loky import get_reusable_executor  # noqa: E402
 
 import vmalloc  # noqa: E402
 import vmalloc.joblib  # noqa: E402
+from vmalloc.adapters import registry  # noqa: E402
 
 LARGE = 300_000
 
@@ -377,3 +378,19 @@ def test_the_leak_check_sees_what_a_worker_holds():
     from vmalloc.joblib import memory_usage
 
     assert memory_usage(os.getpid(), force_gc=True) <= vmalloc.resident() * 1.5
+
+
+def test_a_call_that_ends_while_a_copy_is_made_for_it_sends_by_value_and_keeps_nothing(region, monkeypatch):
+    """An abandoned generator is closed wherever the collector runs, in the midst of its feeder's copy too."""
+    call = vmalloc.joblib.Call(region, 0, "r", None)
+    place = registry.place
+
+    def place_and_end(x, into):
+        call.end()
+        return place(x, into)
+
+    monkeypatch.setattr(registry, "place", place_and_end)
+    load, args = call.reduced(np.arange(9.0))
+    assert load(*args).tolist() == list(range(9))
+    assert not vmalloc.is_shared(load(*args))
+    assert at_rest(region) == (0, 0)

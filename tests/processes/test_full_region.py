@@ -186,3 +186,18 @@ def test_only_a_process_that_holds_something_may_free(region, nbytes, may_free):
         let_go.set()
         join(process)
     own.release()
+
+
+def test_a_warning_may_come_in_the_midst_of_another(monkeypatch):
+    """A signal's handler that sends, and finds no room, runs wherever its thread is."""
+
+    class Interrupted(set):
+        def add(self, what):
+            super().add(what)
+            if what == "first":
+                full.warn_once("handler's", "handler's")
+
+    monkeypatch.setattr(full, "_warned", Interrupted())
+    with pytest.warns(RuntimeWarning) as told:
+        full.warn_once("first", "first")
+    assert [str(w.message) for w in told] == ["handler's", "first"]
