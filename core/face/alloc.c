@@ -382,22 +382,41 @@ static inline __attribute__((always_inline)) int alloc_told(vm_region *r, uint64
     return vm__event_hit(t, VM_EVENT_ALLOC, got.page, nr_pages, since);
 }
 
+/* While this thread records: three functions, so that a hit needs few registers and each saves no more than it uses. */
+static __attribute__((noinline)) int alloc_coarse(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned flags,
+                                                  vm_range *out)
+{
+    return alloc_told(r, nr_pages, align_pages, flags, out, 0);
+}
+
 static __attribute__((noinline)) int alloc_exact(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned flags,
                                                  vm_range *out)
 {
     return alloc_told(r, nr_pages, align_pages, flags, out, vm__event_since(vm__current));
 }
 
-/* Of a design that keeps ranges for a CPU, or while this thread records: a hit that is written down. */
+static int alloc_recorded(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out)
+{
+    return vm__current->is_exact ? alloc_exact(r, nr_pages, align_pages, flags, out)
+                                 : alloc_coarse(r, nr_pages, align_pages, flags, out);
+}
+
+/* Of a design that keeps ranges for a CPU. */
+static __attribute__((noinline)) int alloc_here(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned flags,
+                                                vm_range *out)
+{
+    if (nr_pages - 1 < VM_POOL_PAGES_MAX && vm__is_power_of_two(align_pages) && align_pages <= r->map.nr_pages
+        && !(flags & VM_HIT_ONLY) && take_here(vm__current, r, nr_pages, align_pages, out))
+        return 0;
+    return alloc_recorded(r, nr_pages, align_pages, flags, out);
+}
+
 static __attribute__((noinline)) int alloc_otherwise(vm_region *r, uint64_t nr_pages, uint64_t align_pages,
                                                      unsigned flags, vm_range *out)
 {
-    vm_thread *t = vm__current;
-    if (t->here_key == r->hit_key && nr_pages - 1 < VM_POOL_PAGES_MAX && vm__is_power_of_two(align_pages)
-        && align_pages <= r->map.nr_pages && !(flags & VM_HIT_ONLY) && take_here(t, r, nr_pages, align_pages, out))
-        return 0;
-    return t->is_exact ? alloc_exact(r, nr_pages, align_pages, flags, out)
-                       : alloc_told(r, nr_pages, align_pages, flags, out, 0);
+    if (vm__current->here_key == r->hit_key)
+        return alloc_here(r, nr_pages, align_pages, flags, out);
+    return alloc_recorded(r, nr_pages, align_pages, flags, out);
 }
 
 /* Larger alignments go the checked way. */

@@ -176,18 +176,35 @@ static inline __attribute__((always_inline)) int free_told(vm_region *r, uint64_
     return vm__event_hit(t, VM_EVENT_FREE, page, vm__id_pages(id), since);
 }
 
+/* As in alloc.c. */
+static __attribute__((noinline)) int free_coarse(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
+{
+    return free_told(r, page, id, flags, 0);
+}
+
 static __attribute__((noinline)) int free_exact(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
 {
     return free_told(r, page, id, flags, vm__event_since(vm__current));
 }
 
-/* Of a design that keeps ranges for a CPU, or while this thread records: a hit that is written down. */
+static int free_recorded(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
+{
+    return vm__current->is_exact ? free_exact(r, page, id, flags) : free_coarse(r, page, id, flags);
+}
+
+/* Of a design that keeps ranges for a CPU. */
+static __attribute__((noinline)) int free_here(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
+{
+    if (page < r->map.nr_pages && !flags && put_here(vm__current, r, page, id))
+        return 0;
+    return free_recorded(r, page, id, flags);
+}
+
 static __attribute__((noinline)) int free_otherwise(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
 {
-    vm_thread *t = vm__current;
-    if (t->here_key == r->hit_key && page < r->map.nr_pages && !flags && put_here(t, r, page, id))
-        return 0;
-    return t->is_exact ? free_exact(r, page, id, flags) : free_told(r, page, id, flags, 0);
+    if (vm__current->here_key == r->hit_key)
+        return free_here(r, page, id, flags);
+    return free_recorded(r, page, id, flags);
 }
 
 /* No hit, where hits are open. */

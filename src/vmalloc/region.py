@@ -482,8 +482,23 @@ class Region(RegionBase, ArrayFunctions):
         RegionUnavailable if several have the name, RegionBusy if another process takes longer than
         `timeout_s`, ValueError for an empty name or a `timeout_s` that is no time.
         """
-        helper = bool(options.get("helper", True))
-        return open_or_create(cls, name, lambda: cls(size, name=name, **options), timeout_s, helper)
+        made: list[Self] = []
+
+        def create() -> Self:
+            made.append(cls(size, name=name, **options))
+            return made[0]
+
+        region = open_or_create(cls, name, create, timeout_s, bool(options.get("helper", True)))
+        if not made:
+            region._tell_other_bounds(name, options)
+        return region
+
+    def _tell_other_bounds(self, name: str, asked: dict[str, Any]) -> None:
+        """To the log: a bound that was asked for and is not the region's, since another process made it."""
+        for bound in ("limit", "soft_limit", "quota"):
+            wanted, here = asked.get(bound), getattr(self, bound)
+            if wanted is not None and here != max(parse_size(wanted) // self.page_size, 1) * self.page_size:
+                log(INFO, "region %r exists: its %s is %s, not %s; set it if it should be", name, bound, here, wanted)
 
     @property
     def size(self) -> int:

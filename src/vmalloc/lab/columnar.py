@@ -25,6 +25,7 @@ import numpy as np
 try:
     import pyarrow as pa  # type: ignore[import-untyped,unused-ignore]
     import pyarrow.parquet as pq  # type: ignore[import-untyped,unused-ignore]
+    from pyarrow.fs import LocalFileSystem  # type: ignore[import-untyped,unused-ignore]
 except ImportError as error:
     raise ImportError("columnar traces need pyarrow: pip install 'vmalloc[lab]'") from error
 
@@ -95,7 +96,8 @@ class Writer:
     def __init__(self, path: StrPath, metadata: Mapping[str, object] | None = None) -> None:
         about = json.dumps({"version": VERSION, **(metadata or {})})
         schema = SCHEMA.with_metadata({METADATA_KEY: about.encode()})
-        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+        here = LocalFileSystem()  # else a colon in the name would make it the address of another one
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd", filesystem=here)
         self._schema = schema
 
     def write(self, columns: Columns) -> None:
