@@ -39,7 +39,8 @@ static int connect_to(int fd, const char *path)
         return -EINVAL;
     memcpy(at.sun_path, path, nbytes + 1);
     if (setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &wait, sizeof wait)
-        || setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof wait) || connect(fd, (struct sockaddr *)&at, sizeof at))
+        || setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof wait)
+        || connect(fd, (struct sockaddr *)&at, sizeof at))
         return -errno;
     return 0;
 }
@@ -54,8 +55,7 @@ static int receive_descriptor(int fd)
     } attached;
     char answer;
     struct iovec data = {.iov_base = &answer, .iov_len = 1};
-    struct msghdr m = {
-        .msg_iov = &data, .msg_iovlen = 1, .msg_control = &attached, .msg_controllen = sizeof attached};
+    struct msghdr m = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = &attached, .msg_controllen = sizeof attached};
     ssize_t n = recvmsg(fd, &m, MSG_CMSG_CLOEXEC);
     const struct cmsghdr *c = n > 0 ? CMSG_FIRSTHDR(&m) : NULL;
     int got = n < 0 ? -errno : n == 0 ? -EPERM : m.msg_flags & MSG_CTRUNC ? -EMFILE : -ENOENT;

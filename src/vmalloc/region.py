@@ -495,9 +495,10 @@ class Region(RegionBase, ArrayFunctions):
 
     def _tell_other_bounds(self, name: str, asked: dict[str, Any]) -> None:
         """To the log: a bound that was asked for and is not the region's, since another process made it."""
+        page = int(self._info()["page_size"])
         for bound in ("limit", "soft_limit", "quota"):
             wanted, here = asked.get(bound), getattr(self, bound)
-            if wanted is not None and here != max(parse_size(wanted) // self.page_size, 1) * self.page_size:
+            if wanted is not None and here != max(parse_size(wanted) // page, 1) * page:
                 log(INFO, "region %r exists: its %s is %s, not %s; set it if it should be", name, bound, here, wanted)
 
     @property

@@ -511,8 +511,10 @@ static void a_child_of_who_watches_reads_nothing_and_its_parent_goes_on(void)
     CHECK_EQ(waitpid(child, &status, 0), child);
     CHECK_EQ(status, 0);
     CHECK(vm_record_is_on(watch));
-    CHECK_EQ(without_stamps(read_here(watch, r, &lost)), 1);
-    CHECK_EQ(kind(0), VM_EVENT_ALLOC);
+    uint32_t nr_allocs = 0;
+    for (uint32_t i = read_here(watch, r, &lost); i-- > 0;)
+        nr_allocs += kind(i) == VM_EVENT_ALLOC;
+    CHECK_EQ(nr_allocs, 1);
     CHECK_EQ(vm_record_pid(watch, slot), (uint32_t)getpid());
     CHECK_EQ(vm_record_pid(watch, vm_record_slots(watch)), 0);
     GIVE_BACK(r, a);

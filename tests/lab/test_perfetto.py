@@ -15,8 +15,10 @@ from tests.conftest import PAGE
 
 import vmalloc
 from vmalloc.cli import record as record_command
+from vmalloc.lab import record_kernel
 from vmalloc.lab.events import ALLOC, FREE, LOST, PURGE, Event
 from vmalloc.lab.perfetto import COUNTER_NS, trace_events, write_perfetto
+from vmalloc.lab.record_kernel import Recorded
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -139,7 +141,7 @@ def test_a_trace_that_cannot_be_written_loses_neither_recording_nor_json(
     tmp_path: Path, unwritable: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("pyarrow", reason="recordings of a region are columns: pip install vmalloc[lab]")
-    name = f"perfetto-{os.getpid()}"
+    name = f"perfetto-unwritable-{os.getpid()}"
     with vmalloc.Region("1M", name=name, helper=False) as region:
         monkeypatch.setattr(record_command, "_wait", lambda _seconds: region.alloc(PAGE).release())
         words = [name, "-o", str(tmp_path / "run.parquet"), "--perfetto", str(unwritable), "--json"]
