@@ -30,7 +30,7 @@ import vmalloc
 from vmalloc.cli import COMMANDS
 
 PAGE = 4096
-LIVE, ROUNDS, TOP_S, LINES = 1_000_000, 9, 15.0, 1_000_000
+LIVE, ROUNDS, TOP_S, LINES = 1_000_000, 5, 10.0, 1_000_000
 QUICK_LIVE, QUICK_ROUNDS, QUICK_TOP_S, QUICK_LINES = 10_000, 1, 1.0, 10_000
 CPUS = sorted(os.sched_getaffinity(0))
 COMMAND = [sys.executable, "-m", "vmalloc.cli"]
