@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 """What looking costs: ps, info, stats and top of a region of many live ranges under load, a kernel's dump, --help.
 
-`time` is by the clock, beside one worker on each CPU that allocates and frees in the region. For `off the load`
-the workers are kept from the last CPU, and who looks is kept to it; in turn with the look a process that takes
-as long and looks at nothing runs there. What is lost beside the look, and not beside that one, is due to locks,
-caches and memory. `top` is watched in a terminal, by the CPU time that its process took.
+`time` is by the clock, and in brackets the CPU's, beside one worker on each CPU that allocates and frees in the
+region. For `off the load` the workers are kept from the last CPU, and who looks is kept to it; in turn with the
+look a process that takes as long, copies memory and looks at nothing runs there. What is lost beside the look, and
+not beside that one, is due to locks and to the region's own lines. `top` is watched in a terminal, by the CPU time
+that its process took.
 """
 
 from __future__ import annotations
@@ -48,7 +49,12 @@ while True:
         block.release()
     count[at] += 1
 """
-BURN = "import sys, time\nend = time.perf_counter() + float(sys.argv[1])\nwhile time.perf_counter() < end: pass"
+BURN = """
+import sys, time
+end, memory = time.perf_counter() + float(sys.argv[1]), bytearray(16 << 20)
+while time.perf_counter() < end:
+    bytes(memory)
+"""
 
 
 @contextmanager
@@ -71,12 +77,14 @@ def load(region: vmalloc.Region, cpus: list[int]) -> Iterator[None]:
         region.recover()
 
 
-def timed(words: list[str], cpu: int | None = None) -> float:
-    """Seconds by the clock."""
-    pin = (lambda: os.sched_setaffinity(0, {cpu})) if cpu is not None else None
+def timed(words: list[str]) -> tuple[float, float]:
+    """Seconds by the clock, and of the CPU."""
     begin = time.perf_counter()
-    subprocess.run(words, stdout=subprocess.DEVNULL, check=True, preexec_fn=pin)
-    return time.perf_counter() - begin
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, words
+    return time.perf_counter() - begin, used.ru_utime + used.ru_stime
 
 
 def lost(region: vmalloc.Region, words: list[str], rounds: int) -> float:
@@ -85,11 +93,11 @@ def lost(region: vmalloc.Region, words: list[str], rounds: int) -> float:
 
     def rate(words: list[str]) -> float:
         before, begin = sum(counts), time.perf_counter()
-        timed(words, CPUS[-1])
+        timed(words)
         return (sum(counts) - before) / (time.perf_counter() - begin)
 
-    seconds = timed(words, CPUS[-1])
-    burn = [sys.executable, "-c", BURN, str(seconds)]
+    words = ["taskset", "-c", str(CPUS[-1]), *words]
+    burn = [*words[:3], sys.executable, "-c", BURN, str(timed(words)[0])]
     return median(1 - rate(words) / rate(burn) for _ in range(rounds))
 
 
@@ -123,7 +131,10 @@ def drain(fd: int) -> None:
 
 def dump(path: Path, nr: int) -> Path:
     """As /proc/vmallocinfo has it."""
-    start, line = 0xFFFFC90000000000, "0x{:016x}-0x{:016x}   20480 caller_{}+0xca/0x100 pages=4 vmalloc N0=4\n"
+    start, line = (
+        0xFFFFC90000000000,
+        "0x{:016x}-0x{:016x}   20480 caller_{}+0xca/0x100 pages=4 vmalloc N0=4\n",
+    )
     with path.open("w") as out:
         out.writelines(line.format(start + n * 24576, start + n * 24576 + 20480, n % 40) for n in range(nr))
     return path
@@ -148,8 +159,8 @@ def main() -> None:
 
     with load(region, [-1] * len(CPUS)):
         for what, words in looks.items():
-            times = [timed([*COMMAND, *words]) for _ in range(rounds)]
-            tell(f"{what}, time", "s", median(times), min(times), max(times))
+            times, used = zip(*(timed([*COMMAND, *words]) for _ in range(rounds)), strict=True)
+            tell(f"{what}, time ({median(used):.2f} s)", "s", median(times), min(times), max(times))
         times = []
         for _ in range(rounds):
             begin = time.perf_counter()
@@ -166,13 +177,16 @@ def main() -> None:
                 tell(f"{what}, off the load", "%", 100 * share)
     with tempfile.TemporaryDirectory() as folder:
         words = [*COMMAND, "info", "--kernel", str(dump(Path(folder) / "vmallocinfo", nr_lines))]
-        times = [timed(words) for _ in range(min(rounds, 5))]
+        times = [timed(words)[0] for _ in range(min(rounds, 5))]
         tell(f"a kernel's dump of {nr_lines:,} lines, drawn", "s", median(times), min(times), max(times))
     for name in ("", *COMMANDS):
-        times = [timed([*COMMAND, *([name] if name else []), "--help"]) for _ in range(min(rounds, 5))]
+        words = [*COMMAND, *([name] if name else []), "--help"]
+        times = [timed(words)[0] for _ in range(min(rounds, 5))]
         tell(f"vmalloc {name} --help".replace("  ", " "), "ms", *(1e3 * f(times) for f in (median, min, max)))
     del kept
-    common.show(f"{live:,} live ranges", ["what", "median", "least", "most"], [[*r, "", ""][:4] for r in rows])
+    common.show(
+        f"{live:,} live ranges", ["what", "median", "least", "most"], [[*r, "", ""][:4] for r in rows]
+    )
     common.finish(args, results)
 
 

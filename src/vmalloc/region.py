@@ -499,7 +499,14 @@ class Region(RegionBase, ArrayFunctions):
         for bound in ("limit", "soft_limit", "quota"):
             wanted, here = asked.get(bound), getattr(self, bound)
             if wanted is not None and here != max(parse_size(wanted) // page, 1) * page:
-                log(INFO, "region %r exists: its %s is %s, not %s; set it if it should be", name, bound, here, wanted)
+                log(
+                    INFO,
+                    "region %r exists: its %s is %s, not %s; set it if it should be",
+                    name,
+                    bound,
+                    here,
+                    wanted,
+                )
 
     @property
     def size(self) -> int:

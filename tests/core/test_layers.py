@@ -40,7 +40,12 @@ KERNEL_HEADERS = {
     "sys/vfs.h": {"base/system.c"},
     "time.h": {"base/system.c", "base/clock.c"},
     "unistd.h": {
-        "base/system.c", "base/descriptor.c", "base/pipe.c", "base/served.c", "base/fault.c", "store/pages.c",
+        "base/system.c",
+        "base/descriptor.c",
+        "base/pipe.c",
+        "base/served.c",
+        "base/fault.c",
+        "store/pages.c",
     },
 }
 LANGUAGE_HEADERS = {

@@ -94,7 +94,9 @@ def test_python_runs(what: str, tmp_path: Path) -> None:
 
 
 def command_lines() -> Iterator[tuple[str, list[str]]]:
-    return ((where, words) for where, words in lines("vmalloc") if not where.startswith(ITS_COMMANDS_IN_ORDER))
+    return (
+        (where, words) for where, words in lines("vmalloc") if not where.startswith(ITS_COMMANDS_IN_ORDER)
+    )
 
 
 @each(command_lines())
