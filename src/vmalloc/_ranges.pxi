@@ -15,7 +15,7 @@ for _at in range(STATES_TOLD):
     state_text[_at] = state_names[_at]
 
 
-# A line is put together by hand: snprintf() would take half a second for a million of them.
+# A line is put together by hand: snprintf would take half a second for a million of them.
 
 cdef inline const char *word(bint is_so, const char *yes, const char *no) noexcept nogil:
     if is_so:

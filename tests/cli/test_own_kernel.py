@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Suite, record, replay and report of this machine's own kernel: the commands of docs/kernel.md, in their order."""
+"""Suite, record, replay and report of this machine's own kernel: the commands of docs/kernel.md in order."""
 
 from __future__ import annotations
 

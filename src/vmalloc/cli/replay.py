@@ -103,8 +103,8 @@ def command(
 
     if predicting == (target is not None):
         raise click.UsageError(
-            "say one of these: --predict (a kernel's addresses), --on model (its requests, or a region's, served "
-            "by a model), --on core (by the real allocator)"
+            "say one of these: --predict (a kernel's addresses), --on model (its requests, or a region's, "
+            "served by a model), --on core (by the real allocator)"
         )
     if predicting and design not in (*KERNEL_PRESETS, "all", None):
         names = ", ".join((*KERNEL_PRESETS, "all"))
@@ -340,8 +340,8 @@ def _print_prediction(console: Console, recording: lab.Recording, result: dict[s
     console.print(table)
     if too_short:
         console.print(
-            "Until a purge or two were seen, where the kernel looks next is not known: what was forecast before "
-            "that says nothing about the design, and is in --json alone."
+            "Until a purge or two were seen, where the kernel looks next is not known: what was forecast "
+            "before that says nothing about the design, and is in --json alone."
         )
         return
     if null:

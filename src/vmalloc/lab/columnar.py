@@ -34,7 +34,7 @@ from vmalloc.lab.columns import DTYPES, NAMED, Columns, Names, events_of_columns
 from vmalloc.lab.events import Event, TraceError
 from vmalloc.lab.files import StrPath
 
-# A path goes to pyarrow whole, and with its file system: else a colon in a name makes it the address of another one.
+# A path goes to pyarrow whole, and with its file system: else a colon in it makes it the address of another.
 
 VERSION = 1
 METADATA_KEY = b"vmalloc.trace"

@@ -4,8 +4,8 @@
 All designs replay it side by side, and only events on which two of them disagree say anything about them:
 one had forecast the address in the printed order (or the purge's count) and the other had not. That is a sign
 test: were the two equally good, each such event would go either way like a coin. A design is beaten when so
-few of these events, or fewer, would go its way with a chance below CHANCE_MAX. With an unseen start the version
-in the recording's header stays a candidate: `generation_said`.
+few of these events, or fewer, would go its way with a chance below CHANCE_MAX. With an unseen start the
+version in the recording's header stays a candidate: `generation_said`.
 
 With an unseen start only what follows the first purge of a full backlog counts: `evidence_since`.
 
@@ -137,8 +137,9 @@ def rank(recording: Recording, progress: Callable[[int], object] | None = None) 
 def generation_said(header: Sequence[str]) -> str | None:
     """The generation of the kernel that a recording says it is of.
 
-    With an unseen start that weighs as much as the events do: pools were filled before it, so that after a purge
-    or two a design without pools may still have more events right, and not by chance. A kernel may be patched.
+    With an unseen start that weighs as much as the events do: pools were filled before it, so that after a
+    purge or two a design without pools may still have more events right, and not by chance. A kernel may be
+    patched.
     """
     found = next(filter(None, (re.match(r"kernel (\d+)\.(\d+)\b", line) for line in header)), None)
     if found is None:
