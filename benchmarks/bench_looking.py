@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
 """What looking costs: ps, info, stats, top of many live ranges under load, a kernel's dump, --help.
 
-`time` is by the clock, and in brackets the CPU's, beside one worker on each CPU that allocates and frees in the
-region. For `off the load` the workers are kept from the last CPU, and who looks is kept to it; in turn with the
-look a process that takes as long, copies memory and looks at nothing runs there. What is lost beside the look,
-and not beside that one, is due to locks and to the region's own lines. `top` is watched in a terminal, by the
-CPU time that its process took.
+`time` is by the clock, and in brackets the CPU's, beside one worker on each CPU that allocates and frees in
+the region. For `off the load` the workers are kept from the last CPU, and who looks is kept to it; in turn
+with the look a process that takes as long, copies memory and looks at nothing runs there. What is lost beside
+the look, and not beside that one, is due to locks and to the region's own lines. `top` is watched in a
+terminal, by the CPU time that its process took.
 """
 
 from __future__ import annotations

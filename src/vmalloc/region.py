@@ -482,14 +482,15 @@ class Region(RegionBase, ArrayFunctions):
         RegionUnavailable if several have the name, RegionBusy if another process takes longer than
         `timeout_s`, ValueError for an empty name or a `timeout_s` that is no time.
         """
-        made: list[Self] = []
+        is_new = False
 
-        def create() -> Self:
-            made.append(cls(size, name=name, **options))
-            return made[0]
+        def create() -> Any:
+            nonlocal is_new
+            is_new = True
+            return cls(size, name=name, **options)
 
         region = open_or_create(cls, name, create, timeout_s, bool(options.get("helper", True)))
-        if not made:
+        if not is_new:
             region._tell_other_bounds(name, options)
         return region
 
