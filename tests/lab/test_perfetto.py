@@ -156,7 +156,7 @@ def test_a_trace_that_cannot_be_written_loses_neither_recording_nor_json(
 def test_a_trace_that_cannot_be_written_hides_no_status_of_what_was_recorded(
     unwritable: Path, monkeypatch: pytest.MonkeyPatch, status: int, told: int
 ) -> None:
-    recording = str(next(iter(sorted(DATA.rglob("*.trace.xz")))))
+    recording = next(iter(sorted(DATA.rglob("*.trace.xz"))))
     recorded = Recorded(recording, nr_lines=1, nr_lost=0, seconds=0.0, status=status)
     monkeypatch.setattr(record_kernel, "record_kernel", lambda *_args, **_more: recorded)
     words = ["--kernel", "--perfetto", str(unwritable), "--json", "--", "true"]
