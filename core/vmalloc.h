@@ -37,6 +37,10 @@ VM_API int vm_attach_given(int fd, bool readonly, vm_region **out);
 /* The region that a process of this user made with the name `which`, or, if there is none, the only one that process
  * `which` has. As `vmalloc ps` lists them. ENOENT: none; EEXIST: several. */
 VM_API int vm_attach_named(const char *which, vm_region **out);
+/* The region that a process serves at the socket `path`, as Region.serve(path) does, between containers too. That process is
+ * this user's or root's, or of one of `uids` (NULL, 0: of no other). ENOENT, ECONNREFUSED: nobody serves there;
+ * EPERM: one of both sides does not trust the other's user; ETIMEDOUT: no answer in VM_SERVE_WAIT_S. */
+VM_API int vm_attach_served(const char *path, const uint32_t *uids, size_t nr_uids, vm_region **out);
 VM_API int vm_detach(vm_region *r);            /* busy ranges held only here are freed */
 VM_API int vm_fd(const vm_region *r);
 VM_API const char *vm_pools_name(vm_pools pools); /* of a pool design; NULL: there is none of that number */
@@ -167,6 +171,7 @@ VM_API void vm_survey_look(const vm_region *r, vm_survey *out); /* one walk over
 VM_API int vm_record_start(vm_region *r, bool exact, vm_recorder **out);
 VM_API void vm_record_clock(uint64_t *ns, uint64_t *ticks); /* now: two of these say how long a tick is */
 VM_API uint32_t vm_record_slots(const vm_recorder *rec); /* of threads */
+VM_API uint32_t vm_record_pid(const vm_recorder *rec, uint32_t slot); /* whose it is now; 0: nobody's */
 /* New events of that slot, two words each (vm_event in core/base/layout.h), at most `room`; returns how many. `lost` grows
  * by those that were overwritten before. Full: read again. */
 VM_API uint32_t vm_record_read(vm_recorder *rec, uint32_t slot, uint32_t room, uint64_t *out, uint64_t *lost);

@@ -4,7 +4,7 @@
  * leaves a copy of it there under the name "from C".
  *
  *     cc 13_from_c.c $(pkg-config --cflags --libs vmalloc) -o from_c
- *     ./from_c REGION NAME
+ *     ./from_c REGION NAME        REGION: a region's name, a pid, or unix:PATH of a socket where it is served
  *
  * docs/c.md tells it step by step.
  */
@@ -56,6 +56,13 @@ static int64_t nr_elements(const unsigned char *meta, size_t bytes, uint64_t roo
     return count <= left ? (int64_t)count : -1;
 }
 
+static int attach(const char *which, vm_region **region)
+{
+    if (strncmp(which, "unix:", 5) == 0)
+        return vm_attach_served(which + 5, NULL, 0, region);
+    return vm_attach_named(which, region);
+}
+
 int main(int argc, char **argv)
 {
     vm_region *region;
@@ -68,7 +75,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: %s REGION NAME\n", argv[0]);
         return 2;
     }
-    check(vm_attach_named(argv[1], &region), argv[1]);
+    check(attach(argv[1], &region), argv[1]);
     vm_describe(region, &info);
 
     check(vm_name_get(region, argv[2], &range, meta, &bytes), argv[2]); /* held from here on */

@@ -252,6 +252,9 @@ int vm__above_standard_streams(int fd); /* the same file, under a number above 2
 int vm__open_region(const vm_region *r);
 /* A descriptor of the one region of this user that is called `which`, or else that process `which` has. ENOENT, EEXIST. */
 int vm__open_named(const char *which);
+/* served.c: of the region that a process serves at that socket. `is_given`: by one of `uids`. ENOENT, ECONNREFUSED: nobody;
+ * EPERM: it does not trust us, or we not it; ETIMEDOUT. */
+int vm__open_served(const char *path, const uint32_t *uids, size_t nr, bool *is_given);
 int vm__fd(vm_region *r); /* a number of the region's file, a new one if need be; -EBADF */
 /* What keeps OFD locks: a description of our own, held by a mapping of one of its pages. */
 int vm__tie(const vm_region *r, vm_tie *tie); /* children inherit it until ... */

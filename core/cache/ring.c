@@ -117,16 +117,18 @@ static void discard_ring(const vm_region *r, uint32_t slot)
     vm__ring_unmap(ring);
 }
 
-/* Idempotent: who dies in it leaves it to the next. Off in the header first: there everybody looks who is told by his slot.
- * A thread in the middle of an event may write it yet; that page stays until the next recording ends. Two may be at it. */
+/* Who ends it owns it from then on: nobody else is at it, who might discard the rings of the next recording. If he dies in
+ * it, whoever recovers him goes on: all of it can be done twice. Off in the header first: there everybody looks who is told
+ * by his slot. A thread in the middle of an event may write it yet; that page stays until the next recording ends. */
 void vm__recording_end(vm_region *r, uint64_t recording)
 {
     uint32_t number = (uint32_t)recording | VM_RECORDING_ON;
-    uint64_t ended = recording & ~(uint64_t)VM_RECORDING_ON;
+    uint64_t here = (uint64_t)vm__lease_owner(r->process, r->process_inc) << VM_RECORDING_OWNER_SHIFT;
+    uint64_t ended = here | (number & ~VM_RECORDING_ON);
     if (!VM_CAS(&r->map.h->recording, recording, ended))
-        return; /* somebody else has ended it */
+        return; /* somebody else ends it, or has ended it */
     vm__recording_withdraw(r, recording);
-    for (uint32_t i = 0; i < r->map.nr_threads && VM_ACQUIRE(&r->map.h->recording) == ended; i++)
+    for (uint32_t i = 0; i < r->map.nr_threads; i++)
         if (vm__slot_was_used(r, i) && VM_ACQUIRE(&r->map.slots[i].followed) == number) {
             discard_ring(r, i);
             VM_CAS(&r->map.slots[i].followed, number, 0);

@@ -166,28 +166,41 @@ int vm_free_kept(vm_region *r, uint64_t page, uint64_t id, unsigned flags, vm_ra
     return rc;
 }
 
-static inline __attribute__((always_inline)) int free_told(vm_region *r, uint64_t page, uint64_t id, unsigned flags,
-                                                           uint64_t since)
+static inline __attribute__((always_inline)) int free_told(vm_thread *t, vm_region *r, uint64_t page, uint64_t id,
+                                                           unsigned flags, uint64_t since)
 {
-    vm_thread *t = vm__current;
-    if (vm_unlikely(t->recorded_key != r->hit_key || VM_PLAIN(vm__disturbed_of(t->hit.magazine)) != t->quiet
+    if (vm_unlikely(VM_PLAIN(vm__disturbed_of(t->hit.magazine)) != t->quiet
                     || !vm__hit_free(&t->hit, &r->hit, page, id)))
         return free_checked(r, page, id, flags);
     return vm__event_hit(t, VM_EVENT_FREE, page, vm__id_pages(id), since);
 }
 
-static __attribute__((noinline)) int free_exact(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
+static __attribute__((noinline)) int free_coarse(vm_thread *t, vm_region *r, uint64_t page, uint64_t id, unsigned flags)
 {
-    return free_told(r, page, id, flags, vm__event_since(vm__current));
+    return free_told(t, r, page, id, flags, 0);
 }
 
-/* Of a design that keeps ranges for a CPU, or while this thread records: a hit that is written down. */
-static __attribute__((noinline)) int free_otherwise(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
+static __attribute__((noinline)) int free_exact(vm_thread *t, vm_region *r, uint64_t page, uint64_t id, unsigned flags)
+{
+    return free_told(t, r, page, id, flags, vm__event_since(t));
+}
+
+/* Of a design that keeps ranges for a CPU. */
+static __attribute__((noinline)) int free_here(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
 {
     vm_thread *t = vm__current;
     if (t->here_key == r->hit_key && page < r->map.nr_pages && !flags && put_here(t, r, page, id))
         return 0;
-    return t->is_exact ? free_exact(r, page, id, flags) : free_told(r, page, id, flags, 0);
+    return free_checked(r, page, id, flags);
+}
+
+/* As in alloc.c. */
+static __attribute__((noinline)) int free_otherwise(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
+{
+    vm_thread *t = vm__current;
+    if (vm_unlikely(t->recorded_key != r->hit_key))
+        return free_here(r, page, id, flags);
+    return t->is_exact ? free_exact(t, r, page, id, flags) : free_coarse(t, r, page, id, flags);
 }
 
 /* No hit, where hits are open. */

@@ -121,6 +121,14 @@ void vm_record_clock(uint64_t *ns, uint64_t *ticks)
 
 uint32_t vm_record_slots(const vm_recorder *rec) { return rec->r ? rec->r->map.nr_threads : 0; }
 
+uint32_t vm_record_pid(const vm_recorder *rec, uint32_t slot)
+{
+    if (slot >= vm_record_slots(rec) || !is_ours(rec))
+        return 0;
+    uint64_t state = VM_ACQUIRE(&rec->r->map.slots[slot].state);
+    return state & 1 ? VM_RELAXED(&rec->r->map.processes[vm__slot_process(rec->r, state)].pid) : 0;
+}
+
 /* A look at the ring of who never wrote would give it a page. */
 static bool has_ring(vm_recorder *rec, uint32_t slot)
 {

@@ -298,17 +298,26 @@ int vm_attach(int fd, vm_region **out) { return attach(fd, false, false, out); }
 int vm_attach_readonly(int fd, vm_region **out) { return attach(fd, true, false, out); }
 int vm_attach_given(int fd, bool readonly, vm_region **out) { return attach(fd, readonly, true, out); }
 
-int vm_attach_named(const char *which, vm_region **out)
+/* By a descriptor that is nobody's but ours, and is closed. */
+static int attach_found(int fd, bool is_given, vm_region **out)
 {
     uint64_t inode = 0, device = 0;
-    int fd = vm__open_named(which);
     if (fd < 0)
         return fd;
     int rc = vm__identify(fd, &inode, &device);
     if (rc == 0)
-        rc = attach(fd, false, false, out);
+        rc = attach(fd, false, is_given, out);
     vm__close_same(fd, inode, device);
     return rc;
+}
+
+int vm_attach_named(const char *which, vm_region **out) { return attach_found(vm__open_named(which), false, out); }
+
+int vm_attach_served(const char *path, const uint32_t *uids, size_t nr_uids, vm_region **out)
+{
+    bool is_given = false;
+    int fd = vm__open_served(path, uids, nr_uids, &is_given);
+    return attach_found(fd, is_given, out);
 }
 
 /* ---- detach ---- */

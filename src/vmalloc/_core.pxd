@@ -171,6 +171,7 @@ cdef extern from "vmalloc.h" nogil:
     int vm_record_start(vm_region *r, c_bool exact, vm_recorder **out)
     void vm_record_clock(uint64_t *ns, uint64_t *ticks)
     uint32_t vm_record_slots(const vm_recorder *rec)
+    uint32_t vm_record_pid(const vm_recorder *rec, uint32_t slot)
     uint32_t vm_record_read(vm_recorder *rec, uint32_t slot, uint32_t room, uint64_t *out, uint64_t *lost)
     void vm_record_stop(vm_recorder *rec)
     void vm_record_end(vm_recorder *rec)

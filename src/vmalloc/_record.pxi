@@ -64,6 +64,12 @@ cdef class Recorder:
                 news.append((slot, lost, (<char *>self.room)[:nr * EVENT_BYTES]))
         return news
 
+    def pid_of(self, slot):
+        """Of the process that has that thread slot now; 0: nobody has it."""
+        if self.rec == NULL or self.region.r == NULL:
+            return 0
+        return vm_record_pid(self.rec, slot)
+
     def stop(self):
         """Nobody writes any more; what was written can still be read."""
         if self.rec != NULL and self.region.r != NULL:

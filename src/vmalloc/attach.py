@@ -110,7 +110,11 @@ def attach(
     try:
         fd = os.open(source, (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC)
     except OSError as e:
-        raise RegionUnavailable(e.errno, f"cannot open {os.fspath(source)}: {_reason(e)}") from None
+        is_socket = e.errno == errno.ENXIO and stat.S_ISSOCK(os.stat(source).st_mode)
+        hint = (
+            f"; it is a socket: unix:{os.fspath(source)} attaches what is served there" if is_socket else ""
+        )
+        raise RegionUnavailable(e.errno, f"cannot open {os.fspath(source)}: {_reason(e)}{hint}") from None
     except ValueError as e:
         raise RegionUnavailable(errno.EINVAL, f"cannot open {source!r}: {e}") from None
     try:

@@ -58,6 +58,10 @@ PAGES_MAX = (1 << 30) - 1
 """Pages of a region: a word has 30 bits for a length."""
 REGION_NAME_BYTES_MAX = 241
 """Of a region's own name: what a memfd's may have, without the "vmalloc:" in front of it."""
+SOCKET_PATH_BYTES_MAX = 107
+"""Of a socket that is a file: sun_path without its end."""
+SERVE_WAIT_S = 5
+"""For a process that serves a region at a socket: it may be stopped."""
 NAMES_MAX = 1024
 NAME_BYTES_MAX = 63
 NAME_META_BYTES_MAX = 416

@@ -482,8 +482,32 @@ class Region(RegionBase, ArrayFunctions):
         RegionUnavailable if several have the name, RegionBusy if another process takes longer than
         `timeout_s`, ValueError for an empty name or a `timeout_s` that is no time.
         """
-        helper = bool(options.get("helper", True))
-        return open_or_create(cls, name, lambda: cls(size, name=name, **options), timeout_s, helper)
+        is_new = False
+
+        def create() -> Any:
+            nonlocal is_new
+            is_new = True
+            return cls(size, name=name, **options)
+
+        region = open_or_create(cls, name, create, timeout_s, bool(options.get("helper", True)))
+        if not is_new:
+            region._tell_other_bounds(name, options)
+        return region
+
+    def _tell_other_bounds(self, name: str, asked: dict[str, Any]) -> None:
+        """To the log: a bound that was asked for and is not the region's, since another process made it."""
+        page = int(self._info()["page_size"])
+        for bound in ("limit", "soft_limit", "quota"):
+            wanted, here = asked.get(bound), getattr(self, bound)
+            if wanted is not None and here != max(parse_size(wanted) // page, 1) * page:
+                log(
+                    INFO,
+                    "region %r exists: its %s is %s, not %s; set it if it should be",
+                    name,
+                    bound,
+                    here,
+                    wanted,
+                )
 
     @property
     def size(self) -> int:

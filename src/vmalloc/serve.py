@@ -32,6 +32,8 @@ from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+from vmalloc.facts import SERVE_WAIT_S, SOCKET_PATH_BYTES_MAX
+
 __all__ = ["fetch", "fetch_at", "start", "start_at", "stop", "stop_at"]
 
 
@@ -47,9 +49,8 @@ Lookup = Callable[[bytes], HasFileno | None]
 _NAME = re.compile("vmalloc-[0-9a-f]{32}")
 _ID_BYTES = 16
 ANY = bytes(_ID_BYTES)
-_PATH_BYTES_MAX = 107  # of sun_path, its end left out
 _FOR_US, _FOR_ALL = 0o600, 0o666
-_WAIT_S = 5.0  # for the process that serves: it may be stopped
+_WAIT_S: float = SERVE_WAIT_S
 _WAIT_FOR_CLIENT_S = 0.5  # the others queue meanwhile
 _PASSING = (  # refusals of accept() after which the next one may go well
     errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ECONNABORTED, errno.EPERM, errno.EINTR,
@@ -154,8 +155,8 @@ def _checked(path: str) -> str:
     if not path or "\0" in path:
         raise ValueError(f"{path!r} is no path of a socket")
     path = os.path.abspath(path)
-    if len(os.fsencode(path)) > _PATH_BYTES_MAX:
-        raise ValueError(f"a socket's path has at most {_PATH_BYTES_MAX} bytes: {path}")
+    if len(os.fsencode(path)) > SOCKET_PATH_BYTES_MAX:
+        raise ValueError(f"a socket's path has at most {SOCKET_PATH_BYTES_MAX} bytes: {path}")
     return path
 
 

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +59,40 @@ def test_c_and_python_share_an_array_both_ways(program: Path) -> None:
         region.recover()
         region.check(at_rest=True)
         assert region.stats().busy_pages == 0
+
+
+def test_a_region_is_attached_by_the_socket_where_it_is_served(program: Path, tmp_path: Path) -> None:
+    path = tmp_path / "region.sock"
+    with vmalloc.Region("4M", helper=False) as region:
+        region["numbers"] = numbers = region.array(np.arange(6.0))
+        region.serve(path)
+        done = run(program, f"unix:{path}", "numbers")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "6 numbers doubled\n", "")
+        assert numbers.tolist() == [0, 2, 4, 6, 8, 10]
+    done = run(program, f"unix:{path}", "numbers")  # nobody serves it any more
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+
+
+def test_a_socket_that_is_not_to_be_had_is_one_line(program: Path, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as there:
+        there.bind(os.fspath(tmp_path / "silent.sock"))
+        for path, says in [
+            (tmp_path / "silent.sock", os.strerror(errno.ECONNREFUSED)),
+            (tmp_path / ("x" * 200), os.strerror(errno.EINVAL)),
+            (tmp_path / "none.sock", "no live range, name or region of that kind"),
+        ]:
+            done = run(program, f"unix:{path}", "numbers")
+            assert (done.returncode, done.stderr) == (1, f"unix:{path}: {says}\n")
+
+
+def test_who_hangs_up_does_not_trust_us(program: Path, tmp_path: Path) -> None:
+    path = tmp_path / "wary.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as there:
+        there.bind(os.fspath(path))
+        there.listen()
+        asking = subprocess.Popen([program, f"unix:{path}", "x"], stderr=subprocess.PIPE, text=True)
+        there.accept()[0].close()
+        assert asking.communicate(timeout=60)[1] == f"unix:{path}: {os.strerror(errno.EPERM)}\n"
 
 
 ONE_REGION = """

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -144,6 +145,51 @@ def test_info_of_many_ranges_shows_the_first_and_says_how_to_see_all(region: vma
     assert len(ranges) == info.MOST
     assert more.endswith("--all shows them")
     assert len([line for line in everything if line.startswith("0x")]) == len(region.ranges())
+    del blocks
+
+
+def test_some_regions_are_chosen_by_name_or_pid(
+    region: vmalloc.Region, holder: subprocess.Popen[str]
+) -> None:
+    with vmalloc.Region("1M", name=f"{region.name}-other", helper=False) as other:
+        for which, names in [
+            ([region.name], {region.name}),
+            ([str(holder.pid)], {region.name}),
+            ([region.name, other.name], {region.name, other.name}),
+        ]:
+            shown = json.loads(CliRunner().invoke(main, ["ps", *which, "--json"]).output)
+            assert {one["name"] for one in shown} == names
+    done = CliRunner().invoke(main, ["ps", f"{region.name}-none"])
+    assert (done.exit_code, len(done.output.splitlines())) == (2, 1)
+
+
+def test_a_socket_is_attached_by_unix_and_info_says_so(region: vmalloc.Region, tmp_path: Path) -> None:
+    path = tmp_path / "region.sock"
+    region.serve(path)
+    done = CliRunner().invoke(main, ["info", str(path)])
+    assert (done.exit_code, len(done.output.splitlines())) == (2, 1)
+    assert done.output.endswith(f"it is a socket: unix:{path} attaches what is served there\n")
+    assert CliRunner().invoke(main, ["info", f"unix:{path}"]).exit_code == 0
+
+
+def test_a_line_says_what_its_row_does(region: vmalloc.Region) -> None:
+    blocks = [region.alloc(n * PAGE) for n in (1, 300, 2)]
+    blocks.pop(1).release()
+    region["named"] = blocks[0]
+    table, ranges = region._range_table(), region.ranges()
+    owner = next(r.owner for r in ranges if r.state == "busy" and not r.shared)
+    table.know({owner: 2**63})
+    expected = []
+    for r in ranges:
+        who = ""
+        if r.state == "busy":
+            who = f" pid={2**63}" if r.owner == owner else f" process={r.owner}"
+        marks = " shared" * r.shared + " dirty" * r.dirty
+        expected.append(
+            f"0x{r.start * PAGE:012x}-0x{r.end * PAGE:012x} {r.nr_pages * PAGE:12d} pages={r.nr_pages} "
+            f"{r.state}{who}{marks}\n"
+        )
+    assert table.lines(0, len(table), True, False)[0] == "".join(expected)
     del blocks
 
 

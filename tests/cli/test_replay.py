@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import lzma
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,17 @@ def test_a_recording_that_is_too_short_says_how_long_to_record(purges: int, seco
     assert replay.too_short(recording, design, prediction) is None
 
 
+def test_a_recording_that_is_too_short_is_not_said_to_be_wrong(tmp_path: Path) -> None:
+    lines = lzma.decompress((GUEST / "random_size_1t.trace.xz").read_bytes()).decode().splitlines()
+    (tmp_path / "short.trace").write_text("\n".join(lines[:400]) + "\n")
+    result = run(tmp_path / "short.trace", "--predict", "--json", tmp_path / "out.json")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"too short: \d+ purges seen", result.output)
+    assert "0.000%" not in result.output
+    assert "addresses exact" not in result.output
+    assert "exact" in json.loads((tmp_path / "out.json").read_text())
+
+
 def test_the_warm_figure_leads() -> None:
     output = run(
         GUEST / "vm_map_ram_1t.trace.xz", "--predict", "--design", "linux-6.9",
@@ -136,4 +149,6 @@ def test_a_trace_is_not_a_state():
 
 
 def test_one_must_say_what_to_do():
-    assert run(GUEST / "pcpu_1t.trace.xz").exit_code == 2
+    result = run(GUEST / "pcpu_1t.trace.xz")
+    assert result.exit_code == 2
+    assert "--predict (a kernel's addresses)" in " ".join(result.output.split())

@@ -340,6 +340,7 @@ def test_n_is_the_key_for_the_next_region(region: vmalloc.Region) -> None:
 
 def test_once_prints_one_screen(region: vmalloc.Region, worker: subprocess.Popen[str]) -> None:
     done = CliRunner().invoke(main, ["top", "--once", "--interval", "0.2", region.name])
+    assert done.output.splitlines()[-1].strip()  # it ends where there is nothing more to say
     assert done.exit_code == 0, done.output
     assert done.output.startswith(region.name)
     assert str(worker.pid) in done.output

@@ -32,12 +32,21 @@ KERNEL_HEADERS = {
     "sys/mman.h": {"base/descriptor.c", "store/pages.c"},
     "sys/random.h": {"store/pages.c"},
     "sys/resource.h": {"store/pages.c"},
-    "sys/socket.h": {"base/pipe.c"},
+    "sys/socket.h": {"base/pipe.c", "base/served.c"},
     "sys/stat.h": {"base/descriptor.c", "base/pipe.c", "store/pages.c"},
     "sys/syscall.h": {"base/system.c"},
+    "sys/time.h": {"base/served.c"},
+    "sys/un.h": {"base/served.c"},
     "sys/vfs.h": {"base/system.c"},
     "time.h": {"base/system.c", "base/clock.c"},
-    "unistd.h": {"base/system.c", "base/descriptor.c", "base/pipe.c", "base/fault.c", "store/pages.c"},
+    "unistd.h": {
+        "base/system.c",
+        "base/descriptor.c",
+        "base/pipe.c",
+        "base/served.c",
+        "base/fault.c",
+        "store/pages.c",
+    },
 }
 LANGUAGE_HEADERS = {
     "assert.h", "errno.h", "pthread.h", "stdarg.h", "stdbool.h", "stddef.h", "stdint.h", "stdio.h",

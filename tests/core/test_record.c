@@ -288,6 +288,58 @@ static void who_is_late_with_an_end_ends_no_later_recording(void)
     FINISH(r);
 }
 
+/* One who would go on later might discard the rings of the next recording. */
+static void who_ends_a_recording_is_left_alone_with_it_while_he_lives(void)
+{
+    vm_region *r = MAKE(.nr_pages = 1000, .nr_nodes = 1, .nr_threads = 4);
+    vm_recorder *second = NULL;
+    int ready[2];
+    CHECK_EQ(pipe(ready), 0);
+    pid_t child = fork();
+    if (child == 0) { /* records, and stands still at the beginning of the end */
+        start(r, false);
+        vm__recording_withdraw(r, r->map.h->recording);
+        VM_AND(&r->map.h->recording, ~(uint64_t)VM_RECORDING_ON);
+        CHECK_EQ(write(ready[1], "", 1), 1);
+        for (;;)
+            pause();
+    }
+    char byte;
+    CHECK_EQ(read(ready[0], &byte, 1), 1);
+    uint64_t ended = VM_ACQUIRE(&r->map.h->recording);
+    CHECK(ended != 0);
+    vm__recording_end_of_dead(r, true);
+    CHECK_EQ(VM_ACQUIRE(&r->map.h->recording), ended);
+    CHECK_EQ(vm_record_start(r, false, &second), -EBUSY);
+    CHECK(resident_rings(r) > 0);
+    kill(child, SIGKILL);
+    CHECK_EQ(waitpid(child, NULL, 0), child);
+    second = start(r, false); /* who comes first goes on with it */
+    CHECK_EQ(VM_ACQUIRE(&r->map.slots[here(r)].followed), (uint32_t)r->map.h->recording);
+    vm_record_end(second);
+    CHECK_EQ(vm_recover(r, NULL), 0);
+    CHECK_EQ(VM_ACQUIRE(&r->map.h->recording), 0);
+    CHECK_EQ(resident_rings(r), 0);
+    close(ready[0]);
+    close(ready[1]);
+    FINISH(r);
+}
+
+/* A dead one's recording, which one process ends, is that one's from the first moment on. */
+static void who_ends_the_recording_of_another_owns_it(void)
+{
+    vm_region *r = MAKE(.nr_pages = 1000, .nr_nodes = 1, .nr_threads = 4);
+    vm_recorder *rec = start(r, false);
+    uint64_t recording = VM_ACQUIRE(&r->map.h->recording)
+                         ^ 1ull << VM_RECORDING_OWNER_SHIFT; /* as if it were another's */
+    VM_STORE(&r->map.h->recording, recording);
+    vm__recording_end(r, recording);
+    CHECK_EQ(VM_ACQUIRE(&r->map.h->recording), 0);
+    CHECK_EQ(resident_rings(r), 0);
+    vm_record_end(rec);
+    FINISH(r);
+}
+
 static struct {
     vm_region *r;
     pthread_barrier_t step;
@@ -406,6 +458,71 @@ static void a_child_neither_writes_its_parents_ring_nor_ends_its_recording(void)
     FINISH(r);
 }
 
+/* ---- who watches ---- */
+
+static void who_watches_begins_where_the_rings_stand_and_is_lapped_as_a_reader_is(void)
+{
+    vm_region *r = MAKE(.nr_pages = 1000, .nr_nodes = 1, .nr_threads = 4);
+    vm_recorder *watch = NULL;
+    CHECK_EQ(vm_record_watch(r, &watch), -ENODATA);
+    vm_recorder *rec = start(r, false);
+    vm_range a = take(r, 1);
+    CHECK_EQ(vm_record_watch(r, &watch), 0);
+    uint64_t lost = 0;
+    CHECK_EQ(read_here(watch, r, &lost), 0);
+    GIVE_BACK(r, a);
+    CHECK_EQ(without_stamps(read_here(watch, r, &lost)), 1);
+    CHECK_EQ(kind(0), VM_EVENT_FREE);
+    CHECK_EQ(lost, 0);
+    for (int i = 0; i < VM_EVENT_RING; i++) { /* two events each */
+        a = take(r, 1);
+        GIVE_BACK(r, a);
+    }
+    CHECK_EQ(read_here(watch, r, &lost), VM_EVENT_RING - 1);
+    CHECK(lost >= VM_EVENT_RING);
+    CHECK(vm_record_is_on(watch));
+    uint64_t recording = VM_ACQUIRE(&r->map.h->recording);
+    vm_record_stop(watch); /* is not his */
+    CHECK_EQ(VM_ACQUIRE(&r->map.h->recording), recording);
+    vm_record_end(rec);
+    CHECK(!vm_record_is_on(watch));
+    vm_record_end(watch);
+    FINISH(r);
+}
+
+static void a_child_of_who_watches_reads_nothing_and_its_parent_goes_on(void)
+{
+    vm_region *r = MAKE(.nr_pages = 1000, .nr_nodes = 1, .nr_threads = 4);
+    vm_recorder *rec = start(r, false), *watch = NULL;
+    CHECK_EQ(vm_record_watch(r, &watch), 0);
+    uint64_t lost = 0;
+    uint32_t slot = here(r);
+    vm_range a = take(r, 1);
+    pid_t child = fork();
+    if (child == 0) {
+        CHECK_EQ(vm_record_slots(watch), 0);
+        CHECK_EQ(vm_record_read(watch, slot, ROOM, events, &lost), 0);
+        CHECK_EQ(vm_record_pid(watch, slot), 0);
+        CHECK(!vm_record_is_on(watch) && lost == 0);
+        vm_record_end(watch);
+        _exit(0);
+    }
+    int status;
+    CHECK_EQ(waitpid(child, &status, 0), child);
+    CHECK_EQ(status, 0);
+    CHECK(vm_record_is_on(watch));
+    uint32_t nr_allocs = 0;
+    for (uint32_t i = read_here(watch, r, &lost); i-- > 0;)
+        nr_allocs += kind(i) == VM_EVENT_ALLOC;
+    CHECK_EQ(nr_allocs, 1);
+    CHECK_EQ(vm_record_pid(watch, slot), (uint32_t)getpid());
+    CHECK_EQ(vm_record_pid(watch, vm_record_slots(watch)), 0);
+    GIVE_BACK(r, a);
+    vm_record_end(watch);
+    vm_record_end(rec);
+    FINISH(r);
+}
+
 /* Whatever the rings and the words of a recording say, reading ends and stays within the ring. */
 static void scribbles_lead_a_reader_nowhere(void)
 {
@@ -448,6 +565,10 @@ int main(void)
     where_files_may_not_be_long_a_region_has_no_rings();
     who_cannot_have_a_ring_in_a_shared_slot_does_not_try_again();
     who_is_late_with_an_end_ends_no_later_recording();
+    who_ends_a_recording_is_left_alone_with_it_while_he_lives();
+    who_ends_the_recording_of_another_owns_it();
+    who_watches_begins_where_the_rings_stand_and_is_lapped_as_a_reader_is();
+    a_child_of_who_watches_reads_nothing_and_its_parent_goes_on();
     a_child_neither_writes_its_parents_ring_nor_ends_its_recording();
     scribbles_lead_a_reader_nowhere();
     return 0;

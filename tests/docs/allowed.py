@@ -25,6 +25,8 @@ _NAMES = {
     "of prctl()": "PR_SET_DUMPABLE",
     "defined by the build": "VM_HOOKS",
     "pytest's own": "pytest.mark.soak",
+    "files that a user's recording is": "kernel.trace.gz kernel.before.vmallocinfo.gz"
+    " kernel.after.vmallocinfo.gz",
     "line of /proc/meminfo": "MemAvailable",
     "switch of the kernel": "kernel.kptr_restrict",
     "the kernel's macros": "smp_load_acquire READ_ONCE",

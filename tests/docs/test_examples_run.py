@@ -4,7 +4,7 @@
 Python runs as it stands. So does a line `vmalloc ...`; a `pip install` names extras that exist, a `make` a
 target.
 A fenced block without a language is a picture. What needs PyTorch or Dask is tried by tests/api/test_torch.py
-and test_dask.py.
+and test_dask.py, what needs the running kernel by tests/cli/test_own_kernel.py, command after command.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ USER_DOCUMENTS = [
     if re.fullmatch(r"README\.md|docs/[\w-]+\.md", path) and Path(path).stem not in FOR_MAINTAINERS
 ]
 TRIED_ELSEWHERE = ("docs/pytorch.md", "docs/dask.md")
+ITS_COMMANDS_IN_ORDER = "docs/kernel.md"
 LANGUAGES = ("python", "ini", "")
 SHORT = {"top": ["--once"], "suite": ["test_loop_count=10", "test_repeat_count=1"], "record": ["--seconds=0"]}
 """What is added to a command that would take minutes."""
@@ -92,7 +93,13 @@ def test_python_runs(what: str, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@each(lines("vmalloc"))
+def command_lines() -> Iterator[tuple[str, list[str]]]:
+    return (
+        (where, words) for where, words in lines("vmalloc") if not where.startswith(ITS_COMMANDS_IN_ORDER)
+    )
+
+
+@each(command_lines())
 def test_a_command_runs(what: list[str], tmp_path: Path) -> None:
     name = f"documents-{os.getpid()}"
     command, *words = [name if word in ("NAME", "frames") else word for word in what]

@@ -15,8 +15,10 @@ from tests.conftest import PAGE
 
 import vmalloc
 from vmalloc.cli import record as record_command
+from vmalloc.lab import record_kernel
 from vmalloc.lab.events import ALLOC, FREE, LOST, PURGE, Event
 from vmalloc.lab.perfetto import COUNTER_NS, trace_events, write_perfetto
+from vmalloc.lab.record_kernel import Recorded
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -125,3 +127,39 @@ def test_record_writes_it_beside_the_recording(tmp_path: Path, monkeypatch: pyte
     shown = json.loads((tmp_path / "run.json").read_text())["traceEvents"]
     assert {ALLOC, FREE, "attach"} <= {one["name"] for one in of_phase(shown, "i")}
     assert {one["pid"] for one in of_phase(shown, "i")} == {os.getpid()}
+
+
+@pytest.fixture
+def unwritable(tmp_path: Path) -> Path:
+    """A name for the trace at which a folder stands."""
+    path = tmp_path / "folder.json"
+    path.mkdir()
+    return path
+
+
+def test_a_trace_that_cannot_be_written_loses_neither_recording_nor_json(
+    tmp_path: Path, unwritable: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyarrow", reason="recordings of a region are columns: pip install vmalloc[lab]")
+    name = f"perfetto-unwritable-{os.getpid()}"
+    with vmalloc.Region("1M", name=name, helper=False) as region:
+        monkeypatch.setattr(record_command, "_wait", lambda _seconds: region.alloc(PAGE).release())
+        words = [name, "-o", str(tmp_path / "run.parquet"), "--perfetto", str(unwritable), "--json"]
+        done = CliRunner().invoke(record_command.command, words)
+    assert done.exit_code == 1
+    assert json.loads(done.stdout)["nr_lost"] == 0
+    assert f"--perfetto {unwritable}" in done.stderr
+    assert (tmp_path / "run.parquet").exists()
+
+
+@pytest.mark.parametrize(("status", "told"), [(0, 1), (7, 7), (-15, 143)])
+def test_a_trace_that_cannot_be_written_hides_no_status_of_what_was_recorded(
+    unwritable: Path, monkeypatch: pytest.MonkeyPatch, status: int, told: int
+) -> None:
+    recording = next(iter(sorted(DATA.rglob("*.trace.xz"))))
+    recorded = Recorded(recording, nr_lines=1, nr_lost=0, seconds=0.0, status=status)
+    monkeypatch.setattr(record_kernel, "record_kernel", lambda *_args, **_more: recorded)
+    words = ["--kernel", "--perfetto", str(unwritable), "--json", "--", "true"]
+    done = CliRunner().invoke(record_command.command, words)
+    assert done.exit_code == told
+    assert json.loads(done.stdout)["status"] == status

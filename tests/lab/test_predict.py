@@ -9,7 +9,7 @@ import pytest
 from tests.lab.trace_samples import DATA
 
 from vmalloc.lab.events import Event, TraceError
-from vmalloc.lab.generation import CHANCE_MAX, chance
+from vmalloc.lab.generation import CHANCE_MAX, chance, generation_said
 from vmalloc.lab.null import predict_null
 from vmalloc.lab.replay import Recording, load, predict, rank, run_on_model
 from vmalloc.lab.state import State, StateError, compare, read_state
@@ -118,6 +118,25 @@ def test_one_node_has_no_pools_so_later_versions_cannot_be_told_apart():
     ranking = rank(guest("mix_smp1", state=False)[0])
     assert ranking.best == "cannot tell"
     assert "to 6.8" not in ranking.candidates
+
+
+@pytest.mark.parametrize(
+    ("version", "generation"),
+    [
+        ("6.1.0", "to 6.8"), ("6.8.12", "to 6.8"), ("6.9.1-x", "6.9 to 6.15"), ("6.15", "6.9 to 6.15"),
+        ("6.16.0", "6.16 and later"), ("6.18.44-fc-v595", "6.16 and later"), ("7.0", "6.16 and later"),
+    ],
+)  # fmt: skip
+def test_a_header_names_a_generation(version: str, generation: str) -> None:
+    assert generation_said(["clock mono", f"kernel {version} x86_64, page size 4096"]) == generation
+    assert generation_said([]) is None
+
+
+def test_where_the_start_is_unseen_events_do_not_overrule_the_version_in_the_header() -> None:
+    recording = guest("random_size_1t", state=False)[0]
+    recording.header = ["kernel 6.18.1 x86_64, page size 4096"]  # events: 6.9 to 6.15
+    ranking = rank(recording)
+    assert (ranking.best, set(ranking.candidates)) == ("cannot tell", {"6.9 to 6.15", "6.16 and later"})
 
 
 def test_a_live_machine_with_an_unseen_start_is_named_too():

@@ -120,6 +120,34 @@ def test_what_was_overwritten_before_it_was_read_is_counted(tmp_path: Path) -> N
     recorder.end()
 
 
+def test_whose_events_are_lost_is_told_although_it_began_with_those(tmp_path: Path) -> None:
+    space = addresses()
+    recorder = Recorder(space)
+    for _ in range(EVENT_RING):
+        space.free(space.alloc(PAGE))
+    news = recorder.read()
+    ((slot, lost, _),) = news
+    assert lost > 0  # its `attach` among them
+    decoder = Decoder((1 << 30) // PAGE, PAGE, 0, lambda pid: f"command {pid}", recorder.pid_of)
+    told = list(decoder.columns(news, 1 << 62).events())
+    assert told[0].kind == LOST
+    assert {(event.pid, event.comm) for event in told} == {(os.getpid(), f"command {os.getpid()}")}
+    assert recorder.pid_of(slot) == os.getpid()
+    assert recorder.pid_of(slot + 1) == recorder.pid_of(1 << 20) == 0
+    recorder.end()
+    assert recorder.pid_of(slot) == 0
+
+
+def test_a_loss_is_of_who_wrote_before_it_and_not_of_who_has_the_slot_now() -> None:
+    decoder = Decoder(1000, PAGE, 0, pid_of=lambda slot: 7)
+    attach, alloc = EVENTS.index("attach") + 1, EVENTS.index("alloc") + 1
+    first = np.array([(attach | 42 << 34, 0), (alloc | 1 << 4, 0)], np.uint64)
+    later = np.array([(alloc | 1 << 4, 0), (attach | 43 << 34, 0), (alloc | 1 << 4, 0)], np.uint64)
+    decoder.columns([(0, 0, first.tobytes())], 1 << 40)
+    columns = decoder.columns([(0, 5, later.tobytes())], 1 << 40)
+    assert columns["pid"].tolist() == [42, 42, 43, 43]  # the loss, and what another thread wrote after it
+
+
 def test_a_region_that_was_recorded_goes_with_its_last_name(tmp_path: Path) -> None:
     gc.collect()
     gc.disable()

@@ -30,6 +30,13 @@ def test_a_recording_comes_back_event_by_event(tmp_path, trace):
     }
 
 
+def test_a_colon_in_a_files_name_makes_it_no_address(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("unix:region.sock.parquet", "s3:bucket.parquet"):
+        columnar.write_columnar(name, [Event(kind="alloc", size=4096)])
+        assert [event.size for event in read_events(name)] == [4096]
+
+
 def test_columns_come_back_the_same_from_text_and_from_parquet(tmp_path, trace):
     text = read_columns(trace)
     columnar.write_columnar(tmp_path / "t.parquet", text)

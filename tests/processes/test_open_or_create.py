@@ -59,6 +59,16 @@ def test_it_is_attached_and_keeps_its_size() -> None:
         assert region.size == 8 << 20
 
 
+def test_a_bound_that_the_region_does_not_have_is_told_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    name = f"bounds-{os.getpid()}"
+    with caplog.at_level("INFO", "vmalloc"):
+        made = vmalloc.Region.open_or_create(name, "4M", quota="1M", helper=False)
+        vmalloc.Region.open_or_create(name, "4M", limit="2M", quota="1M", helper=False)
+    (record,) = caplog.records
+    assert record.getMessage() == f"region {name!r} exists: its limit is None, not 2M; set it if it should be"
+    made.close()
+
+
 def test_who_attaches_it_has_no_helper_if_it_wants_none() -> None:
     with vmalloc.Region.open_or_create(f"alone-{os.getpid()}", "4M") as region:
         code = "import sys, vmalloc; print(vmalloc.Region.open_or_create(sys.argv[1], helper=False).helper)"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 KERNEL = "/proc/vmallocinfo"
 TOP = 20  # callers
 MOST = 100  # ranges, unless all are asked for
-LINES_AT_ONCE = 20_000
+LINES_AT_ONCE = 1_000  # so that they stay in a cache
 MAP_WIDTH = 72
 MAP_LETTERS = {"free": ".", "busy": "#", "lazy": "~", "cached": "+", "pooled": "+"}
 

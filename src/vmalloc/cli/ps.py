@@ -67,18 +67,25 @@ def lines(regions: list[Seen], width: int = 0) -> list[str]:
     return [safe(line, width) for line in shown] if width else shown
 
 
+def _fits(region: Seen, which: str) -> bool:
+    return region.name == which or any(str(process.pid) == which for process in region.processes)
+
+
 @click.command("ps", cls=Command)
+@click.argument("which", nargs=-1)
 @json_option
-def command(json_path: str | None) -> None:
+def command(which: tuple[str, ...], json_path: str | None) -> None:
     """List the regions that processes have open (yours; all of them for root), and who holds how much.
 
     Nobody is disturbed: regions are looked at read-only, without a lock. `used` is what somebody holds,
     `resident` also what is kept warm and the region's own metadata. Health is ok, full, or says what is
-    wrong; `dead` processes are recovered by the next who needs the room.
+    wrong; `dead` processes are recovered by the next who needs the room. WHICH: only those of that name, or
+    that a process of that pid has.
 
     \b
     Examples:
       vmalloc ps
+      vmalloc ps frames
       vmalloc ps --json | jq '.[].processes'
     """
     from vmalloc.overview import look_at_all
@@ -90,6 +97,10 @@ def command(json_path: str | None) -> None:
         raise Refusal(
             f"regions are found by /proc, which cannot be read: {error.strerror}; mount it"
         ) from None
+    for one in which:
+        if not any(_fits(region, one) for region in regions):
+            raise Refusal(f"no region is called {safe(one)!r}, and no process of that pid has one")
+    regions = [region for region in regions if not which or any(_fits(region, one) for one in which)]
     output.json([asdict(r) for r in regions])
     if output.json_is_alone:
         return

@@ -112,11 +112,12 @@ def command(
             click.echo(f"snapshot: {snapshot}", err=True)
     for note in done.notes:
         click.echo(f"note: {note}", err=True)
-    _write_perfetto(done.trace, perfetto)
     results.json(done.as_json())
+    is_written = _write_perfetto(done.trace, perfetto)
     if done.interrupted and (seconds is not None or command):
         sys.exit(128 + done.interrupted)
-    sys.exit(done.status if done.status >= 0 else 128 - done.status)
+    status = done.status if done.status >= 0 else 128 - done.status
+    sys.exit(status or not is_written)
 
 
 def _check_perfetto(path: Path | None, recording: Path | None) -> None:
@@ -133,17 +134,20 @@ def _check_perfetto(path: Path | None, recording: Path | None) -> None:
         raise Refusal(f"--perfetto {safe(str(path))}: there is no directory {safe(str(path.parent))}")
 
 
-def _write_perfetto(trace: str | Path, path: Path | None) -> None:
+def _write_perfetto(trace: str | Path, path: Path | None) -> bool:
+    """What was recorded is there in any case, and so is the status of what ran meanwhile: no exception."""
     from vmalloc.lab.events import TraceError
     from vmalloc.lab.perfetto import write_perfetto
 
     if path is None:
-        return
+        return True
     try:
         nr = write_perfetto(trace, path)
     except (TraceError, OSError) as error:
-        raise click.ClickException(safe(str(error))) from error
+        click.ClickException(f"--perfetto {safe(str(path))}: {safe(str(error))}").show()
+        return False
     click.echo(f"{nr:,} entries for ui.perfetto.dev: {safe(str(path))}", err=True)
+    return True
 
 
 def _record_region(
@@ -175,8 +179,9 @@ def _record_region(
         raise click.ClickException(safe(str(error))) from error
     lost = f"{done.nr_lost:,} lost" + (f", {done.nr_damaged:,} damaged" if done.nr_damaged else "")
     click.echo(f"{done.nr_events:,} events in {done.seconds:.1f} s, {lost}: {safe(done.trace)}", err=True)
-    _write_perfetto(done.trace, perfetto)
     results.json(done.as_json())
+    if not _write_perfetto(done.trace, perfetto):
+        sys.exit(1)
 
 
 def _wait(seconds: float | None) -> None:

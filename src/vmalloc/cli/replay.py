@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from vmalloc.lab import replay as lab
 
+OF_A_SHORT_ONE = 2
+"""Figures of a recording that is too short: why there are no others, and how many allocations it has."""
 PATH = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -100,7 +102,10 @@ def command(
     from vmalloc.model import KERNEL_PRESETS
 
     if predicting == (target is not None):
-        raise click.UsageError("say either --predict or --on model|core")
+        raise click.UsageError(
+            "say one of these: --predict (a kernel's addresses), --on model (its requests, or a region's, "
+            "served by a model), --on core (by the real allocator)"
+        )
     if predicting and design not in (*KERNEL_PRESETS, "all", None):
         names = ", ".join((*KERNEL_PRESETS, "all"))
         raise Refusal(
@@ -310,13 +315,15 @@ def _print_prediction(console: Console, recording: lab.Recording, result: dict[s
     null = result["null"]
     columns = ["what", "value", *(["null allocator"] if null else [])]
     table = Table(*columns, title=f"{result['design']}: {result['events']:,} events")
-    for row in zip(*(_figures(figures) for figures in (result, null) if figures), strict=True):
+    too_short = result.get("too_short")
+    rows = zip(*(_figures(figures) for figures in (result, null) if figures), strict=True)
+    for row in islice(rows, OF_A_SHORT_ONE) if too_short else rows:
         table.add_row(row[0][0], *(value for _, value in row))
     for kind, count in result["restored"].items():
         others = {"swapped": "lines moved back", "damaged": "damaged lines left out"}
         what = others.get(kind, f"lost events restored: {kind}")
         table.add_row(what, f"{count:,}")
-    for kind in ("by_cpu", "by_window"):
+    for kind in () if too_short else ("by_cpu", "by_window"):
         shares = ", ".join(f"{key}: {share:.2%}" for key, share in result[kind].items())
         table.add_row(kind.replace("_", " "), shares)
     for category, count in {
@@ -331,6 +338,12 @@ def _print_prediction(console: Console, recording: lab.Recording, result: dict[s
     if recording.lost:
         table.add_row("events lost by the recorder", f"{recording.lost:,}")
     console.print(table)
+    if too_short:
+        console.print(
+            "Until a purge or two were seen, where the kernel looks next is not known: what was forecast "
+            "before that says nothing about the design, and is in --json alone."
+        )
+        return
     if null:
         console.print(
             f"null allocator: the same requests, at most {EVENTS_MAX:,} events, by one that never uses "

@@ -224,7 +224,10 @@ def _once(watcher: Watcher, interval_s: float, output: Output) -> None:
     if output.json_is_alone:
         return
     width = shutil.get_terminal_size((ONCE_WIDTH, ONCE_HEIGHT)).columns
-    for line in draw(look, View(), width, ONCE_HEIGHT)[:-1]:
+    lines = draw(look, View(), width, ONCE_HEIGHT)[:-1]
+    while lines and not lines[-1].plain.strip():  # what a screen would be filled up with
+        lines.pop()
+    for line in lines:
         output.console.print(line, soft_wrap=True)
 
 

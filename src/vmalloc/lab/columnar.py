@@ -16,6 +16,7 @@ meaning. Needs pyarrow (`pip install vmalloc[lab]`).
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -25,12 +26,15 @@ import numpy as np
 try:
     import pyarrow as pa  # type: ignore[import-untyped,unused-ignore]
     import pyarrow.parquet as pq  # type: ignore[import-untyped,unused-ignore]
+    from pyarrow.fs import LocalFileSystem  # type: ignore[import-untyped,unused-ignore]
 except ImportError as error:
     raise ImportError("columnar traces need pyarrow: pip install 'vmalloc[lab]'") from error
 
 from vmalloc.lab.columns import DTYPES, NAMED, Columns, Names, events_of_columns
 from vmalloc.lab.events import Event, TraceError
 from vmalloc.lab.files import StrPath
+
+# A path goes to pyarrow whole, and with its file system: else a colon in it makes it the address of another.
 
 VERSION = 1
 METADATA_KEY = b"vmalloc.trace"
@@ -95,7 +99,9 @@ class Writer:
     def __init__(self, path: StrPath, metadata: Mapping[str, object] | None = None) -> None:
         about = json.dumps({"version": VERSION, **(metadata or {})})
         schema = SCHEMA.with_metadata({METADATA_KEY: about.encode()})
-        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+        self._writer = pq.ParquetWriter(
+            os.path.abspath(path), schema, compression="zstd", filesystem=LocalFileSystem()
+        )
         self._schema = schema
 
     def write(self, columns: Columns) -> None:
@@ -172,7 +178,7 @@ def _events(file: Any) -> Iterator[Event]:
 
 def _open(path: StrPath) -> Any:
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(os.path.abspath(path), filesystem=LocalFileSystem())
     except (pa.ArrowInvalid, OSError) as error:
         if isinstance(error, FileNotFoundError | PermissionError):
             raise

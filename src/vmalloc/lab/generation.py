@@ -4,7 +4,8 @@
 All designs replay it side by side, and only events on which two of them disagree say anything about them:
 one had forecast the address in the printed order (or the purge's count) and the other had not. That is a sign
 test: were the two equally good, each such event would go either way like a coin. A design is beaten when so
-few of these events, or fewer, would go its way with a chance below CHANCE_MAX.
+few of these events, or fewer, would go its way with a chance below CHANCE_MAX. With an unseen start the
+version in the recording's header stays a candidate: `generation_said`.
 
 With an unseen start only what follows the first purge of a full backlog counts: `evidence_since`.
 
@@ -14,6 +15,7 @@ beaten beyond doubt is stopped early: nothing that follows could change it.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -125,8 +127,33 @@ def rank(recording: Recording, progress: Callable[[int], object] | None = None) 
     runners.sort(key=lambda runner: (runner is not best, runner.stopped, runner.against[1]))
     near = [runner for runner in runners if runner is best or not _beaten(runner.against, CHANCE_MAX)]
     candidates = list(dict.fromkeys(name for runner in near for name in runner.generations))
+    said = None if recording.complete else generation_said(recording.header)
+    if said is not None and said not in candidates:
+        candidates.append(said)
     told = candidates[0] if len(candidates) == 1 else "cannot tell"
     return Ranking(told, candidates, runners, [*recording.header, *failed_prints(recording)])
+
+
+def generation_said(header: Sequence[str]) -> str | None:
+    """The generation of the kernel that a recording says it is of.
+
+    With an unseen start that weighs as much as the events do: pools were filled before it, so that after a
+    purge or two a design without pools may still have more events right, and not by chance. A kernel may be
+    patched.
+    """
+    found = next(filter(None, (re.match(r"kernel (\d+)\.(\d+)\b", line) for line in header)), None)
+    if found is None:
+        return None
+    version = int(found[1]), int(found[2])
+    for design in KERNEL_PRESETS.values():
+        named = [(int(a), int(b)) for a, b in re.findall(r"(\d+)\.(\d+)", design.generation)]
+        if not named:
+            continue
+        is_early = not design.generation.startswith("to ") and version < named[0]
+        is_late = not design.generation.endswith("later") and version > named[-1]
+        if not is_early and not is_late:
+            return design.generation
+    return None
 
 
 def evidence_since(recording: Recording) -> int:

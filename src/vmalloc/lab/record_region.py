@@ -59,10 +59,14 @@ class RegionRecorder:
         self.done = Recorded(os.fspath(path))
         self._pid = os.getpid()
         self._began = Recorder.clock()
-        self._decoder = Decoder(
-            int(info["nr_pages"]), int(info["granule"]), self._began[0], command_of=_Commands().of
-        )
         self._recorder = Recorder(region, exact)
+        self._decoder = Decoder(
+            int(info["nr_pages"]),
+            int(info["granule"]),
+            self._began[0],
+            command_of=_Commands().of,
+            pid_of=self._recorder.pid_of,
+        )
         self._over = threading.Event()
         try:
             self._writer = Writer(path, _metadata(info, exact))

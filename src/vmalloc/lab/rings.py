@@ -52,12 +52,16 @@ class _Thread:
 
 @dataclass
 class Decoder:
-    """Words to columns, a piece at a time. `began_ns`: no event is older; `command_of` names a process."""
+    """Words to columns, a piece at a time. `began_ns`: no event is older; `command_of` names a process.
+
+    `pid_of` says whose a slot is, for a thread whose `attach` was overwritten before it was read.
+    """
 
     nr_pages: int
     granule: int
     began_ns: int
     command_of: Callable[[int], str] = field(default=lambda pid: "")
+    pid_of: Callable[[int], int] = field(default=lambda slot: 0)
     names: Names = field(default_factory=Names)
     nr_damaged: int = 0
     ns_per_tick: float = 1.0
@@ -72,6 +76,9 @@ class Decoder:
 
     def _of_slot(self, slot: int, lost: int, data: bytes, now_ns: int) -> dict[str, Array]:
         thread = self._threads.setdefault(slot, _Thread(self.began_ns))
+        if lost and not thread.pid:
+            thread.pid = self.pid_of(slot)
+        begins_with = thread.pid
         words = np.frombuffer(data, np.uint64).reshape(-1, 2)
         what, when = words[:, 0], words[:, 1]
         kind = _bits(what, 0, EVENT_LEN_SHIFT).astype("i2")
@@ -92,7 +99,7 @@ class Decoder:
         commands = np.array([self.names.code(self.command_of(pid)) for pid in pids.tolist()], "i4")
         columns["comm"] = commands[which]
         columns["slot"] = np.full(len(rows), slot, "i4")
-        return self._with_loss(columns, slot, lost, thread) if lost else columns
+        return self._with_loss(columns, slot, lost, thread, begins_with) if lost else columns
 
     def _is_right(self, kind: Array, page: Array, length: Array, stamp_ns: Array, now_ns: int) -> Mask:
         has_range = np.isin(kind, [NUMBER[name] for name in RANGES])
@@ -149,13 +156,14 @@ class Decoder:
         return columns
 
     def _with_loss(
-        self, columns: dict[str, Array], slot: int, lost: int, thread: _Thread
+        self, columns: dict[str, Array], slot: int, lost: int, thread: _Thread, pid: int
     ) -> dict[str, Array]:
-        """A row in front that says how many events are missing before these."""
+        """A row in front that says how many events of that process are missing before these."""
         told = columns["time_ns"]
         row = {name: np.zeros(1, dtype) for name, dtype in DTYPES.items()}
         row["kind"][0], row["cpu"][0], row["slot"][0] = self.names.code(LOST), -1, slot
         row["lost"][0] = min(lost, (1 << 32) - 1)
+        row["pid"][0], row["comm"][0] = pid, self.names.code(self.command_of(pid)) if pid else 0
         row["time_ns"][0] = told[0] if len(told) else max(thread.latest_ns, self.began_ns)
         return {name: np.concatenate([row[name], columns[name]]) for name in DTYPES}
 
