@@ -12,8 +12,9 @@ from tests.lab.trace_samples import DATA
 
 from vmalloc.lab.events import ALLOC, FREE, PURGE, Event
 from vmalloc.lab.replay import Recording, between_marks, most_used_window, predict
-from vmalloc.lab.restore import RESTORED, in_time_order, restore
+from vmalloc.lab.restore import RESTORED, restore
 from vmalloc.lab.state import State, read_state
+from vmalloc.lab.tidy import in_time_order, tidy
 from vmalloc.lab.trace import read_events
 from vmalloc.model import KERNEL_PRESETS, PAGE
 
@@ -170,3 +171,31 @@ def test_swapped_lines_are_put_back_by_their_times_and_joined_files_are_left():
     assert in_time_order(swapped) == (events, 1)
     joined = events + events
     assert in_time_order(joined) == (joined, 0)
+
+
+@pytest.mark.parametrize("with_state", [True, False])
+@pytest.mark.parametrize("name", ["pcpu_1t", "vm_map_ram_1t"])
+def test_a_line_that_comes_twice_or_with_a_wrong_time_costs_nothing(name, with_state):
+    faulty = Faulty(name, with_state)
+    for at in random.Random(2).sample(range(2, len(faulty.events) - 2), 20):
+        event = faulty.events[at]
+        twice = [*faulty.events[:at], event, *faulty.events[at:]]
+        assert faulty.misses(twice) == faulty.clean
+        for seconds in (-1000, -10, -0.001, 10):
+            time_ns = max(0, event.time_ns + int(seconds * 1e9))
+            wrong = [*faulty.events[:at], event._replace(time_ns=time_ns), *faulty.events[at + 1 :]]
+            assert faulty.misses(wrong) <= faulty.clean + 2, (at, seconds)
+
+
+def test_what_was_put_right_is_counted_by_its_kind():
+    events = guest_events("vm_map_ram_1t")
+    late = events[300]._replace(time_ns=events[300].time_ns + 10**9)
+    broken = [*events[:50], events[51], events[50], *events[52:101], events[100], *events[101:300], late]
+    ordered, counts = tidy([*broken, *events[301:], events[-1]._replace(kind=FREE, addr=(1 << 64) - 1)])
+    assert counts == {"swapped": 1, "doubled": 1, "wrong time": 1, "damaged": 1}
+    assert [event.addr for event in ordered] == [event.addr for event in events]
+
+
+def test_files_that_were_joined_stand_as_they_are():
+    events = guest_events("vm_map_ram_1t")
+    assert tidy(events + events) == (events + events, {})
