@@ -121,14 +121,16 @@ def load(
             raise ValueError(f"{trace}: {OWN_KNOWS}")
         return _load_own(trace, about)
     events = between_marks(list(read_events(trace)))
-    window, seen = most_used_window(events), max(event.cpu for event in events) + 1
-    if cpus is not None and cpus < seen:
-        raise ValueError(f"{trace}: CPU {seen - 1} is at work in it, so the machine has more than {cpus}")
+    if not any(event.kind == ALLOC for event in events):
+        raise TraceError(f"{trace}: no allocation in it: nothing to replay")
+    window, seen = most_used_window(events), {event.cpu for event in events if event.cpu >= 0}
+    if cpus is not None and cpus < len(seen):  # their numbers may be higher: machines leave numbers out
+        raise ValueError(f"{trace}: {len(seen)} CPUs are at work in it, so the machine has more than {cpus}")
     header = header_of(trace)
     if state is not None:
         start = read_state(state)
         return Recording(events, window, cpus or start.nr_nodes, start, complete=True, header=header)
-    nr_cpus = cpus or seen
+    nr_cpus = cpus or max(seen, default=0) + 1
     if vmallocinfo is not None:
         info = read_vmallocinfo(vmallocinfo)
         if info.addresses != "real":
