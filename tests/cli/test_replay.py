@@ -152,3 +152,23 @@ def test_one_must_say_what_to_do():
     result = run(GUEST / "pcpu_1t.trace.xz")
     assert result.exit_code == 2
     assert "--predict (a kernel's addresses)" in " ".join(result.output.split())
+
+
+def test_a_machine_may_leave_out_cpu_numbers(tmp_path):
+    line = (
+        "            x-7     [{:03}] ..... {}.000000: alloc_vmap_area: va_start: {} size=8192 align=1 "
+        "vstart=0xffffc90000000000 vend=0xffffe8ffffffffff failed=0\n"
+    )
+    sparse = tmp_path / "sparse.trace"
+    sparse.write_text("".join(line.format(cpu, cpu, 0xFFFFC90000000000 + cpu * 8192) for cpu in (0, 2, 9)))
+    assert replay.load(sparse).cpus == 10  # nothing says otherwise
+    assert run(sparse, "--predict", "--cpus", "3").exit_code == 0
+    refused = run(sparse, "--predict", "--cpus", "2")
+    assert "3 CPUs are at work in it, so the machine has more than 2" in refused.output
+
+
+def test_an_empty_recording_is_refused_with_its_name(tmp_path):
+    (tmp_path / "empty.trace").write_text("")
+    result = run(tmp_path / "empty.trace", "--predict")
+    assert result.exit_code != 0
+    assert "empty.trace: no allocation in it: nothing to replay" in result.output

@@ -233,7 +233,7 @@ def test_a_start_that_contradicts_itself_is_refused(tmp_path):
     trace, state = DATA / "guest" / "pcpu_1t.trace.xz", DATA / "guest" / "pcpu_1t.state0.xz"
     with pytest.raises(ValueError, match="give one of them"):
         load(trace, state, DATA / "live" / "l8_snap_before.real.xz")
-    with pytest.raises(ValueError, match="CPU 3 is at work in it"):
+    with pytest.raises(ValueError, match="4 CPUs are at work in it"):
         load(trace, state, cpus=2)
 
 

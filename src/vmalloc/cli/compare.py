@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vmalloc.cli.manners import Command, json_option
-from vmalloc.cli.simulate import BadPlan, costs_of, progress_bar, suite_words
+from vmalloc.cli.simulate import BadPlan, costs_of, or_default, progress_bar, suite_words
 
 if TYPE_CHECKING:
     from vmalloc.simulate.plan import Plan
@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 @click.option(
     "--seeds", type=click.IntRange(1, 1000), default=5, show_default=True, help="Runs of each cell."
 )
-@click.option(
-    "--shrunk", type=int, default=0, help="Make the workload so many times smaller. Default: by its size."
-)
+@click.option("--shrunk", type=int, help="Make the workload so many times smaller. Default: by its size.")
 @click.option("--cost", "costs", multiple=True, metavar="NAME=N", help="Change a cost, in ns or as a number.")
 @click.option(
     "--question",
@@ -58,7 +56,7 @@ def command(
     cpus: str,
     machine: str,
     seeds: int,
-    shrunk: int,
+    shrunk: int | None,
     costs: tuple[str, ...],
     question: str | None,
     jobs: int,
@@ -89,7 +87,8 @@ def command(
     labels: dict[Plan, str] = {}
     try:
         changes: dict[str, Any] = {"costs": costs_of(costs), **suite_words(words)}
-        changes |= ({"machine": machine} if machine else {}) | ({"shrunk": shrunk} if shrunk else {})
+        smaller = or_default("--shrunk", shrunk)
+        changes |= ({"machine": machine} if machine else {}) | ({"shrunk": smaller} if smaller else {})
         counts = _counts(cpus)
         if question is not None:
             plans: list[Plan] = []

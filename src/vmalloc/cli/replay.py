@@ -320,7 +320,12 @@ def _print_prediction(console: Console, recording: lab.Recording, result: dict[s
     for row in islice(rows, OF_A_SHORT_ONE) if too_short else rows:
         table.add_row(row[0][0], *(value for _, value in row))
     for kind, count in result["restored"].items():
-        others = {"swapped": "lines moved back", "damaged": "damaged lines left out"}
+        others = {
+            "swapped": "lines moved back",
+            "wrong time": "lines with a wrong time, used where they stand",
+            "doubled": "lines that came twice, used once",
+            "damaged": "damaged lines left out",
+        }
         what = others.get(kind, f"lost events restored: {kind}")
         table.add_row(what, f"{count:,}")
     for kind in () if too_short else ("by_cpu", "by_window"):

@@ -57,6 +57,13 @@ def costs_of(words: tuple[str, ...]) -> dict[str, float]:
     return found
 
 
+def or_default(option: str, value: int | None) -> int:
+    """What a plan takes: its 0 is the default, which on a command line is said by leaving the option out."""
+    if value == 0:
+        raise BadPlan(f"{option} 0: wanted a number from 1 on; leave it out for the default")
+    return value or 0
+
+
 def suite_words(words: tuple[str, ...]) -> dict[str, Any]:
     """The suite's parameters that a simulation knows."""
     from vmalloc.suite.parameters import parse
@@ -92,20 +99,16 @@ def progress_bar(what: str) -> Iterator[Callable[[float, float], None] | None]:
               help="A preset, or vmalloc/POOLS; NAME,choice=N changes a choice of it.")  # fmt: skip
 @click.option("--machine", default="threadripper-3970x", show_default=True,
               help="Costs: a name, or the path of such a file (vmalloc calibrate writes one).")  # fmt: skip
-@click.option("--cpus", type=int, default=0, help="So many CPUs of that kind. Default: the machine's.")
+@click.option("--cpus", type=int, help="So many CPUs of that kind. Default: the machine's.")
 @click.option(
     "--topology", default="", help="SOCKETSxCLUSTERSxCORESxSMT, as 1x8x4x2; a cluster shares a cache."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of test orders, sizes and starts.")
-@click.option(
-    "--shrunk", type=int, default=0, help="Make the workload so many times smaller. Default: by its size."
-)
+@click.option("--shrunk", type=int, help="Make the workload so many times smaller. Default: by its size.")
 @click.option(
     "--atomic-per-area", is_flag=True, help="A purge settles the lazy counter for each area, as to 6.10."
 )
-@click.option(
-    "--shrink-every-us", type=int, default=0, help="Memory pressure: all pools are emptied so often."
-)
+@click.option("--shrink-every-us", type=int, help="Memory pressure: all pools are emptied so often.")
 @click.option("--cost", "costs", multiple=True, metavar="NAME=N", help="Change a cost, in ns or as a number.")
 @click.option(
     "--list", "list_all", is_flag=True, help="Print the designs, the machines and the costs, and stop."
@@ -115,12 +118,12 @@ def progress_bar(what: str) -> Iterator[Callable[[float, float], None] | None]:
 def command(
     design: str,
     machine: str,
-    cpus: int,
+    cpus: int | None,
     topology: str,
     seed: int,
-    shrunk: int,
+    shrunk: int | None,
     atomic_per_area: bool,
-    shrink_every_us: int,
+    shrink_every_us: int | None,
     costs: tuple[str, ...],
     list_all: bool,
     json_path: str | None,
@@ -144,8 +147,9 @@ def command(
         return
     try:
         plan = Plan(
-            design=design, machine=machine, cpus=cpus, topology=topology, seed=seed, shrunk=shrunk,
-            atomic_per_area=int(atomic_per_area), shrink_every_us=shrink_every_us, costs=costs_of(costs),
+            design=design, machine=machine, cpus=or_default("--cpus", cpus), topology=topology, seed=seed,
+            shrunk=or_default("--shrunk", shrunk), atomic_per_area=int(atomic_per_area),
+            shrink_every_us=or_default("--shrink-every-us", shrink_every_us), costs=costs_of(costs),
             **suite_words(words),
         )  # fmt: skip
         plan.on()

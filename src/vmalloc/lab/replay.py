@@ -23,8 +23,9 @@ from vmalloc.lab.events import ALLOC, FREE, MARK, Event, TraceError, rows_betwee
 from vmalloc.lab.files import StrPath
 from vmalloc.lab.orders import Timeline
 from vmalloc.lab.predict import Prediction, Predictor, lost_events, most_used_window
-from vmalloc.lab.restore import in_time_order, possible, restore, unseen_frees
+from vmalloc.lab.restore import restore, unseen_frees
 from vmalloc.lab.state import EndDifference, State, compare, read_state, state_of_vmallocinfo
+from vmalloc.lab.tidy import tidy
 from vmalloc.lab.trace import OWN_KNOWS, header_of, metadata_of, read_events, read_vmallocinfo
 from vmalloc.model import (
     PAGE,
@@ -86,16 +87,11 @@ class Recording:
         if self.own is not None:  # nothing of it is out of place, or can be told from a counter
             self.restored, self.line = Counter(), Timeline(self.events)
             return
-        whole = possible(self.events)
-        damaged = len(self.events) - len(whole)
-        ordered, moved = in_time_order(whole)
+        ordered, put_right = tidy(self.events)
         busy = self.start.busy if self.start is not None else ()
         lazy = [area for _, area in self.start.lazy] if self.start is not None else None
         self.events, self.restored = restore(ordered, busy, lazy)
-        if moved:
-            self.restored["swapped"] = moved
-        if damaged:
-            self.restored["damaged"] = damaged
+        self.restored += put_right
         self.line = Timeline(self.events, unseen_frees(self.events, busy) if self.complete else {})
 
     def kernel(self, design: Design) -> Kernel:
@@ -124,15 +120,17 @@ def load(
         if state is not None or vmallocinfo is not None or cpus is not None:
             raise ValueError(f"{trace}: {OWN_KNOWS}")
         return _load_own(trace, about)
-    events = between_marks(in_time_order(list(read_events(trace)))[0])
-    window, seen = most_used_window(events), max(event.cpu for event in events) + 1
-    if cpus is not None and cpus < seen:
-        raise ValueError(f"{trace}: CPU {seen - 1} is at work in it, so the machine has more than {cpus}")
+    events = between_marks(list(read_events(trace)))
+    if not any(event.kind == ALLOC for event in events):
+        raise TraceError(f"{trace}: no allocation in it: nothing to replay")
+    window, seen = most_used_window(events), {event.cpu for event in events if event.cpu >= 0}
+    if cpus is not None and cpus < len(seen):  # their numbers may be higher: machines leave numbers out
+        raise ValueError(f"{trace}: {len(seen)} CPUs are at work in it, so the machine has more than {cpus}")
     header = header_of(trace)
     if state is not None:
         start = read_state(state)
         return Recording(events, window, cpus or start.nr_nodes, start, complete=True, header=header)
-    nr_cpus = cpus or seen
+    nr_cpus = cpus or max(seen, default=0) + 1
     if vmallocinfo is not None:
         info = read_vmallocinfo(vmallocinfo)
         if info.addresses != "real":

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""Restore: what a recording itself shows to be missing or out of place.
+"""Restore: what a recording itself shows to be missing.
 
-A line can get lost, and two can be swapped. Events are redundant enough to notice, without any model:
+A line can get lost. Events are redundant enough to notice, without any model (tidy.py has put the lines in
+order before):
 
-* Time. Lines stand in the order of their times; one that is earlier than the one before moves back.
 * The lazy counter. It grows by the pages of each free, which prints it, and falls when a purge settles. A
   step up that no later print takes back is a lost free of so many pages. Which area it was is told by the
-  next allocation that overlaps a live area of that size.
+  next allocation that overlaps a live area of that size; if none does, by there being one such area only that
+  nobody frees later.
 * Counts. A purge's event says how many areas it took, and the oldest go first, so each fall of the counter is
   so many areas. Those that no event tells, then or later, were settled by a purge whose event is lost.
-* An allocation of no pages, of half a page, aligned to no power of two or reaching beyond the last address is
-  a damaged line. It is left out, so it counts as lost.
 * A failed allocation is followed by its task's full purge before the task tries that size again.
 
 What is lost comes back as an event with the text RESTORED. Lost allocations leave no such trace before they
@@ -39,46 +38,6 @@ RUN = 4
 """Frees in a row that make a step last."""
 SHARE_MAX = 0.01
 """A recording that lacks more than this share of its events is used as it is: too much to guess at."""
-
-
-def possible(events: Sequence[Event]) -> list[Event]:
-    """The events without requests that no kernel makes: their lines are damaged, and as good as lost."""
-    return [event for event in events if _is_possible(event)]
-
-
-def _is_possible(event: Event) -> bool:
-    if event.kind != ALLOC:
-        return event.kind != FREE or event.addr + PAGE <= ADDRESSES
-    size, align = event.size, event.align
-    if size <= 0 or size % PAGE or align <= 0 or align & (align - 1):
-        return False
-    return max(size, align) < ADDRESSES and (bool(event.failed) or event.addr + size <= ADDRESSES)
-
-
-def in_time_order(events: Sequence[Event]) -> tuple[list[Event], int]:
-    """The events with those put back that stand up to NEAR places too late; and how many were moved.
-
-    A longer way back is no swapped line (files were joined): it is left.
-    """
-    ordered: list[Event] = []
-    moved = 0
-    latest = -1
-    for event in events:
-        if event.time_ns >= latest:
-            ordered.append(event)
-            latest = event.time_ns
-            continue
-        place = len(ordered)
-        stop = max(0, place - NEAR)
-        while place > stop and ordered[place - 1].time_ns > event.time_ns:
-            place -= 1
-        if place == stop:
-            ordered.append(event)
-            latest = event.time_ns
-        else:
-            ordered.insert(place, event)
-            moved += 1
-    return ordered, moved
 
 
 class Step(NamedTuple):
@@ -213,11 +172,11 @@ def _purge_event(beside: Event, npurged: int) -> Event:
 def _lost_frees(
     events: Sequence[Event], frees: Sequence[_Free], steps: list[Step], busy: Sequence[Area]
 ) -> list[tuple[int, Event]]:
-    """Frees of areas that were given out again while live, where the counter stepped up by their pages."""
+    """Frees where the counter stepped up by the pages of an area that was live before and not after."""
     inserts = []
     pages = {free.at: free.pages for free in frees}
     for step in steps:
-        lost = _given_out_again(events, step, busy)
+        lost = _not_live_after(events, step, busy)
         if lost is not None:
             beside = events[step.at]
             before = beside.nr_lazy - pages[step.at]  # what the lost line had printed
@@ -225,8 +184,12 @@ def _lost_frees(
     return inserts
 
 
-def _given_out_again(events: Sequence[Event], step: Step, busy: Sequence[Area]) -> int | None:
-    """Of the live areas of the step's size the first that a later allocation overlaps: its start."""
+def _not_live_after(events: Sequence[Event], step: Step, busy: Sequence[Area]) -> int | None:
+    """Of the live areas of the step's size the first that a later allocation overlaps: its start.
+
+    If there is none, the only one that is not freed later either: a range that goes to a pool which nobody
+    uses any more is not given out again.
+    """
     live = {area.start: area.pages for area in busy}
     for event in events[: step.at]:
         if event.kind == ALLOC and not event.failed:
@@ -246,7 +209,8 @@ def _given_out_again(events: Sequence[Event], step: Step, busy: Sequence[Area]) 
                     break
                 if start not in gone:
                     return start
-    return None
+    left = [start for start in starts if start not in gone]
+    return left[0] if len(left) == 1 else None
 
 
 def _falls(steps: Sequence[Step]) -> list[Step]:

@@ -19,6 +19,8 @@ __all__ = ["Cost", "Machine", "Topology", "load_machine", "machines"]
 
 FOLDER = Path(__file__).parent / "costs"
 CPUS_MAX = 4096
+COST_MAX = 1e9
+"""A second, in ns: times are added up in 64-bit numbers of ps."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ class Machine:
         """The same with some costs changed. Raises ValueError for a name that is none."""
         if unknown := changes.keys() - COSTS.keys():
             raise ValueError(f"there is no cost {min(unknown)!r}; there are {', '.join(COSTS)}")
+        if wrong := [name for name, value in changes.items() if not 0 <= value <= COST_MAX]:
+            raise ValueError(f"cost {wrong[0]}={changes[wrong[0]]:g}: wanted 0 to {COST_MAX:g}")
         changed = {name: Cost(value, source) for name, value in changes.items()}
         return replace(self, costs={**self.costs, **changed})
 
@@ -141,8 +145,8 @@ def _cost(path: Path, name: str, entry: dict[str, Any]) -> Cost:
         raise ValueError(f"{path}: there is no cost {name!r}")
     key = "ns" if COSTS[name] == "ns" else "number"
     value = entry.get(key)
-    if not isinstance(value, int | float) or value < 0:
-        raise ValueError(f"{path}: {name} needs `{key}`, 0 or more")
+    if not isinstance(value, int | float) or not 0 <= value <= COST_MAX:
+        raise ValueError(f"{path}: {name} needs `{key}`, 0 to {COST_MAX:g}")
     if not entry.get("source"):
         raise ValueError(f"{path}: {name} has no source")
     return Cost(float(value), entry["source"], entry.get("calibrated", ""))

@@ -79,6 +79,10 @@ class Plan:
             raise ValueError(f"nr_threads={self.nr_threads}: wanted 1 to {1 << 14}")
         if not 0 <= self.shrunk <= 1 << 16:
             raise ValueError(f"shrunk={self.shrunk}: wanted 1 to {1 << 16}")
+        if not 0 <= self.seed < 1 << 64:
+            raise ValueError(f"seed {self.seed}: wanted 0 to {(1 << 64) - 1}")
+        if not 0 <= self.shrink_every_us < 1 << 32:
+            raise ValueError(f"a shrink every {self.shrink_every_us} us: wanted 0 (never) to {(1 << 32) - 1}")
         design_named(self.design)
 
     def on(self) -> tuple[Machine, Topology]:
