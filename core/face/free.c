@@ -181,12 +181,15 @@ static __attribute__((noinline)) int free_exact(vm_region *r, uint64_t page, uin
     return free_told(r, page, id, flags, vm__event_since(vm__current));
 }
 
-/* Of a design that keeps ranges for a CPU, or while this thread records: a hit that is written down. */
+/* Of a design that keeps ranges for a CPU, or while this thread records: a hit that is written down. Or this thread used
+ * another region last. */
 static __attribute__((noinline)) int free_otherwise(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
 {
     vm_thread *t = vm__current;
     if (t->here_key == r->hit_key && page < r->map.nr_pages && !flags && put_here(t, r, page, id))
         return 0;
+    if (vm__thread_switch(r))
+        return vm_free(r, page, id, flags);
     return t->is_exact ? free_exact(r, page, id, flags) : free_told(r, page, id, flags, 0);
 }
 
