@@ -583,7 +583,7 @@ def very_short(kind: str = "memory") -> None:
 
 
 def barred(kind: str = "memory") -> None:
-    """Long ranges that only who uses memory could make room for: there is less than that, or it lies across."""
+    """Long ranges that only who uses memory could make room for: less than that is free, or it is apart."""
     pair = Pair("magazine", 20_000, kind)
     for nr_pages in (6000, 300, 6000, 300):
         pair.alloc(nr_pages)

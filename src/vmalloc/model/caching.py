@@ -257,8 +257,9 @@ class CachingAllocator(Allocator):
         return area, level
 
     def _may_be_barred(self, size: int, align: int, attempt: int) -> bool:
-        """Whether that is worth a walk: where an aligned request could begin in few places; and for one that no
-        magazine could serve, before more is given back than what is lazy, or anything if that cannot be enough."""
+        """Whether that is worth a walk: where an aligned request could begin in few places; and for one that
+        no magazine could serve, before more is given back than what is lazy, or anything if that cannot be
+        enough."""
         start, end = self.window
         lacks = (self.used_pages - self.lazy_pages) * PAGE + size > end - start
         if size > POOL_PAGES_MAX * PAGE and (attempt == 2 or (attempt == AT_FIRST and lacks)):
