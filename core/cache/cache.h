@@ -207,6 +207,7 @@ static inline vm_thread *vm__thread(vm_region *r)
     vm_thread *t = vm__current;
     return vm_likely(t->attachment == r->attachment) ? t : vm__thread_slow(r);
 }
+bool vm__thread_switch(vm_region *r); /* this thread used another region last, and this one before: go over to it */
 int vm__thread_error(vm_region *r); /* why vm__thread() gave NULL */
 vm_thread *vm__thread_find(vm_region *r, bool may_forget); /* `may_forget`: the registry is not ours yet */
 void vm__enter(vm_thread *t); /* around every operation that may use the slot beyond the fast path */

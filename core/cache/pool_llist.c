@@ -198,6 +198,8 @@ static int decay(vm_thread *t, vm_node *n, const uint32_t *quota, unsigned flags
     int first = 0;
     for (uint32_t i = 0; i < VM_POOL_PAGES_MAX; i++) {
         vm_pool *p = &n->pool[i];
+        if (quota && !quota[i])
+            continue;
         if (!VM_RELAXED(&p->head) && !VM_RELAXED(&p->in_use)) /* a taker holds the list that it took */
             continue;
         int rc = wait_for_pool(t, p, flags);

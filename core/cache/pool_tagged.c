@@ -201,7 +201,7 @@ static int decay(vm_thread *t, vm_node *n, const uint32_t *quota, unsigned flags
     (void)flags;
     for (uint32_t nr_pages = 1; nr_pages <= VM_POOL_PAGES_MAX; nr_pages++) {
         vm_pool *p = pool_of(n, nr_pages);
-        if (!VM_RELAXED(&p->head))
+        if (!VM_RELAXED(&p->head) || (quota && !quota[vm__pool_index(nr_pages)]))
             continue;
         uint32_t first = detach(r, p), len = length_of(r, first);
         uint32_t keep = len - vm__decay_quota(quota, nr_pages, len);

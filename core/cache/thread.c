@@ -230,6 +230,19 @@ vm_thread *vm__thread_find(vm_region *r, bool may_forget)
         forget_detached();
     return join_region(r);
 }
+/* So that hits are hits for a thread that goes from region to region and back. */
+bool vm__thread_switch(vm_region *r)
+{
+    if (vm__current->region == r || *r->wiped == 0 || r->process >= VM_PROCESSES)
+        return false;
+    for (vm_thread *t = my_threads; t; t = t->next)
+        if (t->attachment == r->attachment) {
+            vm__current = t;
+            return true;
+        }
+    return false;
+}
+
 vm_thread *vm__thread_slow(vm_region *r) { return vm__thread_find(r, true); }
 
 int vm__thread_error(vm_region *r)

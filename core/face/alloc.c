@@ -196,48 +196,86 @@ static int try_all(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsign
     return try_stations(t, nr_pages, align_pages, flags, out);
 }
 
-/* The id of a range that no purge, drain or recovery gives back: in use, and its process lives. 0: it is none. Who is dead
- * is asked of the system, and remembered for his next range. */
-static uint64_t id_in_use(const vm_thread *t, uint64_t page, vm_word w, vm_word *dead)
+/* What the system said of the owners that a walk met: a question to it costs more than all the rest of the look. */
+typedef struct asked {
+    uint32_t inc[VM_PROCESSES]; /* and one; 0: not asked yet */
+    bool is_dead[VM_PROCESSES];
+} asked;
+
+static bool owner_died(const vm_thread *t, vm_word w, asked *a)
+{
+    uint32_t process = vm__owner(w), inc = vm__inc(w) + 1;
+    if (vm__is_like(w, t->busy) || process >= VM_PROCESSES)
+        return false;
+    if (a->inc[process] != inc) {
+        a->inc[process] = inc;
+        a->is_dead[process] = vm__incarnation_is_dead(t->region, process, vm__inc(w));
+    }
+    return a->is_dead[process];
+}
+
+/* The id of a range that no purge, drain or recovery gives back: in use, and its process lives. 0: it is none. */
+static uint64_t id_in_use(const vm_thread *t, uint64_t page, vm_word w, asked *a)
 {
     vm_region *r = t->region;
-    if (vm__state(w) != VM_BUSY || vm__is_shared(w) || vm__is_like(w, *dead))
+    if (vm__state(w) != VM_BUSY || vm__is_shared(w) || owner_died(t, w, a))
         return 0;
-    if (!vm__is_like(w, t->busy) && vm__incarnation_is_dead(r, vm__owner(w), vm__inc(w))) {
-        *dead = w;
-        return 0;
-    }
     uint64_t id = VM_ACQUIRE(&r->map.heads[page].aux);
     return VM_ACQUIRE(&r->map.heads[page].word) == w ? id : 0;
 }
 
-/* A sum over the ids of ranges in use that lie in each place where an aligned request could begin; 0: not in each. */
-static uint64_t what_bars(const vm_thread *t, uint64_t nr_pages, uint64_t align_pages)
+/* A sum over the ids of ranges in use that lie in each place where the request could begin, or that leave less of the limit
+ * than it wants; 0: neither. */
+static uint64_t what_bars(const vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint64_t limit)
 {
     const vm_region *r = t->region;
-    uint64_t last = r->map.nr_pages - nr_pages, place = 0, page = 0, sum = 1;
-    vm_word dead = 0;
-    for (vm_word w; place <= last && (w = vm__word_at(r, page)); page += vm__len(w)) {
-        if (page >= place + nr_pages)
-            return 0;
-        uint64_t end = page + vm__len(w), id = end > place ? id_in_use(t, page, w, &dead) : 0;
+    uint64_t last = r->map.nr_pages - nr_pages, place = 0, page = 0, sum = 1, in_use = 0;
+    bool has_place = false;
+    asked a = {0};
+    for (vm_word w; (w = vm__word_at(r, page)) && (has_place || place <= last); page += vm__len(w)) {
+        has_place = has_place || page >= place + nr_pages;
+        if (in_use > limit - nr_pages || (has_place && limit >= r->map.nr_pages))
+            break;
+        uint64_t end = page + vm__len(w), id = end > place ? id_in_use(t, page, w, &a) : 0;
         if (!id)
             continue;
+        in_use += vm__len(w);
         sum = (sum ^ id) * 0x9e3779b97f4a7c15ull;
         place = (end + align_pages - 1) & ~(align_pages - 1);
     }
-    return place > last ? sum : 0;
+    return in_use > limit - nr_pages || (!has_place && place > last) ? sum : 0;
 }
 
-/* Of the few places where an aligned request could begin, is each in use? By the words, without a lock; true of one moment,
- * since no id comes twice: what was found twice was there between. */
-static bool is_barred(const vm_thread *t, uint64_t nr_pages, uint64_t align_pages)
+#define AT_FIRST (-1) /* before anything was tried */
+
+/* Is it worth a walk? Where an aligned request could begin in few places; and for one that no magazine could serve, before
+ * more is given back for it than what is lazy, or anything if that cannot be enough. */
+static bool may_be_barred(const vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint64_t limit, int attempt)
 {
-    uint64_t last = t->region->map.nr_pages - nr_pages;
-    if (align_pages == 1 || last / align_pages >= VM_PLACES_FEW)
+    if (nr_pages > VM_POOL_PAGES_MAX
+        && (attempt == 2 || (attempt == AT_FIRST && vm__live_pages(t->region) + nr_pages > limit)))
+        return true;
+    return attempt != AT_FIRST && align_pages > 1 && (t->region->map.nr_pages - nr_pages) / align_pages < VM_PLACES_FEW;
+}
+
+/* Can nobody but who is using it give back what this request lacks? By the words, without a lock; true of one moment, since
+ * no id comes twice: what was found twice was in use between. */
+static bool is_barred(const vm_thread *t, uint64_t nr_pages, uint64_t align_pages, int attempt)
+{
+    const vm_region *r = t->region;
+    uint64_t set = VM_RELAXED(&r->map.h->limit_pages), limit = set && set < r->map.nr_pages ? set : r->map.nr_pages;
+    if (nr_pages > limit)
+        return true;
+    if (!may_be_barred(t, nr_pages, align_pages, limit, attempt))
         return false;
-    uint64_t sum = what_bars(t, nr_pages, align_pages);
-    return sum && sum == what_bars(t, nr_pages, align_pages);
+    uint64_t sum = what_bars(t, nr_pages, align_pages, limit);
+    return sum && sum == what_bars(t, nr_pages, align_pages, limit);
+}
+
+/* And nobody is just dying who may be using it. */
+static bool is_vain(const vm_thread *t, uint64_t nr_pages, uint64_t align_pages, int attempt, unsigned flags)
+{
+    return is_barred(t, nr_pages, align_pages, attempt) && (flags & VM_LOCK_FLAGS || !vm__await_gone(t->region));
 }
 
 /* Some keep what they free a little longer than others lack it: where even emptying all magazines did not help, none keeps
@@ -294,10 +332,11 @@ int vm__alloc_slow(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsign
     vm__count(&t->slot->nr_alloc);
     vm__magazine_tighten(t, vm__is_tight(r));
     int rc = vm__quota_fits(t, nr_pages);
+    bool may_try = rc == 0 && !is_vain(t, nr_pages, align_pages, AT_FIRST, flags);
     if (rc == 0)
-        rc = try_all(t, nr_pages, align_pages, flags, out);
-    for (int attempt = 0; rc == -ENOSPC && attempt < VM_ROOM_ATTEMPTS && !(flags & VM_NO_PURGE); attempt++) {
-        if (is_barred(t, nr_pages, align_pages) && (flags & VM_LOCK_FLAGS || !vm__await_gone(r)))
+        rc = may_try ? try_all(t, nr_pages, align_pages, flags, out) : -ENOSPC;
+    for (int attempt = 0; may_try && rc == -ENOSPC && attempt < VM_ROOM_ATTEMPTS && !(flags & VM_NO_PURGE); attempt++) {
+        if (is_vain(t, nr_pages, align_pages, attempt, flags))
             break;
         rc = vm__make_room(t, nr_pages, attempt, flags);
         if (rc == 0)
@@ -391,7 +430,7 @@ static __attribute__((noinline)) int alloc_exact(vm_thread *t, vm_region *r, uin
     return alloc_told(t, r, nr_pages, flags, out, vm__event_since(t));
 }
 
-/* Of a design that keeps ranges for a CPU. */
+/* Of a design that keeps ranges for a CPU. Or this thread used another region last. */
 static __attribute__((noinline)) int alloc_here(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned flags,
                                                 vm_range *out)
 {
@@ -399,6 +438,8 @@ static __attribute__((noinline)) int alloc_here(vm_region *r, uint64_t nr_pages,
     if (t->here_key == r->hit_key && nr_pages - 1 < VM_POOL_PAGES_MAX && vm__is_power_of_two(align_pages)
         && align_pages <= r->map.nr_pages && !(flags & VM_HIT_ONLY) && take_here(t, r, nr_pages, align_pages, out))
         return 0;
+    if (vm__thread_switch(r))
+        return vm_alloc(r, nr_pages, align_pages, flags, out);
     return alloc_checked(r, nr_pages, align_pages, flags, out);
 }
 

@@ -185,12 +185,14 @@ static __attribute__((noinline)) int free_exact(vm_thread *t, vm_region *r, uint
     return free_told(t, r, page, id, flags, vm__event_since(t));
 }
 
-/* Of a design that keeps ranges for a CPU. */
+/* Of a design that keeps ranges for a CPU. Or this thread used another region last. */
 static __attribute__((noinline)) int free_here(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
 {
     vm_thread *t = vm__current;
     if (t->here_key == r->hit_key && page < r->map.nr_pages && !flags && put_here(t, r, page, id))
         return 0;
+    if (vm__thread_switch(r))
+        return vm_free(r, page, id, flags);
     return free_checked(r, page, id, flags);
 }
 

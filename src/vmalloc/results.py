@@ -57,7 +57,8 @@ RESULTS: dict[tuple[str, int], Meaning] = {
     ),
     ("", errno.ENOLCK): Meaning(
         RegionUnavailable,
-        "{what}: all {processes} process slots of the region are taken; Region(max_processes=) sets how many",
+        "{what}: all {processes} process slots of the region are taken; Region(max_processes=) sets how many"
+        "; or this process was forked where no descriptor was left, or without /proc",
     ),
     ("", errno.EROFS): Meaning(
         RegionUnavailable,

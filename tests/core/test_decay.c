@@ -45,6 +45,29 @@ static void what_is_idle_goes_by_a_quarter_each_tick(vm_pools d)
     FINISH(r);
 }
 
+/* A pool of which nothing goes is not even looked into: who takes from it meanwhile finds it as it was. */
+static void a_pool_that_gives_nothing_is_left_alone(vm_pools d)
+{
+    vm_region *r = make(d);
+    vm_thread *t = vm__thread(r);
+    uint32_t quota[VM_POOL_PAGES_MAX] = {[1] = 2};
+    if (d != VM_POOLS_LOCKED && d != VM_POOLS_LLIST && d != VM_POOLS_TAGGED) {
+        FINISH(r); /* what is freed comes to no pool at once */
+        return;
+    }
+    vm_range a[10];
+    for (size_t i = 0; i < LENGTH(a); i++)
+        a[i] = take(r, 1 + i % 2);
+    CHECK_EQ(vm_free_bulk(r, LENGTH(a), a), 0);
+    vm_pool before = r->map.nodes[0].pool[0];
+    CHECK_EQ(vm__pool_count(r, &before), 5);
+    CHECK_EQ(vm__purge_pools(t, 0, quota), 4);
+    CHECK_EQ(vm__pool_count(r, &r->map.nodes[0].pool[1]), 3);
+    CHECK(memcmp(&before, &r->map.nodes[0].pool[0], sizeof before) == 0);
+    CHECK_CLEAN(r);
+    FINISH(r);
+}
+
 static void what_comes_back_within_a_turn_stays(vm_pools d)
 {
     vm_region *r = make(d);
@@ -390,6 +413,7 @@ static void (*const for_every_design[])(vm_pools) = {
     above_the_soft_limit_it_goes_at_once,
     above_the_threshold_too,
     idle_pools_and_magazines_go_too,
+    a_pool_that_gives_nothing_is_left_alone,
     another_threads_idle_magazines_are_emptied,
     what_went_to_space_with_its_pages_goes_too,
     a_tick_ends_where_pages_cannot_be_given_back,

@@ -347,14 +347,15 @@ static void where_magazines_keep_few_no_range_is_cut_to_a_rounded_size(void)
     FINISH(r);
 }
 
-/* A request that cannot be had; the second is long over before anything of this test is. */
+/* A request that magazines could serve and that cannot be had; the second is long over before anything of this test is. */
 static void where_emptying_all_magazines_did_not_help_none_keeps_a_large_range_for_a_while(void)
 {
     vm_region *r = make(200000);
-    vm_range none, most = take(r, 100000);
+    vm_range none, most = take(r, 100000), rest = take(r, 100000);
     vm_clock_hold(100);
-    CHECK_EQ(vm_alloc(r, 150000, 1, 0, &none), -ENOSPC);
+    CHECK_EQ(vm_alloc(r, 100, 1, 0, &none), -ENOSPC);
     CHECK(vm__is_very_tight(r));
+    GIVE_BACK(r, rest);
     take_and_give_back(r, 130, 2);
     CHECK(vm__thread(r)->is_tight && !vm__gets_whole(vm__thread(r)));
     CHECK_EQ(cap_of(r, 144), 0);
@@ -366,6 +367,72 @@ static void where_emptying_all_magazines_did_not_help_none_keeps_a_large_range_f
     vm_clock_hold(0);
     GIVE_BACK(r, most);
     FINISH(r);
+}
+
+/* As who asks again and again for what is not there: others go on as before. */
+static void a_request_that_only_users_of_memory_could_make_room_for_disturbs_nobody(void)
+{
+    vm_region *r = make(20000);
+    vm_range most = take(r, 10000), none = {0}, lazy = take(r, 2000);
+    take_and_give_back(r, 100, 10);
+    GIVE_BACK(r, lazy);
+    uint64_t ready = vm__magazine_pages(vm__thread(r));
+    for (int is_limited = 0; is_limited < 2; is_limited++) {
+        CHECK_EQ(vm_set_limit(r, VM_LIMIT, is_limited ? 15000 : 0), 0);
+        CHECK_EQ(vm_alloc(r, is_limited ? 5001 : 10001, 1, 0, &none), -ENOSPC);
+        CHECK_EQ(vm_alloc(r, 15001, 1, 0, &none), -ENOSPC);
+        CHECK_EQ(r->map.h->tight_s, 0);
+        CHECK_EQ(vm__magazine_pages(vm__thread(r)), ready);
+        CHECK_EQ(stats_of(r).lazy_pages, 2000);
+        CHECK_EQ(stats_of(r).nr_purges, 0);
+    }
+    CHECK_EQ(stats_of(r).nr_failed, 4);
+    vm_range a = take(r, 5000); /* what may be had is */
+    CHECK_EQ(vm_set_limit(r, VM_LIMIT, 0), 0);
+    vm_range b = take(r, 5000);
+    GIVE_BACK(r, a);
+    GIVE_BACK(r, b);
+    GIVE_BACK(r, most);
+    CHECK_CLEAN(r);
+    FINISH(r);
+}
+
+/* Enough is free, but what is in use lies across it. */
+static void a_long_range_where_what_is_in_use_lies_across_closes_no_magazine(void)
+{
+    vm_region *r = make(20000);
+    vm_range a = take(r, 6000), b = take(r, 300), c = take(r, 6000), d = take(r, 300), none = {0};
+    GIVE_BACK(r, a);
+    GIVE_BACK(r, c);
+    take_and_give_back(r, 100, 10);
+    CHECK_EQ(vm_alloc(r, 8000, 1, 0, &none), -ENOSPC);
+    CHECK(!vm__is_very_tight(r));
+    GIVE_BACK(r, b);
+    a = take(r, 12000); /* all that was freed, joined */
+    GIVE_BACK(r, a);
+    GIVE_BACK(r, d);
+    CHECK_CLEAN(r);
+    FINISH(r);
+}
+
+static void a_thread_that_goes_from_region_to_region_hits_in_both(void)
+{
+    vm_region *r[2] = {make(1000), make(1000)};
+    vm_range a[2];
+    for (int i = 0; i < 2; i++)
+        take_and_give_back(r[i], 3, 4);
+    for (int n = 0; n < 10; n++) {
+        for (int i = 0; i < 2; i++)
+            CHECK_EQ(vm_alloc(r[i], 3, 1, VM_HIT_ONLY, &a[i]), 0);
+        for (int i = 0; i < 2; i++)
+            CHECK_EQ(vm_free(r[i], a[i].page, a[i].id, VM_HIT_ONLY), 0);
+    }
+    CHECK_CLEAN(r[0]);
+    FINISH(r[0]);
+    CHECK_EQ(vm_alloc(r[1], 3, 1, VM_HIT_ONLY, &a[1]), 0); /* the last one used is gone */
+    GIVE_BACK(r[1], a[1]);
+    CHECK_CLEAN(r[1]);
+    FINISH(r[1]);
 }
 
 static void a_neighbour_that_keeps_large_ranges_gives_them_up_when_emptying_did_not_help(void)
@@ -388,7 +455,7 @@ static void a_time_that_is_too_far_ahead_says_nothing(void)
 {
     vm_region *r = make(200000);
     uint64_t *tight_s = &r->map.h->tight_s;
-    vm_range none, most = take(r, 100000);
+    vm_range none, most = take(r, 200000);
     vm_clock_hold(100);
     *tight_s = 100 + VM_TIGHT_CLOSED_S;
     CHECK(vm__is_tight(r) && vm__is_very_tight(r));
@@ -396,7 +463,7 @@ static void a_time_that_is_too_far_ahead_says_nothing(void)
     for (int i = 0; i < 3; i++) {
         *tight_s = far[i];
         CHECK(!vm__is_tight(r) && !vm__is_very_tight(r));
-        CHECK_EQ(vm_alloc(r, 150000, 1, 0, &none), -ENOSPC);
+        CHECK_EQ(vm_alloc(r, 100, 1, 0, &none), -ENOSPC);
         CHECK_EQ(*tight_s, 100 + VM_TIGHT_CLOSED_S);
     }
     vm_clock_hold(0);
@@ -792,6 +859,9 @@ int main(void)
     while_space_is_short_but_not_very_a_range_may_be_a_quarter_longer();
     where_magazines_keep_few_no_range_is_cut_to_a_rounded_size();
     where_emptying_all_magazines_did_not_help_none_keeps_a_large_range_for_a_while();
+    a_request_that_only_users_of_memory_could_make_room_for_disturbs_nobody();
+    a_long_range_where_what_is_in_use_lies_across_closes_no_magazine();
+    a_thread_that_goes_from_region_to_region_hits_in_both();
     a_neighbour_that_keeps_large_ranges_gives_them_up_when_emptying_did_not_help();
     a_time_that_is_too_far_ahead_says_nothing();
     with_half_as_much_room_again_most_requests_are_hits();

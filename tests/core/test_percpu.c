@@ -46,6 +46,25 @@ static void what_a_cpu_frees_it_takes_again_the_newest_first(void)
     FINISH(r);
 }
 
+static void a_thread_that_goes_from_region_to_region_is_served_by_both_slabs(void)
+{
+    vm_region *r[2] = {make(), make()};
+    for (int n = 0; n < 20; n++) {
+        vm_range a[2] = {take(r[0], 3), take(r[1], 3)};
+        for (int i = 0; i < 2; i++) {
+            CHECK_EQ(vm__current->here_key != VM_HIT_KEY_NOBODY, 1);
+            GIVE_BACK(r[i], a[i]);
+            CHECK(vm__current->here_key == r[i]->hit_key);
+            CHECK_EQ(slab(r[i], 3)->count, 1);
+        }
+    }
+    for (int i = 0; i < 2; i++) {
+        CHECK_EQ(stats_of(r[i]).nr_slab_hit, 19);
+        CHECK_CLEAN(r[i]);
+        FINISH(r[i]);
+    }
+}
+
 static void a_full_slab_gives_its_older_half_to_the_pools_behind(void)
 {
     vm_region *r = make();
@@ -213,6 +232,7 @@ static void without_sequences_no_slab_is_written(void)
 
 static void (*const cases[])(void) = {
     what_a_cpu_frees_it_takes_again_the_newest_first,
+    a_thread_that_goes_from_region_to_region_is_served_by_both_slabs,
     a_full_slab_gives_its_older_half_to_the_pools_behind,
     what_a_shrink_took_is_skipped,
     two_entries_of_one_range_give_it_once,

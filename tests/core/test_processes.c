@@ -77,6 +77,19 @@ static void a_request_waits_for_a_dead_process_whose_memory_is_in_use_yet(vm_poo
         take(r, 2900);
         die_and_stay_until(&r->map.h->tight_s); /* it has looked everywhere once */
     });
+    vm_range a = take(r, 200);
+    GIVE_BACK(r, a);
+    FINISH(r);
+}
+
+static void so_does_one_that_nobody_else_could_make_room_for(vm_pools d)
+{
+    vm_region *r = make(d);
+    uint64_t *nr_alloc = &vm__thread(r)->slot->nr_alloc;
+    IN_CHILD({
+        take(r, 2900);
+        die_and_stay_until(nr_alloc); /* it has begun */
+    });
     vm_range a = take(r, 2900);
     GIVE_BACK(r, a);
     FINISH(r);
@@ -438,6 +451,7 @@ static void (*const for_every_design[])(vm_pools) = {
     what_a_dead_process_held_comes_back,
     a_request_that_would_fail_recovers_the_dead_first,
     a_request_waits_for_a_dead_process_whose_memory_is_in_use_yet,
+    so_does_one_that_nobody_else_could_make_room_for,
     so_does_an_aligned_one_whose_only_place_he_has,
     a_region_is_attached_by_its_descriptor,
     a_process_attaches_through_proc,

@@ -571,13 +571,34 @@ def very_short(kind: str = "memory") -> None:
     """A request found no room where all magazines were empty; others get some, and seconds pass."""
     pair = Pair("magazine", 60_000, kind)
     pair.alloc(30_000)
-    assert pair.alloc(40_000)[1] is None
+    pair.alloc(30_000)
+    assert pair.alloc(100)[1] is None
+    pair.free(-1)
     for seconds in (0, 1, 1, 1):
         pair.pass_time(seconds)
         for nr_pages in (144, 130, 116, 300) * 3:
             pair.alloc(nr_pages)
             pair.free(-1)
         look_again(pair)
+
+
+def barred(kind: str = "memory") -> None:
+    """Long ranges that only who uses memory could make room for: less than that is free, or it is apart."""
+    pair = Pair("magazine", 20_000, kind)
+    for nr_pages in (6000, 300, 6000, 300):
+        pair.alloc(nr_pages)
+    for nr_pages in (100, 100, 2):
+        pair.alloc(nr_pages)
+        pair.free(-1)
+    pair.free(0)
+    assert pair.alloc(14_000) == ("none", None)
+    assert pair.model.tight_s is None
+    pair.free(1)
+    assert pair.alloc(8000) == ("none", None)
+    assert pair.model.tight_s == pair.model.now_s
+    for nr_pages in (144, 8000, 300, 20_000):
+        pair.alloc(nr_pages)
+        pair.assert_equal()
 
 
 def in_a_crowd(kind: str = "addresses") -> None:
@@ -684,6 +705,7 @@ HISTORIES = {
     "short of space": short_of_space,
     "short, but not very": short_but_not_very,
     "very short": very_short,
+    "barred": barred,
     "in a crowd": in_a_crowd,
     "a full pool": full_pool,
     "decaying pools": decaying_pools,

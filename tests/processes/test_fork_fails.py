@@ -135,7 +135,7 @@ def test_a_fork_without_a_descriptor_left_gives_a_child_that_may_only_look(unslo
         wait()
         assert (a[0] == 3).all()
         for use in (lambda: unslotted.alloc(1), lambda: unslotted.zeros(3), lambda: vmalloc.ref(a[0])):
-            with pytest.raises(vmalloc.RegionUnavailable):
+            with pytest.raises(vmalloc.RegionUnavailable, match="no descriptor was left"):
                 use()
         a.clear()
 

@@ -82,6 +82,8 @@ from vmalloc.model.warm import Warm
 
 MEMORY_BYTES = 1 << 40
 """Of a machine that can keep every peak of interest warm."""
+AT_FIRST = -1
+"""The attempt before anything was given back for a request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,10 +227,13 @@ class CachingAllocator(Allocator):
                 return area
             self._tighten(kept, cpu)
         failed = self.served["none"]
-        area, _ = self.attempt(size, align, cpu, thread)
-        for attempt in range(ROOM_ATTEMPTS):
-            if area is not None or self._is_barred(size, align):
+        area = None
+        for attempt in range(AT_FIRST, ROOM_ATTEMPTS):
+            if area is not None or self._is_barred(size, align, attempt):
                 break
+            if attempt == AT_FIRST:
+                area, _ = self.attempt(size, align, cpu, thread)
+                continue
             self._make_room(size // PAGE, attempt, kept, cpu)
             area, _ = self.attempt(size, align, cpu, thread)
         self.served["none"] = failed + (area is None)  # once, however often it tried
@@ -251,12 +256,22 @@ class CachingAllocator(Allocator):
         self._now_busy(area, level)
         return area, level
 
-    def _is_barred(self, size: int, align: int) -> bool:
-        """Whether an area in use lies in each of the few places where an aligned request could begin."""
+    def _may_be_barred(self, size: int, align: int, attempt: int) -> bool:
+        """Whether that is worth a walk: where an aligned request could begin in few places; and for one that
+        no magazine could serve, before more is given back than what is lazy, or anything if that cannot be
+        enough."""
+        start, end = self.window
+        lacks = (self.used_pages - self.lazy_pages) * PAGE + size > end - start
+        if size > POOL_PAGES_MAX * PAGE and (attempt == 2 or (attempt == AT_FIRST and lacks)):
+            return True
+        return attempt != AT_FIRST and align > PAGE and (end - size - start) // align < PLACES_FEW
+
+    def _is_barred(self, size: int, align: int, attempt: int) -> bool:
+        """Whether an area in use lies in each place where the request could begin."""
         start, last = self.window[0], self.window[1] - size
-        place = -(-start // align) * align
-        if align <= PAGE or (last - start) // align >= PLACES_FEW:
+        if not self._may_be_barred(size, align, attempt):
             return False
+        place = -(-start // align) * align
         for area in sorted(self.busy.areas.values(), key=lambda area: area.start):
             if place > last or area.start >= place + size:
                 break
