@@ -22,6 +22,7 @@ from joblib.externals.loky import get_reusable_executor  # noqa: E402
 
 import vmalloc  # noqa: E402
 import vmalloc.joblib  # noqa: E402
+from tests.joblib_suites import compare  # noqa: E402
 
 LARGE = 300_000
 
@@ -377,3 +378,23 @@ def test_the_leak_check_sees_what_a_worker_holds():
     from vmalloc.joblib import memory_usage
 
     assert memory_usage(os.getpid(), force_gc=True) <= vmalloc.resident() * 1.5
+
+
+STRICTER = """
+[tool.pytest.ini_options]
+addopts = ["--strict-markers", "--strict-config"]
+"""
+
+
+def test_joblibs_own_suites_run_below_a_project_with_stricter_rules(tmp_path):
+    (tmp_path / "pyproject.toml").write_text(STRICTER)
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    found = compare.run("test_config", logs, ["test_parallel_config_bad_params"], swapped=False)
+    assert set(found.values()) == {"passed"}
+
+
+def test_suites_of_joblibs_that_do_not_begin_do_not_agree(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "run", lambda *_, **__: {"": "error"})
+    with pytest.raises(SystemExit, match="no test of it ran"):
+        compare.compare("test_parallel", tmp_path)
