@@ -19,10 +19,10 @@ pytest.importorskip("joblib.externals.loky.process_executor")
 
 from joblib import Parallel, delayed  # noqa: E402
 from joblib.externals.loky import get_reusable_executor  # noqa: E402
+from tests.joblib_suites import compare  # noqa: E402
 
 import vmalloc  # noqa: E402
 import vmalloc.joblib  # noqa: E402
-from tests.joblib_suites import compare  # noqa: E402
 
 LARGE = 300_000
 
@@ -398,3 +398,27 @@ def test_suites_of_joblibs_that_do_not_begin_do_not_agree(tmp_path, monkeypatch)
     monkeypatch.setattr(compare, "run", lambda *_, **__: {"": "error"})
     with pytest.raises(SystemExit, match="no test of it ran"):
         compare.compare("test_parallel", tmp_path)
+
+
+OUTCOMES = {"test_steady": "passed", "test_backend_context_manager[loky]": "passed"}
+
+
+@pytest.mark.parametrize(
+    ("stock_again", "with_us", "told"),
+    [("passed", "failure", 0), ("failure", "failure", 0), ("passed", "passed", 1)],
+    ids=["as it is known to", "as stock for once", "as stock always"],
+)
+def test_a_known_difference_is_gone_only_where_the_test_passes_with_us(
+    monkeypatch, stock_again, with_us, told
+):
+    known = "test_backend_context_manager[loky]"
+
+    def run(suite, out, tests, *, swapped):
+        return OUTCOMES | {known: with_us if swapped else stock_again if tests else "passed"}
+
+    monkeypatch.setattr(compare, "run", run)
+    monkeypatch.setattr(compare, "DIFFERENT", {"test_parallel.test_backend_context_manager": "the class"})
+    monkeypatch.setattr(sys, "argv", ["compare.py", "test_parallel"])
+    with pytest.raises(SystemExit) as ended:
+        compare.main()
+    assert int(ended.value.code) == told
