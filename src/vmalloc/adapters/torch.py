@@ -172,7 +172,7 @@ class TensorAdapter(Adapter):
 
 
 def _copied(x: Any, region: Region) -> Any:
-    """What is in C order goes as bytes: torch's copy starts threads, whereupon a forked child's torch hangs."""
+    """What is in C order goes as bytes: torch's copy starts threads, which a forked child then waits for."""
     import torch
 
     if x.is_cpu and x.is_contiguous() and not (x.is_conj() or x.is_neg()):
