@@ -14,7 +14,7 @@ machines, through the scheduler and to disk it is Dask as ever. docs/dask.md.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import distributed
 from distributed.diagnostics.plugin import NannyPlugin, WorkerPlugin
@@ -26,6 +26,9 @@ from vmalloc.facts import COPY_IN_THRESHOLD_BYTES
 from vmalloc.reference import pack
 from vmalloc.region import Region, default_region, new_default, set_default_region
 from vmalloc.rss import held
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["install", "region", "uninstall"]
 
@@ -44,8 +47,8 @@ class Options:
             return new_default(self.name, is_found=True)
         return Region.open_or_create(self.name, self.size)
 
-    def wire(self) -> adapter.Wire:
-        return adapter.Wire(self.region(), self.threshold, self.mmap_mode, pack)
+    def wire(self, may_copy: Callable[[int], bool] = lambda nbytes: True) -> adapter.Wire:
+        return adapter.Wire(self.region(), self.threshold, self.mmap_mode, pack, may_copy)
 
 
 def install(
@@ -93,7 +96,7 @@ class _OnWorker(WorkerPlugin):  # type: ignore[misc]
         self._options = options
 
     def setup(self, worker: Any) -> None:
-        wire = self._options.wire()
+        wire = self._options.wire(functools.partial(_may_copy, worker))
         adapter.begin(wire)
         set_default_region(wire.region)
         self._wrap_get_data(worker)
@@ -167,6 +170,16 @@ def _memory_of(process: Any) -> int:
         return memory["VmRSS"] - memory["RssShmem"] + held(process.pid)
     except VmallocError:
         return memory["VmRSS"]
+
+
+def _may_copy(worker: Any, nbytes: int) -> bool:
+    """Whether so much more leaves a worker below where Dask pauses it; stock sends without a copy."""
+    manager = worker.memory_manager
+    if not manager.memory_limit:
+        return True
+    most = manager.memory_limit * (manager.memory_pause_fraction or 1) - nbytes
+    process = worker.monitor.proc  # what the system calls resident is too much, and is told at once
+    return process.memory_info().rss <= most or _memory_of(process) <= most
 
 
 def _weight(key: Any, value: Any) -> int:

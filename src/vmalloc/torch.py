@@ -13,10 +13,12 @@ torch.multiprocessing, and stays where it is; every other tensor goes torch's wa
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch.utils.data import default_collate, get_worker_info
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data import default_collate, default_convert, get_worker_info
 from torch.utils.data._utils import collate as stock
 
 from vmalloc._core import get_settings
@@ -26,10 +28,13 @@ from vmalloc.errors import OutOfPages
 from vmalloc.facts import STREAMED_BYTES
 from vmalloc.full import warn_once
 from vmalloc.message import Settings
-from vmalloc.reference import copy_in
+from vmalloc.reference import copy_in, is_shared
 from vmalloc.region import Region, default_region
 
-__all__ = ["collate", "empty", "from_numpy", "zeros"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["collate", "convert", "empty", "from_numpy", "zeros"]
 
 
 def empty(*shape: Any, dtype: torch.dtype | None = None, region: Region | None = None) -> torch.Tensor:
@@ -67,20 +72,46 @@ def collate(batch: Any) -> Any:
 
     For a DataLoader. Where there is no worker, nothing is installed, or the region is full, it is
     default_collate(); then the batch goes torch's way. What torch's own map knows of other types is used as
-    it is.
+    it is. TypeError for a single sample: `convert` is for loaders with `batch_size=None`.
     """
+    if isinstance(batch, torch.Tensor | Mapping):
+        raise TypeError(
+            f"collate takes a list of samples, not one {type(batch).__name__}: "
+            "with batch_size=None, pass collate_fn=vmalloc.torch.convert"
+        )
+    packed = _packed(lambda: packed_bytes(batch[0], len(batch)))
+    return default_collate(batch) if packed is None else stock.collate(batch, collate_fn_map=_packing(packed))
+
+
+def convert(sample: Any) -> Any:
+    """As torch's default_convert(), with all tensors of the sample in one block of the installed region.
+
+    For a DataLoader with `batch_size=None`, whose dataset makes whole batches. Otherwise as collate().
+    """
+    made = default_convert(sample)
+    packed = _packed(lambda: sum(packed_bytes(x, 1) for x in tree_leaves(made) if _is_to_move(x)))
+    if packed is None:
+        return made
+    return tree_map(lambda x: _moved(packed, x) if _is_to_move(x) else x, made)
+
+
+def _is_to_move(x: Any) -> bool:
+    return isinstance(x, torch.Tensor) and _is_plain(x) and not (x.requires_grad or is_shared(x))
+
+
+def _packed(nbytes_of: Callable[[], int]) -> Packed | None:
+    """A block for so many bytes. None: no worker, nothing installed, nothing to pack, or no room."""
     settings = cast("Settings | None", get_settings())
     if get_worker_info() is None or settings is None:
-        return default_collate(batch)
-    region = settings.usable_region()
-    nbytes = packed_bytes(batch[0], len(batch))
+        return None
+    region, nbytes = settings.usable_region(), nbytes_of()
     if region is None or nbytes == 0:
-        return default_collate(batch)
+        return None
     pages = _block(region, nbytes, settings)
     if pages is None:
         warn_once("collate", "batches are made by torch until the region has room again")
-        return default_collate(batch)
-    return stock.collate(batch, collate_fn_map=_packing(Packed(pages)))
+        return None
+    return Packed(pages)
 
 
 def _block(region: Region, nbytes: int, settings: Settings) -> Any:
@@ -110,9 +141,13 @@ def _stack(packed: Packed, batch: Any, options: dict[str, Any]) -> Any:
     if streamed is not None:
         return streamed
     first = batch[0]
-    is_plain = type(first) is torch.Tensor and first.device.type == "cpu" and first.layout is torch.strided
-    out = packed.take((len(batch), *first.shape), first.dtype) if is_plain and not first.is_nested else None
+    out = packed.take((len(batch), *first.shape), first.dtype) if _is_plain(first) else None
     return stock.collate_tensor_fn(batch, **options) if out is None else torch.stack(batch, 0, out=out)
+
+
+def _is_plain(x: torch.Tensor) -> bool:
+    is_dense = x.device.type == "cpu" and x.layout is torch.strided and not (x.is_nested or x.is_quantized)
+    return type(x) is torch.Tensor and is_dense
 
 
 def _moved(packed: Packed, made: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 import warnings
 
 import pytest
@@ -340,6 +341,46 @@ def test_where_a_region_cannot_tell_all_that_is_resident_counts(monkeypatch):
     with open("/proc/self/status") as file:
         rss = next(int(line.split()[1]) << 10 for line in file if line.startswith("VmRSS:"))
     assert abs(vmalloc.dask._memory_of(psutil.Process()) - rss) < 16 << 20
+
+
+def made_of(nbytes):
+    return np.ones(nbytes // 8)
+
+
+def seen(a):
+    return vmalloc.is_shared(a), float(a[::512].sum())
+
+
+def test_where_a_copy_would_reach_the_limit_an_array_goes_by_value():
+    """256 MiB beside their copy would be too much under 500 MiB, of which a worker takes some 60 itself."""
+    nbytes = 256 << 20
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, memory_limit=500 << 20, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        vmalloc.dask.install(client, size="1G")
+        pids = client.run(os.getpid)
+        maker, reader = workers_of(client)
+        made = client.submit(made_of, nbytes, workers=maker, pure=False)
+        assert client.submit(seen, made, workers=reader).result() == (False, nbytes // 8 / 512)
+        small = client.submit(made_of, 1 << 20, workers=reader, pure=False)
+        assert client.submit(seen, small, workers=maker).result() == (True, (1 << 20) / 8 / 512)
+        assert client.run(os.getpid) == pids
+        vmalloc.dask.uninstall(client)
+
+
+@pytest.mark.parametrize(
+    ("limit", "nbytes", "may"), [(None, 1 << 60, True), (1 << 50, 1 << 20, True), (1 << 20, 1, False)]
+)
+def test_a_copy_may_be_made_below_the_limit_at_which_dask_pauses(limit, nbytes, may):
+    psutil = pytest.importorskip("psutil")
+    manager = types.SimpleNamespace(memory_limit=limit, memory_pause_fraction=0.8)
+    worker = types.SimpleNamespace(
+        memory_manager=manager, monitor=types.SimpleNamespace(proc=psutil.Process())
+    )
+    assert vmalloc.dask._may_copy(worker, nbytes) is may
 
 
 def test_nothing_is_sent_by_reference_outside_a_transfer_or_to_others():

@@ -19,6 +19,7 @@ pytest.importorskip("joblib.externals.loky.process_executor")
 
 from joblib import Parallel, delayed  # noqa: E402
 from joblib.externals.loky import get_reusable_executor  # noqa: E402
+from tests.joblib_suites import compare  # noqa: E402
 
 import vmalloc  # noqa: E402
 import vmalloc.joblib  # noqa: E402
@@ -394,3 +395,47 @@ def test_a_call_that_ends_while_a_copy_is_made_for_it_sends_by_value_and_keeps_n
     assert load(*args).tolist() == list(range(9))
     assert not vmalloc.is_shared(load(*args))
     assert at_rest(region) == (0, 0)
+
+
+STRICTER = """
+[tool.pytest.ini_options]
+addopts = ["--strict-markers", "--strict-config"]
+"""
+
+
+def test_joblibs_own_suites_run_below_a_project_with_stricter_rules(tmp_path):
+    (tmp_path / "pyproject.toml").write_text(STRICTER)
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    found = compare.run("test_config", logs, ["test_parallel_config_bad_params"], swapped=False)
+    assert set(found.values()) == {"passed"}
+
+
+def test_suites_of_joblibs_that_do_not_begin_do_not_agree(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "run", lambda *_, **__: {"": "error"})
+    with pytest.raises(SystemExit, match="no test of it ran"):
+        compare.compare("test_parallel", tmp_path)
+
+
+OUTCOMES = {"test_steady": "passed", "test_backend_context_manager[loky]": "passed"}
+
+
+@pytest.mark.parametrize(
+    ("stock_again", "with_us", "told"),
+    [("passed", "failure", 0), ("failure", "failure", 0), ("passed", "passed", 1)],
+    ids=["as it is known to", "as stock for once", "as stock always"],
+)
+def test_a_known_difference_is_gone_only_where_the_test_passes_with_us(
+    monkeypatch, stock_again, with_us, told
+):
+    known = "test_backend_context_manager[loky]"
+
+    def run(suite, out, tests, *, swapped):
+        return OUTCOMES | {known: with_us if swapped else stock_again if tests else "passed"}
+
+    monkeypatch.setattr(compare, "run", run)
+    monkeypatch.setattr(compare, "DIFFERENT", {"test_parallel.test_backend_context_manager": "the class"})
+    monkeypatch.setattr(sys, "argv", ["compare.py", "test_parallel"])
+    with pytest.raises(SystemExit) as ended:
+        compare.main()
+    assert int(ended.value.code) == told

@@ -482,6 +482,106 @@ def collate_odd(batch, *, collate_fn_map):
     return Odd(default_collate([item.value for item in batch]))
 
 
+# ---- single samples ----
+
+
+class Batches(Dataset):
+    """Makes whole batches by itself."""
+
+    def __init__(self, make):
+        self.make = make
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        return self.make(i)
+
+
+def made_whole(i):
+    return {"x": torch.full((4, LARGE), float(i)), "pair": Pair(np.full(LARGE, i), f"batch {i}"), "nr": i}
+
+
+def placed_already(i):
+    return vmalloc.torch.zeros(LARGE), torch.ones(LARGE, requires_grad=True), torch.ones(3).to_sparse()
+
+
+def converted(make):
+    return list(DataLoader(Batches(make), batch_size=None, num_workers=2, collate_fn=vmalloc.torch.convert))
+
+
+def test_batches_that_a_dataset_makes_are_converted_as_by_torch_and_lie_in_one_block(region):
+    for ours, stock in zip(
+        converted(made_whole), DataLoader(Batches(made_whole), batch_size=None), strict=True
+    ):
+        assert type(ours["pair"]) is Pair
+        assert (ours["pair"].label, ours["nr"]) == (stock["pair"].label, stock["nr"])
+        for a, b in ((ours["x"], stock["x"]), (ours["pair"].image, stock["pair"].image)):
+            assert torch.equal(a, b)
+            assert vmalloc.region_of(a) is region
+        assert abs(ours["x"].data_ptr() - ours["pair"].image.data_ptr()) < 5 * LARGE * 8
+    del ours, a
+    assert at_rest(region) == (0, 0)
+
+
+def test_convert_leaves_alone_what_lies_in_a_region_or_is_not_dense_or_has_a_gradient(region):
+    for placed, grad, sparse in converted(placed_already):
+        assert vmalloc.is_shared(placed)
+        assert grad.requires_grad
+        assert not vmalloc.is_shared(grad)
+        assert sparse.is_sparse
+
+
+def test_without_workers_or_install_convert_is_torchs(region):
+    assert not vmalloc.is_shared(vmalloc.torch.convert(np.ones(LARGE)))
+    vmalloc.uninstall()
+    assert not any(vmalloc.is_shared(x["x"]) for x in converted(made_whole))
+
+
+@pytest.mark.parametrize("sample", [torch.ones(3, 4), {"x": torch.ones(3)}], ids=["tensor", "dict"])
+def test_collate_of_a_single_sample_says_what_is_for_it(region, sample):
+    with pytest.raises(TypeError, match=r"batch_size=None.*vmalloc\.torch\.convert"):
+        vmalloc.torch.collate(sample)
+
+
+FORKS_AFTER_A_COPY = """
+import os
+import torch, vmalloc
+
+torch.set_num_threads(4)
+x = torch.arange(float({numbers}))
+with vmalloc.Region("16M") as region:
+    vmalloc.copy_in(x[:1], region)
+    before = len(os.listdir("/proc/self/task"))
+    kept = [vmalloc.copy_in(each, region) for each in (x, torch.nn.Parameter(x), x.to(torch.bfloat16)[None])]
+    assert len(os.listdir("/proc/self/task")) == before
+"""
+
+
+def test_to_copy_a_tensor_in_starts_no_thread_that_a_fork_would_lose():
+    script = FORKS_AFTER_A_COPY.format(numbers=LARGE)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.arange(6.0).reshape(2, 3).T,
+        torch.ones(2, dtype=torch.cfloat).conj(),
+        torch.tensor(3.0),
+        torch.tensor([True, False]),
+        torch.arange(6)[::2],
+    ],
+    ids=["turned", "conjugated", "one number", "truth", "every other"],
+)
+def test_a_tensor_is_copied_in_as_it_is(region, x):
+    copy = vmalloc.copy_in(x, region)
+    assert torch.equal(copy, x)
+    assert (copy.dtype, copy.shape, copy.is_contiguous()) == (x.dtype, x.shape, True)
+    assert vmalloc.region_of(copy) is region
+
+
 def test_the_page_of_the_documents_runs(tmp_path):
     page = (pathlib.Path(__file__).parents[2] / "docs" / "pytorch.md").read_text()
     script = tmp_path / "page.py"

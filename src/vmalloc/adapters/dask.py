@@ -102,14 +102,23 @@ class Wire:
     """How this process sends and receives.
 
     `region`: where copies are made, and which all have. `pack`: vmalloc.reference's, which makes a reference.
+    `may_copy`: whether this process may hold so many bytes more.
     """
 
-    def __init__(self, region: Region, threshold: int, mmap_mode: str, pack: Callable[..., bytes]) -> None:
+    def __init__(
+        self,
+        region: Region,
+        threshold: int,
+        mmap_mode: str,
+        pack: Callable[..., bytes],
+        may_copy: Callable[[int], bool] = lambda nbytes: True,
+    ) -> None:
         if mmap_mode not in MODES:
             raise ValueError(f"mmap_mode must be one of {', '.join(MODES)}, not {mmap_mode!r}")
         if threshold < 0:
             raise ValueError(f"threshold must not be negative, not {threshold}")
         self.region, self.threshold, self.mmap_mode, self._pack = region, threshold, mmap_mode, pack
+        self._may_copy = may_copy
         self.id = region._info()["id"].hex()
         self._copies = Copies()
 
@@ -143,7 +152,7 @@ class Wire:
             if array.nbytes <= self.threshold:
                 return None
             try:
-                array = self._copies.get(value, part, lambda: registry.place(array, self.region)[0])
+                array = self._copies.get(value, part, lambda: self._placed(array))
             except OutOfPages as e:
                 warn_once("dask", f"arrays go by value until there is room again: {e}")
                 return None
@@ -154,6 +163,12 @@ class Wire:
         sending.kept.append(array)
         self.region._share(holding)
         return self._pack(array, holding, 0, readonly=self.mmap_mode == "r", private=self.mmap_mode == "c")
+
+    def _placed(self, array: Any) -> Any:
+        """A copy beside what the process has. OutOfPages, also where that would be more than its limit."""
+        if not self._may_copy(array.nbytes):
+            raise OutOfPages(f"a copy of {array.nbytes} bytes would take this worker to its memory limit")
+        return registry.place(array, self.region)[0]
 
 
 _wire: Wire | None = None
