@@ -29,13 +29,13 @@ ON_FULL = ("wait", "copy", "raise")
 _LOOK_FIRST_S, _LOOK_MOST_S = 0.001, 0.02  # between looks at what was given back
 _TRY_ANYWAY_S = 0.25  # room may come from where a look sees nothing
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a handler or a finalizer may send while its thread has it
 _warned: set[str] = set()
 
 
 def _start_anew_in_child() -> None:
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_start_anew_in_child)
