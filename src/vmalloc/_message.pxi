@@ -542,6 +542,11 @@ cdef extern from *:
     PyObject *loaded_here
 
 
+def noting_loads():
+    """The list that this thread's load_reference() adds to, or None."""
+    return <object>loaded_here if loaded_here != NULL else None
+
+
 def note_loads(list into):
     """To `into` this thread's load_reference() adds (reference, what it gave); None: to none. Returns the one before."""
     global loaded_here
@@ -633,6 +638,11 @@ cdef extern from *:
     static _Thread_local unsigned long long pickles_for; /* the channel that messages made here are for; 0: not known */
     """
     uint64_t pickles_for
+
+
+def pickling_for():
+    """The channel that this thread pickles for, or 0."""
+    return pickles_for
 
 
 def pickle_for(uint64_t channel):

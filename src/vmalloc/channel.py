@@ -18,7 +18,16 @@ from multiprocessing.pool import Pool
 from multiprocessing.queues import Queue, SimpleQueue
 from typing import Any
 
-from vmalloc._core import attached, channel_of, holds_id, note_lost, note_received, pickle_for, send_noted
+from vmalloc._core import (
+    attached,
+    channel_of,
+    holds_id,
+    note_lost,
+    note_received,
+    pickle_for,
+    pickling_for,
+    send_noted,
+)
 from vmalloc.attach import attach_where, kept_ids, kept_where
 from vmalloc.region import Region
 from vmalloc.window import keep_leases_in
@@ -37,7 +46,7 @@ wrapped: dict[tuple[Any, str], Any] = {}
 class Receiving(threading.local):
     """What this thread has read just now and nobody else has seen."""
 
-    messages: list[BytesIO] | None = None  #: those that may hold references; None: it only hands bytes out
+    messages: list[BytesIO] | None = None  #: None: it only hands bytes out
 
 
 receiving = Receiving()
@@ -60,8 +69,9 @@ def _ask_number(connection: Connection[Any, Any], nr_messages: int) -> int:
 
 def _put_simple(self: SimpleQueue[Any], obj: Any) -> None:
     """SimpleQueue.put."""
-    outer = pickle_for(number_of(self._writer))  # type: ignore[attr-defined]
+    outer = pickling_for()  # a handler may raise where pickle_for() returns
     try:
+        pickle_for(number_of(self._writer))  # type: ignore[attr-defined]
         wrapped[SimpleQueue, "put"](self, obj)
     finally:
         pickle_for(outer)
@@ -99,8 +109,9 @@ def _receiving(owner: Any, name: str) -> Callable[..., Any]:
 
 def keep_received(message: BytesIO) -> None:
     """It is this process's from now on."""
-    if note_received(message) and receiving.messages is not None:
+    if receiving.messages is not None:  # first: a handler may raise where note_received() returns
         receiving.messages.append(message)
+    note_received(message)
 
 
 def _can_attach(id: bytes) -> bool:

@@ -29,7 +29,7 @@ ON_FULL = ("wait", "copy", "raise")
 _LOOK_FIRST_S, _LOOK_MOST_S = 0.001, 0.02  # between looks at what was given back
 _TRY_ANYWAY_S = 0.25  # room may come from where a look sees nothing
 
-_lock = threading.RLock()  # a signal's handler may send, too
+_lock = threading.RLock()  # a handler or a finalizer may send while its thread has it
 _warned: set[str] = set()
 
 

@@ -45,10 +45,12 @@ from vmalloc._core import (
     load_beside,
     load_reference,
     note_loads,
+    noting_loads,
     pack_plain,
     pickle_at,
     pickle_for,
     pickled_reference,
+    pickling_for,
     reduce_array,
     reduce_beside,
     set_settings,
@@ -318,13 +320,12 @@ def _dump(self: ForkingPickler, obj: Any) -> None:
     if _taught != registry.version():
         _teach()
         _teach_made(self)
-    outer, outer_protocol = (
-        _under_way.message,
-        pickle_at(self.__dict__.get(_PROTOCOL, pickle.DEFAULT_PROTOCOL)),
-    )
-    message = _under_way.message = Message()
+    outer, outer_protocol = _under_way.message, forking_protocol()
+    message = Message()
     try:
         try:
+            _under_way.message = message
+            pickle_at(self.__dict__.get(_PROTOCOL, pickle.DEFAULT_PROTOCOL))
             if issubclass(type(obj), BaseProcess):  # isinstance() would use a stand-in
                 _dump_process(self, obj, message)
             else:
@@ -403,8 +404,9 @@ def _send_through(self: Connection[Any, Any], obj: Any) -> None:
     by_value, message, sent = sending.by_value, _under_way.message, _under_way.sent
     references = list[bytes]()
     told: int = self.__dict__.get(NUMBER, 0)
-    channel = pickle_for(told if told > 0 else number_of(self))
+    channel = pickling_for()  # a handler may raise where pickle_for() returns, so that stands within
     try:
+        pickle_for(told if told > 0 else number_of(self))
         sending.by_value, _under_way.message, _under_way.sent = not can_attach(self), None, references
         before(self, obj)
     except BaseException as e:
@@ -459,9 +461,10 @@ def _loads(data: Any, **options: Any) -> Any:
     if _is_new:
         _give_addresses_back()
     loaded: list[tuple[bytes, Any]] = []  # kept until the end: the first load has claimed its leases
-    outer = note_loads(loaded)
+    outer = noting_loads()
     try:
         try:
+            note_loads(loaded)
             return pickle.loads(data, **options)
         except Exception as e:
             if not has_stand_in(loaded):
