@@ -179,7 +179,7 @@ def _may_copy(worker: Any, nbytes: int) -> bool:
         return True
     most = manager.memory_limit * (manager.memory_pause_fraction or 1) - nbytes
     process = worker.monitor.proc  # what the system calls resident is too much, and is told at once
-    return process.memory_info().rss <= most or _memory_of(process) <= most
+    return bool(process.memory_info().rss <= most or _memory_of(process) <= most)
 
 
 def _weight(key: Any, value: Any) -> int:
