@@ -352,3 +352,18 @@ def test_the_file_of_one_cpu_and_stack_traces_are_not_taken_for_cut(tmp_path):
         path.write_bytes(text)
         assert list(read_events(path, problems=problems))
         assert problems == []
+
+
+@pytest.mark.parametrize("comm", ["my: odd [1] 1.5: sh", "x: alloc_vmap_area: addr=1", "a-b-7"])
+def test_a_name_may_hold_spaces_colons_and_an_event(tmp_path, comm):
+    (event,), problems = read(tmp_path, ALLOC.replace(b"bash-2993", comm.encode() + b"-2993"))
+    assert (event.comm, event.pid, event.kind) == (comm, 2993, "alloc")
+    assert problems == []
+
+
+def test_a_header_that_is_cut_off_loses_no_event(tmp_path):
+    whole = sample("live_admin.trace")
+    events, _ = read(tmp_path, whole)
+    cut, problems = read(tmp_path, whole[200:])
+    assert [event._replace(line=0) for event in cut] == [event._replace(line=0) for event in events]
+    assert next(text for text in problems if "not a trace line" in text).startswith("line 1: ")
