@@ -8,6 +8,7 @@ end of the call without running. What it finds is a cycle that ends a region, fr
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -33,6 +34,29 @@ class Cycle:
 class MakesRegion(Cycle):
     def __del__(self) -> None:
         self.has.append(vmalloc.Region("1M", nodes=1, helper=False))
+
+
+def exchange(region: vmalloc.Region) -> None:
+    """An array of the region and one that is copied in, through a pipe."""
+    vmalloc.install(region, threshold=1000)
+    try:
+        reader, writer = multiprocessing.Pipe(duplex=False)
+        with reader, writer:
+            writer.send([region.full(PAGE, 5, "u1"), np.ones(PAGE, "u1")])
+            assert [int(x.sum()) for x in reader.recv()] == [5 * PAGE, PAGE]
+    finally:
+        vmalloc.uninstall()
+
+
+class Exchanges(Cycle):
+    """A finalizer sends and receives within the send or receive that it interrupts."""
+
+    def __del__(self) -> None:
+        region, made = self.has
+        reader, writer = multiprocessing.Pipe(duplex=False)
+        with reader, writer:
+            writer.send(region.full(PAGE, 2, "u1"))
+            made.append(int(reader.recv().sum()))
 
 
 @pytest.fixture
@@ -98,6 +122,10 @@ def garbage_that_makes(region: vmalloc.Region, made: list[Any]) -> Cycle:
     return MakesRegion(made)
 
 
+def garbage_that_exchanges(region: vmalloc.Region, made: list[Any]) -> Cycle:
+    return Exchanges((region, made))
+
+
 def ran_in(call: Callable[[], None], allocations: int) -> bool:
     """Whether the collector ran before the call was over."""
     ran: list[int] = []
@@ -116,8 +144,12 @@ def ran_in(call: Callable[[], None], allocations: int) -> bool:
     return bool(ran)
 
 
-@pytest.mark.parametrize("garbage", [garbage_region, garbage_memory, garbage_that_makes])
-@pytest.mark.parametrize("call", [make_region, attach, make_array, make_block, send, name, look, tidy])
+@pytest.mark.parametrize(
+    "garbage", [garbage_region, garbage_memory, garbage_that_makes, garbage_that_exchanges]
+)
+@pytest.mark.parametrize(
+    "call", [make_region, attach, make_array, make_block, send, exchange, name, look, tidy]
+)
 def test_the_collector_may_run_at_any_allocation_of_a_call(
     region: vmalloc.Region,
     call: Callable[[vmalloc.Region], None],
@@ -136,6 +168,9 @@ def test_the_collector_may_run_at_any_allocation_of_a_call(
             if not ran_in(lambda: call(region), allocations):
                 break
             for new in made:
+                if isinstance(new, int):
+                    assert new == 2 * PAGE
+                    continue
                 assert attached.get(bytes.fromhex(new.id)) is new
                 assert pickle.loads(pickle.dumps(new)) is new
                 new.close()
