@@ -105,18 +105,19 @@ static void collect_the_dead(supervisor *s)
     }
 }
 
-/* The row's process can write no more. */
+/* The row's process can write no more. Its claims go before its generation: who sees one and asks for the row's name first
+ * has the dead one's. */
 static void free_row(supervisor *s, uint32_t i)
 {
     row *w = &the_board->rows[i];
+    for (int lane = 0; lane < LANES; lane++)
+        for (int k = 0; k < CELLS; k++)
+            set_mark(&w->claims[lane][k].mark, NOTHING);
     s->nr_done += w->nr_done;
     s->nr_stopped -= s->continue_at[i] != 0;
     s->continue_at[i] = 0;
     __atomic_fetch_add(&w->generation, 1, __ATOMIC_SEQ_CST);
     w->pid = 0, w->doomed = 0, w->is_uncertain = 0, w->stay = 0, w->parked = 0, w->nr_done = 0;
-    for (int lane = 0; lane < LANES; lane++)
-        for (int k = 0; k < CELLS; k++)
-            set_mark(&w->claims[lane][k].mark, NOTHING);
     __atomic_store_n(&w->state, ROW_UNUSED, __ATOMIC_SEQ_CST);
 }
 
