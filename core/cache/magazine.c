@@ -12,7 +12,7 @@
  */
 #include "cache.h"
 
-/* Caps start at one range and grow when a magazine overflows, as long as the growth of all caps stays
+/* Caps start at one range and double when a magazine overflows, as long as the growth of all caps stays
  * within the thread's budget: what a thread may hoard is bounded, and the hot path need not count it. The first
  * range is never counted, so that one that was closed and opens again costs nothing. */
 void vm__magazine_init(vm_thread *t)
@@ -41,21 +41,12 @@ uint64_t vm__magazine_budget(const vm_region *r)
 
 static uint64_t growth_pages(uint32_t cap, uint64_t nr_pages) { return cap > 1 ? (cap - 1) * nr_pages : 0; }
 
-/* The next cap: twice as many, of a large size only as many more as a refill brings. The budget is for all sizes: one that
- * takes much more than it needs leaves others with too little. */
-static uint32_t next_cap(uint32_t cap, uint64_t nr_pages)
-{
-    uint32_t most = cap_most(nr_pages), more = VM_MAGAZINE_REFILL_PAGES / (uint32_t)nr_pages;
-    more = more > 1 ? more : 1;
-    uint32_t wanted = cap ? cap + (more < cap ? more : cap) : 1;
-    return wanted < most ? wanted : most;
-}
-
 bool vm__magazine_grow(vm_thread *t, uint64_t nr_pages)
 {
     vm_region *r = t->region;
     uint8_t *cap = &t->hit.cap[nr_pages];
-    uint32_t wanted = next_cap(*cap, nr_pages);
+    uint32_t most = cap_most(nr_pages), wanted = *cap ? *cap * 2u : 1;
+    wanted = wanted < most ? wanted : most;
     uint64_t more = growth_pages(wanted, nr_pages) - growth_pages(*cap, nr_pages);
     if ((t->is_tight && nr_pages > VM_FLOW_PAGES) || t->cap_pages + more > vm__magazine_budget(r))
         return false;

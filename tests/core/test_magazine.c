@@ -33,22 +33,6 @@ static void a_magazines_cap_grows_on_demand_up_to_its_size(void)
     FINISH(r);
 }
 
-static void the_cap_of_a_large_size_grows_by_what_a_refill_brings(void)
-{
-    vm_region *r = make(2000);
-    for (uint32_t cap = 1; cap <= VM_MAGAZINE_CAP_PAGES / 200; cap++) {
-        CHECK_EQ(cap_of(r, 200), cap); /* one range */
-        CHECK(vm__magazine_grow(vm__thread(r), 200));
-    }
-    CHECK_EQ(cap_of(r, 200), VM_MAGAZINE_CAP_PAGES / 200);
-    for (uint32_t cap = 2; cap <= 8; cap *= 2) { /* of a smaller one a refill brings more than there are */
-        CHECK(vm__magazine_grow(vm__thread(r), VM_FLOW_PAGES));
-        CHECK_EQ(cap_of(r, VM_FLOW_PAGES), cap);
-    }
-    CHECK_EQ(vm__thread(r)->cap_pages, 4 * 200 + 7 * VM_FLOW_PAGES);
-    FINISH(r);
-}
-
 static void what_overflows_goes_to_the_pools(void)
 {
     vm_region *r = make(2000);
@@ -842,7 +826,6 @@ int main(void)
     as_long_as_none_is_free_it_goes_on_in_its_processs();
     who_leaves_the_region_asks_for_no_slot();
     a_magazines_cap_grows_on_demand_up_to_its_size();
-    the_cap_of_a_large_size_grows_by_what_a_refill_brings();
     what_overflows_goes_to_the_pools();
     the_growth_of_all_caps_is_bounded();
     frees_of_others_go_on_in_batches();

@@ -19,7 +19,6 @@ from vmalloc.facts import (
     WARM_STEPS_LOG,
 )
 from vmalloc.model import PAGE, PRESETS, Area, CachingAllocator, CachingDesign
-from vmalloc.model.magazine import Magazines
 from vmalloc.model.warm import list_of
 
 BASE = 1 << 40
@@ -49,15 +48,6 @@ def test_a_magazine_doubles_when_it_overflows_and_then_gives_its_older_half_away
         kept.append(len(k.magazines[0].sizes[1]))
     assert kept == [*range(1, 31), 16]  # the cap was 1, 2, 4, 8, 16, 30
     assert [a.start for a in k.nodes[0].pools[1].areas] == starts[:15]
-
-
-def test_the_cap_of_a_large_size_grows_by_what_a_refill_brings():
-    kept = Magazines()
-    kept.budget_pages = 1 << 20
-    caps = []
-    while kept.cap(40) < kept.cap_most(40) and kept.grow(40):
-        caps.append(kept.cap(40))
-    assert caps == [2, 4, 7, 10, 13, 16, 19, 22, 25]  # 128 // 40 more each time, and 1024 // 40 at most
 
 
 def test_caps_grow_within_the_threads_budget():

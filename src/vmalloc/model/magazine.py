@@ -4,20 +4,20 @@
 It keeps the hot path free of anything shared: a free puts the range here, an alloc of the same size takes
 the one put last (the newest that is aligned, for an alignment above a page).
 
-* A magazine's cap starts at one range. An overflow doubles it, or, of a large size, adds as many as
-  MAGAZINE_REFILL_PAGES has, up to MAGAZINE_CAP and MAGAZINE_CAP_PAGES, as long as the growth of all caps of the thread, beyond one range each, stays within its budget. A cap shrinks
+* A magazine's cap starts at one range. An overflow doubles it, up to MAGAZINE_CAP and MAGAZINE_CAP_PAGES, as
+  long as the growth of all caps of the thread, beyond one range each, stays within its budget. A cap shrinks
   only when a request found no room: then of the sizes above FLOW_PAGES only the rounded ones (whole_pages())
   are kept, as many of each as there is room for, and none of these caps grows while space is short. After
   that each is 1, as at first.
 * An overflow that may not grow the cap gives the older half of it to the pool of the thread's node, oldest
   first, so that the pool's head is the hottest of them.
 * A miss takes a batch from the head of a pool: the first for the request, the others into the magazine as far
-  as they go there, the rest back. If the pool had the whole batch, the cap grows as well.
+  as they go there, the rest back. If the pool had the whole batch, the cap doubles as well.
 * In a crowd, more than CROWD_THREADS threads a node, every batch is at most CROWD_BATCH_PAGES, but one range
   in any case: most threads do not run, and what they took beyond their need nobody else gets.
 * A miss that the pools cannot serve either takes neighbouring ranges from the lowest place of the space where
   one fits: one the first time, twice as many each time after, up to MAGAZINE_STOCK_PAGES, and half
-  as many after a failure. The cap grows until they find room in the magazine; what does not goes to the
+  as many after a failure. The cap doubles until they find room in the magazine; what does not goes to the
   pool.
 
 After: Bonwick and Adams, "Magazines and Vmem", 2001. The core's are in core/cache/magazine.c.
@@ -151,9 +151,9 @@ class Magazines:
         return areas
 
     def grow(self, pages: int) -> bool:
-        """A larger cap; whether the budget allows it, and space is not too short for a large size."""
+        """Double a cap; whether the budget allows it, and space is not too short for a large size."""
         cap = self.cap(pages)
-        wanted = self.next_cap(cap, pages)
+        wanted = min(2 * cap or 1, self.cap_most(pages))
         more = (max(wanted, 1) - max(cap, 1)) * pages
         if (self.is_tight and pages > FLOW_PAGES) or self.grown_pages + more > self.budget_pages:
             return False
@@ -162,15 +162,9 @@ class Magazines:
         return True
 
     def grow_for(self, pages: int, count: int) -> None:
-        """Larger caps until so many ranges find room."""
+        """Double a cap until so many ranges find room."""
         while count > 1 and self.cap(pages) < min(count, self.cap_most(pages)) and self.grow(pages):
             pass
-
-    @classmethod
-    def next_cap(cls, cap: int, pages: int) -> int:
-        """Twice as many, of a large size only as many more as a refill brings."""
-        more = max(MAGAZINE_REFILL_PAGES // pages, 1)
-        return min(cap + min(cap, more) or 1, cls.cap_most(pages))
 
     @staticmethod
     def cap_most(pages: int) -> int:

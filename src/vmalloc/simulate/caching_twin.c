@@ -430,18 +430,10 @@ static uint32_t cap_most(uint32_t pages)
     return most < VM_MAGAZINE_CAP ? most : VM_MAGAZINE_CAP;
 }
 
-/* Twice as many, of a large size only as many more as a refill brings. */
-static uint32_t next_cap(uint32_t cap, uint32_t pages)
-{
-    uint32_t more = VM_MAGAZINE_REFILL_PAGES / pages;
-    more = more > 1 ? more : 1;
-    uint32_t wanted = cap ? cap + (more < cap ? more : cap) : 1;
-    return wanted < cap_most(pages) ? wanted : cap_most(pages);
-}
-
 static bool grow(magazines *kept, uint32_t pages)
 {
-    uint32_t cap = kept->cap[pages], wanted = next_cap(cap, pages);
+    uint32_t cap = kept->cap[pages], wanted = cap ? 2 * cap : 1;
+    wanted = wanted < cap_most(pages) ? wanted : cap_most(pages);
     uint64_t more = (uint64_t)(wanted - cap) * pages;
     if (kept->grown_pages + more > kept->budget_pages)
         return false;
