@@ -34,8 +34,7 @@ __attribute__((constructor)) static void read_environment(void)
     vm__asserts = !wanted || strcmp(wanted, "0") != 0;
 }
 
-/* Die before the (n+1)-th shared write from now on; n < 0 disarms. */
-VM_API void vm_fault_arm(int64_t n) { __atomic_store_n(&writes_left, n, __ATOMIC_RELAXED); }
+VM_API int64_t vm_fault_arm(int64_t n) { return __atomic_exchange_n(&writes_left, n, __ATOMIC_RELAXED); }
 VM_API uint64_t vm_fault_nr_writes(void) { return __atomic_load_n(&nr_writes, __ATOMIC_RELAXED); }
 VM_API size_t vm_fault_nr_sites(void) { return (size_t)(__stop_vm_sites - __start_vm_sites); }
 /* The site that the last counted write passed is not kept: a test asks each for its passes. */

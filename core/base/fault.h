@@ -27,7 +27,9 @@ _Static_assert(sizeof(vm_site) == 24, "an array of these is laid out by the link
 void vm__fault(vm_site *site);
 
 /* For tests; all of it is per process. */
-void vm_fault_arm(int64_t n); /* die before the (n+1)-th shared write from now on; n < 0 disarms */
+/* Die before the (n+1)-th shared write from now on; n < 0 disarms. What was left: below 0 if nothing was armed, or a thread
+ * is just about to kill us. */
+int64_t vm_fault_arm(int64_t n);
 void vm_fault_assertions(bool on); /* VM_ASSERT; off also by VMALLOC_ASSERTIONS=0 in the environment */
 extern bool vm__asserts;
 uint64_t vm_fault_nr_writes(void);
