@@ -259,23 +259,20 @@ static bool may_be_barred(const vm_thread *t, uint64_t nr_pages, uint64_t align_
 }
 
 /* Can nobody but who is using it give back what this request lacks? By the words, without a lock; true of one moment, since
- * no id comes twice: what was found twice was in use between. */
-static bool is_barred(const vm_thread *t, uint64_t nr_pages, uint64_t align_pages, int attempt)
+ * no id comes twice: what was found twice was in use between. In between, who is just dying is waited for: of one who was
+ * gone by then the second look finds nothing in use. */
+static bool is_barred(const vm_thread *t, uint64_t nr_pages, uint64_t align_pages, int attempt, unsigned flags)
 {
-    const vm_region *r = t->region;
+    vm_region *r = t->region;
     uint64_t set = VM_RELAXED(&r->map.h->limit_pages), limit = set && set < r->map.nr_pages ? set : r->map.nr_pages;
     if (nr_pages > limit)
         return true;
     if (!may_be_barred(t, nr_pages, align_pages, limit, attempt))
         return false;
     uint64_t sum = what_bars(t, nr_pages, align_pages, limit);
-    return sum && sum == what_bars(t, nr_pages, align_pages, limit);
-}
-
-/* And nobody is just dying who may be using it. */
-static bool is_vain(const vm_thread *t, uint64_t nr_pages, uint64_t align_pages, int attempt, unsigned flags)
-{
-    return is_barred(t, nr_pages, align_pages, attempt) && (flags & VM_LOCK_FLAGS || !vm__await_gone(t->region));
+    if (!sum || (!(flags & VM_LOCK_FLAGS) && vm__await_gone(r)))
+        return false;
+    return sum == what_bars(t, nr_pages, align_pages, limit);
 }
 
 /* Some keep what they free a little longer than others lack it: where even emptying all magazines did not help, none keeps
@@ -332,11 +329,11 @@ int vm__alloc_slow(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsign
     vm__count(&t->slot->nr_alloc);
     vm__magazine_tighten(t, vm__is_tight(r));
     int rc = vm__quota_fits(t, nr_pages);
-    bool may_try = rc == 0 && !is_vain(t, nr_pages, align_pages, AT_FIRST, flags);
+    bool may_try = rc == 0 && !is_barred(t, nr_pages, align_pages, AT_FIRST, flags);
     if (rc == 0)
         rc = may_try ? try_all(t, nr_pages, align_pages, flags, out) : -ENOSPC;
     for (int attempt = 0; may_try && rc == -ENOSPC && attempt < VM_ROOM_ATTEMPTS && !(flags & VM_NO_PURGE); attempt++) {
-        if (is_vain(t, nr_pages, align_pages, attempt, flags))
+        if (is_barred(t, nr_pages, align_pages, attempt, flags))
             break;
         rc = vm__make_room(t, nr_pages, attempt, flags);
         if (rc == 0)
