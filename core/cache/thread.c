@@ -217,30 +217,33 @@ static vm_thread *join_region(vm_region *r)
     return vm__current = t;
 }
 
+/* This thread in a region that it used before, from now on its last one. */
+static vm_thread *go_over(const vm_region *r)
+{
+    for (vm_thread *t = my_threads; t; t = t->next)
+        if (t->attachment == r->attachment)
+            return vm__current = t;
+    return NULL;
+}
+
 /* `may_forget`: the registry is not ours yet. */
 vm_thread *vm__thread_find(vm_region *r, bool may_forget)
 {
     if (*r->wiped == 0 || r->process >= VM_PROCESSES)
         return NULL;
-    for (vm_thread *t = my_threads; t; t = t->next)
-        if (t->attachment == r->attachment)
-            return vm__current = t;
+    vm_thread *t = go_over(r);
+    if (t)
+        return t;
     vm__current = &nobody;
     if (my_threads && may_forget)
         forget_detached();
     return join_region(r);
 }
+
 /* So that hits are hits for a thread that goes from region to region and back. */
 bool vm__thread_switch(vm_region *r)
 {
-    if (vm__current->region == r || *r->wiped == 0 || r->process >= VM_PROCESSES)
-        return false;
-    for (vm_thread *t = my_threads; t; t = t->next)
-        if (t->attachment == r->attachment) {
-            vm__current = t;
-            return true;
-        }
-    return false;
+    return vm__current->region != r && *r->wiped != 0 && r->process < VM_PROCESSES && go_over(r);
 }
 
 vm_thread *vm__thread_slow(vm_region *r) { return vm__thread_find(r, true); }
