@@ -295,15 +295,17 @@ static void who_ends_a_recording_is_left_alone_with_it_while_he_lives(void)
     vm_recorder *second = NULL;
     int ready[2];
     CHECK_EQ(pipe(ready), 0);
-    pid_t child = fork();
-    if (child == 0) { /* records, and stands still at the beginning of the end */
+    pid_t child;
+    /* Records, and stands still at the beginning of the end. */
+    CHILD(child, {
         start(r, false);
         vm__recording_withdraw(r, r->map.h->recording);
         VM_AND(&r->map.h->recording, ~(uint64_t)VM_RECORDING_ON);
         CHECK_EQ(write(ready[1], "", 1), 1);
         for (;;)
             pause();
-    }
+    });
+    close(ready[1]);
     char byte;
     CHECK_EQ(read(ready[0], &byte, 1), 1);
     uint64_t ended = VM_ACQUIRE(&r->map.h->recording);
@@ -321,7 +323,6 @@ static void who_ends_a_recording_is_left_alone_with_it_while_he_lives(void)
     CHECK_EQ(VM_ACQUIRE(&r->map.h->recording), 0);
     CHECK_EQ(resident_rings(r), 0);
     close(ready[0]);
-    close(ready[1]);
     FINISH(r);
 }
 
