@@ -46,7 +46,7 @@ wrapped: dict[tuple[Any, str], Any] = {}
 class Receiving(threading.local):
     """What this thread has read just now and nobody else has seen."""
 
-    messages: list[BytesIO] | None = None  #: None: it only hands bytes out
+    messages: list[BytesIO] | None = None  #: those that may hold references; None: it only hands bytes out
 
 
 receiving = Receiving()
@@ -109,9 +109,11 @@ def _receiving(owner: Any, name: str) -> Callable[..., Any]:
 
 def keep_received(message: BytesIO) -> None:
     """It is this process's from now on."""
-    if receiving.messages is not None:  # first: a handler may raise where note_received() returns
-        receiving.messages.append(message)
-    note_received(message)
+    messages = receiving.messages
+    if messages is not None:  # first: a handler may raise where note_received() returns
+        messages.append(message)
+    if not note_received(message) and messages is not None:
+        messages.remove(message)  # a look at it later would copy it, where its bytes were handed out
 
 
 def _can_attach(id: bytes) -> bool:

@@ -121,11 +121,12 @@ class Room:
         return self._wait(attempt, region, nbytes)
 
     def _once(self, attempt: Callable[[], T]) -> T:
-        _sending.now = self.on_full != "raise"
+        outer = _sending.now  # a handler or a finalizer may send within a send
         try:
+            _sending.now = self.on_full != "raise"
             return attempt()
         finally:
-            _sending.now = False
+            _sending.now = outer
 
     def _is_worth_waiting(self, region: Any, nbytes: int) -> bool:
         if self.timeout_s <= 0 or self.waited_in_vain(nbytes):

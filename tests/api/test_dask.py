@@ -352,11 +352,11 @@ def seen(a):
 
 
 def test_where_a_copy_would_reach_the_limit_an_array_goes_by_value():
-    """256 MiB beside their copy would be too much under 500 MiB, of which a worker takes some 60 itself."""
+    """256 MiB and their copy are more than 80% of 600 MiB; they and what a worker takes itself are not."""
     nbytes = 256 << 20
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, memory_limit=500 << 20, dashboard_address=None
+            n_workers=2, threads_per_worker=1, memory_limit=600 << 20, dashboard_address=None
         ) as cluster,
         distributed.Client(cluster) as client,
     ):

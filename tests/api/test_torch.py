@@ -546,15 +546,17 @@ def test_collate_of_a_single_sample_says_what_is_for_it(region, sample):
 
 FORKS_AFTER_A_COPY = """
 import os
-import torch, vmalloc
+import numpy, torch, vmalloc
 
 torch.set_num_threads(4)
-x = torch.arange(float({numbers}))
+x = torch.from_numpy(numpy.ones({numbers}, "f4"))  # torch's arange() would start them before we look
 with vmalloc.Region("16M") as region:
     vmalloc.copy_in(x[:1], region)
     before = len(os.listdir("/proc/self/task"))
-    kept = [vmalloc.copy_in(each, region) for each in (x, torch.nn.Parameter(x), x.to(torch.bfloat16)[None])]
+    kept = [vmalloc.copy_in(a, region) for a in (x, torch.nn.Parameter(x), x.view(torch.bfloat16)[None])]
     assert len(os.listdir("/proc/self/task")) == before
+    torch.empty_like(x).copy_(x)
+    assert len(os.listdir("/proc/self/task")) > before  # so it would have been seen
 """
 
 

@@ -19,6 +19,7 @@ from tests.conftest import PAGE, assert_at_rest
 from tests.processes.workers import WAIT_S, child, wait_until
 
 import vmalloc
+from vmalloc import channel
 from vmalloc.facts import CHANNEL_GRACE_MS
 
 THRESHOLD = 1000
@@ -50,6 +51,24 @@ def all_end_soon(region):
     assert time.monotonic() - started < SOON_S
     region.recover()
     assert region.stats().busy_pages == 0
+
+
+class TellsHowManyAreKept:
+    def __reduce__(self):
+        return nr_kept, ()
+
+
+def nr_kept():
+    return len(channel.receiving.messages)
+
+
+def test_only_messages_with_references_are_kept_while_they_are_loaded(region):
+    """Of the others a load that fails has nothing to end."""
+    queue = multiprocessing.Queue()
+    for x, nr in ((b"x" * 10 * PAGE, 0), (array(), 1)):
+        queue.put((x, TellsHowManyAreKept()))
+        assert queue.get(timeout=WAIT_S)[1] == nr
+    queue.close()
 
 
 # ---- nobody can load them ----

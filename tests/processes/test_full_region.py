@@ -201,3 +201,15 @@ def test_a_warning_may_come_in_the_midst_of_another(monkeypatch):
     with pytest.warns(RuntimeWarning) as told:
         full.warn_once("first", "first")
     assert [str(w.message) for w in told] == ["handler's", "first"]
+
+
+@pytest.mark.parametrize("inner", full.ON_FULL)
+def test_a_send_within_a_send_leaves_the_outer_one_a_send(region, inner):
+    """Where it has another way it ends no message of the dead; a handler may have sent meanwhile."""
+
+    def attempt():
+        full.Room(inner, 0).find(lambda: None, region, 0, True)
+        return full.is_sending()
+
+    assert full.Room("copy", 0).find(attempt, region, 0, True)
+    assert not full.is_sending()
