@@ -198,6 +198,11 @@ def test_a_line_with_a_wrong_time_stays_in_its_place_between_those_of_other_cpus
         assert counts == {"wrong time": 1}
 
 
+def test_nothing_is_left_where_all_is_damaged():
+    assert tidy([Event(kind=ALLOC, size=100)]) == ([], {"damaged": 1})
+    assert tidy([]) == ([], {})
+
+
 def test_what_was_put_right_is_counted_by_its_kind():
     events = guest_events("vm_map_ram_1t")
     late = events[300]._replace(time_ns=events[300].time_ns + 10**9)

@@ -39,7 +39,7 @@ def tidy(events: Sequence[Event]) -> tuple[list[Event], Counter[str]]:
 
 def without_doubles(events: Sequence[Event]) -> list[Event]:
     """The events without those that say again what the one before said at that moment."""
-    previous = [Event(), *events[:-1]]
+    previous = [Event(), *events][: len(events)]
     return [event for event, before in zip(events, previous, strict=True) if not _is_again(event, before)]
 
 
