@@ -187,6 +187,22 @@ def test_a_line_that_comes_twice_or_with_a_wrong_time_costs_nothing(name, with_s
             assert faulty.misses(wrong) <= faulty.clean + 2, (at, seconds)
 
 
+@pytest.mark.parametrize("seconds", [-1000, -0.001, 0.001, 1000])
+def test_a_line_with_a_wrong_time_stays_in_its_place_between_those_of_other_cpus(seconds):
+    events = guest_events("random_size")  # four CPUs
+    chance = random.Random(1)
+    for at in chance.sample(range(100, len(events) - 100), 15):
+        wrong = events[at]._replace(time_ns=max(0, events[at].time_ns + int(seconds * 1e9)))
+        ordered, counts = tidy([*events[:at], wrong, *events[at + 1 :]])
+        assert [event.line for event in ordered] == [event.line for event in events]
+        assert counts == {"wrong time": 1}
+
+
+def test_nothing_is_left_where_all_is_damaged():
+    assert tidy([Event(kind=ALLOC, size=100)]) == ([], {"damaged": 1})
+    assert tidy([]) == ([], {})
+
+
 def test_what_was_put_right_is_counted_by_its_kind():
     events = guest_events("vm_map_ram_1t")
     late = events[300]._replace(time_ns=events[300].time_ns + 10**9)

@@ -148,6 +148,15 @@ def test_a_loss_is_of_who_wrote_before_it_and_not_of_who_has_the_slot_now() -> N
     assert columns["pid"].tolist() == [42, 42, 43, 43]  # the loss, and what another thread wrote after it
 
 
+@pytest.mark.parametrize(
+    ("written", "told"), [((1 << 31) - 1, (1 << 31) - 1), (1 << 31, 0), ((1 << 32) - 1, 0)]
+)
+def test_a_pid_that_a_neighbour_scribbled_ends_no_recording(written: int, told: int) -> None:
+    decoder = Decoder(1000, PAGE, 0, pid_of=lambda slot: written)
+    columns = decoder.columns([(0, 5, b"")], 1 << 40)
+    assert columns["pid"].tolist() == [told]
+
+
 def test_a_region_that_was_recorded_goes_with_its_last_name(tmp_path: Path) -> None:
     gc.collect()
     gc.disable()

@@ -37,6 +37,15 @@ def test_a_colon_in_a_files_name_makes_it_no_address(tmp_path, monkeypatch):
         assert [event.size for event in read_events(name)] == [4096]
 
 
+def test_a_path_that_leads_back_from_behind_a_link_is_the_systems(tmp_path):
+    (tmp_path / "far" / "below").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("far/below")
+    path = tmp_path / "link" / ".." / "t.parquet"
+    columnar.write_columnar(path, [Event(kind="alloc", size=4096)])
+    assert (tmp_path / "far" / "t.parquet").exists()
+    assert [event.size for event in read_events(path)] == [4096]
+
+
 def test_columns_come_back_the_same_from_text_and_from_parquet(tmp_path, trace):
     text = read_columns(trace)
     columnar.write_columnar(tmp_path / "t.parquet", text)

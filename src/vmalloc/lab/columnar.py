@@ -16,9 +16,9 @@ meaning. Needs pyarrow (`pip install vmalloc[lab]`).
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,8 +33,6 @@ except ImportError as error:
 from vmalloc.lab.columns import DTYPES, NAMED, Columns, Names, events_of_columns
 from vmalloc.lab.events import Event, TraceError
 from vmalloc.lab.files import StrPath
-
-# A path goes to pyarrow whole, and with its file system: else a colon in it makes it the address of another.
 
 VERSION = 1
 METADATA_KEY = b"vmalloc.trace"
@@ -100,7 +98,7 @@ class Writer:
         about = json.dumps({"version": VERSION, **(metadata or {})})
         schema = SCHEMA.with_metadata({METADATA_KEY: about.encode()})
         self._writer = pq.ParquetWriter(
-            os.path.abspath(path), schema, compression="zstd", filesystem=LocalFileSystem()
+            _whole(path), schema, compression="zstd", filesystem=LocalFileSystem()
         )
         self._schema = schema
 
@@ -176,9 +174,17 @@ def _events(file: Any) -> Iterator[Event]:
             yield from events_of_columns(from_arrow(batch))
 
 
+def _whole(path: StrPath) -> str:
+    """As pyarrow wants it beside a file system: else a colon in it makes it the address of another.
+
+    Dots that lead back stay in it: behind a link they lead elsewhere than the text says.
+    """
+    return str(Path(path).absolute())
+
+
 def _open(path: StrPath) -> Any:
     try:
-        return pq.ParquetFile(os.path.abspath(path), filesystem=LocalFileSystem())
+        return pq.ParquetFile(_whole(path), filesystem=LocalFileSystem())
     except (pa.ArrowInvalid, OSError) as error:
         if isinstance(error, FileNotFoundError | PermissionError):
             raise

@@ -111,7 +111,7 @@ def load(
     """Read a recording and its start state, if there is one.
 
     cpus: possible CPUs; by default what the state says, else the highest CPU seen in an event plus one.
-    Raises TraceError, StateError or ValueError (no allocation in the trace).
+    Raises TraceError (also for no allocation in the trace), StateError or ValueError.
     """
     if state is not None and vmallocinfo is not None:
         raise ValueError("the start is known by a state or by a vmallocinfo: give one of them")

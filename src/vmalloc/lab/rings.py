@@ -37,6 +37,7 @@ COUNTS = ("refill", "overflow", "purge", "recover")  # have a number of ranges, 
 KIND_OF = {"failed": "alloc"}  # with `failed` set
 ALIGN_BITS = 5
 FAR = 1 << EVENT_TICKS_BITS - 1  # an event is less than so many ticks from its stamp
+PID_MAX = int(np.iinfo(DTYPES["pid"]).max)
 NOTE_NS = 1_000_000_000  # a stamp may be so much off what the reader's clock allows
 
 
@@ -77,7 +78,8 @@ class Decoder:
     def _of_slot(self, slot: int, lost: int, data: bytes, now_ns: int) -> dict[str, Array]:
         thread = self._threads.setdefault(slot, _Thread(self.began_ns))
         if lost and not thread.pid:
-            thread.pid = self.pid_of(slot)
+            pid = self.pid_of(slot)
+            thread.pid = pid if pid <= PID_MAX else 0  # somebody scribbled over it
         begins_with = thread.pid
         words = np.frombuffer(data, np.uint64).reshape(-1, 2)
         what, when = words[:, 0], words[:, 1]

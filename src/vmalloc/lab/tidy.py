@@ -39,7 +39,7 @@ def tidy(events: Sequence[Event]) -> tuple[list[Event], Counter[str]]:
 
 def without_doubles(events: Sequence[Event]) -> list[Event]:
     """The events without those that say again what the one before said at that moment."""
-    previous = [Event(), *events[:-1]]
+    previous = [Event(), *events][: len(events)]
     return [event for event, before in zip(events, previous, strict=True) if not _is_again(event, before)]
 
 
@@ -50,9 +50,10 @@ def _is_again(event: Event, before: Event) -> bool:
 
 
 def with_right_times(events: Sequence[Event]) -> tuple[list[Event], int]:
-    """The events, those alone in their time at the time of the one before on their CPU; and how many.
+    """The events, those alone in their time at that of the line before; and how many.
 
-    Two lines that are swapped, or files that are joined, are not alone.
+    None becomes earlier or later than its neighbours on its CPU. Two lines that are swapped, or files that
+    are joined, are not alone.
     """
     times = [event.time_ns for event in events]
     if all(earlier <= later for earlier, later in pairwise(times)):
@@ -64,12 +65,13 @@ def with_right_times(events: Sequence[Event]) -> tuple[list[Event], int]:
     wrong = 0
     for cpu in places.values():
         for at in range(2, len(cpu) - 2):
-            before, here, after = times[cpu[at - 1]], times[cpu[at]], times[cpu[at + 1]]
+            place = cpu[at]
+            before, here, after = times[cpu[at - 1]], times[place], times[cpu[at + 1]]
             is_early = here < before and here < times[cpu[at - 2]] and before <= after
             is_late = here > after and here > times[cpu[at + 2]] and before <= after
             if is_early or is_late:
-                times[cpu[at]] = before
-                timed[cpu[at]] = events[cpu[at]]._replace(time_ns=before)
+                times[place] = min(max(before, times[place - 1]), after)
+                timed[place] = events[place]._replace(time_ns=times[place])
                 wrong += 1
     return timed, wrong
 
