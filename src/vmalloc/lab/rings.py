@@ -78,8 +78,8 @@ class Decoder:
     def _of_slot(self, slot: int, lost: int, data: bytes, now_ns: int) -> dict[str, Array]:
         thread = self._threads.setdefault(slot, _Thread(self.began_ns))
         if lost and not thread.pid:
-            pid = self.pid_of(slot)
-            thread.pid = pid if pid <= PID_MAX else 0  # somebody scribbled over it
+            told = self.pid_of(slot)
+            thread.pid = told if told <= PID_MAX else 0  # somebody scribbled over it
         begins_with = thread.pid
         words = np.frombuffer(data, np.uint64).reshape(-1, 2)
         what, when = words[:, 0], words[:, 1]
