@@ -27,6 +27,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vmalloc._core import Window, attached
@@ -110,7 +111,7 @@ def attach(
     try:
         fd = os.open(source, (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC)
     except OSError as e:
-        is_socket = e.errno == errno.ENXIO and stat.S_ISSOCK(os.stat(source).st_mode)
+        is_socket = e.errno == errno.ENXIO and Path(source).is_socket()  # or gone again
         hint = (
             f"; it is a socket: unix:{os.fspath(source)} attaches what is served there" if is_socket else ""
         )

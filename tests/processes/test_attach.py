@@ -364,6 +364,15 @@ def test_text_with_a_slash_is_a_path_and_no_name():
     assert vmalloc.Region.attach("file") is region
 
 
+def test_a_socket_that_is_gone_before_it_is_looked_at_cannot_be_opened_either(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENXIO, "No such device or address")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(vmalloc.RegionUnavailable, match="cannot open"):
+        vmalloc.Region.attach(tmp_path / "gone")
+
+
 @needs_root
 def test_a_name_finds_the_regions_of_its_own_user_only():
     ours = vmalloc.Region("1M", name="whose")
