@@ -46,7 +46,7 @@ export REQUIREMENTS
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test adapters adapters-suites joblib-suites aarch64 soak bench docs lint format pythons cpython cpython-suites dist sdist wheels clean spin
+.PHONY: help demo test adapters adapters-suites joblib-suites aarch64 aarch64-build aarch64-machine soak bench docs lint format pythons cpython cpython-suites dist sdist wheels clean spin
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-16s%s\n", $$1, $$2 }' Makefile
@@ -72,11 +72,16 @@ adapters-suites: ## joblib's own tests, with our backend in loky's place as with
 joblib-suites: $(SITE)/.installed
 	$(WITH_SITE) $(PY) tests/joblib_suites/compare.py --logs $(BUILD)/joblib $(SUITES)
 
-aarch64: $(PY) ## C tests for aarch64 under emulation, by hand: gcc-aarch64-linux-gnu, libc6-dev-arm64-cross, qemu-user
+aarch64: aarch64-build ## some C tests for aarch64 under emulation, by hand: gcc-aarch64-linux-gnu, libc6-dev-arm64-cross, qemu-user
+	meson test -C $(BUILD)/aarch64 --timeout-multiplier 4 $(AARCH64_TESTS)
+
+aarch64-machine: aarch64-build ## all C tests on an emulated aarch64 machine with its own kernel, by hand: qemu-system-arm, cpio; hours
+	$(PY) tests/core/aarch64_machine.py $(BUILD)/aarch64 $(notdir $(TESTS))
+
+aarch64-build: $(VENV)/.tools-test
 	@test -f $(BUILD)/aarch64/build.ninja || meson setup --cross-file tests/core/aarch64.ini \
 		-Dhooks=true -Dtests=true -Dbuildtype=debugoptimized $(BUILD)/aarch64
 	ninja -C $(BUILD)/aarch64
-	meson test -C $(BUILD)/aarch64 --timeout-multiplier 4 $(AARCH64_TESTS)
 
 soak: $(SITE)/.installed spin ## the long runs
 	$(PYTEST) -m soak -o timeout=0 -o faulthandler_timeout=0 $(TESTS)

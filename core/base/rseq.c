@@ -8,8 +8,7 @@
  * change.
  *
  * glibc 2.35 and newer registers each thread's area; where it is, is looked up at run time, so that a library built
- * there loads on older systems. The sequences for aarch64 were assembled and never run: the emulator has no
- * rseq (`make aarch64`).
+ * there loads on older systems. The sequences for aarch64 run on an emulated machine (`make aarch64-machine`).
  * After: librseq; Linux Documentation/userspace-api/rseq.rst.
  */
 #include "base.h"

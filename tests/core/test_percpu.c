@@ -250,6 +250,8 @@ int main(int argc, char **argv)
         without_sequences_no_slab_is_written();
     if (argc > 1)
         return may; /* it was to be started without */
+    puts(may ? "with restartable sequences" : "without restartable sequences, which this system has not");
+    fflush(stdout); /* the same process is another program at the end */
     stay_on_this_cpu();
     for (size_t i = 0; i < LENGTH(cases) && may; i++)
         cases[i]();
