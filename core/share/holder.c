@@ -40,9 +40,11 @@ bool vm__take_if_unheld(vm_thread *t, uint64_t page, vm_word taken)
         vm_word freeing = freeing_flags | (w & (VM_WORD_LEN_MASK | VM_WORD_DIRTY));
         if (!VM_CAS(&r->map.heads[page].word, w, freeing))
             continue;
-        if (!is_held(r, page))
-            return VM_CAS(&r->map.heads[page].word, freeing, taken | (w & VM_WORD_LEN_MASK));
-        VM_CAS(&r->map.heads[page].word, freeing, w);
+        /* who leaves, or joins, is taken for dead, and its FREEING ended: then it is not done */
+        bool was_held = is_held(r, page);
+        vm_word then = was_held ? w : taken | (w & VM_WORD_LEN_MASK);
+        if (VM_CAS(&r->map.heads[page].word, freeing, then) && !was_held)
+            return true;
     }
     return false;
 }

@@ -297,6 +297,47 @@ static void threads_without_a_slot_share_and_name_too(vm_pools d)
     FINISH(r);
 }
 
+/* Meanwhile somebody waits for who frees it, and takes him for dead, since he is leaving. */
+static vm_region *looker;
+static vm_range looked_at;
+static bool has_looked;
+static void *look_at_it(void *unused)
+{
+    vm_thread *t = vm__thread(looker);
+    vm_word w;
+    CHECK_EQ(vm__wait_while_freeing(t, looked_at.page, &w), 0);
+    return unused;
+}
+
+static bool look_when_it_is_being_freed(const char *file, int line, uint64_t nr_passed)
+{
+    pthread_t other;
+    (void)line, (void)nr_passed;
+    if (has_looked || !strstr(file, "holder.c")
+        || vm__state(VM_ACQUIRE(&looker->map.heads[looked_at.page].word)) != VM_FREEING)
+        return true;
+    has_looked = true;
+    CHECK_EQ(pthread_create(&other, NULL, look_at_it, NULL), 0);
+    pthread_join(other, NULL);
+    return true;
+}
+
+static void who_leaves_frees_what_was_taken_for_a_dead_ones_meanwhile(vm_pools d)
+{
+    vm_region *leaving;
+    looker = make(d);
+    CHECK_EQ(vm_attach(vm_fd(looker), &leaving), 0);
+    looked_at = take(leaving, 3);
+    CHECK_EQ(vm_share(leaving, looked_at.page, looked_at.id), 0);
+    has_looked = false;
+    vm_fault_filter(look_when_it_is_being_freed);
+    CHECK_EQ(vm_detach(leaving), 0);
+    vm_fault_filter(NULL);
+    CHECK(has_looked);
+    CHECK_EQ(stats_of(looker).busy_pages, 0); /* nobody holds it, and no scan is due */
+    FINISH(looker);
+}
+
 static void (*const for_every_design[])(vm_pools) = {
     only_a_shared_range_can_be_adopted,
     each_adoption_needs_its_own_free,
@@ -316,7 +357,9 @@ int main(void)
     FOR_EACH_DESIGN (d)
         for (size_t i = 0; i < LENGTH(for_every_design); i++)
             for_every_design[i](d);
-    FOR_EACH_DESIGN (d) /* last: TSan does not fork after threads were there */
+    FOR_EACH_DESIGN (d) { /* last: TSan does not fork after threads were there */
         threads_without_a_slot_share_and_name_too(d);
+        who_leaves_frees_what_was_taken_for_a_dead_ones_meanwhile(d);
+    }
     return 0;
 }

@@ -41,6 +41,10 @@ NEEDED = {
     "BUG_MEND_NO_DUE": (2, 0),
     "BUG_BY_INDEX": (0, 3),
     "BUG_ENTRY_FIRST": (1, 1),
+    "BUG_LOCK_THIEF_NO_SCAN": (1, 2),
+    "BUG_SCAN_FIRST": (1, 2),
+    "BUG_CLEARED_LAST": (1, 2),
+    "BUG_NAME_LEAVES": (1, 1),
     "BUG_LINK_UNLISTED": (0, 2),
     "BUG_REBUILD_NO_SCAN": (0, 1),
     "BUG_FORGET_MOVING": (1, 1),
@@ -50,12 +54,14 @@ NEEDED = {
 SMALL = {
     "share": [(1, 0), (2, 0), (1, 1)],
     "lease": [(1, 0), (2, 0), (0, 1), (0, 3)],
+    "leave": [(1, 0), (2, 0), (1, 1), (0, 2)],
     "fork": [(1, 0), (2, 0)],
     "lazy_purge": [(1, 0), (0, 1), (0, 2)],
 }
 SOAK = {
     "share": [(2, 1), (1, 2)],
     "lease": [(1, 1), (0, 2), (1, 3)],
+    "leave": [(2, 1), (1, 2)],
     "fork": [(1, 1)],
     "lazy_purge": [(1, 1), (1, 2), (2, 0)],
 }
