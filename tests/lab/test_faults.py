@@ -165,6 +165,42 @@ def test_a_lost_free_that_can_be_of_two_areas_is_left_out():
     assert restore(events[1:])[1] == {FREE: 1}
 
 
+def test_without_a_start_a_lost_allocation_is_as_long_as_the_counters_around_its_free_tell():
+    faulty = Faulty("random_size", False)  # four workers: the model's own counter is not the kernel's
+    assert faulty.cost(7993, "lost") <= 1
+
+
+def test_a_lost_free_beside_one_of_an_unseen_area_does_not_make_that_one_longer():
+    faulty = Faulty("l1_admin", False)
+    restored, counts = restore(faulty.events[:1451] + faulty.events[1452:])
+    assert counts == {FREE: 1}
+    found = next(event for event in restored if event.text == RESTORED)
+    assert (found.addr, found.nr_lazy) == (faulty.events[1451].addr, faulty.events[1451].nr_lazy)
+
+
+@pytest.mark.parametrize("at", [1063, 7228])
+def test_a_print_that_was_held_up_is_no_second_lost_free(at):
+    faulty = Faulty("l8_consist", False)
+    held_up = next(event for event in faulty.events if event.line == 5765)  # its counter: of line 5758
+    assert held_up.nr_lazy == next(e for e in faulty.events if e.line == 5758).nr_lazy + 2
+    restored, counts = restore(faulty.events[:at] + faulty.events[at + 1 :])
+    assert counts == {FREE: 1}
+    assert [event.addr for event in restored if event.text == RESTORED] == [faulty.events[at].addr]
+
+
+def test_an_area_is_restored_as_freed_once_until_it_is_given_out_again():
+    request = Event(kind=ALLOC, size=5 * PAGE, align=1, vstart=1 << 40, vend=1 << 41)
+    lost = request._replace(addr=1 << 40)
+    short = request._replace(addr=(1 << 40) + 10 * PAGE, size=2 * PAGE)
+    events = [lost]
+    for at in range(1, 120):  # five pages more after the tenth, and again after the fortieth
+        freed = 2 * at + 5 * (at > 10) + 5 * (at > 40)
+        events += [short, short._replace(kind=FREE, size=0, nr_lazy=freed)]
+    assert restore(events)[1] == {FREE: 1}
+    events.insert(50, lost)
+    assert restore(events)[1] == {FREE: 2}
+
+
 def test_swapped_lines_are_put_back_by_their_times_and_joined_files_are_left():
     events = guest_events("vm_map_ram_1t")
     swapped = [*events[:50], events[51], events[50], *events[52:]]

@@ -92,7 +92,7 @@ class Recording:
         lazy = [area for _, area in self.start.lazy] if self.start is not None else None
         self.events, self.restored = restore(ordered, busy, lazy)
         self.restored += put_right
-        self.line = Timeline(self.events, unseen_frees(self.events, busy) if self.complete else {})
+        self.line = Timeline(self.events, unseen_frees(self.events, busy))
 
     def kernel(self, design: Design) -> Kernel:
         """A model kernel at the recording's start; with nothing free if nothing is known."""
