@@ -201,6 +201,21 @@ def test_an_area_is_restored_as_freed_once_until_it_is_given_out_again():
     assert restore(events)[1] == {FREE: 2}
 
 
+def test_without_a_start_a_lost_first_purge_comes_back():
+    faulty = Faulty("l1_admin", False)
+    at = next(at for at, event in enumerate(faulty.events) if event.kind == PURGE)
+    restored, counts = restore(faulty.events[:at] + faulty.events[at + 1 :])
+    assert counts == {PURGE: 1}
+    found = next(index for index, event in enumerate(restored) if event.text == RESTORED)
+    assert abs(found - at) <= 2
+    assert 0 < restored[found].npurged < faulty.events[at].npurged  # the others had been lazy before
+
+
+@pytest.mark.parametrize("at", [1010, 1055, 1056])
+def test_a_pool_that_seemed_given_back_is_whole_again_when_the_kernel_gives_out_one_of_its_entries(at):
+    assert Faulty("l1_admin", False).cost(at, "lost") <= 1  # an entry nobody had seen: 48 to 68 misses
+
+
 def test_swapped_lines_are_put_back_by_their_times_and_joined_files_are_left():
     events = guest_events("vm_map_ram_1t")
     swapped = [*events[:50], events[51], events[50], *events[52:]]

@@ -269,10 +269,9 @@ def _lost_purges(
     """
     cuts = _settled_at(frees, falls, waiting)
     tolds = _told_at(events, frees, [index for index, _ in cuts])
-    if not known:
-        first = next(iter(tolds), None)
-        cuts = [cut for cut in cuts if first is not None and cut[0] > first]
-        tolds = {index: told for index, told in tolds.items() if index != first}
+    if not known and tolds:  # the first took areas besides that were lazy before anything was seen
+        first = min(tolds)
+        tolds[first] = min(tolds[first], sum(nr_areas for index, nr_areas in cuts if index <= first))
     points: list[tuple[int, int]] = []  # event, change of the areas settled and not told; falls come first
     points += [(index, nr_areas) for index, nr_areas in cuts]
     points += [(index, -nr_areas) for index, nr_areas in tolds.items()]
