@@ -216,6 +216,11 @@ def test_a_pool_that_seemed_given_back_is_whole_again_when_the_kernel_gives_out_
     assert Faulty("l1_admin", False).cost(at, "lost") <= 1  # an entry nobody had seen: 48 to 68 misses
 
 
+@pytest.mark.parametrize(("name", "at"), [("l1_admin", 342), ("random_size", 34), ("random_size", 3274)])
+def test_without_a_start_a_lost_allocation_goes_to_the_pool_of_its_tasks_node(name, at):
+    assert Faulty(name, False).cost(at, "lost") <= 1  # to the space: 16 to 24 misses
+
+
 def test_swapped_lines_are_put_back_by_their_times_and_joined_files_are_left():
     events = guest_events("vm_map_ram_1t")
     swapped = [*events[:50], events[51], events[50], *events[52:]]

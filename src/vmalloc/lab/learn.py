@@ -79,7 +79,7 @@ class Learner:
         self.doubtful = nothing  # assumed free, not seen
         self.walks: dict[Key, tuple[int, int]] = {}  # pool: last address, steps up in a row
         self.deep: set[Key] = set()  # pools last seen to give out unseen entries
-        self.dropped: dict[Key, list[Area]] = {}  # pool: taken for given back since the last purge; head first
+        self.dropped: dict[Key, list[Area]] = {}  # pool: what seems given back since a purge
 
     def forecast(self, world: World, event: Event) -> Forecast:
         """The model's forecast; "pool" with no address while a pool keeps giving out what was never seen."""
