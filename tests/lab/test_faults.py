@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.lab.trace_samples import DATA
 
-from vmalloc.lab.events import ALLOC, FREE, PURGE, Event
+from vmalloc.lab.events import ALLOC, FREE, MARK, PURGE, Event
 from vmalloc.lab.replay import Recording, between_marks, most_used_window, predict
 from vmalloc.lab.restore import RESTORED, restore
 from vmalloc.lab.state import State, read_state
@@ -252,6 +252,44 @@ def test_a_line_with_a_wrong_time_stays_in_its_place_between_those_of_other_cpus
         ordered, counts = tidy([*events[:at], wrong, *events[at + 1 :]])
         assert [event.line for event in ordered] == [event.line for event in events]
         assert counts == {"wrong time": 1}
+
+
+@pytest.mark.parametrize("name", ["pcpu_1t", "vm_map_ram_1t"])
+def test_a_line_that_stands_on_the_wrong_side_of_a_mark_is_put_back(name):
+    faulty = Faulty(name, True)
+    raw = list(read_events(DATA / "guest" / f"{name}.trace.xz"))
+    start, end = (at for at, event in enumerate(raw) if event.kind == MARK and event.text.startswith("STATE"))
+    for at in (start, end - 1):
+        swapped = [*raw[:at], raw[at + 1], raw[at], *raw[at + 2 :]]
+        recording = faulty.recording(swapped)
+        assert recording.events == faulty.whole
+        assert recording.restored == {"swapped": 1}
+
+
+@pytest.mark.parametrize("name", ["vm_map_ram_1t", "l1_admin", "random_size"])
+def test_the_first_and_last_lines_may_be_swapped_or_have_a_wrong_time(name):
+    faulty = Faulty(name, False)
+    events, nr = faulty.events, len(faulty.events)
+    for at in (0, 1, nr - 3, nr - 2):
+        assert faulty.cost(at, "swapped") == 0, at
+    for at in (0, 1, nr - 2, nr - 1):
+        for seconds in (-1000, -0.001, 0.001, 1000):
+            time_ns = max(0, events[at].time_ns + int(seconds * 1e9))
+            wrong = [*events[:at], events[at]._replace(time_ns=time_ns), *events[at + 1 :]]
+            assert faulty.misses(wrong) <= faulty.clean + MEDIAN_MAX, (at, seconds)
+
+
+@pytest.mark.parametrize("ns", [1_000, 10_000_000, 1_000_000_000])
+@pytest.mark.parametrize("name", ["vm_map_ram_1t", "l1_admin"])
+def test_a_clock_that_is_set_back_moves_no_line(name, ns):
+    faulty = Faulty(name, False)
+    events = faulty.events
+    for at in random.Random(3).sample(range(2, len(events) - 2), 3):
+        early = [event._replace(time_ns=max(0, event.time_ns - ns)) for event in events]
+        cpu = events[at].cpu
+        of_one = [new if i >= at and new.cpu == cpu else events[i] for i, new in enumerate(early)]
+        for wrong in (events[:at] + early[at:], of_one):
+            assert faulty.misses(wrong) <= faulty.clean + 2, at
 
 
 def test_nothing_is_left_where_all_is_damaged():

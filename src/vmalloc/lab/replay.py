@@ -71,7 +71,10 @@ class Own:
 
 @dataclass
 class Recording:
-    """Events between the state marks, and what is known about the machine and its start."""
+    """Events between the state marks, and what is known about the machine and its start.
+
+    Made of all the events of a file: what stands on the wrong side of a mark is put back before they are cut.
+    """
 
     events: list[Event]
     window: tuple[int, int]
@@ -88,6 +91,7 @@ class Recording:
             self.restored, self.line = Counter(), Timeline(self.events)
             return
         ordered, put_right = tidy(self.events)
+        ordered = between_marks(ordered)
         busy = self.start.busy if self.start is not None else ()
         lazy = [area for _, area in self.start.lazy] if self.start is not None else None
         self.events, self.restored = restore(ordered, busy, lazy)
@@ -120,10 +124,11 @@ def load(
         if state is not None or vmallocinfo is not None or cpus is not None:
             raise ValueError(f"{trace}: {OWN_KNOWS}")
         return _load_own(trace, about)
-    events = between_marks(list(read_events(trace)))
-    if not any(event.kind == ALLOC for event in events):
+    events = list(read_events(trace))
+    used = between_marks(events)
+    if not any(event.kind == ALLOC for event in used):
         raise TraceError(f"{trace}: no allocation in it: nothing to replay")
-    window, seen = most_used_window(events), {event.cpu for event in events if event.cpu >= 0}
+    window, seen = most_used_window(used), {event.cpu for event in used if event.cpu >= 0}
     if cpus is not None and cpus < len(seen):  # their numbers may be higher: machines leave numbers out
         raise ValueError(f"{trace}: {len(seen)} CPUs are at work in it, so the machine has more than {cpus}")
     header = header_of(trace)

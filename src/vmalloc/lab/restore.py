@@ -152,12 +152,12 @@ def _steps(frees: Sequence[_Free], lazy_pages: int | None) -> list[Step]:
 
 
 def _steady(levels: Sequence[int], level: int) -> int:
-    """The next value that lasts: the first that comes RUN times in a row, or else most of the time."""
+    """The next value that lasts: the first that comes RUN times in a row, or else most of STEADY frees."""
     for value, run in groupby(levels):
         if sum(1 for _ in run) >= RUN:
             return value
     most, times = Counter(levels).most_common(1)[0]
-    return most if 2 * times >= len(levels) else level
+    return most if 2 * times >= len(levels) == STEADY else level
 
 
 def _failed_without_purge(events: Sequence[Event]) -> list[tuple[int, Event]]:
