@@ -22,7 +22,7 @@ from vmalloc.lab.restore import ADDRESSES, NEAR, SHARE_MAX
 from vmalloc.model import PAGE
 
 MOVED_MIN = 4
-"""So many lines are put back in the shortest recording; more than SHARE_MAX of all in a longer one are not."""
+"""So many lines may be put back in the shortest recording, in others SHARE_MAX of all; if more, none is."""
 
 
 def tidy(events: Sequence[Event]) -> tuple[list[Event], Counter[str]]:
