@@ -192,7 +192,7 @@ class Outcome:
     generation: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for `--json`; shares between 0 and 1."""
+        """Plain values for `--json`; shares between 0 and 1, None where they are of nothing."""
         p = self.prediction
         return {
             "design": p.design,
@@ -201,15 +201,15 @@ class Outcome:
             "allocations": p.all.allocs,
             "exact": p.all.share,
             "exact_page_aligned": p.page.share,
-            "exact_larger_alignment": p.above.share,
+            "exact_larger_alignment": p.above.share if p.above.allocs else None,
             "larger_alignment": p.above.allocs,
-            "within_bounds": (p.above.exact + p.within_bounds) / p.above.allocs if p.above.allocs else 1.0,
+            "within_bounds": (p.above.exact + p.within_bounds) / p.above.allocs if p.above.allocs else None,
             "exact_or_within_bounds": (p.all.exact + p.within_bounds) / p.all.allocs if p.all.allocs else 1.0,
             "exact_last_quarter": p.last_quarter.share,
-            "exact_after_warm_up": p.warm.share,
+            "exact_after_warm_up": p.warm.share if p.warm.allocs else None,
             "after_warm_up": p.warm.allocs / p.all.allocs if p.all.allocs else 0.0,
             "level_right": p.level.share,
-            "level_right_after_warm_up": p.level_warm.share,
+            "level_right_after_warm_up": p.level_warm.share if p.level_warm.allocs else None,
             "levels": dict(p.levels),
             "orders_inferred": p.orders_inferred,
             "orders_inferred_share": p.orders_inferred / p.all.allocs if p.all.allocs else 0.0,
