@@ -171,6 +171,13 @@ def test_a_null_allocator_shows_what_a_live_figure_is_worth():
     assert null.level.share > 0.95  # so this figure says nothing over all
 
 
+def test_a_pool_that_seemed_given_back_is_learned_of_again():
+    p = predict(live("l8_consist"), KERNEL_PRESETS["linux-6.16"]).prediction
+    assert p.assumed["pool entry taken back"] > 100
+    assert p.misses.total() <= 3300  # 3,626 while what seemed given back stayed so
+    assert p.last_quarter.exact >= 2084  # first fit, which goes upwards, is not taken for such a pool
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize(("name", "over_all"), [("l2_proc", 0.90), ("l8_consist", 0.60)])
 def test_busy_live_machines_are_predicted_after_the_warm_up(name, over_all):

@@ -211,10 +211,10 @@ class Learner:
     def _take_back(self, world: World, event: Event, key: Key) -> None:
         """The kernel gives out what was taken for given back: it was in the pool, and what lay below it is.
 
-        So what it had passed our head over for was an entry that nobody had seen.
+        So what it had passed our head over for was an entry that nobody had seen. Upwards it is first fit.
         """
-        entries = self.dropped[key]
-        at = next((at for at, area in enumerate(entries) if area.start == event.addr), None)
+        entries, (last, _) = self.dropped[key], self.walks.get(key, (0, 0))
+        at = next((at for at, area in enumerate(entries) if area.start == event.addr < last), None)
         if at is None:
             return
         space, pool = ledger_of(world.kernel), world.kernel.nodes[key[0]].pool(key[1])
@@ -224,6 +224,7 @@ class Learner:
                 space.take(area.start, area.size)
                 self.doubtful.discard(area.start, area.size)
                 pool.push(area)
+                self.decayed_unseen.add(area.start)  # between them there may be more that nobody has seen
                 self.assumed["pool entry taken back"] += 1
         del self.dropped[key]
 
