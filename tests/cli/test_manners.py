@@ -167,6 +167,12 @@ def test_a_full_disk_is_one_line(words: list[str]) -> None:
     assert [line for line in done.stderr.splitlines() if "No space left" in line] == done.stderr.splitlines()
 
 
+def test_a_full_disk_is_named_with_the_file_that_was_to_be_written() -> None:
+    done = run("doctor", "--json=/dev/full")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("Error: /dev/full: No space left on device")
+
+
 @pytest.mark.parametrize("words", [["ps"], ["doctor"], ["completion", "bash"]])
 def test_a_closed_pipe_is_silent(words: list[str]) -> None:
     read, write = os.pipe()

@@ -53,6 +53,15 @@ def test_several_workers_are_predicted_and_few_orders_are_inferred(name):
     assert outcome.end.equal, outcome.end
 
 
+def test_a_share_of_nothing_is_not_all_of_it():
+    whole, _ = guest("pcpu_1t", state=False)
+    small = [event for event in whole.events if event.align <= PAGE]
+    told = predict(Recording(small, whole.window, whole.cpus), KERNEL_PRESETS["linux-6.9"]).as_dict()
+    assert (told["larger_alignment"], told["after_warm_up"]) == (0, 0)
+    shares = "exact_larger_alignment", "within_bounds", "exact_after_warm_up", "level_right_after_warm_up"
+    assert [told[share] for share in shares] == [None] * 4
+
+
 def test_per_cpu_areas_show_only_when_they_are_freed():
     recording, end = guest("pcpu_1t")
     outcome = predict(recording, KERNEL_PRESETS["linux-6.9"], end)
@@ -160,6 +169,13 @@ def test_a_null_allocator_shows_what_a_live_figure_is_worth():
     )  # what was seen freed is forecast, and a null allocator never gives it out again
     assert kernel.warm.share > 0.95
     assert null.level.share > 0.95  # so this figure says nothing over all
+
+
+def test_a_pool_that_seemed_given_back_is_learned_of_again():
+    p = predict(live("l8_consist"), KERNEL_PRESETS["linux-6.16"]).prediction
+    assert p.assumed["pool entry taken back"] > 100
+    assert p.misses.total() <= 3300  # 3,626 while what seemed given back stayed so
+    assert p.last_quarter.exact >= 2084  # first fit, which goes upwards, is not taken for such a pool
 
 
 @pytest.mark.soak

@@ -148,6 +148,18 @@ def test_a_loss_is_of_who_wrote_before_it_and_not_of_who_has_the_slot_now() -> N
     assert columns["pid"].tolist() == [42, 42, 43, 43]  # the loss, and what another thread wrote after it
 
 
+def test_what_follows_a_loss_is_of_who_took_the_slot_over_meanwhile() -> None:
+    decoder = Decoder(1000, PAGE, 0, pid_of=lambda slot: 43)
+    attach, alloc = EVENTS.index("attach") + 1, EVENTS.index("alloc") + 1
+    first = np.array([(attach | 42 << 34, 0), (alloc | 1 << 4, 0)], np.uint64)
+    later = np.array([(alloc | 1 << 4, 0), (alloc | 2 << 4, 0)], np.uint64)  # its `attach` is lost
+    decoder.columns([(0, 0, first.tobytes())], 1 << 40)
+    columns = decoder.columns([(0, 5, later.tobytes())], 1 << 40)
+    assert columns["pid"].tolist() == [42, 43, 43]
+    decoder.pid_of = lambda slot: 0  # nobody has it now
+    assert decoder.columns([(0, 5, later.tobytes())], 1 << 40)["pid"].tolist() == [43, 43, 43]
+
+
 @pytest.mark.parametrize(
     ("written", "told"), [((1 << 31) - 1, (1 << 31) - 1), (1 << 31, 0), ((1 << 32) - 1, 0)]
 )

@@ -234,7 +234,8 @@ class Output:
         if self.json_is_alone:
             click.echo(text)
         else:
-            Path(self.json_path).write_text(text + "\n")
+            with _naming(self.json_path):
+                Path(self.json_path).write_text(text + "\n")
 
     def json_list(self, head: Mapping[str, Any], name: str, items: Iterable[str]) -> None:
         """Write `head` and below it, as `name`, a list too long for objects: its text comes in parts."""
@@ -244,8 +245,18 @@ class Output:
         if self.json_is_alone:
             sys.stdout.writelines(text)
         else:
-            with open(self.json_path, "w") as out:
+            with _naming(self.json_path), open(self.json_path, "w") as out:
                 out.writelines(text)
+
+
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """An error of the system names the file also if it came with a write, as on a full disk."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or path
+        raise
 
 
 def console(stream: Any) -> Console:

@@ -284,6 +284,10 @@ def _warm_figure(result: dict[str, Any]) -> tuple[str, str]:
     )
 
 
+def _share(share: float | None) -> str:
+    return "none" if share is None else f"{share:.3%}"
+
+
 def _figures(result: dict[str, Any]) -> list[tuple[str, str]]:
     """The figures that a null allocator has as well."""
     return [
@@ -291,13 +295,16 @@ def _figures(result: dict[str, Any]) -> list[tuple[str, str]]:
         ("allocations", f"{result['allocations']:,}"),
         ("addresses exact", f"{result['exact']:.3%}"),
         ("  alignment up to a page", f"{result['exact_page_aligned']:.3%}"),
-        ("  larger alignment", f"{result['exact_larger_alignment']:.3%} of {result['larger_alignment']:,}"),
-        ("  larger alignment, within the search's bounds", f"{result['within_bounds']:.3%}"),
+        (
+            "  larger alignment",
+            f"{_share(result['exact_larger_alignment'])} of {result['larger_alignment']:,}",
+        ),
+        ("  larger alignment, within the search's bounds", _share(result["within_bounds"])),
         (
             "pool or global told right",
             f"{result['level_right']:.3%}"
             + (
-                f", after warm-up {result['level_right_after_warm_up']:.3%}"
+                f", after warm-up {_share(result['level_right_after_warm_up'])}"
                 if result["after_warm_up"]
                 else ""
             ),

@@ -10,7 +10,7 @@ cdef class Taught(Replay):
     """A stretch of plain events, and what they teach."""
 
     cdef object learner, result, assumed
-    cdef dict walks, passed
+    cdef dict walks, passed, dropped
     cdef set drained, deep, decayed_unseen
     cdef list lengths, addresses  # of the frontiers
     cdef Ledger doubtful
@@ -21,7 +21,7 @@ cdef class Taught(Replay):
         self.learner = learner = predictor.learner
         self.result = predictor.result
         self.assumed = learner.assumed
-        self.walks, self.passed = learner.walks, learner.passed
+        self.walks, self.passed, self.dropped = learner.walks, learner.passed, learner.dropped
         self.drained, self.deep, self.decayed_unseen = learner.drained, learner.deep, learner.decayed_unseen
         self.lengths, self.addresses = learner.frontiers.lengths, learner.frontiers.addresses
         self.doubtful = learner.doubtful
@@ -123,6 +123,10 @@ cdef class Taught(Replay):
         cdef uint64_t offered
         cdef bint passed_over = False
         below_all = True
+        if key in self.dropped:
+            self.give_back()
+            self.learner._take_back(self.world, event, key)
+            self.fetch()
         if self.offer(asked, &offered):
             below_all, passed_over = asked.addr < offered, offered < asked.addr
         where = self.place(asked, event)

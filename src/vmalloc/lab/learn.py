@@ -10,7 +10,8 @@ answer of the kernel is evidence, and three inferences carry most of the weight:
   from then on its whole content is known.
 * A pool's decay depends on its length, and a length that includes unseen entries is larger than ours. So the
   kernel may have given back more from the head than we did; when it passes over our head, what lies above the
-  entry that it took has gone to the space.
+  entry that it took has gone to the space. If it gives out one of them after all, before the next purge, that
+  was an error: what lay below it is in the pool still.
 
 What was unseen and turned out to come from the space is assumed to be the beginning of a free range that
 reaches to the next known area. Every assumption is counted, and dropped when the kernel passes over it.
@@ -25,7 +26,7 @@ from vmalloc.lab.events import Event
 from vmalloc.lab.ledger import ledger_of
 from vmalloc.lab.orders import Forecast, World
 from vmalloc.lab.reconcile import Origin, claim, evict
-from vmalloc.model import PAGE, Kernel, Level, Space
+from vmalloc.model import PAGE, Area, Kernel, Level, Space
 from vmalloc.model.space import search_length
 
 Key = tuple[int, int]
@@ -78,6 +79,7 @@ class Learner:
         self.doubtful = nothing  # assumed free, not seen
         self.walks: dict[Key, tuple[int, int]] = {}  # pool: last address, steps up in a row
         self.deep: set[Key] = set()  # pools last seen to give out unseen entries
+        self.dropped: dict[Key, list[Area]] = {}  # pool: what seems given back since a purge
 
     def forecast(self, world: World, event: Event) -> Forecast:
         """The model's forecast; "pool" with no address while a pool keeps giving out what was never seen."""
@@ -107,6 +109,7 @@ class Learner:
         Unseen entries decay too: there may be unseen free ranges anywhere again.
         """
         self.frontiers = Frontiers()
+        self.dropped.clear()
         self.decayed_unseen = {
             area.start
             for node in world.kernel.nodes
@@ -129,8 +132,11 @@ class Learner:
 
     def wrong(self, world: World, event: Event, forecast: Forecast) -> tuple[Origin, Level | None]:
         """The forecast failed: put the model right; returns where it had the range, and the level."""
+        key = self._key(world, event)
+        if key in self.dropped:
+            self._take_back(world, event, key)
         offered = world.kernel.find_space(event.size, event.align, event.vstart, event.vend)
-        key, place = self._key(world, event), _place(world, event)
+        place = _place(world, event)
         level = self._served_by(world, event, key, place, offered)
         self._walk(key, event)
         self._drop_pool_head(world, event, key, place, level)
@@ -199,7 +205,28 @@ class Learner:
             gone = pool.areas[-1]
             evict(world, gone.start, gone.size)
             self._doubt(gone.start, gone.size)
+            self.dropped.setdefault(key, []).append(gone)
             self.assumed["pool entry given back unseen"] += 1
+
+    def _take_back(self, world: World, event: Event, key: Key) -> None:
+        """The kernel gives out what was taken for given back: it was in the pool, and what lay below it is.
+
+        So what it had passed our head over for was an entry that nobody had seen. Upwards it is first fit.
+        """
+        entries, (last, _) = self.dropped[key], self.walks.get(key, (0, 0))
+        at = next((at for at, area in enumerate(entries) if area.start == event.addr < last), None)
+        if at is None:
+            return
+        space, pool = ledger_of(world.kernel), world.kernel.nodes[key[0]].pool(key[1])
+        for area in reversed(entries[at:]):
+            free = space.covering(area.start)
+            if free is not None and area.end <= free[1]:
+                space.take(area.start, area.size)
+                self.doubtful.discard(area.start, area.size)
+                pool.push(area)
+                self.decayed_unseen.add(area.start)  # between them there may be more that nobody has seen
+                self.assumed["pool entry taken back"] += 1
+        del self.dropped[key]
 
     def _drop_passed_over(self, world: World, event: Event, offered: int | None) -> None:
         """The kernel passed over a free range: it was not free."""

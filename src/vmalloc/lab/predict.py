@@ -302,17 +302,29 @@ class Predictor:
     def _born(self, index: int, event: Event, size: int) -> None:
         """Make an area busy whose allocation left no event; `event` is its free.
 
-        If the model would have given out just this range, to the task that frees it, it was an allocation
-        whose line is lost. Otherwise it is a per-CPU area: these are found from the window's end, unstamped.
+        Per-CPU areas are found from the window's end and belong to no node.
         """
-        kernel, cpu, (vstart, vend) = self.kernel, event.cpu, (0, 0)
-        if kernel.nr_nodes > 1:
-            for tried in {self._cpu_before(index, event): True, event.cpu: True}:
-                if kernel.peek(size, 1, tried)[0] == event.addr:
-                    cpu, (vstart, vend) = tried, kernel.window
-                    break
-        request = event._replace(kind=ALLOC, size=size, align=1, cpu=cpu, vstart=vstart, vend=vend)
-        claim(self.world, request)
+        kernel = self.kernel
+        cpu = self._cpu_of_unseen(index, event, size)
+        vstart, vend = kernel.window if cpu is not None else (0, 0)
+        request = event._replace(kind=ALLOC, size=size, align=1, vstart=vstart, vend=vend)
+        claim(self.world, request if cpu is None else request._replace(cpu=cpu))
+
+    def _cpu_of_unseen(self, index: int, event: Event, size: int) -> int | None:
+        """The CPU whose allocation left no event; None for a per-CPU area.
+
+        If the model would have given out just this range, to the task that frees it, its line is lost. With
+        an unseen start the model cannot tell: there what lies in the window's lower half is no per-CPU area.
+        """
+        kernel = self.kernel
+        if kernel.nr_nodes == 1:
+            return None
+        before = self._cpu_before(index, event)
+        for tried in {before: True, event.cpu: True}:
+            if kernel.peek(size, 1, tried)[0] == event.addr:
+                return tried
+        start, end = kernel.window
+        return before if self.learner is not None and event.addr - start < end - event.addr else None
 
     # ------------------------------------------------------------------ allocations
 

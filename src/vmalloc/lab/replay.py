@@ -71,7 +71,10 @@ class Own:
 
 @dataclass
 class Recording:
-    """Events between the state marks, and what is known about the machine and its start."""
+    """Events between the state marks, and what is known about the machine and its start.
+
+    Made of all the events of a file: what stands on the wrong side of a mark is put back before they are cut.
+    """
 
     events: list[Event]
     window: tuple[int, int]
@@ -88,11 +91,12 @@ class Recording:
             self.restored, self.line = Counter(), Timeline(self.events)
             return
         ordered, put_right = tidy(self.events)
+        ordered = between_marks(ordered)
         busy = self.start.busy if self.start is not None else ()
         lazy = [area for _, area in self.start.lazy] if self.start is not None else None
         self.events, self.restored = restore(ordered, busy, lazy)
         self.restored += put_right
-        self.line = Timeline(self.events, unseen_frees(self.events, busy) if self.complete else {})
+        self.line = Timeline(self.events, unseen_frees(self.events, busy))
 
     def kernel(self, design: Design) -> Kernel:
         """A model kernel at the recording's start; with nothing free if nothing is known."""
@@ -120,10 +124,11 @@ def load(
         if state is not None or vmallocinfo is not None or cpus is not None:
             raise ValueError(f"{trace}: {OWN_KNOWS}")
         return _load_own(trace, about)
-    events = between_marks(list(read_events(trace)))
-    if not any(event.kind == ALLOC for event in events):
+    events = list(read_events(trace))
+    used = between_marks(events)
+    if not any(event.kind == ALLOC for event in used):
         raise TraceError(f"{trace}: no allocation in it: nothing to replay")
-    window, seen = most_used_window(events), {event.cpu for event in events if event.cpu >= 0}
+    window, seen = most_used_window(used), {event.cpu for event in used if event.cpu >= 0}
     if cpus is not None and cpus < len(seen):  # their numbers may be higher: machines leave numbers out
         raise ValueError(f"{trace}: {len(seen)} CPUs are at work in it, so the machine has more than {cpus}")
     header = header_of(trace)
@@ -187,7 +192,7 @@ class Outcome:
     generation: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for `--json`; shares between 0 and 1."""
+        """Plain values for `--json`; shares between 0 and 1, None where they are of nothing."""
         p = self.prediction
         return {
             "design": p.design,
@@ -196,15 +201,15 @@ class Outcome:
             "allocations": p.all.allocs,
             "exact": p.all.share,
             "exact_page_aligned": p.page.share,
-            "exact_larger_alignment": p.above.share,
+            "exact_larger_alignment": p.above.share if p.above.allocs else None,
             "larger_alignment": p.above.allocs,
-            "within_bounds": (p.above.exact + p.within_bounds) / p.above.allocs if p.above.allocs else 1.0,
+            "within_bounds": (p.above.exact + p.within_bounds) / p.above.allocs if p.above.allocs else None,
             "exact_or_within_bounds": (p.all.exact + p.within_bounds) / p.all.allocs if p.all.allocs else 1.0,
             "exact_last_quarter": p.last_quarter.share,
-            "exact_after_warm_up": p.warm.share,
+            "exact_after_warm_up": p.warm.share if p.warm.allocs else None,
             "after_warm_up": p.warm.allocs / p.all.allocs if p.all.allocs else 0.0,
             "level_right": p.level.share,
-            "level_right_after_warm_up": p.level_warm.share,
+            "level_right_after_warm_up": p.level_warm.share if p.level_warm.allocs else None,
             "levels": dict(p.levels),
             "orders_inferred": p.orders_inferred,
             "orders_inferred_share": p.orders_inferred / p.all.allocs if p.all.allocs else 0.0,

@@ -57,10 +57,11 @@ def restore(
     if any(event.kind == LOST for event in events):
         return events, Counter()  # the recorder says so itself: whole pieces are missing
     frees = _frees(events, {area.start: area.pages for area in busy})
-    steps = _steps(frees, None if lazy is None else sum(area.pages for area in lazy))
+    steps = _lasting(_steps(frees, None if lazy is None else sum(area.pages for area in lazy)), frees)
     inserts = _failed_without_purge(events)
     inserts += _lost_frees(events, frees, [step for step in steps if step.pages > 0], busy)
-    _lost_purges(events, frees, _falls(steps), [area.pages for area in lazy or ()], lazy is not None, inserts)
+    falls = [step for step in steps if step.pages < 0]
+    _lost_purges(events, frees, falls, [area.pages for area in lazy or ()], lazy is not None, inserts)
     if len(inserts) > max(1, SHARE_MAX * len(events)):
         return events, Counter()
     inserts.sort(key=lambda insert: insert[0], reverse=True)
@@ -109,23 +110,33 @@ def _frees(events: Sequence[Event], live: dict[int, int]) -> list[_Free]:
 
 
 def _told_pages(frees: Sequence[_Free], at: int) -> int:
-    """By how much the counter, less the pages of the frees around, is higher after a free than before it."""
-    level, levels = 0, []
-    for free in frees[max(0, at - STEADY) : at + STEADY]:
-        level += free.pages
-        levels.append(free.nr_lazy - level)
-    middle = min(at, STEADY)
-    before, after = Counter(levels[:middle]), Counter(levels[middle:])
-    step = after.most_common(1)[0][0] - before.most_common(1)[0][0]
-    return step if step > 0 else max(frees[at].nr_lazy - frees[at - 1].nr_lazy, 0)
+    """By how much a free has raised the counter.
+
+    If the prints before it are lower, and those after it higher, that is its print less the one before. Else
+    it is how much higher the counter, less the pages of the frees around, is after it than before it.
+    """
+    before, after = frees[max(0, at - STEADY) : at], frees[at : at + STEADY]
+    raised = min(free.nr_lazy for free in after) - max(free.nr_lazy for free in before[-RUN:])
+    own = frees[at].nr_lazy - frees[at - 1].nr_lazy
+    if raised == own > 0:
+        return own
+    levels = _levels([*before, *after])
+    was, is_now = Counter(levels[: len(before)]), Counter(levels[len(before) :])
+    step = is_now.most_common(1)[0][0] - was.most_common(1)[0][0]
+    return step if step > 0 else max(own, 0)
+
+
+def _levels(frees: Sequence[_Free]) -> list[int]:
+    """The counter less the pages of these frees, at each of them."""
+    added = accumulate(free.pages for free in frees)
+    return [free.nr_lazy - pages for free, pages in zip(frees, added, strict=True)]
 
 
 def _steps(frees: Sequence[_Free], lazy_pages: int | None) -> list[Step]:
     """Where the counter, less the frees' pages, goes to another value and stays there."""
     if not frees:
         return []
-    added = accumulate(free.pages for free in frees)
-    levels = [free.nr_lazy - pages for free, pages in zip(frees, added, strict=True)]
+    levels = _levels(frees)
     steps = []
     level = levels[0] if lazy_pages is None else lazy_pages
     at = 0
@@ -141,12 +152,12 @@ def _steps(frees: Sequence[_Free], lazy_pages: int | None) -> list[Step]:
 
 
 def _steady(levels: Sequence[int], level: int) -> int:
-    """The next value that lasts: the first that comes RUN times in a row, or else most of the time."""
+    """The next value that lasts: the first that comes RUN times in a row, or else most of STEADY frees."""
     for value, run in groupby(levels):
         if sum(1 for _ in run) >= RUN:
             return value
     most, times = Counter(levels).most_common(1)[0]
-    return most if 2 * times >= len(levels) else level
+    return most if 2 * times >= len(levels) == STEADY else level
 
 
 def _failed_without_purge(events: Sequence[Event]) -> list[tuple[int, Event]]:
@@ -169,14 +180,37 @@ def _purge_event(beside: Event, npurged: int) -> Event:
     return beside._replace(kind=PURGE, addr=0, size=0, failed=0, npurged=npurged, text=RESTORED)
 
 
+def _lasting(steps: Sequence[Step], frees: Sequence[_Free]) -> list[Step]:
+    """The steps without those of a task that was held up before its print: a step up that it takes back."""
+    lasting: list[Step] = []
+    for step in steps:
+        up = next((up for up in reversed(lasting) if up.pages == -step.pages), None)
+        if step.pages < 0 and up is not None and _printed_late(frees, up, step):
+            lasting.remove(up)
+        else:
+            lasting.append(step)
+    return lasting
+
+
+def _printed_late(frees: Sequence[_Free], up: Step, down: Step) -> bool:
+    """Whether a free between two steps has their pages, and prints the counter from before the first."""
+    first, end = bisect_left(frees, up.at, key=_at), bisect_left(frees, down.at, key=_at)
+    until = frees[first].nr_lazy
+    return any(free.pages == up.pages and free.nr_lazy < until for free in frees[first:end])
+
+
+def _at(free: _Free) -> int:
+    return free.at
+
+
 def _lost_frees(
     events: Sequence[Event], frees: Sequence[_Free], steps: list[Step], busy: Sequence[Area]
 ) -> list[tuple[int, Event]]:
     """Frees where the counter stepped up by the pages of an area that was live before and not after."""
-    inserts = []
+    inserts: list[tuple[int, Event]] = []
     pages = {free.at: free.pages for free in frees}
     for step in steps:
-        lost = _not_live_after(events, step, busy)
+        lost = _not_live_after(events, step, busy, inserts)
         if lost is not None:
             beside = events[step.at]
             before = beside.nr_lazy - pages[step.at]  # what the lost line had printed
@@ -184,17 +218,24 @@ def _lost_frees(
     return inserts
 
 
-def _not_live_after(events: Sequence[Event], step: Step, busy: Sequence[Area]) -> int | None:
+def _not_live_after(
+    events: Sequence[Event], step: Step, busy: Sequence[Area], restored: Sequence[tuple[int, Event]]
+) -> int | None:
     """Of the live areas of the step's size the first that a later allocation overlaps: its start.
 
     If there is none, the only one that is not freed later either: a range that goes to a pool which nobody
-    uses any more is not given out again.
+    uses any more is not given out again. What is restored already is not live any more.
     """
     live = {area.start: area.pages for area in busy}
-    for event in events[: step.at]:
+    given = dict.fromkeys(live, -1)
+    for index, event in enumerate(events[: step.at]):
         if event.kind == ALLOC and not event.failed:
             live[event.addr] = event.size // PAGE
+            given[event.addr] = index
         elif event.kind == FREE:
+            live.pop(event.addr, None)
+    for index, event in restored:
+        if given.get(event.addr, index) < index:
             live.pop(event.addr, None)
     starts = sorted(start for start, pages in live.items() if pages == step.pages)
     size = step.pages * PAGE
@@ -213,20 +254,6 @@ def _not_live_after(events: Sequence[Event], step: Step, busy: Sequence[Area]) -
     return left[0] if len(left) == 1 else None
 
 
-def _falls(steps: Sequence[Step]) -> list[Step]:
-    """The steps down, without those that take back a step up: a task that was held up before its print."""
-    falls: list[Step] = []
-    ups: list[int] = []
-    for step in steps:
-        if step.pages > 0:
-            ups.append(step.pages)
-        elif -step.pages in ups:
-            ups.remove(-step.pages)
-        else:
-            falls.append(step)
-    return falls
-
-
 def _lost_purges(
     events: Sequence[Event],
     frees: list[_Free],
@@ -242,10 +269,9 @@ def _lost_purges(
     """
     cuts = _settled_at(frees, falls, waiting)
     tolds = _told_at(events, frees, [index for index, _ in cuts])
-    if not known:
-        first = next(iter(tolds), None)
-        cuts = [cut for cut in cuts if first is not None and cut[0] > first]
-        tolds = {index: told for index, told in tolds.items() if index != first}
+    if not known and tolds:  # the first took areas besides that were lazy before anything was seen
+        first = min(tolds)
+        tolds[first] = min(tolds[first], sum(nr_areas for index, nr_areas in cuts if index <= first))
     points: list[tuple[int, int]] = []  # event, change of the areas settled and not told; falls come first
     points += [(index, nr_areas) for index, nr_areas in cuts]
     points += [(index, -nr_areas) for index, nr_areas in tolds.items()]

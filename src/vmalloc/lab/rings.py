@@ -77,9 +77,6 @@ class Decoder:
 
     def _of_slot(self, slot: int, lost: int, data: bytes, now_ns: int) -> dict[str, Array]:
         thread = self._threads.setdefault(slot, _Thread(self.began_ns))
-        if lost and not thread.pid:
-            told = self.pid_of(slot)
-            thread.pid = told if told <= PID_MAX else 0  # somebody scribbled over it
         begins_with = thread.pid
         words = np.frombuffer(data, np.uint64).reshape(-1, 2)
         what, when = words[:, 0], words[:, 1]
@@ -91,7 +88,11 @@ class Decoder:
         is_right = self._is_right(kind, page, length, stamp_ns, now_ns)
         self.nr_damaged += int(np.count_nonzero(~is_right))
         time = self._times(thread, is_stamp & is_right, stamp_ns, when)
-        pid = self._pids(thread, (kind == NUMBER["attach"]) & is_right, page)
+        is_attach = (kind == NUMBER["attach"]) & is_right
+        if lost:
+            self._has_lost(thread, slot, bool(is_attach.any()))
+            begins_with = begins_with or thread.pid
+        pid = self._pids(thread, is_attach, page)
         rows = np.flatnonzero(is_right & ~is_stamp)
         columns = self._rows(kind[rows], page[rows], length[rows], when[rows])
         columns["time_ns"], columns["pid"] = time[rows], pid[rows]
@@ -126,6 +127,15 @@ class Decoder:
         if last[-1] >= 0:
             thread.ns, thread.ticks = int(base_ns[-1]), int(base_ticks[-1])
         return np.asarray(time)
+
+    def _has_lost(self, thread: _Thread, slot: int, is_attached_later: bool) -> None:
+        """Whose is what follows a loss? Who attaches later had not the slot yet, else who has it now."""
+        if thread.pid and is_attached_later:
+            return
+        told = self.pid_of(slot)
+        if told > PID_MAX:  # somebody scribbled over it
+            told = 0
+        thread.pid = told or thread.pid
 
     def _pids(self, thread: _Thread, is_attach: Mask, page: Array) -> Array:
         """Whose thread it is: an `attach` says so for what follows."""
