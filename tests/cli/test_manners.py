@@ -70,6 +70,12 @@ def test_help_has_an_example_and_needs_no_extra(name: str) -> None:
     assert re.search(rf"(?m)^ +(eval \"\$\()?vmalloc {name}", done.stdout)
 
 
+@pytest.mark.parametrize("name", ["", *(name for name, _ in all_commands())])
+def test_help_fits_a_terminal_of_80_columns(name: str) -> None:
+    shown = run(*name.split(), "--help", env=os.environ | {"COLUMNS": "80"}).stdout.splitlines()
+    assert [line for line in shown if len(line) > 80] == []
+
+
 def test_the_list_of_commands_says_what_each_says_itself() -> None:
     listed = CliRunner().invoke(main, ["--help"]).output
     assert all(f"  {name} " in listed for name in COMMANDS)

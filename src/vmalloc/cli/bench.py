@@ -68,7 +68,7 @@ def handover(
     \b
     Examples:
       vmalloc bench handover
-      vmalloc bench handover --sizes 1M,64M --peers vmalloc,stock,ray --plot handover.png
+      vmalloc bench handover --sizes 1M,64M --peers vmalloc,stock --plot of.png
       vmalloc bench handover --json | jq .results[0]
 
     Process A fills an array, process B reads all of it and replies: through a queue, and as the result

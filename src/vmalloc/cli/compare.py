@@ -70,8 +70,8 @@ def command(
     """Compare designs in simulation, with the uncertainty over seeds.
 
     \b
-    vmalloc compare --cpus 64,448,1024 run_test_mask=1 test_loop_count=2000 --store cells.parquet
-    vmalloc compare --designs linux-6.16,linux-6.16:decay_shift=1 --plot decay.png
+    vmalloc compare --cpus 64,448 test_loop_count=2000 --store cells.parquet
+    vmalloc compare --designs linux-6.16,linux-6.16:decay_shift=1 --plot d.png
     vmalloc compare --question llist --out pages
 
     Prints a Markdown table. With --store a sweep that was interrupted goes on where it was; a process that

@@ -133,7 +133,7 @@ def command(
 
     \b
     vmalloc simulate nr_threads=64 run_test_mask=7
-    vmalloc simulate --design linux-6.8 --cpus 1024 run_test_mask=1 test_loop_count=5000
+    vmalloc simulate --design linux-6.8 --cpus 1024 test_loop_count=5000
     vmalloc simulate --design vmalloc/llist --machine ./here.toml nr_threads=8
 
     Decisions are the model's, times come from the costs of a machine, each of which has its source in
