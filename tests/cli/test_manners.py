@@ -190,12 +190,21 @@ def test_a_closed_pipe_is_silent(words: list[str]) -> None:
         ["info", "no-such"],
         ["info"],
         ["check", "/etc/passwd"],
+        ["top", "--once", "no-such"],
+        ["no-such-command"],
+        ["--no-such-option"],
+        ["ps", "--no-such-option"],
+        ["replay", "no-such-file"],
+        ["record"],
+        ["hold"],
+        ["completion", "no-such-shell"],
     ],
 )
 def test_what_is_not_there_is_one_line_and_status_2(words: list[str]) -> None:
     done = run(*words)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
+    assert "Errno" not in done.stderr
 
 
 def test_a_region_larger_than_ulimit_v_is_one_line() -> None:

@@ -8,7 +8,7 @@ from textwrap import wrap
 
 import click
 
-from vmalloc.cli.manners import INTERRUPTED, Command, Output, Refusal, Size, json_option
+from vmalloc.cli.manners import INTERRUPTED, Command, Output, Refusal, Size, json_option, told
 from vmalloc.facts import POOLS
 from vmalloc.suite.parameters import MODES, TESTS, Parameters, SuiteTest
 
@@ -109,13 +109,13 @@ def command(
             seed,
         )
     except (ValueError, ImportError) as error:
-        raise Refusal(str(error)) from None
+        raise Refusal(told(error)) from None
     output = Output(json_path)
     try:
         with progress_bar() as progress:
             result = run(plan, progress)
     except (OSError, RuntimeError, MemoryError) as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(told(error)) from error
     if dmesg:
         click.echo("\n".join(report.dmesg(result)), err=output.json_is_alone)
     else:
