@@ -2,10 +2,12 @@
 """What looking costs: ps, info, stats, top of many live ranges under load, a kernel's dump, --help.
 
 `time` is by the clock, and in brackets the CPU's, beside one worker on each CPU that allocates and frees in
-the region. For `off the load` the workers are kept from the last CPU, and who looks is kept to it; in turn
-with the look a process that takes as long, copies memory and looks at nothing runs there. What is lost beside
-the look, and not beside that one, is due to locks and to the region's own lines. `top` is watched in a
-terminal, by the CPU time that its process took.
+the region. Of these workers is also `off the load`: how much less they do in a second of their own CPU time
+while somebody looks than while nobody does, in the same turn. So the CPU time that the look takes itself,
+which it needs wherever it runs, is not in it; locks, waits, and lines that leave the caches are. What a
+process takes off that looks at nothing, and copies memory as long as `info` looks, stands beside it. The
+interval holds the median of 95 of 100 such runs, by drawing turns again. `top` is watched in a terminal, by
+the CPU time that its process took.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import random
 import struct
 import subprocess
 import sys
@@ -20,8 +23,9 @@ import tempfile
 import termios
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import _common as common
@@ -31,23 +35,25 @@ import vmalloc
 from vmalloc.cli import COMMANDS
 
 PAGE = 4096
-LIVE, ROUNDS, TOP_S, LINES = 1_000_000, 5, 10.0, 1_000_000
-QUICK_LIVE, QUICK_ROUNDS, QUICK_TOP_S, QUICK_LINES = 10_000, 1, 1.0, 10_000
+LIVE, ROUNDS, TURNS, TOP_S, LINES = 1_000_000, 5, 22, 10.0, 1_000_000
+QUICK_LIVE, QUICK_ROUNDS, QUICK_TURNS, QUICK_TOP_S, QUICK_LINES = 10_000, 1, 2, 1.0, 10_000
+NOBODY_S = 0.5
+DRAWS = 2_000
 CPUS = sorted(os.sched_getaffinity(0))
+PARTS = ("time", "off", "top", "dump", "help")
 COMMAND = [sys.executable, "-m", "vmalloc.cli"]
 
 WORK = """
-import os, sys, vmalloc
+import sys, time, vmalloc
 region = vmalloc.Region.attach(sys.argv[1], helper=False)
 count = region["counts"].cast("Q")
-at, cpu = int(sys.argv[2]), int(sys.argv[3])
-if cpu >= 0:
-    os.sched_setaffinity(0, {cpu})
+at = 2 * int(sys.argv[2])
 alloc = region.alloc
 while True:
     for block in [alloc(4096 * (1 + n % 9)) for n in range(40)]:
         block.release()
     count[at] += 1
+    count[at + 1] = time.thread_time_ns()
 """
 BURN = """
 import sys, time
@@ -58,16 +64,14 @@ while time.perf_counter() < end:
 
 
 @contextmanager
-def load(region: vmalloc.Region, cpus: list[int]) -> Iterator[None]:
-    """A worker for each of these CPUs; -1 stands for one that may run anywhere."""
+def load(region: vmalloc.Region) -> Iterator[None]:
+    """A worker for each CPU, anywhere."""
     counts = region["counts"].cast("Q")
-    before = counts.tolist()
     workers = [
-        subprocess.Popen([sys.executable, "-c", WORK, region.name, str(at), str(cpu)])
-        for at, cpu in enumerate(cpus)
+        subprocess.Popen([sys.executable, "-c", WORK, region.name, str(at)]) for at in range(len(CPUS))
     ]
     try:
-        while any(counts[at] == before[at] for at in range(len(cpus))):
+        while any(counts[2 * at] == 0 for at in range(len(CPUS))):
             time.sleep(0.05)
         yield
     finally:
@@ -87,18 +91,51 @@ def timed(words: list[str]) -> tuple[float, float]:
     return time.perf_counter() - begin, used.ru_utime + used.ru_stime
 
 
-def lost(region: vmalloc.Region, words: list[str], rounds: int) -> float:
-    """What part of the work beside a process that only burns time is not done beside the look."""
+def off_the_load(
+    region: vmalloc.Region, acts: dict[str, Callable[[], object]], turns: int
+) -> dict[str, list[float]]:
+    """Of each act, by turn: what part of their work the workers did not do beside it, by their CPU time."""
     counts = region["counts"].cast("Q")
 
-    def rate(words: list[str]) -> float:
-        before, begin = sum(counts), time.perf_counter()
-        timed(words)
-        return (sum(counts) - before) / (time.perf_counter() - begin)
+    def rate(act: Callable[[], object]) -> float:
+        before = counts.tolist()
+        act()
+        done = [now - was for now, was in zip(counts.tolist(), before, strict=True)]
+        return sum(done[::2]) / sum(done[1::2])
 
-    words = ["taskset", "-c", str(CPUS[-1]), *words]
-    burn = [*words[:3], sys.executable, "-c", BURN, str(timed(words)[0])]
-    return median(1 - rate(words) / rate(burn) for _ in range(rounds))
+    lost: dict[str, list[float]] = {name: [] for name in acts}
+    order = ["", *acts]
+    for turn in range(turns):
+        random.Random(turn).shuffle(order)
+        rates = {name: rate(acts[name] if name else nobody) for name in order}
+        for name in acts:
+            lost[name].append(1 - rates[name] / rates[""])
+    return lost
+
+
+def nobody() -> None:
+    time.sleep(NOBODY_S)
+
+
+def interval(values: list[float]) -> tuple[float, float, float]:
+    """The median, and where it lies in 95 of 100 draws."""
+    chance = random.Random(0)
+    medians = sorted(median(chance.choices(values, k=len(values))) for _ in range(DRAWS))
+    return median(values), medians[DRAWS // 40], medians[-DRAWS // 40]
+
+
+def clock(act: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    act()
+    return time.perf_counter() - begin
+
+
+def stats_for(region: vmalloc.Region, seconds: float) -> None:
+    """Again and again."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        region.stats()
+        time.sleep(0.05)
 
 
 def cpu_s(pid: int) -> float:
@@ -141,10 +178,15 @@ def dump(path: Path, nr: int) -> Path:
 
 
 def main() -> None:
-    args = common.options(__doc__).parse_args()
-    live, rounds, top_s, nr_lines = (
-        (QUICK_LIVE, QUICK_ROUNDS, QUICK_TOP_S, QUICK_LINES) if args.quick else (LIVE, ROUNDS, TOP_S, LINES)
+    parser = common.options(__doc__)
+    parser.add_argument("--only", action="append", choices=PARTS, help="one part; can be given again")
+    args = parser.parse_args()
+    live, rounds, turns, top_s, nr_lines = (
+        (QUICK_LIVE, QUICK_ROUNDS, QUICK_TURNS, QUICK_TOP_S, QUICK_LINES)
+        if args.quick
+        else (LIVE, ROUNDS, TURNS, TOP_S, LINES)
     )
+    parts = args.only or PARTS
     region = vmalloc.Region("12G", name=f"looked-{os.getpid()}", helper=False)
     region["counts"] = region.alloc(PAGE)
     kept = [region.alloc(PAGE) for _ in range(live)]
@@ -157,36 +199,39 @@ def main() -> None:
         rows.append([what, *(f"{value:.3g} {unit}" for value in values)])
         results.append(result(what, "magazine", values[0], unit))
 
-    with load(region, [-1] * len(CPUS)):
-        for what, words in looks.items():
+    with load(region):
+        used_s = {}
+        for what, words in looks.items() if "time" in parts else ():
             times, used = zip(*(timed([*COMMAND, *words]) for _ in range(rounds)), strict=True)
-            tell(f"{what}, time ({median(used):.2f} s)", "s", median(times), min(times), max(times))
-        times = []
-        for _ in range(rounds):
-            begin = time.perf_counter()
-            region.stats()
-            times.append(time.perf_counter() - begin)
-        tell("stats, time", "s", median(times), min(times), max(times))
-        for width, height in ((80, 24), (200, 60)):
+            used_s[what] = median(used)
+            tell(f"{what}, time ({used_s[what]:.2f} s)", "s", median(times), min(times), max(times))
+        if "time" in parts:
+            times = [clock(region.stats) for _ in range(rounds)]
+            tell("stats, time", "s", median(times), min(times), max(times))
+        if "off" in parts:
+            acts: dict[str, Callable[[], object]] = {
+                what: partial(timed, [*COMMAND, *words]) for what, words in looks.items()
+            }
+            burn_s = used_s.get("info") or timed([*COMMAND, *looks["info"]])[1]
+            acts["who looks at nothing"] = partial(timed, [sys.executable, "-c", BURN, str(burn_s)])
+            acts["stats"] = partial(stats_for, region, NOBODY_S)
+            for what, lost in off_the_load(region, acts, turns).items():
+                tell(f"{what}, off the load", "%", *(100 * value for value in interval(lost)))
+        for width, height in ((80, 24), (200, 60)) if "top" in parts else ():
             share = top_share(region.name, width, height, top_s)
             tell(f"top at 1 Hz, {width} x {height}, of a core", "%", 100 * share)
-    if len(CPUS) > 1:
-        with load(region, CPUS[:-1]):
-            for what, words in looks.items():
-                share = lost(region, [*COMMAND, *words], rounds)
-                tell(f"{what}, off the load", "%", 100 * share)
-    with tempfile.TemporaryDirectory() as folder:
-        words = [*COMMAND, "info", "--kernel", str(dump(Path(folder) / "vmallocinfo", nr_lines))]
-        times = [timed(words)[0] for _ in range(min(rounds, 5))]
-        tell(f"a kernel's dump of {nr_lines:,} lines, drawn", "s", median(times), min(times), max(times))
-    for name in ("", *COMMANDS):
+    if "dump" in parts:
+        with tempfile.TemporaryDirectory() as folder:
+            words = [*COMMAND, "info", "--kernel", str(dump(Path(folder) / "vmallocinfo", nr_lines))]
+            times = [timed(words)[0] for _ in range(min(rounds, 5))]
+            tell(f"a kernel's dump of {nr_lines:,} lines, drawn", "s", median(times), min(times), max(times))
+    for name in ("", *COMMANDS) if "help" in parts else ():
         words = [*COMMAND, *([name] if name else []), "--help"]
         times = [timed(words)[0] for _ in range(min(rounds, 5))]
         tell(f"vmalloc {name} --help".replace("  ", " "), "ms", *(1e3 * f(times) for f in (median, min, max)))
     del kept
-    common.show(
-        f"{live:,} live ranges", ["what", "median", "least", "most"], [[*r, "", ""][:4] for r in rows]
-    )
+    columns = ["what", "median", "least, or from", "most, or to"]
+    common.show(f"{live:,} live ranges", columns, [[*r, "", ""][:4] for r in rows])
     common.finish(args, results)
 
 

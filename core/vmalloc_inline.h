@@ -31,18 +31,18 @@ extern "C" {
 
 /* ---- the hits: with these the core's vm_alloc(), vm_take() and vm_free() begin ---- */
 
-/* A ready range, of at most VM_POOL_PAGES_MAX pages; `quiet` is what the slot says while there is nothing to look at.
+/* A ready range, of at most VM_POOL_PAGES_MAX pages; `quiet` has what the slot says while there is nothing to look at, NULL: 0.
  * False: none, or none that can be had so; nothing happened. */
 static inline __attribute__((always_inline)) bool vm__hit_take(const vm_hit_thread *t, const vm_hit_region *r,
-                                                               uint64_t nr_pages, uint64_t quiet, vm_taken *got)
+                                                               uint64_t nr_pages, const uint64_t *quiet, vm_taken *got)
 {
     vm_magazine *all = t->magazine, *m = &all[nr_pages];
-    uint64_t header = VM_RELAXED(&m->header), number = header >> 8;
+    uint64_t header = VM_RELAXED(&m->header);
     VM_PUT(&m->mark, VM_MAGAZINE_TAKING);
     __atomic_signal_fence(__ATOMIC_SEQ_CST); /* the drainer's membarrier is the other half */
     uint64_t page = VM_RELAXED(vm__magazine_top(m, header));
-    if (vm_unlikely(VM_PLAIN(vm__disturbed_of(all)) != quiet || page + nr_pages > r->nr_pages
-                    || vm__number_is_spent(number))) {
+    if (vm_unlikely(VM_PLAIN(vm__disturbed_of(all)) != (quiet ? *quiet : 0) || page + nr_pages > r->nr_pages
+                    || vm__number_is_spent(header >> 8))) {
         VM_STORE(&m->header, header);
         return false;
     }
@@ -52,7 +52,7 @@ static inline __attribute__((always_inline)) bool vm__hit_take(const vm_hit_thre
         VM_STORE(&m->header, header);
         return false;
     }
-    uint64_t id = number << VM_ID_SIZE_BITS | nr_pages;
+    uint64_t id = header >> 8 << VM_ID_SIZE_BITS | nr_pages;
     VM_PUT(&head->aux, id);
     VM_STORE(&head->word, cached ^ t->flip);
     __atomic_signal_fence(__ATOMIC_SEQ_CST);
@@ -96,7 +96,7 @@ static inline vm_taken vm_take_inline(vm_region *r, uint64_t nr_pages)
     const vm_hit_region *here = (const vm_hit_region *)(const void *)r;
     vm_taken got;
     if (vm_unlikely(nr_pages > VM_POOL_PAGES_MAX || !vm__hits_are_open(t, here))
-        || vm_unlikely(!vm__hit_take(t, here, nr_pages, 0, &got)))
+        || vm_unlikely(!vm__hit_take(t, here, nr_pages, NULL, &got)))
         return vm_take(r, nr_pages);
     return got;
 }

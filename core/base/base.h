@@ -172,8 +172,10 @@ struct vm_thread {
     bool may_not_ask; /* for a slot of its own: the process leaves the region */
     uint32_t nr_tight; /* operations while is_tight that were no hits */
     uint32_t nr_without_slot, ask_at; /* operations in the process's slot; which slot to look at next */
-    /* What is recorded goes another way than the hits: then the hits' key is nobody's, and this one is what it was. */
+    /* What is recorded goes another way than the hits: then the hits' key is nobody's, and this one is what it was; so is
+     * the second, if an event has its batch's time. 0: nothing is recorded. */
     _Alignas(64) uint64_t recorded_key;
+    uint64_t coarse_key;
     vm_ring *ring; /* NULL: nothing is recorded, or the ring cannot be had */
     uint64_t quiet; /* slot->disturbed while there is nothing to follow     */
     uint64_t event_when; /* CPU and ticks of the last stamp, as an event has them */

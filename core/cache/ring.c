@@ -40,7 +40,7 @@ void vm__ring_close(vm_thread *t)
         t->hit.key = t->recorded_key;
     t->ring = NULL;
     t->is_exact = false;
-    t->recorded_key = t->quiet = 0;
+    t->recorded_key = t->coarse_key = t->quiet = 0;
 }
 
 /* The slot says what the header does. Who records writes the header first, so one of us two comes last. */
@@ -83,6 +83,7 @@ void vm__ring_follow(vm_thread *t)
     t->is_exact = recording & VM_RECORDING_EXACT;
     if (t->hit.key == vm__hit_key(t->attachment)) {
         t->recorded_key = t->hit.key;
+        t->coarse_key = t->is_exact ? 0 : t->hit.key;
         t->hit.key = VM_HIT_KEY_NOBODY;
     }
     begin_ring(t, recording);
@@ -119,7 +120,8 @@ static void discard_ring(const vm_region *r, uint32_t slot)
 
 /* Who ends it owns it from then on: nobody else is at it, who might discard the rings of the next recording. If he dies in
  * it, whoever recovers him goes on: all of it can be done twice. Off in the header first: there everybody looks who is told
- * by his slot. A thread in the middle of an event may write it yet; that page stays until the next recording ends. */
+ * by his slot. A thread in the middle of an event may write it yet, and one that only frees to the end of its batch; these
+ * pages stay until the next recording ends. */
 void vm__recording_end(vm_region *r, uint64_t recording)
 {
     uint32_t number = (uint32_t)recording | VM_RECORDING_ON;

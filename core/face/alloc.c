@@ -380,7 +380,8 @@ static __attribute__((noinline, cold)) bool hit_whole(vm_thread *t, const vm_reg
     uint64_t most = vm__longest_whole_for(r, nr_pages);
     vm_taken got;
     for (uint64_t n = vm__whole_pages(nr_pages); n <= most; n = vm__whole_pages(n + 1))
-        if (vm__magazine_count(VM_RELAXED(&t->hit.magazine[n].header)) && vm__hit_take(&t->hit, &r->hit, n, 0, &got)) {
+        if (vm__magazine_count(VM_RELAXED(&t->hit.magazine[n].header))
+            && vm__hit_take(&t->hit, &r->hit, n, NULL, &got)) {
             *out = (vm_range){got.page, n, got.id, false};
             return true;
         }
@@ -409,22 +410,10 @@ static inline __attribute__((always_inline)) int alloc_told(vm_thread *t, vm_reg
                                                             unsigned flags, vm_range *out, uint64_t since)
 {
     vm_taken got;
-    if (vm_unlikely(!vm__hit_take(&t->hit, &r->hit, nr_pages, t->quiet, &got)))
+    if (vm_unlikely(!vm__hit_take(&t->hit, &r->hit, nr_pages, &t->quiet, &got)))
         return alloc_checked(r, nr_pages, 1, flags, out);
     *out = (vm_range){got.page, nr_pages, got.id, false};
     return vm__event_hit(t, VM_EVENT_ALLOC, got.page, nr_pages, since);
-}
-
-static __attribute__((noinline)) int alloc_coarse(vm_thread *t, vm_region *r, uint64_t nr_pages, unsigned flags,
-                                                  vm_range *out)
-{
-    return alloc_told(t, r, nr_pages, flags, out, 0);
-}
-
-static __attribute__((noinline)) int alloc_exact(vm_thread *t, vm_region *r, uint64_t nr_pages, unsigned flags,
-                                                 vm_range *out)
-{
-    return alloc_told(t, r, nr_pages, flags, out, vm__event_since(t));
 }
 
 /* Of a design that keeps ranges for a CPU. Or this thread used another region last. */
@@ -440,25 +429,39 @@ static __attribute__((noinline)) int alloc_here(vm_region *r, uint64_t nr_pages,
     return alloc_checked(r, nr_pages, align_pages, flags, out);
 }
 
+static __attribute__((noinline)) int alloc_exact(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned flags,
+                                                 vm_range *out, vm_thread *t)
+{
+    if (vm_unlikely(t->recorded_key != r->hit_key))
+        return alloc_here(r, nr_pages, align_pages, flags, out);
+    VM_ANOTHER_FROM_HERE(flags);
+    return alloc_told(t, r, nr_pages, flags, out, vm__event_since(t));
+}
+
 /* Where hits are closed. While this thread records a hit is written down, by functions that save few registers: in one that
  * could do everything, saving them took half of the time that a recording adds to a pair. */
 static __attribute__((noinline)) int alloc_otherwise(vm_region *r, uint64_t nr_pages, uint64_t align_pages,
-                                                     unsigned flags, vm_range *out)
+                                                     unsigned flags, vm_range *out, vm_thread *t)
 {
-    vm_thread *t = vm__current;
-    if (vm_unlikely(t->recorded_key != r->hit_key || nr_pages > VM_POOL_PAGES_MAX || align_pages != 1))
-        return alloc_here(r, nr_pages, align_pages, flags, out);
-    return t->is_exact ? alloc_exact(t, r, nr_pages, flags, out) : alloc_coarse(t, r, nr_pages, flags, out);
+    if (vm_unlikely(t->coarse_key != r->hit_key))
+        return alloc_exact(r, nr_pages, align_pages, flags, out, t);
+    if (nr_pages > VM_POOL_PAGES_MAX)
+        __builtin_unreachable();
+    VM_ANOTHER_FROM_HERE(flags);
+    return alloc_told(t, r, nr_pages, flags, out, 0);
 }
 
 /* Larger alignments go the checked way. */
-int vm_alloc(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out)
+VM_HIT_ENTRY int vm_alloc(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out)
 {
-    const vm_hit_thread *t = &vm__current->hit;
+    vm_thread *t = vm__current;
     vm_taken got;
-    if (vm_unlikely(t->key != r->hit_key || nr_pages > VM_POOL_PAGES_MAX || align_pages != 1))
-        return alloc_otherwise(r, nr_pages, align_pages, flags, out);
-    if (vm_unlikely(!vm__hit_take(t, &r->hit, nr_pages, 0, &got)))
+    if (vm_unlikely(nr_pages > VM_POOL_PAGES_MAX || align_pages != 1))
+        return alloc_here(r, nr_pages, align_pages, flags, out);
+    if (vm_unlikely(t->hit.key != r->hit_key))
+        return alloc_otherwise(r, nr_pages, align_pages, flags, out, t);
+    VM_ANOTHER_FROM_HERE(flags);
+    if (vm_unlikely(!vm__hit_take(&t->hit, &r->hit, nr_pages, NULL, &got)))
         return alloc_checked(r, nr_pages, 1, flags, out);
     *out = (vm_range){got.page, nr_pages, got.id, false};
     return 0;
@@ -467,16 +470,17 @@ int vm_alloc(vm_region *r, uint64_t nr_pages, uint64_t align_pages, unsigned fla
 static __attribute__((noinline, cold)) vm_taken take_checked(vm_region *r, uint64_t nr_pages)
 {
     vm_range got;
-    int rc = alloc_otherwise(r, nr_pages, 1, 0, &got);
+    int rc = nr_pages > VM_POOL_PAGES_MAX ? alloc_here(r, nr_pages, 1, 0, &got)
+                                          : alloc_otherwise(r, nr_pages, 1, 0, &got, vm__current);
     return rc ? (vm_taken){(uint64_t)-rc, 0} : (vm_taken){got.page, got.id};
 }
 
-vm_taken vm_take(vm_region *r, uint64_t nr_pages)
+VM_HIT_ENTRY vm_taken vm_take(vm_region *r, uint64_t nr_pages)
 {
     const vm_hit_thread *t = &vm__current->hit;
     vm_taken got;
     if (vm_unlikely(t->key != r->hit_key || nr_pages > VM_POOL_PAGES_MAX)
-        || vm_unlikely(!vm__hit_take(t, &r->hit, nr_pages, 0, &got)))
+        || vm_unlikely(!vm__hit_take(t, &r->hit, nr_pages, NULL, &got)))
         return take_checked(r, nr_pages);
     return got;
 }

@@ -15,6 +15,14 @@
  * reading, which takes longer than they do. What a hit takes or puts is this thread's own: no event of others belongs
  * between. */
 
+/* For the compiler `x` is another value from here on. So who left before, by a jump, has no registers saved and restored for
+ * what comes behind: two jumps lead to a recorded hit. */
+#define VM_ANOTHER_FROM_HERE(x) __asm__("" : "+r"(x))
+/* Where a hit begins: whether its jumps share a line must not depend on what stands before it. */
+#define VM_HIT_ENTRY __attribute__((aligned(64)))
+
+/* The first of a batch, or far from its stamp. */
+int vm__event_of_batch(vm_thread *t, vm_event_kind kind, uint64_t page, uint64_t nr_pages); /* 0; record.c */
 /* `since` is 0 of an event that has the time of its stamp. */
 static inline __attribute__((always_inline)) int vm__event_hit(vm_thread *t, vm_event_kind kind, uint64_t page,
                                                                uint64_t nr_pages, uint64_t since)
@@ -22,7 +30,7 @@ static inline __attribute__((always_inline)) int vm__event_hit(vm_thread *t, vm_
     vm_ring *ring = t->ring;
     uint64_t at = VM_RELAXED(&ring->next);
     if (vm_unlikely(at % VM_EVENT_BATCH == 0 || vm__event_is_far(since)))
-        return vm__event_of_hit(t, kind, page, nr_pages);
+        return vm__event_of_batch(t, kind, page, nr_pages);
     vm_event *e = &ring->event[at % VM_EVENT_RING];
     VM_STORE(&e->what, vm__event_what(kind, page, nr_pages));
     VM_STORE(&e->when, t->event_when + since);

@@ -166,23 +166,13 @@ int vm_free_kept(vm_region *r, uint64_t page, uint64_t id, unsigned flags, vm_ra
     return rc;
 }
 
+/* Whether it is still recorded, a look at each batch tells (vm__event_of_batch()). */
 static inline __attribute__((always_inline)) int free_told(vm_thread *t, vm_region *r, uint64_t page, uint64_t id,
                                                            unsigned flags, uint64_t since)
 {
-    if (vm_unlikely(VM_PLAIN(vm__disturbed_of(t->hit.magazine)) != t->quiet
-                    || !vm__hit_free(&t->hit, &r->hit, page, id)))
+    if (vm_unlikely(!vm__hit_free(&t->hit, &r->hit, page, id)))
         return free_checked(r, page, id, flags);
     return vm__event_hit(t, VM_EVENT_FREE, page, vm__id_pages(id), since);
-}
-
-static __attribute__((noinline)) int free_coarse(vm_thread *t, vm_region *r, uint64_t page, uint64_t id, unsigned flags)
-{
-    return free_told(t, r, page, id, flags, 0);
-}
-
-static __attribute__((noinline)) int free_exact(vm_thread *t, vm_region *r, uint64_t page, uint64_t id, unsigned flags)
-{
-    return free_told(t, r, page, id, flags, vm__event_since(t));
 }
 
 /* Of a design that keeps ranges for a CPU. Or this thread used another region last. */
@@ -196,13 +186,20 @@ static __attribute__((noinline)) int free_here(vm_region *r, uint64_t page, uint
     return free_checked(r, page, id, flags);
 }
 
-/* As in alloc.c. */
-static __attribute__((noinline)) int free_otherwise(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
+static __attribute__((noinline)) int free_exact(vm_region *r, uint64_t page, uint64_t id, unsigned flags, vm_thread *t)
 {
-    vm_thread *t = vm__current;
     if (vm_unlikely(t->recorded_key != r->hit_key))
         return free_here(r, page, id, flags);
-    return t->is_exact ? free_exact(t, r, page, id, flags) : free_coarse(t, r, page, id, flags);
+    return free_told(t, r, page, id, flags, vm__event_since(t));
+}
+
+/* As in alloc.c. */
+static __attribute__((noinline)) int free_otherwise(vm_region *r, uint64_t page, uint64_t id, unsigned flags,
+                                                    vm_thread *t)
+{
+    if (vm_unlikely(t->coarse_key != r->hit_key))
+        return free_exact(r, page, id, flags, t);
+    return free_told(t, r, page, id, flags, 0);
 }
 
 /* No hit, where hits are open. */
@@ -213,10 +210,10 @@ static __attribute__((noinline)) int free_missed(vm_region *r, uint64_t page, ui
     return free_checked(r, page, id, flags);
 }
 
-int vm_free(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
+VM_HIT_ENTRY int vm_free(vm_region *r, uint64_t page, uint64_t id, unsigned flags)
 {
-    const vm_hit_thread *t = &vm__current->hit;
-    if (vm_unlikely(t->key != r->hit_key))
-        return free_otherwise(r, page, id, flags);
-    return vm_likely(vm__hit_free(t, &r->hit, page, id)) ? 0 : free_missed(r, page, id, flags);
+    vm_thread *t = vm__current;
+    if (vm_unlikely(t->hit.key != r->hit_key))
+        return free_otherwise(r, page, id, flags, t);
+    return vm_likely(vm__hit_free(&t->hit, &r->hit, page, id)) ? 0 : free_missed(r, page, id, flags);
 }

@@ -80,7 +80,17 @@ static bool is_ours(const vm_recorder *rec)
     return rec->recording >> VM_RECORDING_OWNER_SHIFT == vm__lease_owner(rec->r->process, rec->r->process_inc);
 }
 
-/* Nobody writes any more but who is in the middle of an event. */
+/* A request takes a look at its slot in any case, a free that hits once in a batch: nothing else ends what a thread writes
+ * that only frees. */
+int vm__event_of_batch(vm_thread *t, vm_event_kind kind, uint64_t page, uint64_t nr_pages)
+{
+    if (VM_ACQUIRE(&t->slot->recording) == t->quiet >> VM_DISTURBED_SHIFT)
+        return vm__event_of_hit(t, kind, page, nr_pages);
+    vm__ring_close(t);
+    return 0;
+}
+
+/* Nobody writes any more but who is in the middle of an event, or only frees: to the end of his batch. */
 void vm_record_stop(vm_recorder *rec)
 {
     vm_region *r = rec->r;

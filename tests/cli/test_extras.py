@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -54,3 +55,15 @@ def test_replay_needs_the_lab() -> None:
     done = run(["sortedcontainers"], "replay", __file__)
     assert done.returncode == 2
     assert done.stderr == "Error: this needs sortedcontainers: pip install 'vmalloc[lab]'\n"
+
+
+@pytest.mark.parametrize("missing", ["numpy", "pyarrow"])
+@pytest.mark.parametrize("words", [["no-such-region"], ["--kernel", "-o", "x.parquet"]])
+def test_recording_columns_needs_the_lab_whatever_of_it_is_missing(missing: str, words: list[str]) -> None:
+    if "--kernel" in words and os.geteuid() != 0:
+        pytest.skip("recording the kernel needs root")
+    done = run([missing], "record", *words)
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"Error: this needs {missing}: pip install 'vmalloc[lab]'\n",
+    )

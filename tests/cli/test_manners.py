@@ -70,6 +70,12 @@ def test_help_has_an_example_and_needs_no_extra(name: str) -> None:
     assert re.search(rf"(?m)^ +(eval \"\$\()?vmalloc {name}", done.stdout)
 
 
+@pytest.mark.parametrize("name", ["", *(name for name, _ in all_commands())])
+def test_help_fits_a_terminal_of_80_columns(name: str) -> None:
+    shown = run(*name.split(), "--help", env=os.environ | {"COLUMNS": "80"}).stdout.splitlines()
+    assert [line for line in shown if len(line) > 80] == []
+
+
 def test_the_list_of_commands_says_what_each_says_itself() -> None:
     listed = CliRunner().invoke(main, ["--help"]).output
     assert all(f"  {name} " in listed for name in COMMANDS)
@@ -190,12 +196,21 @@ def test_a_closed_pipe_is_silent(words: list[str]) -> None:
         ["info", "no-such"],
         ["info"],
         ["check", "/etc/passwd"],
+        ["top", "--once", "no-such"],
+        ["no-such-command"],
+        ["--no-such-option"],
+        ["ps", "--no-such-option"],
+        ["replay", "no-such-file"],
+        ["record"],
+        ["hold"],
+        ["completion", "no-such-shell"],
     ],
 )
 def test_what_is_not_there_is_one_line_and_status_2(words: list[str]) -> None:
     done = run(*words)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
+    assert "Errno" not in done.stderr
 
 
 def test_a_region_larger_than_ulimit_v_is_one_line() -> None:

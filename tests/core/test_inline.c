@@ -118,10 +118,10 @@ static void magazines_that_a_neighbour_empties_are_left_alone(void)
     CHECK_EQ(vm__magazine_count(header), 1);
     slot->drain = vm__token(vm__first_thread(r) + 5, 1); /* nobody's: dead, so the library takes it back */
     vm_taken got;
-    CHECK(!vm__hit_take(&vm__thread(r)->hit, &r->hit, 1, 0, &got));
+    CHECK(!vm__hit_take(&vm__thread(r)->hit, &r->hit, 1, NULL, &got));
     CHECK_EQ(slot->magazine[1].header, header);
     slot->drain = 0;
-    CHECK(vm__hit_take(&vm__thread(r)->hit, &r->hit, 1, 0, &got));
+    CHECK(vm__hit_take(&vm__thread(r)->hit, &r->hit, 1, NULL, &got));
     CHECK_EQ(vm_free_inline(r, got.page, got.id, 0), 0);
     FINISH(r);
 }

@@ -130,6 +130,41 @@ static void an_exact_event_has_the_time_of_its_call(vm_pools d)
     FINISH(r);
 }
 
+/* A request looks at once; these are frees that hit. */
+static void who_only_frees_writes_no_further_than_his_batch(void)
+{
+    enum { HELD = 20, ROUNDS = 10 };
+    vm_region *r = MAKE(.nr_pages = 1000, .nr_nodes = 1, .nr_threads = 4, .pools = VM_POOLS_MAGAZINE);
+    vm_range held[4 * HELD];
+    for (int round = 0; round < ROUNDS; round++) { /* so that the magazine takes that many */
+        for (int i = 0; i < 4 * HELD; i++)
+            held[i] = take(r, 1);
+        for (int i = 0; i < 4 * HELD; i++)
+            GIVE_BACK(r, held[i]);
+    }
+    vm_recorder *rec = start(r, false);
+    const vm_thread *t = vm__thread(r);
+    for (int i = 0; i < HELD; i++)
+        held[i] = take(r, 1);
+    uint64_t next;
+    do {
+        vm_range a = take(r, 1);
+        GIVE_BACK(r, a);
+        next = VM_ACQUIRE(&t->ring->next);
+    } while (next % VM_EVENT_BATCH < VM_EVENT_BATCH - HELD / 2);
+    const vm_ring *ring = vm__ring_map(r, t->index);
+    CHECK(ring);
+    vm_record_stop(rec);
+    for (int i = 0; i < HELD; i++)
+        CHECK_EQ(vm_free(r, held[i].page, held[i].id, 0), 0);
+    CHECK(VM_ACQUIRE(&ring->next) > next);
+    CHECK_EQ(VM_ACQUIRE(&ring->next) % VM_EVENT_BATCH, 0);
+    CHECK(!t->ring && vm__hits_are_open(&t->hit, &r->hit)); /* and its hits are as before */
+    vm__ring_unmap((vm_ring *)(uintptr_t)ring);
+    vm_record_end(rec);
+    FINISH(r);
+}
+
 /* A stamp whose low bits are all ones, as long ago as may be: the sum stays below the CPU. */
 static void what_is_added_to_a_stamp_carries_into_no_cpu(void)
 {
@@ -558,6 +593,7 @@ int main(void)
         an_exact_event_has_the_time_of_its_call(d);
     }
     what_is_added_to_a_stamp_carries_into_no_cpu();
+    who_only_frees_writes_no_further_than_his_batch();
     who_is_lapped_learns_how_much_is_lost();
     a_half_written_event_is_never_read();
     one_records_at_a_time_and_a_death_ends_it();

@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from tests.kernel_work import attach_filters
 
 from vmalloc.cli.record import command as record
 from vmalloc.lab import record_kernel as recorder
@@ -24,9 +28,6 @@ from vmalloc.lab.tracefs import KPTR_RESTRICT, PREFIX, Tracefs, remove_stale
 
 RECORD = [sys.executable, "-c", "from vmalloc.cli.record import command; command()", "--kernel"]
 PATIENCE_S = 10
-
-# Each new task takes a stack from vmalloc; this many at once empty the kernel's small cache of stacks.
-CROWD = "for i in $(seq 60); do sleep 0.1 & done; wait"
 
 
 @pytest.fixture
@@ -67,6 +68,29 @@ def wait_for(condition: object) -> bool:
     return False
 
 
+def undisturbed_restriction() -> str:
+    """While no recorder has changed it: other tests may record at the same time."""
+    with KPTR_RESTRICT.open() as restriction:
+        fcntl.flock(restriction, fcntl.LOCK_SH)
+        return restriction.read()
+
+
+@pytest.fixture
+def restriction(tmp_path, monkeypatch) -> Path:
+    """A file in place of kernel.kptr_restrict, which is 2."""
+    path = tmp_path / "kptr_restrict"
+    path.write_text("2")
+    monkeypatch.setattr(module, "KPTR_RESTRICT", path)
+    return path
+
+
+@pytest.fixture
+def watcher(tracefs, restriction, tmp_path) -> Iterator[module._Watcher]:
+    watcher = module._Watcher(tracefs, tmp_path / "no-instance")
+    yield watcher
+    watcher.dismiss()
+
+
 @pytest.fixture
 def running(tracefs, tmp_path) -> Iterator[subprocess.Popen[bytes]]:
     """A recorder without a limit, that has started to record."""
@@ -83,7 +107,9 @@ def running(tracefs, tmp_path) -> Iterator[subprocess.Popen[bytes]]:
 
 def test_a_command_is_recorded_between_two_snapshots(tracefs, tmp_path):
     others = switches(tracefs)
-    done = record_kernel(tmp_path / "a.trace.gz", command=["sh", "-c", CROWD + "; exit 3"])
+    done = record_kernel(
+        tmp_path / "a.trace.gz", command=["sh", "-c", f"{shlex.join(attach_filters(60))}; exit 3"]
+    )
     events = list(read_events(done.trace))
     assert done.status == 3
     assert [e.text for e in events if e.kind == "mark"] == [
@@ -101,10 +127,10 @@ def test_a_command_is_recorded_between_two_snapshots(tracefs, tmp_path):
 
 
 def test_real_addresses_are_shown_and_the_restriction_is_set_back(tracefs, tmp_path):
-    restriction = KPTR_RESTRICT.read_text()
+    restriction = undisturbed_restriction()
     done = record_kernel(tmp_path / "a.trace", seconds=0.05, real_addresses=True)
     assert done.addresses == "real"
-    assert KPTR_RESTRICT.read_text() == restriction
+    assert undisturbed_restriction() == restriction
     assert done.before is not None
     assert done.after is not None
     before, after = (
@@ -115,16 +141,57 @@ def test_real_addresses_are_shown_and_the_restriction_is_set_back(tracefs, tmp_p
     assert before ^ after <= touched  # but for per-CPU areas, they come and go only with an event
 
 
-def test_the_watcher_sets_the_restriction_back_when_the_recorder_dies_in_between(
-    tracefs, tmp_path, monkeypatch
-):
-    restriction = tmp_path / "kptr_restrict"
+def test_the_watcher_sets_the_restriction_back_when_the_recorder_dies_in_between(watcher, restriction):
     restriction.write_text("1")
-    monkeypatch.setattr(module, "KPTR_RESTRICT", restriction)
-    watcher = module._Watcher(tracefs, tmp_path / "no-instance")
     watcher.restore_kptr("2")
     watcher.dismiss()  # closes the pipe, as death does
     assert restriction.read_text() == "2\n"
+
+
+def test_recorders_take_turns_at_the_restriction(tracefs, watcher, restriction, tmp_path):
+    second = module._Watcher(tracefs, tmp_path / "no-instance-either")
+    entered, may_look, seen = threading.Event(), threading.Event(), []
+
+    def look() -> None:
+        with second.addresses_shown():
+            entered.set()
+            may_look.wait(PATIENCE_S)
+            seen.append(restriction.read_text())
+
+    thread = threading.Thread(target=look)
+    with watcher.addresses_shown():
+        thread.start()
+        entered.wait(0.2)  # it would be long enough to see 1 and go on
+        assert restriction.read_text() == "1"
+    assert entered.wait(PATIENCE_S)
+    may_look.set()
+    thread.join(PATIENCE_S)
+    second.dismiss()
+    assert seen == ["1"]
+    assert restriction.read_text() == "2"
+
+
+def test_a_dead_recorders_turn_lasts_until_its_watcher_has_set_the_restriction_back(watcher, restriction):
+    watcher._lock_restriction()
+    restriction.write_text("1")
+    watcher.restore_kptr("2")
+    os.close(watcher._restriction)  # as death does, and then the pipe
+    watcher._restriction = -1
+    with restriction.open() as file:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        watcher.dismiss()
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert file.read() == "2\n"
+
+
+def test_who_keeps_the_restriction_changed_is_not_waited_for_for_ever(watcher, restriction, monkeypatch):
+    monkeypatch.setattr(module, "RESTRICTION_PATIENCE_S", 0.0)
+    with restriction.open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(RecordError, match="another recorder"), watcher.addresses_shown():
+            pass
+    assert restriction.read_text() == "2"
 
 
 def test_a_recording_can_be_written_as_columns(tracefs, tmp_path):
@@ -139,8 +206,7 @@ def test_a_recording_can_be_written_as_columns(tracefs, tmp_path):
 
 def test_events_that_the_ring_cannot_keep_are_counted(tracefs, tmp_path, monkeypatch):
     monkeypatch.setattr(recorder._Reader, "_run", lambda self: None)  # a reader that is too slow by far
-    storm = ";".join([CROWD] * 5)
-    done = record_kernel(tmp_path / "a.trace", command=["sh", "-c", storm], buffer_kb=4, snapshots=False)
+    done = record_kernel(tmp_path / "a.trace", command=attach_filters(500), buffer_kb=4, snapshots=False)
     assert done.nr_lost > 0
     assert "take a larger --buffer-kb" in done.notes[0]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from vmalloc.cli.manners import one_line
+from vmalloc.cli.manners import one_line, usage_in_one_line
 
 COMMANDS = {
     "suite": "Run the kernel's vmalloc test suite on every pool design.",
@@ -56,8 +56,12 @@ class _LazyGroup(click.Group):
         found = [CompletionItem(n, help=h) for n, h in COMMANDS.items() if n.startswith(incomplete)]
         return found or click.Command.shell_complete(self, ctx, incomplete)
 
+    def make_context(self, *args: Any, **more: Any) -> click.Context:
+        with usage_in_one_line():
+            return super().make_context(*args, **more)
+
     def invoke(self, ctx: click.Context) -> Any:
-        with one_line():
+        with one_line(), usage_in_one_line():
             return super().invoke(ctx)
 
 

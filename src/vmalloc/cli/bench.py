@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vmalloc.cli.manners import INTERRUPTED, Command, Output, Refusal, json_option, what_to_install
+from vmalloc.cli.manners import INTERRUPTED, Command, Output, Refusal, json_option, told, what_to_install
 
 if TYPE_CHECKING:
     from vmalloc.bench.handover import Found
@@ -68,7 +68,7 @@ def handover(
     \b
     Examples:
       vmalloc bench handover
-      vmalloc bench handover --sizes 1M,64M --peers vmalloc,stock,ray --plot handover.png
+      vmalloc bench handover --sizes 1M,64M --peers vmalloc,stock --plot of.png
       vmalloc bench handover --json | jq .results[0]
 
     Process A fills an array, process B reads all of it and replies: through a queue, and as the result
@@ -89,7 +89,7 @@ def handover(
     except ModuleNotFoundError as error:
         raise Refusal(what_to_install(error.name, "bench")) from None
     except ValueError as error:
-        raise Refusal(str(error)) from None
+        raise Refusal(told(error)) from None
     with _progress_bar() as progress:
         result = bench.run(plan, progress)
     output.json(result.as_json())

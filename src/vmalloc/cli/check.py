@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from vmalloc.cli.manners import Command, Output, Refusal, json_option, plain_table
+from vmalloc.cli.manners import Command, Output, Refusal, json_option, plain_table, told
 from vmalloc.errors import RegionCorrupt, VmallocError
 from vmalloc.image import attach_any, is_image, load, save
 from vmalloc.region import RegionBase
@@ -177,7 +177,7 @@ def command(
         )
         report = _report(region, source, at_rest, repair)
     except VmallocError as e:
-        raise Refusal(str(e)) from None
+        raise Refusal(told(e)) from None
     if not output.json_is_alone:
         _print(report)
     output.json(report.as_dict())

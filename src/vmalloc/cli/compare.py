@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vmalloc.cli.manners import Command, json_option
+from vmalloc.cli.manners import Command, json_option, told
 from vmalloc.cli.simulate import BadPlan, costs_of, or_default, progress_bar, suite_words
 
 if TYPE_CHECKING:
@@ -70,8 +70,8 @@ def command(
     """Compare designs in simulation, with the uncertainty over seeds.
 
     \b
-    vmalloc compare --cpus 64,448,1024 run_test_mask=1 test_loop_count=2000 --store cells.parquet
-    vmalloc compare --designs linux-6.16,linux-6.16:decay_shift=1 --plot decay.png
+    vmalloc compare --cpus 64,448 test_loop_count=2000 --store cells.parquet
+    vmalloc compare --designs linux-6.16,linux-6.16:decay_shift=1 --plot d.png
     vmalloc compare --question llist --out pages
 
     Prints a Markdown table. With --store a sweep that was interrupted goes on where it was; a process that
@@ -103,7 +103,7 @@ def command(
         for plan in plans:
             plan.on()
     except ValueError as error:
-        raise BadPlan(str(error)) from None
+        raise BadPlan(told(error)) from None
     rows = _run(plans, jobs, store, scheduler)
     if json_path is not None:
         text = json.dumps(rows, indent=1)
@@ -157,7 +157,7 @@ def _run(plans: list[Plan], jobs: int, store: str | None, scheduler: str | None)
                 return run_on_cluster(plans, scheduler, store, bar)
             return run_on_processes(plans, min(jobs, len(plans)), store, bar)
     except (SweepError, RuntimeError, MemoryError) as error:
-        raise click.ClickException(str(error) or "not enough memory") from None
+        raise click.ClickException(told(error) or "not enough memory") from None
 
 
 def _tell(
@@ -183,4 +183,4 @@ def _tell(
         where = error.filename or (out if question is not None else plot)
         raise click.ClickException(f"{where}: {error.strerror or error}") from None
     except ValueError as error:
-        raise click.ClickException(str(error)) from None
+        raise click.ClickException(told(error)) from None

@@ -9,7 +9,7 @@ import socket
 
 import click
 
-from vmalloc.cli.manners import Command, Output, Refusal, Size, json_option, safe
+from vmalloc.cli.manners import Command, Output, Refusal, Size, json_option, told
 
 
 def _tell_systemd(state: str) -> None:
@@ -56,9 +56,9 @@ def command(
         if path is not None:
             region.serve(path, allow_uids=uids)
     except ValueError as error:  # no name for a region, or a path too long
-        raise Refusal(safe(str(error))) from None
-    told = {"name": name, "pid": os.getpid(), "id": region.id, "size": region.size, "socket": path}
-    output.json(told)
+        raise Refusal(told(error)) from None
+    holding = {"name": name, "pid": os.getpid(), "id": region.id, "size": region.size, "socket": path}
+    output.json(holding)
     click.echo(f"holding {name} ({region.size >> 20} MiB), pid {os.getpid()}", err=output.json_is_alone)
     _tell_systemd("READY=1")
     signal.sigwait({signal.SIGTERM, signal.SIGINT})

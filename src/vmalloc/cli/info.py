@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vmalloc.cli.manners import Command, Output, Refusal, human_bytes, json_option, plain_table, safe
+from vmalloc.cli.manners import Command, Output, Refusal, human_bytes, json_option, plain_table, safe, told
 
 if TYPE_CHECKING:
     from vmalloc._core import RangeTable
@@ -117,7 +117,7 @@ def _of_kernel(path: str, show_all: bool, output: Output) -> None:
     except PermissionError:
         raise Refusal(f"{path} is for root: sudo vmalloc info --kernel, or give a copy of it") from None
     except TraceError as error:
-        raise Refusal(safe(str(error))) from None
+        raise Refusal(told(error)) from None
 
 
 def _show_kernel(summary: Summary, groups: list[dict[str, Any]], show_all: bool) -> None:
@@ -186,5 +186,5 @@ def command(which: str | None, kernel: bool, show_all: bool, json_path: str | No
         if is_image(which):
             region = load(which)
         else:
-            raise Refusal(safe(str(error))) from None
+            raise Refusal(told(error)) from None
     _of_region(region, show_all, output)

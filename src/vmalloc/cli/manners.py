@@ -40,6 +40,8 @@ __all__ = [
     "one_line",
     "plain_table",
     "safe",
+    "told",
+    "usage_in_one_line",
     "what_to_install",
 ]
 
@@ -97,6 +99,25 @@ def _reason(error: OSError) -> str:
     return f"{where}{text}{remedy}"
 
 
+def told(error: BaseException) -> str:
+    """What an error says, without its number, and safe for terminals."""
+    if isinstance(error, OSError) and error.strerror:
+        return safe(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
+    return safe(str(error))
+
+
+@contextmanager
+def usage_in_one_line() -> Iterator[None]:
+    """As every other mistake; click prints the usage, an invitation and a blank before it."""
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        more = f"; {error.ctx.command_path} --help says more" if error.ctx else ""
+        raise Refusal(safe(error.format_message().rstrip(".")) + more) from None
+
+
 @contextmanager
 def one_line() -> Iterator[None]:
     """Say what went wrong in one line, and end with the status for it."""
@@ -120,7 +141,7 @@ def one_line() -> Iterator[None]:
         _let_go_of_stdout()
         raise SystemExit(CLOSED_PIPE) from None
     except VmallocError as error:
-        raise click.ClickException(str(error)) from None
+        raise click.ClickException(told(error)) from None
     except MemoryError as error:
         raise click.ClickException(
             f"out of memory: {str(error) or 'this process may have no more'}; raise ulimit -v"

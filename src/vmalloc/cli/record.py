@@ -6,13 +6,14 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
 from click.core import ParameterSource
 
-from vmalloc.cli.manners import Command, Output, Refusal, json_option, safe
+from vmalloc.cli.manners import Command, Output, Refusal, json_option, safe, told, what_to_install
 
 OUTPUT_HELP = """Default: kernel-DATE.trace.gz. The name says the format: ftrace text (.gz, .xz, .zst or
 plain) or columns (.parquet). Of a region: NAME-DATE.parquet, columns only."""
@@ -94,16 +95,17 @@ def command(
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     trace = output or Path(time.strftime("kernel-%Y%m%d-%H%M%S.trace.gz"))
     try:
-        done = record_kernel(
-            trace,
-            seconds=seconds,
-            command=command,
-            buffer_kb=buffer_kb,
-            snapshots=snapshots,
-            real_addresses=real_addresses,
-        )
+        with _columns_needed():
+            done = record_kernel(
+                trace,
+                seconds=seconds,
+                command=command,
+                buffer_kb=buffer_kb,
+                snapshots=snapshots,
+                real_addresses=real_addresses,
+            )
     except (RecordError, OSError) as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(told(error)) from error
     click.echo(
         f"{done.nr_lines:,} lines in {done.seconds:.1f} s, {done.nr_lost:,} lost: {done.trace}", err=True
     )
@@ -118,6 +120,15 @@ def command(
         sys.exit(128 + done.interrupted)
     status = done.status if done.status >= 0 else 128 - done.status
     sys.exit(status or not is_written)
+
+
+@contextmanager
+def _columns_needed() -> Iterator[None]:
+    """Of all that columns need, numpy too, the extra is the lab's."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise Refusal(what_to_install(error.name, "lab")) from None
 
 
 def _check_perfetto(path: Path | None, recording: Path | None) -> None:
@@ -144,7 +155,7 @@ def _write_perfetto(trace: str | Path, path: Path | None) -> bool:
     try:
         nr = write_perfetto(trace, path)
     except (TraceError, OSError) as error:
-        click.ClickException(f"--perfetto {safe(str(path))}: {safe(str(error))}").show()
+        click.ClickException(f"--perfetto {safe(str(path))}: {told(error)}").show()
         return False
     click.echo(f"{nr:,} entries for ui.perfetto.dev: {safe(str(path))}", err=True)
     return True
@@ -164,10 +175,8 @@ def _record_region(
     path = path or Path(time.strftime(f"{name.replace('/', '_')}-%Y%m%d-%H%M%S.parquet"))
     if path.suffix != ".parquet":
         raise Refusal(f"-o {safe(str(path))}: events of a region are written as columns: name it .parquet")
-    try:
+    with _columns_needed():
         from vmalloc.lab.record_region import RegionRecorder
-    except ImportError as error:
-        raise Refusal(str(error)) from None
     from vmalloc.region import Region
 
     try:
@@ -176,7 +185,7 @@ def _record_region(
                 _wait(seconds)
             done = recorder.done
     except (VmallocError, OSError) as error:
-        raise click.ClickException(safe(str(error))) from error
+        raise click.ClickException(told(error)) from error
     lost = f"{done.nr_lost:,} lost" + (f", {done.nr_damaged:,} damaged" if done.nr_damaged else "")
     click.echo(f"{done.nr_events:,} events in {done.seconds:.1f} s, {lost}: {safe(done.trace)}", err=True)
     results.json(done.as_json())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vmalloc.cli.manners import Command, Output, ParamType, Refusal, json_option
+from vmalloc.cli.manners import Command, Output, ParamType, Refusal, json_option, told
 from vmalloc.facts import LEVELS, POOLS
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def command(
         else:
             result = _predict(console, recording, design, end_state)
     except (TraceError, StateError, ValueError) as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(told(error)) from error
     output.json(result)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vmalloc.cli.manners import Command, Output, Refusal, json_option, safe
+from vmalloc.cli.manners import Command, Output, Refusal, json_option, safe, told
 from vmalloc.cli.replay import PATH, Design
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _of_recording(path: Path, design: str | None, state: Path | None, vmallocinf
 
             add_replay(report, load(path), PRESETS[design])
     except (TraceError, StateError, ValueError) as error:
-        raise click.ClickException(safe(str(error))) from None
+        raise click.ClickException(told(error)) from None
     return report
 
 
@@ -154,7 +154,7 @@ def _of_region(which: str, seconds: float) -> Report:
     try:
         region = attach_any(which, readonly=True)
     except RegionUnavailable as error:
-        raise Refusal(safe(str(error))) from None
+        raise Refusal(told(error)) from None
     watch = Watch(region._info()["granule"], STATES)  # pyright: ignore[reportPrivateUsage]
     try:
         _look(region, watch, seconds)

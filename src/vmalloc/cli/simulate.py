@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from vmalloc.cli.manners import Command, json_option
+from vmalloc.cli.manners import Command, json_option, told
 
 SHOWN = {
     "wall_s": "wall time of the whole workload, s",
@@ -133,7 +133,7 @@ def command(
 
     \b
     vmalloc simulate nr_threads=64 run_test_mask=7
-    vmalloc simulate --design linux-6.8 --cpus 1024 run_test_mask=1 test_loop_count=5000
+    vmalloc simulate --design linux-6.8 --cpus 1024 test_loop_count=5000
     vmalloc simulate --design vmalloc/llist --machine ./here.toml nr_threads=8
 
     Decisions are the model's, times come from the costs of a machine, each of which has its source in
@@ -154,14 +154,14 @@ def command(
         )  # fmt: skip
         plan.on()
     except ValueError as error:
-        raise BadPlan(str(error)) from None
+        raise BadPlan(told(error)) from None
     if json_path not in (None, "-") and not Path(str(json_path)).absolute().parent.is_dir():
         raise BadPlan(f"--json {json_path}: there is no directory {Path(str(json_path)).parent}")
     try:
         with progress_bar("simulating") as bar:
             row = run_plan(plan, None if bar is None else lambda share: bar(round(share * 100), 100))
     except (RuntimeError, MemoryError) as error:
-        raise click.ClickException(str(error) or "not enough memory") from None
+        raise click.ClickException(told(error) or "not enough memory") from None
     if json_path == "-":
         click.echo(json.dumps(row, indent=1))
         return
@@ -180,7 +180,7 @@ def _listing(machine: str) -> str:
     try:
         chosen = load_machine(machine)
     except ValueError as error:
-        raise BadPlan(str(error)) from None
+        raise BadPlan(told(error)) from None
     lines = ["designs:", *(f"  {name}" for name in DESIGNS), "machines:"]
     lines += [f"  {name:22} {load_machine(name).meaning}" for name in machines()]
     lines.append(f"costs of {chosen.name} (ns, or plain numbers):")

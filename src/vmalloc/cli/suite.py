@@ -4,19 +4,29 @@
 from __future__ import annotations
 
 import sys
+from textwrap import wrap
 
 import click
 
-from vmalloc.cli.manners import INTERRUPTED, Command, Output, Refusal, Size, json_option
+from vmalloc.cli.manners import INTERRUPTED, Command, Output, Refusal, Size, json_option, told
 from vmalloc.facts import POOLS
-from vmalloc.suite.parameters import MODES, TESTS, Parameters
+from vmalloc.suite.parameters import MODES, TESTS, Parameters, SuiteTest
+
+MEANING_AT, LINE = 33, 78  # columns of a terminal of 80; the help is set in by two
+
+
+def _test(test: SuiteTest) -> str:
+    first, *others = wrap(test.meaning, LINE - 2 - MEANING_AT)
+    return "\n".join(
+        [f"  {test.bit:5} {test.name:24} {first}", *(" " * MEANING_AT + line for line in others)]
+    )
 
 
 def _details() -> str:
     modes = "\n".join(
         f"  {name:12} " + " ".join(f"{k}={v}" for k, v in m.items()) for name, m in MODES.items()
     )
-    tests = "\n".join(f"  {test.bit:5} {test.name:25} {test.meaning}" for test in TESTS)
+    tests = "\n".join(map(_test, TESTS))
     defaults = Parameters()
     return f"""\b
 Modes, as in the kernel's test_vmalloc.sh:
@@ -99,13 +109,13 @@ def command(
             seed,
         )
     except (ValueError, ImportError) as error:
-        raise Refusal(str(error)) from None
+        raise Refusal(told(error)) from None
     output = Output(json_path)
     try:
         with progress_bar() as progress:
             result = run(plan, progress)
     except (OSError, RuntimeError, MemoryError) as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(told(error)) from error
     if dmesg:
         click.echo("\n".join(report.dmesg(result)), err=output.json_is_alone)
     else:

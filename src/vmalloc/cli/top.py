@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vmalloc.cli.manners import Command, Output, Refusal, json_option, safe
+from vmalloc.cli.manners import Command, Output, Refusal, json_option, told
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,7 +43,7 @@ def _watch(which: str | None, after: Watcher | None = None) -> Watcher:
         try:
             return Watcher(attach_any(which, readonly=True), which)
         except RegionUnavailable as error:
-            raise Refusal(safe(str(error))) from None
+            raise Refusal(told(error)) from None
     for name, path in _regions(after):
         try:
             return Watcher(attach_any(path, readonly=True), name)

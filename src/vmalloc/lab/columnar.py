@@ -28,7 +28,8 @@ try:
     import pyarrow.parquet as pq  # type: ignore[import-untyped,unused-ignore]
     from pyarrow.fs import LocalFileSystem  # type: ignore[import-untyped,unused-ignore]
 except ImportError as error:
-    raise ImportError("columnar traces need pyarrow: pip install 'vmalloc[lab]'") from error
+    text = "columnar traces need pyarrow: pip install 'vmalloc[lab]'"
+    raise ModuleNotFoundError(text, name="pyarrow") from error
 
 from vmalloc.lab.columns import DTYPES, NAMED, Columns, Names, events_of_columns
 from vmalloc.lab.events import Event, TraceError

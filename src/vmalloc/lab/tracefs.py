@@ -20,6 +20,8 @@ import os
 import re
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from vmalloc.lab.events import log
@@ -28,6 +30,8 @@ EVENTS = ("alloc_vmap_area", "purge_vmap_area_lazy", "free_vmap_area_noflush")
 PREFIX = "vmalloc-"
 OURS = re.compile(re.escape(PREFIX) + r"(\d+)(?:-\d+)?")
 KPTR_RESTRICT = Path("/proc/sys/kernel/kptr_restrict")
+RESTRICTION_PATIENCE_S = 10.0
+"""Another recorder has set it while it reads /proc/vmallocinfo, which takes milliseconds."""
 
 SYS_FSOPEN, SYS_FSCONFIG, SYS_FSMOUNT = 430, 431, 432  # the same on every architecture but alpha; Linux 5.2
 FSCONFIG_CMD_CREATE, CLOEXEC = 6, 1
@@ -152,16 +156,8 @@ class Instance:
 
     def snapshot(self, *, real_addresses: bool) -> bytes:
         """/proc/vmallocinfo now. real_addresses sets kptr_restrict to 1 while reading, and back."""
-        before = KPTR_RESTRICT.read_text().strip()
-        if not real_addresses or before == "1":
+        with self._watcher.addresses_shown() if real_addresses else nullcontext():
             return Path("/proc/vmallocinfo").read_bytes()
-        self._watcher.restore_kptr(before)
-        try:
-            KPTR_RESTRICT.write_text("1")
-            return Path("/proc/vmallocinfo").read_bytes()
-        finally:
-            KPTR_RESTRICT.write_text(before)
-            self._watcher.restore_kptr("")
 
     def remove(self) -> None:
         """Stop recording and remove the instance. Can be called again."""
@@ -173,18 +169,50 @@ class Instance:
 
 
 class _Watcher:
-    """A child that outlives the recorder by as long as it takes to clean up after it."""
+    """A child that outlives the recorder by as long as it takes to clean up after it.
+
+    Recorders set kptr_restrict one at a time: the lock on it belongs to a description of the file that the
+    child has too, so after a recorder's death it lasts until the child has set the value back.
+    """
 
     def __init__(self, tracefs: Tracefs, instance: Path) -> None:
+        self._restriction = os.open(KPTR_RESTRICT, os.O_RDONLY)
         self._process = subprocess.Popen(
             ["/bin/sh", "-c", WATCHER, "vmalloc-record-watcher", str(instance), str(KPTR_RESTRICT)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            pass_fds=tracefs.inherited,
+            pass_fds=(*tracefs.inherited, self._restriction),
             start_new_session=True,
             cwd="/",
         )
+
+    @contextmanager
+    def addresses_shown(self) -> Iterator[None]:
+        """kptr_restrict is 1 meanwhile, and no other recorder changes it; RecordError if one keeps it."""
+        self._lock_restriction()
+        try:
+            before = KPTR_RESTRICT.read_text().strip()
+            self.restore_kptr(before)
+            try:
+                KPTR_RESTRICT.write_text("1")
+                yield
+            finally:
+                KPTR_RESTRICT.write_text(before)
+                self.restore_kptr("")
+        finally:
+            fcntl.flock(self._restriction, fcntl.LOCK_UN)
+
+    def _lock_restriction(self) -> None:
+        end = time.monotonic() + RESTRICTION_PATIENCE_S
+        while True:
+            try:
+                return fcntl.flock(self._restriction, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    text = "another recorder keeps kernel.kptr_restrict changed"
+                    raise RecordError(f"{text}: end it, or leave --real-addresses out") from None
+                time.sleep(0.01)
 
     def restore_kptr(self, value: str) -> None:
         assert self._process.stdin is not None
@@ -195,6 +223,9 @@ class _Watcher:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
+        if self._restriction >= 0:
+            os.close(self._restriction)
+            self._restriction = -1
 
 
 def remove_stale(tracefs: Tracefs) -> list[str]:
