@@ -7,7 +7,9 @@ epochs    arrays of one shape are allocated, written to, and freed, again and ag
 flow      messages go one way between two processes: ns a message beside a ring of two slots written by hand
 headroom  allocations a second in a region that has little more pages than are in use
 free      the slowest of many frees of small arrays, half of all, beside idle processes and a stopped one
-crowd     the same number of pairs by few and by thousands of threads, in one process and in many
+crowd     the same number of pairs by few and by thousands of threads, in one process and in many; beside them
+          as many threads that wake up, call nothing, and end: `net` is the ratio without what the machine
+          takes longer for those, and both again in CPU time
 
 Resident is memory of the region, or of the process for the others. The column size/bar is the most that was
 resident over 1.1 times the live peak and 64 MiB.
@@ -205,6 +207,36 @@ def frees(quick: bool) -> Iterator[tuple[list[str], list[common.Result]]]:
         )
 
 
+class Crowd(NamedTuple):
+    """What one crowd took from when all its threads were there."""
+
+    seconds: float
+    failed: int
+    longest_s: float
+    cpu: float
+
+
+def run_crowd(program: Path, *arguments: str) -> Crowd:
+    text = subprocess.run([program, *arguments], check=True, capture_output=True, text=True).stdout
+    seconds, failed, longest, cpu = text.split()
+    return Crowd(float(seconds), int(failed), float(longest), float(cpu))
+
+
+def crowd_ratios(turns: list[list[Crowd]]) -> dict[str, float]:
+    """Of turns {few, many, few that call nothing, as many}: many over few, by the clock and in CPU time.
+
+    `net` takes off by how much the machine itself takes longer for many.
+    """
+    return {
+        "ratio": median([many.seconds / few.seconds for few, many, *_ in turns]),
+        "net": median([
+            (many.seconds - max(0, m.seconds - f.seconds)) / few.seconds for few, many, f, m in turns
+        ]),
+        "CPU": median([many.cpu / few.cpu for few, many, *_ in turns]),
+        "CPU net": median([(many.cpu - max(0, m.cpu - f.cpu)) / few.cpu for few, many, f, m in turns]),
+    }  # fmt: skip
+
+
 def crowds(quick: bool) -> Iterator[tuple[list[str], list[common.Result]]]:
     program = build("crowd", "crowd_loop.c", common.library_flags())
     pairs = "256000" if quick else "2560000"
@@ -212,27 +244,23 @@ def crowds(quick: bool) -> Iterator[tuple[list[str], list[common.Result]]]:
         ("64 and 3,500 threads", ("1", "64"), ("1", "350" if quick else "3500")),
         ("4 x 14 and 250 x 14 threads", ("4", "14"), ("25" if quick else "250", "14")),
     ):
-        seconds: dict[tuple[str, str], list[float]] = {few: [], many: []}
-        failed, slowest = 0, 0.0
-        for _ in range(1 if quick else 5):
-            for crowd in (few, many):
-                command = [program, *crowd, pairs]
-                text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-                took, errors, longest = text.split()
-                seconds[crowd].append(float(took))
-                failed += int(errors)
-                slowest = max(slowest, float(longest)) if crowd == many else slowest
-        ratio = median([a / b for a, b in zip(seconds[many], seconds[few], strict=True)])
-        row = [
-            name,
-            f"{median(seconds[few]):.2f}",
-            f"{median(seconds[many]):.2f}",
-            f"{ratio:.2f}",
-            str(failed),
-            f"{slowest:.2f}",
-        ]
-        peers = {"errors": float(failed), "the longest pair, s": slowest}
-        yield row, [result(name, "magazine", ratio, "ratio of times", peers)]
+        orders = [(*few, pairs), (*many, pairs), (*few, pairs, "nothing"), (*many, pairs, "nothing")]
+        turns = [[run_crowd(program, *order) for order in orders] for _ in range(1 if quick else 7)]
+        ratios = crowd_ratios(turns)
+        failed = sum(crowd.failed for turn in turns for crowd in turn)
+        slowest = max(turn[1].longest_s for turn in turns)
+        seconds = [median([turn[i].seconds for turn in turns]) for i in range(4)]
+        peers = {
+            "errors": float(failed),
+            "the longest pair, s": slowest,
+            **dict(zip(("few, s", "many, s", "few, nothing, s", "many, nothing, s"), seconds, strict=True)),
+            **ratios,
+        }
+        figures = [f"{number:.2f}" for number in (*seconds, *ratios.values())]
+        yield (
+            [name, *figures, str(failed), f"{slowest:.2f}"],
+            [result(name, "magazine", ratios["ratio"], "ratio of times", peers)],
+        )
 
 
 TABLES = {
@@ -247,8 +275,9 @@ TABLES = {
         ["case", "all", "empty", "not preempted", "empty", "CPU", "empty", "slept"],
     ),
     "crowd": (
-        crowds, "The same pairs of 4 KiB by few and by many threads",
-        ["case", "few, s", "many, s", "ratio", "errors", "longest pair, s"],
+        crowds, "The same pairs of 4 KiB by few and by many threads, s; beside them, where all call nothing",
+        ["case", "few", "many", "few, nothing", "many, nothing", "ratio", "net", "CPU", "CPU net", "errors",
+         "longest pair"],
     ),
 }  # fmt: skip
 

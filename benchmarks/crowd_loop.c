@@ -2,15 +2,17 @@
 /*
  * Crowds of bench_steady.py.
  *
- * Arguments: PROCESSES THREADS PAIRS. So many processes with so many threads each do PAIRS pairs of one page together, each
- * the same number. Prints the seconds that took once all threads were there, how many calls failed, and the longest
- * pair in seconds: a waiter that starves would show there.
+ * Arguments: PROCESSES THREADS PAIRS [nothing]. So many processes with so many threads each do PAIRS pairs of one page
+ * together, each the same number. Prints the seconds that took once all threads were there, how many calls failed, the
+ * longest pair in seconds, where a waiter that starves would show, and the CPU seconds of all. With `nothing` the threads
+ * wake up, look at the clock as often, call nothing, and end: what the machine itself takes for so many threads.
  */
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -27,6 +29,7 @@ typedef struct shared {
 static vm_region *region;
 static shared *all;
 static long pairs_each;
+static int calls_nothing;
 static int gate[2];
 
 static uint64_t now_ns(void)
@@ -54,7 +57,8 @@ static void *work(void *unused)
     for (long i = 0; i < pairs_each; i++) {
         vm_range a;
         uint64_t began = now_ns();
-        nr_failed += vm_alloc(region, 1, 1, 0, &a) != 0 || vm_free(region, a.page, a.id, 0) != 0;
+        if (!calls_nothing)
+            nr_failed += vm_alloc(region, 1, 1, 0, &a) != 0 || vm_free(region, a.page, a.id, 0) != 0;
         uint64_t took = now_ns() - began;
         longest = took > longest ? took : longest;
     }
@@ -77,6 +81,30 @@ static void run_threads(int nr)
     free(thread);
 }
 
+static double seconds_of(clockid_t clock)
+{
+    struct timespec t = {0, 0};
+    clock_gettime(clock, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
+/* What they took until now. */
+static double cpu_of(int nr, const pid_t *child)
+{
+    double sum = 0;
+    clockid_t clock;
+    for (int i = 0; i < nr; i++)
+        sum += clock_getcpuclockid(child[i], &clock) == 0 ? seconds_of(clock) : 0;
+    return sum;
+}
+
+static double cpu_of_ended_children(void)
+{
+    struct rusage u;
+    getrusage(RUSAGE_CHILDREN, &u);
+    return (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) + (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1e6;
+}
+
 int main(int argc, char **argv)
 {
     if (argc < 4)
@@ -84,22 +112,26 @@ int main(int argc, char **argv)
     int nr_processes = atoi(argv[1]), nr_threads = atoi(argv[2]), status, failed = 0;
     uint32_t nr = (uint32_t)(nr_processes * nr_threads);
     vm_options options = {.nr_pages = 1 << 18, .nr_threads = 3840, .pools = VM_POOLS_MAGAZINE};
+    pid_t *child = calloc((size_t)nr_processes, sizeof *child);
     pairs_each = atol(argv[3]) / (long)nr;
+    calls_nothing = argc > 4;
     all = mmap(NULL, sizeof *all, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (all == MAP_FAILED || pipe(gate) != 0 || vm_create(&options, &region) != 0)
         return 2;
     for (int i = 0; i < nr_processes; i++)
-        if (fork() == 0) {
+        if ((child[i] = fork()) == 0) {
             close(gate[1]);
             run_threads(nr_threads);
             _exit(0);
         }
     while (__atomic_load_n(&all->nr_ready, __ATOMIC_ACQUIRE) < nr)
         usleep(1000);
+    double cpu = cpu_of(nr_processes, child);
     uint64_t began = now_ns();
     close(gate[1]);
     while (wait(&status) > 0)
         failed |= status;
-    printf("%.3f %lu %.3f\n", (double)(now_ns() - began) / 1e9, all->nr_failed, (double)all->longest_ns / 1e9);
+    double took = (double)(now_ns() - began) / 1e9;
+    printf("%.4f %lu %.3f %.4f\n", took, all->nr_failed, (double)all->longest_ns / 1e9, cpu_of_ended_children() - cpu);
     return failed != 0;
 }

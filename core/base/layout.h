@@ -183,7 +183,7 @@ typedef struct vm_slot {
     uint64_t nr_failed;
     uint64_t nr_slab_hit;
     uint64_t nr_neighbour_hit;
-    uint64_t has_ids[VM_POOL_PAGES_MAX / 64]; /* which magazines ever had: a look at the rest costs pages */
+    uint64_t opened[VM_POOL_PAGES_MAX / 64]; /* which magazines the owner used: a look at the rest costs pages */
     uint64_t run; /* page + 1 of pages to cut ranges from, CACHED; 0: none. A hint, as a magazine's entry */
     /* Not at a multiple of 128: users write to the first bytes of pages, and a store and a load that
      * agree in the low 12 bits of their addresses delay each other on many CPUs. Nor is `disturbed` at the beginning: each

@@ -93,6 +93,20 @@ uint64_t vm__check_lists_of_pools(const vm_region *r, uint32_t node, vm_report *
 
 /* ---- magazine.c ---- */
 
+/* The least size from `nr_pages` on whose magazine the slot's owner opened; above VM_POOL_PAGES_MAX: none. Only those have
+ * entries or ids, so whoever looks at all of a slot's magazines looks at these. */
+static inline uint32_t vm__next_opened(const vm_slot *s, uint32_t nr_pages)
+{
+    for (uint32_t first = (nr_pages - 1) / 64, i = first; i < VM_POOL_PAGES_MAX / 64; i++) {
+        uint64_t bits = VM_ACQUIRE(&s->opened[i]);
+        if (i == first)
+            bits &= ~0ull << (nr_pages - 1) % 64;
+        if (bits)
+            return i * 64 + (uint32_t)__builtin_ctzll(bits) + 1;
+    }
+    return VM_POOL_PAGES_MAX + 1;
+}
+
 /* While space is short, but not very, a thread's magazines keep large ranges of few sizes, and large requests get those. */
 static inline bool vm__gets_whole(const vm_thread *t)
 {
@@ -197,6 +211,12 @@ void vm__recording_withdraw(vm_region *r, uint64_t recording);
 void vm__recording_end(vm_region *r, uint64_t recording);
 bool vm__recorder_is_dead(vm_region *r, uint64_t recording);
 void vm__recording_end_of_dead(vm_region *r, bool ours_too);
+
+/* ---- context.c: memory for vm_thread ---- */
+
+vm_thread *vm__context_new(void); /* zeros; NULL: there is no memory */
+void vm__context_drop(vm_thread *t);
+void vm__contexts_forget(void);
 
 /* ---- thread.c: thread slots ---- */
 

@@ -11,11 +11,11 @@
 #define DRAIN_ROUNDS 200
 #define DRAIN_PAUSE_NS 50000
 
-/* False: stopped in the middle; never robbed. */
+/* Of its slot's, and of a magazine's if that is not NULL. False: stopped in the middle; never robbed. */
 static bool out_of_operation(const vm_slot *slot, const vm_magazine *m)
 {
     for (int i = 0; i < DRAIN_ROUNDS; i++) {
-        if (!VM_ACQUIRE(&slot->in_operation) && !vm__magazine_is_taking(VM_ACQUIRE(&m->header)))
+        if (!VM_ACQUIRE(&slot->in_operation) && !(m && vm__magazine_is_taking(VM_ACQUIRE(&m->header))))
             return true;
         if (i > DRAIN_ROUNDS / 2)
             vm__sleep_ns(DRAIN_PAUSE_NS);
@@ -74,8 +74,8 @@ static int drain(vm_thread *t, uint32_t index, uint64_t *lost)
     vm_word cached = vm__word(VM_CACHED, VM_WORD_DIRTY, 0, index, (uint32_t)(state >> 32));
     uint32_t node = vm__group_of_process(r, vm__slot_process(r, state)) * r->map.nodes_each;
     vm__barrier_everywhere();
-    int rc = VM_ACQUIRE(&slot->state) == state ? 0 : -EAGAIN;
-    for (uint64_t n = 1; n <= VM_POOL_PAGES_MAX && rc == 0; n++) {
+    int rc = VM_ACQUIRE(&slot->state) == state && out_of_operation(slot, NULL) ? 0 : -EAGAIN;
+    for (uint32_t n = vm__next_opened(slot, 1); n <= VM_POOL_PAGES_MAX && rc == 0; n = vm__next_opened(slot, n + 1)) {
         if (out_of_operation(slot, &slot->magazine[n]))
             take_all(t, &slot->magazine[n], n, cached, node);
         else

@@ -12,12 +12,13 @@
  */
 #include "cache.h"
 
-/* Caps start at one range and double when a magazine overflows, as long as the growth of all caps stays
+/* Caps are 0 until the size is first used, so that its first range, too, goes the slow way, which opens the magazine. Then
+ * they are one range, and double when a magazine overflows, as long as the growth of all caps stays
  * within the thread's budget: what a thread may hoard is bounded, and the hot path need not count it. The first
  * range is never counted, so that one that was closed and opens again costs nothing. */
 void vm__magazine_init(vm_thread *t)
 {
-    memset(t->hit.cap, 1, sizeof t->hit.cap);
+    memset(t->hit.cap, 0, sizeof t->hit.cap);
     t->cap_pages = t->cold_pages = 0;
     t->is_tight = t->has_waited = false;
 }
@@ -41,6 +42,28 @@ uint64_t vm__magazine_budget(const vm_region *r)
 
 static uint64_t growth_pages(uint32_t cap, uint64_t nr_pages) { return cap > 1 ? (cap - 1) * nr_pages : 0; }
 
+static bool is_open(const vm_thread *t, uint64_t nr_pages)
+{
+    return VM_RELAXED(&t->slot->opened[vm__pool_index(nr_pages) / 64]) >> vm__pool_index(nr_pages) % 64 & 1;
+}
+
+/* While space is short large sizes have the caps that look_at_budget() gives them. */
+static bool is_closed(const vm_thread *t, uint64_t nr_pages) { return t->is_tight && nr_pages > VM_FLOW_PAGES; }
+
+/* Before a magazine's first entry or id, so that whoever looks at all of a slot's finds it. What a death in the middle of
+ * the last owner's first try left in it goes. */
+static void open_magazine(vm_thread *t, uint64_t nr_pages)
+{
+    uint64_t *opened = &t->slot->opened[vm__pool_index(nr_pages) / 64], *header = &t->slot->magazine[nr_pages].header;
+    if (vm_likely(is_open(t, nr_pages)))
+        return;
+    if (VM_RELAXED(header))
+        VM_STORE(header, 0);
+    VM_STORE(opened, VM_RELAXED(opened) | 1ull << vm__pool_index(nr_pages) % 64);
+    if (!is_closed(t, nr_pages))
+        t->hit.cap[nr_pages] = 1;
+}
+
 bool vm__magazine_grow(vm_thread *t, uint64_t nr_pages)
 {
     vm_region *r = t->region;
@@ -48,7 +71,7 @@ bool vm__magazine_grow(vm_thread *t, uint64_t nr_pages)
     uint32_t most = cap_most(nr_pages), wanted = *cap ? *cap * 2u : 1;
     wanted = wanted < most ? wanted : most;
     uint64_t more = growth_pages(wanted, nr_pages) - growth_pages(*cap, nr_pages);
-    if ((t->is_tight && nr_pages > VM_FLOW_PAGES) || t->cap_pages + more > vm__magazine_budget(r))
+    if (is_closed(t, nr_pages) || t->cap_pages + more > vm__magazine_budget(r))
         return false;
     t->cap_pages += more;
     *cap = (uint8_t)wanted;
@@ -61,12 +84,9 @@ static bool entry_is_ours(const vm_region *r, const vm_thread *t, uint64_t page,
 }
 
 /* A new block of ids for a magazine. Hits are counted by the ids they took; those of the last block are added up here. */
-static uint64_t next_block(vm_thread *t, uint64_t nr_pages, uint64_t number)
+static uint64_t next_block(vm_thread *t, uint64_t number)
 {
     vm_slot *s = t->slot;
-    uint64_t *has_ids = &s->has_ids[vm__pool_index(nr_pages) / 64], bit = 1ull << vm__pool_index(nr_pages) % 64;
-    if (!(VM_RELAXED(has_ids) & bit))
-        VM_PUT(has_ids, VM_RELAXED(has_ids) | bit);
     VM_STORE(&s->nr_magazine_hit, VM_RELAXED(&s->nr_magazine_hit) + vm__ids_given(number));
     return vm__new_ids(t->region);
 }
@@ -76,8 +96,9 @@ static void set_count(vm_thread *t, uint64_t nr_pages, uint32_t count)
 {
     vm_magazine *m = &t->slot->magazine[nr_pages];
     uint64_t number = VM_RELAXED(&m->header) >> 8;
+    VM_ASSERT(is_open(t, nr_pages));
     if (vm__number_is_spent(number))
-        number = next_block(t, nr_pages, number);
+        number = next_block(t, number);
     VM_STORE(&m->header, number << 8 | count);
 }
 
@@ -85,11 +106,8 @@ static void set_count(vm_thread *t, uint64_t nr_pages, uint32_t count)
 static uint64_t hits_of_blocks(const vm_slot *s)
 {
     uint64_t hits = 0;
-    for (uint32_t i = 0; i < VM_POOL_PAGES_MAX / 64; i++)
-        for (uint64_t bits = VM_ACQUIRE(&s->has_ids[i]); bits; bits &= bits - 1) {
-            uint64_t header = VM_ACQUIRE(&s->magazine[i * 64 + (uint32_t)__builtin_ctzll(bits) + 1].header);
-            hits += vm__ids_given(header >> 8);
-        }
+    for (uint32_t n = vm__next_opened(s, 1); n <= VM_POOL_PAGES_MAX; n = vm__next_opened(s, n + 1))
+        hits += vm__ids_given(VM_ACQUIRE(&s->magazine[n].header) >> 8);
     return hits;
 }
 
@@ -118,6 +136,7 @@ bool vm__magazine_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm
     vm_region *r = t->region;
     if (!t->fast_pages || !vm__magazines_enter(t))
         return false;
+    open_magazine(t, nr_pages);
     vm_magazine *m = &t->slot->magazine[nr_pages];
     uint32_t count = vm__magazine_count(VM_RELAXED(&m->header)), i = count;
     bool is_found = false;
@@ -186,11 +205,17 @@ static uint32_t make_room(vm_thread *t, vm_magazine *m, uint64_t nr_pages, bool 
     return flush_oldest(t, nr_pages, count - cap / 2);
 }
 
+/* Is its cap not 0, or will it be once it is opened? */
+static bool may_keep(const vm_thread *t, uint64_t nr_pages)
+{
+    return t->hit.cap[nr_pages] || (!is_closed(t, nr_pages) && !is_open(t, nr_pages));
+}
+
 /* Does a magazine keep a range of that size that another process allocated? One for which a batch is one range goes to a
  * pool at once. */
 bool vm__magazine_has_foreign(const vm_thread *t, uint64_t nr_pages)
 {
-    return nr_pages <= t->fast_pages && t->hit.cap[nr_pages]
+    return nr_pages <= t->fast_pages && may_keep(t, nr_pages)
            && (nr_pages < VM_FLOW_PAGES || 2 * nr_pages <= VM_FLOW_BATCH_PAGES);
 }
 
@@ -205,8 +230,9 @@ static uint32_t foreign_cap(const vm_thread *t, uint64_t nr_pages)
 bool vm__magazine_put_slow(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_foreign)
 {
     vm_region *r = t->region;
-    if (!t->hit.cap[nr_pages] || !vm__magazines_enter(t))
+    if (!may_keep(t, nr_pages) || !vm__magazines_enter(t))
         return false;
+    open_magazine(t, nr_pages);
     vm_magazine *m = &t->slot->magazine[nr_pages];
     uint32_t count = make_room(t, m, nr_pages, is_foreign);
     VM_STORE(&r->map.heads[page].word, vm__cached(t, nr_pages));
@@ -229,9 +255,10 @@ int vm__magazine_put_foreign(vm_thread *t, uint64_t page, vm_word w)
 {
     vm_region *r = t->region;
     uint64_t nr_pages = vm__len(w);
-    VM_ASSERT(t->hit.cap[nr_pages]);
+    VM_ASSERT(may_keep(t, nr_pages));
     if (!vm__magazines_enter(t))
         return -EAGAIN;
+    open_magazine(t, nr_pages);
     vm_magazine *m = &t->slot->magazine[nr_pages];
     uint32_t count = make_room(t, m, nr_pages, true);
     bool is_ours = VM_CAS(&r->map.heads[page].word, w, vm__cached(t, nr_pages));
@@ -428,6 +455,8 @@ static void open_whole_sizes(vm_thread *t, uint64_t budget)
     for (uint64_t n = vm__whole_pages(VM_FLOW_PAGES + 1); n <= VM_POOL_PAGES_MAX; n = vm__whole_pages(n + 1)) {
         bool has_more = cap && cap < VM_TIGHT_CAP && n <= left;
         left -= has_more ? n : 0;
+        if (cap + has_more)
+            open_magazine(t, n);
         t->hit.cap[n] = (uint8_t)(cap + has_more);
     }
 }
@@ -445,7 +474,7 @@ static void look_at_budget(vm_thread *t)
 static void set_large_caps(vm_thread *t, uint8_t cap)
 {
     for (uint64_t n = VM_FLOW_PAGES + 1; n <= VM_POOL_PAGES_MAX; n++)
-        t->hit.cap[n] = cap;
+        t->hit.cap[n] = is_open(t, n) ? cap : 0;
 }
 
 /* From now on, or from now on not any more. */
@@ -478,7 +507,7 @@ void vm__magazine_tighten(vm_thread *t, bool is_tight)
 uint64_t vm__magazine_pages(const vm_thread *t)
 {
     uint64_t pages = 0;
-    for (uint32_t n = 1; n <= t->fast_pages; n++)
+    for (uint32_t n = vm__next_opened(t->slot, 1); n <= t->fast_pages; n = vm__next_opened(t->slot, n + 1))
         pages += (uint64_t)vm__magazine_count(VM_RELAXED(&t->slot->magazine[n].header)) * n;
     return pages;
 }
@@ -490,7 +519,7 @@ bool vm__magazines_are_resident(const vm_thread *t)
     uint32_t nr = 0, nr_there = 0;
     for (uint64_t n = t->fast_pages; n > 0 && nr < VM_MAGAZINE_SAMPLES; n--) {
         const vm_magazine *m = &t->slot->magazine[n];
-        uint32_t count = vm__magazine_count(VM_RELAXED(&m->header));
+        uint32_t count = is_open(t, n) ? vm__magazine_count(VM_RELAXED(&m->header)) : 0;
         uint64_t page = count ? VM_RELAXED(&m->page[count - 1]) : VM_NONE;
         uint8_t is_there = 0;
         if (page == VM_NONE || !entry_is_ours(r, t, page, n))
@@ -509,7 +538,7 @@ bool vm__magazine_flush_all(vm_thread *t)
         return true;
     if (!vm__magazines_enter(t))
         return false;
-    for (uint32_t n = 1; n <= VM_POOL_PAGES_MAX; n++)
+    for (uint32_t n = vm__next_opened(t->slot, 1); n <= VM_POOL_PAGES_MAX; n = vm__next_opened(t->slot, n + 1))
         if (vm__magazine_count(VM_RELAXED(&t->slot->magazine[n].header)))
             flush_oldest(t, n, VM_MAGAZINE_CAP);
     vm__run_return(t);

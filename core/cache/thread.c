@@ -48,20 +48,20 @@ static void raise_high_slot(vm_region *r, uint32_t i)
 
 /* What the last owner of a slot left in it: its ids must not go on, its marks stopped a drainer. What its ids counted is
  * added up first; in_operation says to who looks that it changes. */
-static void forget_magazines(vm_slot *s, uint64_t state)
+static void forget_magazines(vm_slot *s)
 {
     VM_STORE(&s->in_operation, 1);
-    for (uint32_t i = 1; state >> 32 && i <= VM_POOL_PAGES_MAX; i++) {
-        uint64_t header = VM_RELAXED(&s->magazine[i].header);
+    for (uint32_t n = vm__next_opened(s, 1); n <= VM_POOL_PAGES_MAX; n = vm__next_opened(s, n + 1)) {
+        uint64_t header = VM_RELAXED(&s->magazine[n].header);
         uint64_t hits = vm__ids_given(header >> 8);
         if (hits)
             VM_STORE(&s->nr_magazine_hit, VM_RELAXED(&s->nr_magazine_hit) + hits);
         if (header)
-            VM_STORE(&s->magazine[i].header, 0);
+            VM_STORE(&s->magazine[n].header, 0);
     }
     for (uint32_t i = 0; i < VM_POOL_PAGES_MAX / 64; i++)
-        if (VM_RELAXED(&s->has_ids[i]))
-            VM_PUT(&s->has_ids[i], 0);
+        if (VM_RELAXED(&s->opened[i]))
+            VM_STORE(&s->opened[i], 0);
     VM_PUT(&s->run, 0);
     VM_STORE(&s->in_operation, 0);
 }
@@ -76,7 +76,7 @@ static bool claim_slot(vm_thread *t, uint32_t i)
         return false; /* a neighbour still empties what the last owner left */
     if (state & 1 || !VM_CAS(&s->state, state, mine))
         return false;
-    forget_magazines(s, state);
+    forget_magazines(s);
     if (drainer)
         VM_CAS(&s->drain, drainer, 0);
     fill_thread(t, i, mine);
@@ -158,7 +158,7 @@ static void thread_exits(void *unused)
         if (vm__is_registered(t->region, t->attachment))
             leave_region(t);
         vm__ring_close(t);
-        vm__private_free(t, sizeof *t);
+        vm__context_drop(t);
     }
     vm__registry_unlock();
 }
@@ -176,7 +176,7 @@ static void forget_detached(void)
         }
         *at = t->next;
         vm__ring_close(t);
-        vm__private_free(t, sizeof *t);
+        vm__context_drop(t);
     }
     vm__registry_unlock();
 }
@@ -203,7 +203,7 @@ void vm__thread_return(vm_thread *t)
 
 static vm_thread *join_region(vm_region *r)
 {
-    vm_thread *t = vm__private_pages(sizeof *t, true);
+    vm_thread *t = vm__context_new();
     if (!t)
         return NULL;
     pthread_once(&once, make_exit_key);
@@ -275,4 +275,5 @@ void vm__forget_threads(void)
 {
     my_threads = NULL;
     vm__current = &nobody;
+    vm__contexts_forget();
 }

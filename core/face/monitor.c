@@ -13,8 +13,8 @@ static void add_magazines(const vm_slot *s, vm_monitored *out)
 {
     if (!(VM_ACQUIRE(&s->state) & 1))
         return;
-    for (uint32_t i = 1; i <= VM_POOL_PAGES_MAX; i++)
-        out->in_magazines[i - 1] += vm__magazine_count(VM_RELAXED(&s->magazine[i].header));
+    for (uint32_t n = vm__next_opened(s, 1); n <= VM_POOL_PAGES_MAX; n = vm__next_opened(s, n + 1))
+        out->in_magazines[n - 1] += vm__magazine_count(VM_RELAXED(&s->magazine[n].header));
 }
 
 void vm_monitor_look(const vm_region *r, vm_monitored *out)

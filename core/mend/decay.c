@@ -116,19 +116,13 @@ static uint64_t decay_pools(vm_thread *t, const vm_watch *w, uint32_t node, vm_p
 
 /* ---- turning ---- */
 
-/* Of the magazines and the run, over what has a page: a look at the rest would give it one. */
+/* Of the magazines and the run. */
 static uint64_t sum_of_headers(const vm_slot *s)
 {
-    uint64_t sum = VM_RELAXED(&s->run), page_bytes = vm__page_bytes();
-    uint8_t has_page[sizeof *s / 4096 + 1];
+    uint64_t sum = VM_RELAXED(&s->run);
     bool is_empty = !sum;
-    if (!vm__pages_resident(s, sizeof *s, has_page))
-        return 0;
-    for (uint32_t i = 1; i <= VM_POOL_PAGES_MAX; i++) {
-        const uint64_t *at = &s->magazine[i].header;
-        if (!(has_page[((uintptr_t)at - (uintptr_t)s) / page_bytes] & 1))
-            continue;
-        uint64_t header = VM_RELAXED(at);
+    for (uint32_t n = vm__next_opened(s, 1); n <= VM_POOL_PAGES_MAX; n = vm__next_opened(s, n + 1)) {
+        uint64_t header = VM_RELAXED(&s->magazine[n].header);
         is_empty = is_empty && !(uint8_t)header;
         sum = sum * 0x9e3779b97f4a7c15ull + header;
     }

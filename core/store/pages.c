@@ -232,4 +232,10 @@ void *vm__private_pages(size_t bytes, bool wiped)
 
 void vm__private_free(void *p, size_t bytes) { munmap(p, bytes); }
 
+void vm__private_forget(void *p, size_t bytes)
+{
+    if (bytes % vm__page_bytes() == 0) /* else the rest of its last page is somebody's */
+        madvise(p, bytes, MADV_DONTNEED);
+}
+
 int vm__random(void *out, size_t bytes) { return getrandom(out, bytes, 0) == (ssize_t)bytes ? 0 : -EIO; }

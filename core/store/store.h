@@ -37,6 +37,7 @@ uint64_t vm__memory_bytes(void); /* of the machine */
 /* Private memory, zero and not touched; `wiped`: the kernel wipes it in a child. NULL: there is none. */
 void *vm__private_pages(size_t bytes, bool wiped);
 void vm__private_free(void *p, size_t bytes);
+void vm__private_forget(void *p, size_t bytes); /* whole pages become zeros, and cost nothing until touched */
 int vm__random(void *out, size_t bytes);
 
 /* ---- headroom.c: what the machine and the cgroup have left ---- */

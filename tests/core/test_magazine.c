@@ -3,6 +3,8 @@
  * and a neighbour who is out of memory may empty them. */
 #include "kit.h"
 
+#include <pthread.h>
+
 static vm_region *make(uint64_t nr_pages) { return MAKE(.nr_pages = nr_pages, .pools = VM_POOLS_MAGAZINE, SMALL); }
 static uint32_t nr_in_magazine(vm_region *r, uint64_t nr_pages)
 {
@@ -22,7 +24,10 @@ static void take_and_give_back(vm_region *r, uint64_t nr_pages, int count)
 static void a_magazines_cap_grows_on_demand_up_to_its_size(void)
 {
     vm_region *r = make(2000);
+    CHECK_EQ(cap_of(r, 2), 0);
+    vm_range a = take(r, 2);
     CHECK_EQ(cap_of(r, 2), 1);
+    GIVE_BACK(r, a);
     take_and_give_back(r, 2, 2);
     CHECK(cap_of(r, 2) >= 2);
     CHECK(nr_in_magazine(r, 2) >= 2);
@@ -223,6 +228,80 @@ static uint64_t growth_of_caps(vm_region *r)
     for (uint64_t n = 1; n <= VM_POOL_PAGES_MAX; n++)
         pages += cap_of(r, n) > 1 ? (cap_of(r, n) - 1) * n : 0;
     return pages;
+}
+
+static uint64_t pages_touched(const vm_slot *s)
+{
+    uint8_t is_there[sizeof *s / 4096];
+    uint64_t nr = 0;
+    CHECK(vm__pages_resident(s, sizeof *s, is_there));
+    for (size_t i = 0; i < sizeof *s / vm__page_bytes(); i++)
+        nr += is_there[i] & 1;
+    return nr;
+}
+
+static void who_uses_one_size_touches_one_page_of_its_slot_and_so_does_who_looks_at_it(void)
+{
+    vm_region *r = make(2000), *other;
+    static vm_monitored seen;
+    CHECK_EQ(vm_attach(vm_fd(r), &other), 0);
+    take_and_give_back(r, 1, 4);
+    vm_thread *t = vm__thread(r);
+    CHECK_EQ(vm__magazine_pages(t), nr_in_magazine(r, 1));
+    vm_monitor_look(other, &seen);
+    CHECK_EQ(seen.in_magazines[0], nr_in_magazine(r, 1));
+    CHECK_EQ(vm__magazine_drain(vm__thread(other), t->index), 0);
+    CHECK(vm__magazine_flush_all(t));
+    CHECK_EQ(pages_touched(t->slot), 1);
+    CHECK_EQ(vm_detach(other), 0);
+    FINISH(r);
+}
+
+static vm_region *threads_region;
+static vm_range freed_in_a_thread;
+
+static void *free_and_be_drained(void *unused)
+{
+    vm_region *r = threads_region, *other;
+    (void)unused;
+    GIVE_BACK(r, freed_in_a_thread);
+    CHECK_EQ(nr_in_magazine(r, 5), 1);
+    CHECK_EQ(vm__magazine_hits(vm__thread(r)->slot), 0);
+    CHECK_EQ(vm_attach(vm_fd(r), &other), 0);
+    CHECK_EQ(vm__magazine_drain(vm__thread(other), vm__thread(r)->index), 0);
+    CHECK_EQ(vm__state(vm__word_at(r, freed_in_a_thread.page)), VM_LAZY);
+    CHECK_EQ(vm_detach(other), 0);
+    return NULL;
+}
+
+static void what_lies_in_a_magazine_that_served_nobody_is_drained_too(void)
+{
+    vm_region *r = threads_region = make(2000);
+    pthread_t thread;
+    freed_in_a_thread = take(r, 5);
+    CHECK_EQ(pthread_create(&thread, NULL, free_and_be_drained, NULL), 0);
+    CHECK_EQ(pthread_join(thread, NULL), 0);
+    FINISH(r);
+}
+
+/* Of the slot's last owner, who had not used that size before. */
+static void what_a_death_in_a_first_try_left_is_gone_once_the_size_is_used(void)
+{
+    vm_region *r = make(2000), *other;
+    CHECK_EQ(vm_attach(vm_fd(r), &other), 0);
+    take_and_give_back(r, 2, 1);
+    vm_thread *t = vm__thread(r);
+    vm_range a = take(other, 7);
+    for (uint64_t n = 6; n <= 7; n++)
+        t->slot->magazine[n].header = VM_MAGAZINE_TAKING;
+    take_and_give_back(r, 6, 1);
+    GIVE_BACK(r, a); /* to a magazine that served nobody */
+    CHECK_EQ(nr_in_magazine(r, 7), 1);
+    for (uint64_t n = 6; n <= 7; n++)
+        CHECK(!vm__magazine_is_taking(t->slot->magazine[n].header));
+    CHECK_EQ(vm__magazine_drain(vm__thread(other), t->index), 0);
+    CHECK_EQ(vm_detach(other), 0);
+    FINISH(r);
 }
 
 static void a_slot_that_is_being_drained_is_closed_too(void)
@@ -835,6 +914,9 @@ int main(void)
     a_pool_names_what_its_takers_get_next();
     while_space_is_short_a_little_longer_one_will_do();
     under_a_quota_nobody_gets_more_than_was_asked_for();
+    who_uses_one_size_touches_one_page_of_its_slot_and_so_does_who_looks_at_it();
+    what_lies_in_a_magazine_that_served_nobody_is_drained_too();
+    what_a_death_in_a_first_try_left_is_gone_once_the_size_is_used();
     a_slot_that_is_being_drained_is_closed_too();
     while_space_is_short_no_magazine_of_a_large_size_opens();
     while_space_is_short_but_not_very_magazines_keep_a_few_rounded_sizes();
