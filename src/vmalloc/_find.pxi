@@ -77,12 +77,20 @@ def holding_at(size_t address, Py_ssize_t nbytes, keeper):
     return borrow(address, address + nbytes if nbytes > 0 else address, keeper)
 
 
+cdef bint _has_pointers(x) except -1:
+    """Of an array, whether its bytes mean nothing to others: NEP 49 does not tell us what we give memory for."""
+    if isinstance(x, memoryview):
+        return "O" in "".join((<object>x).format.split(":")[::2])  # between colons stand names of fields
+    dtype = getattr(x, "dtype", None)
+    return dtype is not None and bool(getattr(dtype, "hasobject", False))
+
+
 def holding_around(x):
     """The same for an array or whatever else is a buffer; for what is none, or has no bytes, None."""
     cdef Py_buffer view
     cdef size_t low, high
     cdef int i
-    if _highest == 0 or not PyObject_CheckBuffer(x):
+    if _highest == 0 or not PyObject_CheckBuffer(x) or _has_pointers(x):
         return None
     try:
         PyObject_GetBuffer(x, &view, PyBUF_STRIDES)

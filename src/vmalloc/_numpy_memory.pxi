@@ -4,7 +4,8 @@
 # An array keeps the handler that made it, and with it the region, so it may outlive the context, close(), and the
 # interpreter. The handler frees by address: what lies in its region there, all else as numpy does by default. Numpy
 # calls it with the interpreter lock held. A range's id is kept beside, a private table by page: in a forked child
-# that let go of what it inherited, the pages may be somebody else's.
+# that let go of what it inherited, the pages may be somebody else's. If they are another array's of this child, the
+# address does not tell which of the two is freed: the range stays until all that began there are.
 
 cdef extern from "malloc.h":
     size_t malloc_usable_size(void *) noexcept nogil
@@ -23,7 +24,8 @@ ctypedef struct DataHandler:  # PyDataMem_Handler
 
 ctypedef struct NumpyRange:  # what a page is the first one of
     uint64_t id
-    unsigned long fork_epoch
+    uint32_t fork_epoch
+    uint32_t nr_let_go  # arrays of ranges that began there before, which the process let go of; numpy frees them yet
 
 ctypedef struct NumpyMemory:
     DataHandler handler
@@ -44,6 +46,10 @@ cdef size_t UNCACHED = <size_t>1 << 40  # a size of which numpy keeps no freed m
 
 cdef bint is_there(NumpyMemory *m, void *p) noexcept:
     return <size_t>p - m.start < m.nbytes
+
+
+cdef uint64_t page_of(NumpyMemory *m, void *p) noexcept:
+    return (<size_t>p - m.start) // m.granule
 
 
 cdef NumpyRange *numpy_ranges(NumpyMemory *m) noexcept:
@@ -73,7 +79,9 @@ cdef bint take_numpy(NumpyMemory *m, size_t nbytes, vm_range *out) noexcept:
             rc = vm_alloc(r, nr_pages, 1, 0, out)
     if rc != 0:
         return False
-    ranges[out.page].id, ranges[out.page].fork_epoch = out.id, fork_epoch
+    if ranges[out.page].id != 0:
+        ranges[out.page].nr_let_go += 1
+    ranges[out.page].id, ranges[out.page].fork_epoch = out.id, <uint32_t>fork_epoch
     if out.nr_pages > VM_NOTED_PAGES:
         vm_note(r, out)
     return True
@@ -102,16 +110,18 @@ cdef void *numpy_calloc(void *context, size_t n, size_t each) noexcept:
 
 
 cdef void *numpy_realloc(void *context, void *old, size_t nbytes) noexcept:
-    """By a move, unless the pages are as many: others may hold the old ones."""
+    """By a move, unless the pages are as many: others may hold the old ones. NULL for what was let go of."""
     cdef NumpyMemory *m = <NumpyMemory *>context
+    cdef NumpyRange *was
     cdef vm_range now
     cdef size_t had
     if old == NULL:
         return numpy_malloc(context, nbytes)
     if is_there(m, old):
-        if vm_find(m.region[0], old, &now) != 0:
+        was = &m.ranges[0][page_of(m, old)]
+        if vm_find(m.region[0], old, &now) != 0 or now.id != was.id:
             return NULL
-        if nbytes >= m.least and vm_pages_of(m.region[0], nbytes) == now.nr_pages:
+        if nbytes >= m.least and was.nr_let_go == 0 and vm_pages_of(m.region[0], nbytes) == now.nr_pages:
             return old
         had = now.nr_pages * m.granule
     elif nbytes < m.least:
@@ -128,21 +138,24 @@ cdef void *numpy_realloc(void *context, void *old, size_t nbytes) noexcept:
 cdef void numpy_free(void *context, void *old, size_t nbytes) noexcept:
     cdef NumpyMemory *m = <NumpyMemory *>context
     cdef vm_region *r = m.region[0]
-    cdef uint64_t page
-    cdef NumpyRange was
+    cdef uint64_t page, id
+    cdef NumpyRange *was
     cdef unsigned flags
     if not is_there(m, old):
         m.other.free(m.other.context, old, nbytes)
         return
-    page = (<size_t>old - m.start) // m.granule
-    was = m.ranges[0][page]
-    m.ranges[0][page].id = 0
-    if was.id == 0 or r == NULL:
+    page = page_of(m, old)
+    was = &m.ranges[0][page]
+    if was.nr_let_go != 0:
+        was.nr_let_go -= 1
         return
-    flags = 0 if was.fork_epoch == fork_epoch else VM_INHERITED
-    if flags or vm_free(r, page, was.id, VM_HIT_ONLY) != 0:
+    id, was.id = was.id, 0
+    if id == 0 or r == NULL:
+        return
+    flags = 0 if was.fork_epoch == <uint32_t>fork_epoch else VM_INHERITED
+    if flags or vm_free(r, page, id, VM_HIT_ONLY) != 0:
         with nogil:
-            vm_free(r, page, was.id, flags)
+            vm_free(r, page, id, flags)
 
 
 cdef void forget_numpy_memory(object capsule) noexcept:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What lies in a region is found by its address, whatever keeps it; numpy's own arrays, too."""
 
+import asyncio
 import ctypes
 import os
 import pickle
@@ -101,6 +102,45 @@ def test_they_go_by_reference_whatever_their_size(installed):
     assert a[3] == 5
 
 
+OBJECTS = [
+    lambda: np.array([{"n": i} for i in range(10)], dtype=object),
+    lambda: np.array([(i, str(i)) for i in range(10)], [("n", "i4"), ("text", object)]),
+    lambda: np.array([f"text {i} that is no longer short" for i in range(10)], np.dtypes.StringDType()),
+]
+
+
+@pytest.mark.skipif(not hasattr(np.dtypes, "StringDType"), reason="NumPy before 2.0 has no such text")
+@pytest.mark.parametrize("make", OBJECTS, ids=["objects", "records", "texts"])
+def test_arrays_of_pointers_go_by_value_though_numpy_made_them_in_the_region(installed, make):
+    with installed.numpy_arrays(min_size=1):
+        a = make()
+    assert installed.stats().nr_busy == 1
+    assert not vmalloc.is_shared(a)
+    for sent in (a, a[::2], a.reshape(2, 5).T):
+        np.testing.assert_array_equal(round_trip(sent), sent)
+    assert installed.stats().nr_leases == 0
+
+
+@pytest.mark.skipif(not hasattr(np.dtypes, "StringDType"), reason="NumPy before 2.0 has no such text")
+@pytest.mark.parametrize("make", OBJECTS, ids=["objects", "records", "texts"])
+def test_references_to_arrays_of_pointers_are_refused_wherever_those_lie(region, make):
+    with region.numpy_arrays(min_size=1):
+        a = make()
+    for refer in (vmalloc.ref, vmalloc.copy_in, lambda x: region.__setitem__("name", x)):
+        with pytest.raises(TypeError, match="Python objects"):
+            refer(a)
+    with pytest.raises(TypeError):
+        vmalloc.ref(memoryview(np.empty(5, object)))
+    del a
+    assert region.stats().nr_busy == 0
+
+
+def test_a_memoryview_of_records_lies_in_the_region_whatever_their_fields_are_called(region):
+    with region.numpy_arrays(min_size=1):
+        numbers, pointers = np.zeros(5, [("O", "i4")]), np.zeros(5, [("i", object)])
+    assert [vmalloc.is_shared(memoryview(a)) for a in (numbers, pointers)] == [True, False]
+
+
 def test_zeros_are_zeros_where_others_were(region):
     with region.numpy_arrays():
         for value in range(1, 5):
@@ -137,6 +177,37 @@ def test_contexts_nest_and_belong_to_their_thread(region):
     assert not vmalloc.is_shared(elsewhere[0])
 
 
+def test_contexts_belong_to_their_task_where_several_take_turns(region):
+    """One object in two tasks: the second enters before the first leaves."""
+    other = vmalloc.Region("64M")
+    same = region.numpy_arrays()
+    entered, left = asyncio.Event(), asyncio.Event()
+
+    def there():
+        a = np.zeros(100_000)
+        return vmalloc.region_of(a) if vmalloc.is_shared(a) else None
+
+    async def first():
+        with other.numpy_arrays():
+            with same:
+                await entered.wait()
+            after = there()
+        left.set()
+        return after, there()
+
+    async def second():
+        with same:
+            entered.set()
+            await left.wait()
+            within = there()
+        return within, there()
+
+    async def both():
+        return await asyncio.gather(first(), second())
+
+    assert asyncio.run(both()) == [(other, None), (region, None)]
+
+
 def test_a_full_region_is_no_error_for_code_that_knows_nothing_of_it():
     with vmalloc.Region("1M") as region, region.numpy_arrays():
         assert np.ones(1 << 20).sum() == 1 << 20
@@ -170,6 +241,35 @@ def test_a_forked_child_has_its_parents_arrays(region):
     assert a.sum() == 100_000
     region.recover()
     assert region.stats().nr_busy == 1
+
+
+@pytest.mark.parametrize("is_resized", [False, True])
+def test_what_a_child_let_go_of_takes_nothing_away_from_what_lies_there_now(region, is_resized):
+    """The child's new array gets the pages of one that it inherited and let go of; its parent freed it."""
+    with region.numpy_arrays():
+        theirs = np.ones(100_000)
+    there = theirs.ctypes.data
+    told, tell = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        region.drop_inherited()
+        os.read(told, 1)
+        with region.numpy_arrays():
+            mine = np.full(100_000, 3.0)
+            is_same_place = mine.ctypes.data == there
+            if is_resized:
+                theirs.resize(100_001, refcheck=False)
+                theirs[:] = 4
+            del theirs
+            others = np.full(100_000, 5.0)
+        good = is_same_place and (mine == 3).all() and (others == 5).all()
+        del mine, others
+        os._exit(0 if good and region.stats().nr_busy == 0 else 1)
+    del theirs
+    os.write(tell, b"x")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    os.close(told)
+    os.close(tell)
 
 
 def test_arrays_may_be_there_at_the_interpreters_end():

@@ -154,3 +154,114 @@ def test_sparse_matrices_go_by_their_arrays(region):
     nbytes, got = sent(matrix)
     assert nbytes < 5000
     assert (got != matrix).nnz == 0
+
+
+WORDS = [f"{i} is a word that is longer than a view" for i in range(NR)]
+ARROW = {
+    "dictionary": lambda: pa.array(WORDS).dictionary_encode(),
+    "dictionaries": lambda: pa.chunked_array([pa.array(w).dictionary_encode() for w in (WORDS, ["a"])]),
+    "views": lambda: pa.array(WORDS, pa.string_view())[5:-5],
+    "sparse union": lambda: pa.UnionArray.from_sparse(
+        pa.array((np.arange(NR) % 2).astype("i1")), [pa.array(np.arange(NR)), pa.array(WORDS)]
+    ),
+    "dense union": lambda: pa.UnionArray.from_dense(
+        pa.array((np.arange(NR) % 2).astype("i1")),
+        pa.array((np.arange(NR) // 2).astype("i4")),
+        [pa.array(np.arange(NR)), pa.array(WORDS)],
+    ),
+    "structs": lambda: pa.array([{"a": i, "b": w} for i, w in enumerate(WORDS)])[7:],
+    "runs": lambda: pa.RunEndEncodedArray.from_arrays(np.arange(1, NR + 1, dtype="i4"), WORDS),
+    "extension": lambda: pa.FixedShapeTensorArray.from_numpy_ndarray(np.zeros((NR, 2, 2))),
+    "nulls and bits": lambda: pa.array([None, True, False] * NR)[3:],
+    "empty": lambda: pa.array(WORDS)[:0],
+}
+
+
+@pytest.mark.parametrize("kind", ARROW)
+def test_arrow_arrays_of_every_kind_arrive_as_they_were(region, kind):
+    made = ARROW[kind]()
+    _, got = sent(sent(made)[1])
+    got.validate(full=True)
+    assert type(got) is type(made)
+    assert got.type == made.type
+    assert got.to_pylist() == made.to_pylist()
+
+
+PANDAS = {
+    "categories": lambda pd: pd.Series(WORDS).astype("category"),
+    "time zone": lambda pd: pd.Series(pd.date_range("2020", periods=NR, freq="min", tz="Europe/Berlin")),
+    "nullable": lambda pd: pd.Series(pd.array([None, 1, 2] * NR, dtype="Int64")),
+    "python text": lambda pd: pd.Series(WORDS, dtype="string[python]"),
+    "objects": lambda pd: pd.Series([{"a": i} for i in range(NR)], dtype=object),
+    "sparse": lambda pd: pd.Series(pd.arrays.SparseArray(np.where(np.arange(NR) % 2, 0.0, 1.0))),
+    "periods": lambda pd: pd.Series(pd.period_range("1900", periods=NR, freq="h")),
+    "intervals": lambda pd: pd.Series(pd.interval_range(0, NR)),
+    "arrow lists": lambda pd: pd.Series(pd.arrays.ArrowExtensionArray(pa.array([[i] for i in range(NR)]))),
+    "arrow times": lambda pd: pd.Series(np.arange(NR)).astype(pd.ArrowDtype(pa.timestamp("us", "UTC"))),
+    "multi-index": lambda pd: pd.Series(
+        np.arange(NR), index=pd.MultiIndex.from_arrays([np.arange(NR) % 7, WORDS])
+    ),
+    "part": lambda pd: pd.Series(WORDS)[100:-100:3],
+}
+
+
+@pytest.mark.parametrize("kind", PANDAS)
+def test_pandas_columns_of_every_kind_arrive_as_they_were(region, kind):
+    pd = pytest.importorskip("pandas")
+    made = PANDAS[kind](pd)
+    _, got = sent(sent(made)[1])
+    pd.testing.assert_series_equal(got, made)
+
+
+POLARS = {
+    "categories": lambda pl: pl.Series("x", WORDS, dtype=pl.Categorical),
+    "structs": lambda pl: pl.Series("x", [{"a": i, "b": [w]} for i, w in enumerate(WORDS)]),
+    "lists": lambda pl: pl.Series("x", [[i, i] for i in range(NR)]),
+    "time zone": lambda pl: pl.Series("x", np.arange(NR)).cast(pl.Datetime("us", "Europe/Berlin")),
+    "decimals": lambda pl: pl.Series("x", np.arange(NR)).cast(pl.Decimal(20, 2)),
+    "bytes": lambda pl: pl.Series("x", [w.encode() for w in WORDS]),
+    "nothing": lambda pl: pl.Series("x", [None] * NR),
+}
+
+
+@pytest.mark.parametrize("kind", POLARS)
+def test_polars_columns_of_every_kind_arrive_as_they_were(region, kind):
+    pl = pytest.importorskip("polars")
+    made = POLARS[kind](pl)
+    frame, series = sent((made.to_frame(), made))[1]
+    assert (series.name, series.dtype) == ("x", made.dtype)
+    assert series.to_list() == made.to_list()
+    assert frame.equals(made.to_frame())
+
+
+def test_polars_columns_that_arrow_does_not_know_go_as_in_stock(region):
+    pl = pytest.importorskip("polars")
+    if not hasattr(pl, "Int128"):
+        pytest.skip("this polars has no such type")
+    wide = pl.Series("x", np.arange(NR)).cast(pl.Int128)
+    frame = wide.to_frame().with_columns(y=np.arange(NR))
+    got_frame, got = sent((frame, wide))[1]
+    assert got.equals(wide)
+    assert got_frame.equals(frame)
+
+
+@pytest.mark.parametrize("kind", ["csr", "csc", "coo", "bsr", "dia", "lil", "dok"])
+@pytest.mark.parametrize("family", ["matrix", "array"])
+def test_sparse_matrices_of_every_kind_arrive_as_they_were(region, kind, family):
+    sparse = pytest.importorskip("scipy.sparse")
+    made = getattr(sparse, f"{kind}_{family}")(sparse.eye(20_000, format="csr") * 3.0)
+    _, got = sent(sent(made)[1])
+    assert (type(got), got.shape, got.dtype) == (type(made), made.shape, made.dtype)
+    assert (got != made).nnz == 0
+    assert (got + got).sum() == 6.0 * 20_000
+
+
+def test_xarray_goes_by_its_arrays(region):
+    xr = pytest.importorskip("xarray")
+    made = xr.Dataset(
+        {"t": (("x", "y"), np.zeros((NR, 2)))}, {"x": np.arange(NR), "y": ["a", "b"]}, {"unit": "K"}
+    )
+    nbytes, got = sent(made)
+    assert nbytes < 10_000
+    assert vmalloc.is_shared(got["t"].values)
+    xr.testing.assert_identical(sent(got)[1], made)

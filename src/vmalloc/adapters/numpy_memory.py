@@ -10,7 +10,7 @@ in the region is found by its address.
 
 from __future__ import annotations
 
-import threading
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from vmalloc._core import numpy_handler, set_numpy_handler
@@ -21,16 +21,22 @@ if TYPE_CHECKING:
 __all__ = ["NumpyArrays"]
 
 
+# as numpy's handler itself, of a thread or a task: who was entered, and what to go back to
+_entered: ContextVar[tuple[tuple[NumpyArrays, Any], ...]] = ContextVar("vmalloc_numpy_arrays", default=())
+
+
 class NumpyArrays:
-    """A context, to be entered any number of times, in one another and by several threads."""
+    """A context, to be entered any number of times, in one another, by several threads and tasks."""
 
     def __init__(self, region: Region, min_size: int) -> None:
         self._handler = numpy_handler(region, min_size)
-        self._entered = threading.local()
 
     def __enter__(self) -> None:
-        before: list[Any] = self._entered.__dict__.setdefault("before", [])
-        before.append(set_numpy_handler(self._handler))
+        before = set_numpy_handler(self._handler)
+        _entered.set((*_entered.get(), (self, before)))
 
     def __exit__(self, *_: object) -> None:
-        set_numpy_handler(self._entered.before.pop())
+        entered = _entered.get()
+        if entered:  # else it was entered in another task, whose handler is not ours to put back
+            _entered.set(entered[:-1])
+            set_numpy_handler(entered[-1][1])

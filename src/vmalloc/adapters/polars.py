@@ -22,10 +22,14 @@ _SLICE_FACTOR = 2  # of a part of larger buffers polars sends that part, and Arr
 
 
 def _columns(x: Any) -> Any:
-    """Arrow's table or array of it, without copies."""
+    """Arrow's table or array of it, without copies; None: it has a type that this pyarrow does not know."""
     import polars as pl  # type: ignore[import-not-found,unused-ignore]
+    import pyarrow as pa
 
-    return x.to_arrow(compat_level=pl.CompatLevel.newest())
+    try:
+        return x.to_arrow(compat_level=pl.CompatLevel.newest())
+    except (pa.ArrowException, pl.exceptions.PolarsError):  # Int128, for one
+        return None
 
 
 def _is_worth_it(x: Any, threshold: int) -> bool:
@@ -48,7 +52,7 @@ class _Taken(Adapter):
         if not _is_worth_it(x, threshold) or _has_objects(x):
             return None
         columns = _columns(x)
-        return None if _is_part_of_more(x, columns) else self.reduced(x, columns)
+        return None if columns is None or _is_part_of_more(x, columns) else self.reduced(x, columns)
 
     def reduced(self, x: Any, columns: Any) -> tuple[Any, ...]:
         raise NotImplementedError
