@@ -273,7 +273,7 @@ typedef struct vm_folder {
     uint64_t inode, device;
 } vm_folder;
 
-int vm__folder_open(vm_folder *f, int at, const char *path); /* at: as openat() */
+int vm__folder_open(vm_folder *f, int at, const char *path); /* at: a folder's number, or AT_FDCWD */
 const char *vm__folder_next(vm_folder *f); /* NULL: no more; stays valid until the next */
 int vm__folder_number(const vm_folder *f); /* for ...at() calls; what they find is looked at */
 bool vm__folder_close(vm_folder *f); /* false: the number was another file's by then, and not all was seen */
