@@ -10,7 +10,6 @@
  */
 #include "base.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <sys/mman.h>
@@ -55,10 +54,15 @@ int vm__identify(int fd, uint64_t *inode, uint64_t *device)
     return 0;
 }
 
-void vm__close_same(int fd, uint64_t inode, uint64_t device)
+bool vm__is_same(int fd, uint64_t inode, uint64_t device)
 {
     uint64_t inode_now, device_now;
-    if (fd >= 0 && vm__identify(fd, &inode_now, &device_now) == 0 && inode_now == inode && device_now == device)
+    return fd >= 0 && vm__identify(fd, &inode_now, &device_now) == 0 && inode_now == inode && device_now == device;
+}
+
+void vm__close_same(int fd, uint64_t inode, uint64_t device)
+{
+    if (vm__is_same(fd, inode, device))
         close(fd);
 }
 
@@ -93,14 +97,14 @@ static int open_anothers(const vm_region *r, uint32_t pid)
 {
     char path[32];
     struct stat st;
+    vm_folder fds;
     int found = -EBADF;
     snprintf(path, sizeof path, "/proc/%u/fd", pid);
-    DIR *dir = opendir(path);
-    for (const struct dirent *e; dir && found == -EBADF && (e = readdir(dir));)
-        if (fstatat(dirfd(dir), e->d_name, &st, 0) == 0 && is_it(r, &st))
-            found = open_if_ours(r, dirfd(dir), e->d_name);
-    if (dir)
-        closedir(dir);
+    vm__folder_open(&fds, AT_FDCWD, path);
+    for (const char *number; found == -EBADF && (number = vm__folder_next(&fds));)
+        if (fstatat(vm__folder_number(&fds), number, &st, 0) == 0 && is_it(r, &st))
+            found = open_if_ours(r, vm__folder_number(&fds), number);
+    vm__folder_close(&fds);
     return found;
 }
 
@@ -191,38 +195,36 @@ static void look_at(vm_finding *f, int dir, const char *number)
     f->fd = fd;
 }
 
-static void look_at_process(vm_finding *f, int proc, const char *pid)
+static void look_at_process(vm_finding *f, const char *pid)
 {
-    char path[32];
+    char path[40];
+    vm_folder fds;
     if (strspn(pid, "0123456789") != strlen(pid) || strlen(pid) > 20)
         return;
-    snprintf(path, sizeof path, "%s/fd", pid);
-    int fd = openat(proc, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    DIR *dir = fd < 0 ? NULL : fdopendir(fd);
-    if (!dir && fd >= 0)
-        close(fd);
-    for (const struct dirent *e; dir && (e = readdir(dir));)
-        look_at(f, dirfd(dir), e->d_name);
-    if (dir)
-        closedir(dir);
+    snprintf(path, sizeof path, "/proc/%s/fd", pid);
+    vm__folder_open(&fds, AT_FDCWD, path);
+    for (const char *number; (number = vm__folder_next(&fds));)
+        look_at(f, vm__folder_number(&fds), number);
+    vm__folder_close(&fds);
 }
 
 int vm__open_named(const char *which)
 {
     vm_finding f = {.which = which, .fd = -1, .is_only = true};
-    DIR *proc = opendir("/proc");
-    if (!proc)
-        return -errno;
+    vm_folder proc;
+    int rc = vm__folder_open(&proc, AT_FDCWD, "/proc");
+    if (rc)
+        return rc;
     if (*which)
-        for (const struct dirent *e; (e = readdir(proc));)
-            look_at_process(&f, dirfd(proc), e->d_name);
+        for (const char *pid; (pid = vm__folder_next(&proc));)
+            look_at_process(&f, pid);
+    vm__folder_close(&proc);
     if (f.fd < 0 && *which) {
         f.by_pid = true;
-        look_at_process(&f, dirfd(proc), which);
+        look_at_process(&f, which);
     }
-    closedir(proc);
     if (f.fd >= 0 && !f.is_only) {
-        close(f.fd);
+        vm__close_same(f.fd, f.st.st_ino, f.st.st_dev);
         return -EEXIST;
     }
     return f.fd < 0 ? -ENOENT : f.fd;

@@ -15,7 +15,6 @@
 #include "base.h"
 
 #include <ctype.h>
-#include <dirent.h>
 #include <fcntl.h>
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
@@ -72,13 +71,14 @@ static bool ask(int fd, vm_pipe *p)
 static int open_again(const char *path, uint64_t inode, int way)
 {
     char found[32];
+    uint64_t inode_there, device_there;
     int fd = -1, at = open(path, O_PATH | O_CLOEXEC);
-    if (at < 0)
+    if (at < 0 || vm__identify(at, &inode_there, &device_there) != 0)
         return -1;
     snprintf(found, sizeof found, "/proc/self/fd/%d", at);
     if (is_pipe(at, inode))
         fd = open(found, way | O_NONBLOCK | O_CLOEXEC);
-    close(at);
+    vm__close_same(at, inode_there, device_there);
     return fd;
 }
 
@@ -98,7 +98,8 @@ static void look_into(const vm_looking *v, vm_pipe *p)
         if (fd < 0)
             return;
         ask(fd, p);
-        close(fd);
+        if (is_pipe(fd, p->inode))
+            close(fd);
     }
     p->is_strange = p->is_strange || (p->is_open && !*p->reader); /* its readers cannot be seen */
 }
@@ -134,7 +135,19 @@ static bool parse(const char *text, ssize_t size, vm_diag *out)
     return true;
 }
 
-static int open_diag(void) { return socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG); }
+typedef struct vm_asked { /* whom */
+    int fd;
+    uint64_t inode, device;
+} vm_asked;
+
+static vm_asked open_diag(void)
+{
+    vm_asked a = {.fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG)};
+    if (a.fd >= 0 && vm__identify(a.fd, &a.inode, &a.device) != 0)
+        a.fd = -1;
+    return a;
+}
+static void close_diag(const vm_asked *a) { vm__close_same(a->fd, a->inode, a->device); }
 
 static bool ask_diag(int fd, uint64_t inode, vm_diag *out)
 {
@@ -159,18 +172,17 @@ static bool ask_diag(int fd, uint64_t inode, vm_diag *out)
 
 static void look_into_sockets(const vm_looking *v, bool in_one_net)
 {
-    int fd = open_diag();
+    vm_asked kernel = open_diag();
     for (size_t i = 0; i < v->nr; i++) {
         vm_pipe *p = &v->pipes[i];
         vm_diag diag;
         if (!p->is_socket)
             continue;
-        bool is_told = in_one_net && ask_diag(fd, p->inode, &diag);
+        bool is_told = in_one_net && ask_diag(kernel.fd, p->inode, &diag);
         p->is_open = !is_told || diag.exists;
         p->is_unread = !is_told || (diag.exists && diag.nr_unread);
     }
-    if (fd >= 0)
-        close(fd);
+    close_diag(&kernel);
 }
 
 uint64_t vm__channel_of(int fd)
@@ -185,10 +197,9 @@ uint64_t vm__channel_of(int fd)
     socklen_t size = sizeof family;
     if (!S_ISSOCK(there.st_mode) || getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &family, &size) != 0 || family != AF_UNIX)
         return 0;
-    int asked = open_diag();
-    bool is_told = ask_diag(asked, there.st_ino, &diag);
-    if (asked >= 0)
-        close(asked);
+    vm_asked kernel = open_diag();
+    bool is_told = ask_diag(kernel.fd, there.st_ino, &diag);
+    close_diag(&kernel);
     return is_told && diag.peer ? diag.peer | VM_CHANNEL_SOCKET : 0;
 }
 
@@ -265,53 +276,52 @@ static bool may_have_channels(vm_looking *v, uint32_t pid)
 
 enum { HITS_MAX = 64 };
 
-/* false: for want of descriptors or memory, not because it ended or is another's. */
+/* false: for want of descriptors or memory, or because they were taken away, not because it ended or is another's. */
 static bool look_at_process(vm_looking *v, uint32_t pid)
 {
     char path[32], link[64];
     vm_pipe *hit[HITS_MAX];
     size_t nr_hits = 0;
     bool has_region = false;
+    vm_folder fds;
     snprintf(path, sizeof path, "/proc/%u/fd", pid);
-    DIR *dir = opendir(path);
-    if (!dir) {
-        int error = errno;
-        if (error == EACCES || error == EPERM)
+    int rc = vm__folder_open(&fds, AT_FDCWD, path);
+    if (rc) {
+        if (rc == -EACCES || rc == -EPERM)
             v->is_one_hidden = v->is_one_hidden || may_have_channels(v, pid);
-        return error != EMFILE && error != ENFILE && error != ENOMEM;
+        return rc != -EMFILE && rc != -ENFILE && rc != -ENOMEM && rc != -EBADF;
     }
-    for (struct dirent *e; (e = readdir(dir));) {
-        ssize_t size = readlinkat(dirfd(dir), e->d_name, link, sizeof link - 1);
+    for (const char *number; (number = vm__folder_next(&fds));) {
+        int dir = vm__folder_number(&fds);
+        ssize_t size = readlinkat(dir, number, link, sizeof link - 1);
         link[size < 0 ? 0 : size] = 0;
         vm_pipe *p = find(v, link);
-        if (p && note(p, pid, dirfd(dir), e->d_name)) {
+        if (p && note(p, pid, dir, number)) {
             if (nr_hits < HITS_MAX)
                 hit[nr_hits++] = p;
             else
                 p->is_strange = true; /* to be on the safe side */
         }
         if (!has_region && strncmp(link, "/memfd:", 7) == 0)
-            has_region = is_the_region(v->t->region, dirfd(dir), e->d_name);
+            has_region = is_the_region(v->t->region, dir, number);
     }
-    closedir(dir);
+    bool is_whole = vm__folder_close(&fds);
     bool strange = is_strange(v, pid, has_region);
     if (nr_hits && !strange && pid != v->own_pid)
         strange = vm__is_stopped(pid);
     for (size_t i = 0; i < nr_hits; i++)
         hit[i]->is_strange = hit[i]->is_strange || strange;
-    return true;
+    return is_whole;
 }
 
 static bool look_at_processes(vm_looking *v, bool (*go_on)(vm_thread *))
 {
-    DIR *proc = opendir("/proc");
-    bool is_whole = proc;
-    for (struct dirent *e; is_whole && (e = readdir(proc));)
-        if (isdigit((unsigned char)e->d_name[0]))
-            is_whole = go_on(v->t) && look_at_process(v, (uint32_t)strtoul(e->d_name, NULL, 10));
-    if (proc)
-        closedir(proc);
-    return is_whole;
+    vm_folder proc;
+    bool is_whole = vm__folder_open(&proc, AT_FDCWD, "/proc") == 0;
+    for (const char *pid; is_whole && (pid = vm__folder_next(&proc));)
+        if (isdigit((unsigned char)*pid))
+            is_whole = go_on(v->t) && look_at_process(v, (uint32_t)strtoul(pid, NULL, 10));
+    return vm__folder_close(&proc) && is_whole;
 }
 
 static void list_attached(vm_looking *v)

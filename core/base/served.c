@@ -96,11 +96,13 @@ int vm__open_served(const char *path, const uint32_t *uids, size_t nr, bool *is_
     int fd = vm__above_standard_streams(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
     if (fd < 0)
         return -errno;
-    uint64_t until_ns = vm__now_ns() + VM_SERVE_WAIT_S * 1000000000ull;
-    int rc = connect_to(fd, path, until_ns);
+    uint64_t until_ns = vm__now_ns() + VM_SERVE_WAIT_S * 1000000000ull, inode, device;
+    int rc = vm__identify(fd, &inode, &device);
+    if (rc == 0)
+        rc = connect_to(fd, path, until_ns);
     if (rc == 0)
         rc = ask(fd, until_ns, uids, nr, is_given);
-    close(fd);
+    vm__close_same(fd, inode, device); /* it may have taken seconds */
     if (rc < 0)
         return rc == -EAGAIN || rc == -EINTR ? -ETIMEDOUT : rc;
     int got = vm__above_standard_streams(rc);

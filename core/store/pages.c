@@ -13,7 +13,12 @@
 #include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
+
+#ifndef MLOCK_ONFAULT
+#define MLOCK_ONFAULT 1 /* Linux 4.4 */
+#endif
 
 /* ---- shared ---- */
 
@@ -72,6 +77,26 @@ int vm__pages_open(int fd, int *own, vm_header *h, uint64_t *file_bytes, bool *i
     return 0;
 }
 
+/* Whether a new mapping is made resident at once, as after mlockall(MCL_FUTURE): then one that nobody touched is. */
+static bool is_filled_when_mapped(void)
+{
+    size_t bytes = (size_t)vm__page_bytes();
+    uint8_t is_there = 0;
+    void *page = vm__private_pages(bytes, false);
+    bool is_told = page && mincore(page, bytes, &is_there) == 0;
+    if (page)
+        vm__private_free(page, bytes);
+    return is_told && is_there & 1;
+}
+
+/* What is locked is locked when it is touched: a region's size costs nothing until it is used. */
+static int lock_when_touched(void *at, uint64_t bytes, int access)
+{
+    if (syscall(SYS_mlock2, at, bytes, MLOCK_ONFAULT) != 0)
+        munlock(at, bytes);
+    return mprotect(at, bytes, access);
+}
+
 /* Mapped at a multiple of VM_MAP_ALIGN, so that up to there an aligned page is an aligned address. */
 int vm__pages_map(int fd, uint64_t bytes, bool readonly, void **base)
 {
@@ -81,7 +106,9 @@ int vm__pages_map(int fd, uint64_t bytes, bool readonly, void **base)
         return -errno;
     uint8_t *at = all + (VM_MAP_ALIGN - (uintptr_t)all % VM_MAP_ALIGN) % VM_MAP_ALIGN;
     int access = readonly ? PROT_READ : PROT_READ | PROT_WRITE;
-    if (mmap(at, bytes, access, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, fd, 0) == MAP_FAILED) {
+    bool is_filled = is_filled_when_mapped();
+    void *mapped = mmap(at, bytes, is_filled ? PROT_NONE : access, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, fd, 0);
+    if (mapped == MAP_FAILED || (is_filled && lock_when_touched(at, bytes, access) < 0)) {
         int rc = -errno;
         munmap(all, reserved);
         return rc;
@@ -130,8 +157,9 @@ int vm__pages_read(int fd, uint64_t offset, uint64_t bytes, void *out)
 
 /* ---- given back ---- */
 
-/* What is locked into memory (mlockall) cannot be given back through its own mapping; through a second one it can. */
-static int discard_locked(void *at, uint64_t bytes)
+#define LOCKED_PIECE_BYTES (64ull << 10)
+
+static int discard_elsewhere(void *at, uint64_t bytes)
 {
     void *again = mremap(at, 0, bytes, MREMAP_MAYMOVE);
     if (again == MAP_FAILED)
@@ -139,6 +167,25 @@ static int discard_locked(void *at, uint64_t bytes)
     munlock(again, bytes);
     int rc = madvise(again, bytes, MADV_REMOVE) < 0 ? -errno : 0;
     munmap(again, bytes);
+    return rc;
+}
+
+/* What is locked into memory (mlockall) cannot be given back through its own mapping; through a second one it can. That one is
+ * locked too at first: in smaller pieces where RLIMIT_MEMLOCK, or RLIMIT_AS, leaves no room for the whole. */
+static int discard_locked(void *at, uint64_t bytes)
+{
+    int rc = 0;
+    for (uint64_t done = 0, piece = bytes; rc == 0 && done < bytes;) {
+        uint64_t n = bytes - done < piece ? bytes - done : piece;
+        rc = discard_elsewhere((uint8_t *)at + done, n);
+        if (rc == 0) {
+            done += n;
+        } else if ((rc == -EAGAIN || rc == -ENOMEM) && piece > LOCKED_PIECE_BYTES) {
+            uint64_t half = piece / 2;
+            piece = half < LOCKED_PIECE_BYTES ? LOCKED_PIECE_BYTES : half - half % LOCKED_PIECE_BYTES;
+            rc = 0;
+        }
+    }
     return rc;
 }
 

@@ -5,7 +5,8 @@
 # interpreter. The handler frees by address: what lies in its region there, all else as numpy does by default. Numpy
 # calls it with the interpreter lock held. A range's id is kept beside, a private table by page: in a forked child
 # that let go of what it inherited, the pages may be somebody else's. If they are another array's of this child, the
-# address does not tell which of the two is freed: the range stays until all that began there are.
+# address does not tell which of the two is freed: the range stays until all that began there are. In a hardened
+# region the handler calls Python, as each alloc and free there does.
 
 cdef extern from "malloc.h":
     size_t malloc_usable_size(void *) noexcept nogil
@@ -37,6 +38,7 @@ ctypedef struct NumpyMemory:
     size_t least  # bytes of an array that goes to the region
     size_t start, nbytes  # its data
     uint64_t granule, nr_pages
+    uint64_t guard_bytes  # of a hardened region; else 0
 
 ctypedef void *(*SetHandler)(void *)
 
@@ -62,6 +64,36 @@ cdef NumpyRange *numpy_ranges(NumpyMemory *m) noexcept:
     return m.ranges[0]
 
 
+cdef bint guard_numpy(NumpyMemory *m, vm_range *got, size_t nbytes) noexcept:
+    """Canary and record of a hardened region. False: a signal's handler raised, which numpy cannot pass on; it is told."""
+    cdef CoreRegion region = <CoreRegion>m.owner
+    try:
+        region.guard_new(got, nbytes)
+    except KeyboardInterrupt:
+        PyErr_SetInterrupt()  # for whoever called numpy
+        return False
+    return True
+
+
+cdef bint let_go_numpy(NumpyMemory *m, uint64_t page, NumpyRange *was) noexcept:
+    """In a hardened region, as the owner of an array does it. False: it is no array's any more, or the end of Python."""
+    cdef PyObject *kind
+    cdef PyObject *value
+    cdef PyObject *trace
+    cdef vm_range now
+    cdef ArrayOwner owner
+    cdef bint is_done = False
+    PyErr_Fetch(&kind, &value, &trace)  # an array may go while an error is on its way
+    if not is_finalizing() and vm_lookup(m.region[0], page, &now) == 0 and now.id == was.id:
+        owner = ArrayOwner.__new__(ArrayOwner)
+        owner.bind(<CoreRegion>m.owner, &now, <Py_ssize_t>(now.nr_pages * m.granule - m.guard_bytes))
+        owner.fork_epoch = was.fork_epoch
+        owner = None
+        is_done = True
+    PyErr_Restore(kind, value, trace)
+    return is_done
+
+
 cdef bint take_numpy(NumpyMemory *m, size_t nbytes, vm_range *out) noexcept:
     cdef vm_region *r = m.region[0]
     cdef uint64_t nr_pages
@@ -72,12 +104,12 @@ cdef bint take_numpy(NumpyMemory *m, size_t nbytes, vm_range *out) noexcept:
     ranges = numpy_ranges(m)
     if ranges == NULL:
         return False
-    nr_pages = vm_pages_of(r, nbytes)
+    nr_pages = vm_pages_of(r, nbytes + m.guard_bytes)
     rc = vm_alloc(r, nr_pages, 1, VM_HIT_ONLY, out)
     if rc != 0:
         with nogil:
             rc = vm_alloc(r, nr_pages, 1, 0, out)
-    if rc != 0:
+    if rc != 0 or (m.guard_bytes and not guard_numpy(m, out, nbytes)):
         return False
     if ranges[out.page].id != 0:
         ranges[out.page].nr_let_go += 1
@@ -115,15 +147,17 @@ cdef void *numpy_realloc(void *context, void *old, size_t nbytes) noexcept:
     cdef NumpyRange *was
     cdef vm_range now
     cdef size_t had
+    cdef bint fits
     if old == NULL:
         return numpy_malloc(context, nbytes)
     if is_there(m, old):
         was = &m.ranges[0][page_of(m, old)]
         if vm_find(m.region[0], old, &now) != 0 or now.id != was.id:
             return NULL
-        if nbytes >= m.least and was.nr_let_go == 0 and vm_pages_of(m.region[0], nbytes) == now.nr_pages:
+        fits = vm_pages_of(m.region[0], nbytes) == now.nr_pages
+        if nbytes >= m.least and not m.guard_bytes and was.nr_let_go == 0 and fits:
             return old
-        had = now.nr_pages * m.granule
+        had = now.nr_pages * m.granule - m.guard_bytes
     elif nbytes < m.least:
         return m.other.realloc(m.other.context, old, nbytes)
     else:
@@ -138,8 +172,9 @@ cdef void *numpy_realloc(void *context, void *old, size_t nbytes) noexcept:
 cdef void numpy_free(void *context, void *old, size_t nbytes) noexcept:
     cdef NumpyMemory *m = <NumpyMemory *>context
     cdef vm_region *r = m.region[0]
-    cdef uint64_t page, id
+    cdef uint64_t page
     cdef NumpyRange *was
+    cdef NumpyRange freed
     cdef unsigned flags
     if not is_there(m, old):
         m.other.free(m.other.context, old, nbytes)
@@ -149,13 +184,14 @@ cdef void numpy_free(void *context, void *old, size_t nbytes) noexcept:
     if was.nr_let_go != 0:
         was.nr_let_go -= 1
         return
-    id, was.id = was.id, 0
-    if id == 0 or r == NULL:
+    freed = was[0]
+    was.id = 0
+    if freed.id == 0 or r == NULL or (m.guard_bytes and let_go_numpy(m, page, &freed)):
         return
-    flags = 0 if was.fork_epoch == <uint32_t>fork_epoch else VM_INHERITED
-    if flags or vm_free(r, page, id, VM_HIT_ONLY) != 0:
+    flags = 0 if freed.fork_epoch == <uint32_t>fork_epoch else VM_INHERITED
+    if flags or vm_free(r, page, freed.id, VM_HIT_ONLY) != 0:
         with nogil:
-            vm_free(r, page, id, flags)
+            vm_free(r, page, freed.id, flags)
 
 
 cdef void forget_numpy_memory(object capsule) noexcept:
@@ -186,7 +222,7 @@ def numpy_handler(CoreRegion region not None, size_t least):
     m.region, m.closed, m.ranges = &region.r, &region.closed, <NumpyRange **>&region.numpy_ranges
     m.least = max(least, 1)
     m.start, m.nbytes = <size_t>vm_pointer(region.r, 0), region.nr_pages_ * region.granule
-    m.granule, m.nr_pages = region.granule, region.nr_pages_
+    m.granule, m.nr_pages, m.guard_bytes = region.granule, region.nr_pages_, region.guard_bytes
     try:
         capsule = PyCapsule_New(m, "mem_handler", forget_numpy_memory)
     except BaseException:

@@ -20,6 +20,7 @@ import os
 import struct
 import zlib
 from collections import deque
+from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmalloc.errors import MemoryMisused, NotAllocated
@@ -69,10 +70,16 @@ class Freeing(NamedTuple):
     poison: int
 
 
+def _is_program(frame: FrameType) -> bool:
+    """And neither we, nor numpy, which makes arrays here for the program."""
+    is_numpy = str(frame.f_globals.get("__name__")).partition(".")[0] == "numpy"
+    return not is_numpy and not frame.f_code.co_filename.startswith(_HERE)
+
+
 def _caller() -> str:
     """FILE:LINE of the program that called us."""
     frame = inspect.currentframe()
-    while frame is not None and frame.f_code.co_filename.startswith(_HERE):
+    while frame is not None and not _is_program(frame):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else ""
 

@@ -227,6 +227,67 @@ def test_the_error_goes_through_a_pickle() -> None:
     assert (str(f), f.kind, f.offset, f.byte, f.made, f.freed) == ("text", "overrun", 4096, 7, "a:1", "b:2")
 
 
+def made_by_numpy(region: vmalloc.Region, size: int) -> np.ndarray[Any, Any]:
+    with region.numpy_arrays(1):
+        return np.ones(size, "u1")
+
+
+def drop(kept: list[Any]) -> None:
+    kept.clear()
+
+
+DROPPED = f"{drop.__code__.co_filename}:{drop.__code__.co_firstlineno + 1}"
+MADE_BY_NUMPY = f"{made_by_numpy.__code__.co_filename}:{made_by_numpy.__code__.co_firstlineno + 2}"
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_numpy_makes_in_it_is_sent_and_named_without_a_false_alarm(
+    region: vmalloc.Region, unraisable: list[Any], size: int
+) -> None:
+    array = made_by_numpy(region, size)
+    region["it"] = array
+    ref = vmalloc.ref(array)
+    copy = pickle.loads(pickle.dumps(ref))
+    del array, ref
+    assert int(copy.sum(dtype="u8")) == int(region["it"].sum(dtype="u8")) == size
+    del copy, region["it"]
+    array = made_by_numpy(region, size)
+    array.resize(size + 100, refcheck=False)
+    assert int(array.sum(dtype="u8")) == size
+    del array
+    gc.collect()
+    region.check()
+    assert unraisable == []
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_an_overrun_of_what_numpy_makes_is_told_with_both_lines(
+    region: vmalloc.Region, unraisable: list[Any], size: int
+) -> None:
+    array = made_by_numpy(region, size)
+    scribble(array.ctypes.data + size)
+    kept = [array]
+    del array
+    drop(kept)
+    with pytest.raises(vmalloc.MemoryMisused) as found:
+        region.check()
+    assert (found.value.kind, found.value.made, found.value.freed) == ("overrun", MADE_BY_NUMPY, DROPPED)
+    assert unraisable == [found.value]
+
+
+def test_a_use_after_free_of_what_numpy_made_is_told_with_both_lines(region: vmalloc.Region) -> None:
+    array = made_by_numpy(region, 1000)
+    address, kept = array.ctypes.data, [array]
+    del array
+    drop(kept)
+    scribble(address)
+    with pytest.raises(vmalloc.MemoryMisused) as found:
+        region.check()
+    told = found.value.kind, found.value.made, found.value.freed
+    assert told == ("use after free", MADE_BY_NUMPY, DROPPED)
+    ctypes.memset(address, 0xDB, 1)
+
+
 def test_a_region_that_is_not_hardened_has_no_guard() -> None:
     with vmalloc.Region("1M") as region:
         assert region._guard is None

@@ -180,3 +180,58 @@ def test_locked_memory_goes_back_all_the_same():
     if soft not in (-1,) and soft < 8 * MIB and said[0].startswith("-1"):
         pytest.skip(f"RLIMIT_MEMLOCK is {soft}")
     assert said == ["0 True"]
+
+
+def test_locked_memory_goes_back_in_pieces_where_no_more_may_be_locked():
+    """As much again is locked for a moment, which RLIMIT_MEMLOCK does not allow for the whole of it."""
+    nbytes = 6 * MIB
+    said = run(f"""
+        import ctypes, resource, vmalloc
+        limit = {8 * MIB}
+        r = vmalloc.Region("64M")
+        a = r.full({nbytes}, 1, "u1")
+        _, most = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+        if most != -1 and most < limit:
+            say("no")
+            raise SystemExit
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (limit, most))
+        if os.geteuid() == 0:
+            os.setuid(65534)  # the limit is not root's
+        at, nbytes = ctypes.c_void_p(a.ctypes.data), ctypes.c_size_t(a.nbytes)
+        say(ctypes.CDLL(None).mlock(at, nbytes))
+        before = r.stats().resident_bytes
+        del a
+        r.shrink()
+        say(before - r.stats().resident_bytes > {nbytes - MIB})
+        r.check()
+    """)
+    if said == ["no"]:
+        pytest.skip(f"RLIMIT_MEMLOCK allows less than {8 * MIB} bytes")
+    assert said == ["0", "True"]
+
+
+@pytest.mark.parametrize("attach", [False, True], ids=["made", "attached"])
+def test_a_process_that_locks_all_its_memory_takes_no_more_of_a_region_than_it_touches(attach):
+    said = run(f"""
+        import ctypes, vmalloc
+        made, ended = os.pipe(), os.pipe()
+        pid = os.fork() if {attach} else 0
+        if pid == 0 and {attach}:
+            os.close(ended[1])
+            r = vmalloc.Region("256M")
+            os.write(made[1], str(r.fileno()).encode())
+            os._exit(len(os.read(ended[0], 1)))
+        number = int(os.read(made[0], 9)) if {attach} else 0
+        say(ctypes.CDLL(None).mlockall(2))  # MCL_FUTURE
+        r = vmalloc.Region.attach(f"/proc/{{pid}}/fd/{{number}}") if {attach} else vmalloc.Region("256M")
+        say(r.stats().resident_bytes < 8 << 20)
+        a = r.full(32 << 20, 1, "u1")
+        say(r.stats().resident_bytes >> 20 in (32, 33))
+        del a
+        r.shrink()
+        say(r.stats().resident_bytes < 8 << 20)
+        r.check()
+    """)
+    if said[0] != "0":
+        pytest.skip("this user may not lock so much")
+    assert said == ["0", "True", "True", "True"]
