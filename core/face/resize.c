@@ -12,9 +12,9 @@ static int shrink_in_place(vm_thread *t, const vm_range *range, uint64_t nr_page
     if (rc)
         return rc;
     vm_word w = VM_ACQUIRE(word);
-    if (w & VM_WORD_SHARED || vm__len(w) != range->nr_pages) {
+    if (vm__state(w) != VM_BUSY || w & VM_WORD_SHARED || vm__len(w) != range->nr_pages) {
         vm__space_unlock(t);
-        return -EBUSY; /* shared meanwhile */
+        return -EBUSY; /* shared meanwhile, or just now */
     }
     VM_STORE(&r->map.heads[tail].word, vm__moving(t, tail_pages));
     if (!VM_CAS(word, w, vm__with_len(w, nr_pages)))
@@ -42,6 +42,19 @@ static int move_to_larger(vm_region *r, vm_range *range, const vm_range *now, ui
     return 0;
 }
 
+/* Unlike vm__lookup(): a range that another thread of ours shares just now, as a fork does, is there. */
+static int find(const vm_region *r, const vm_range *range, vm_range *now)
+{
+    vm_word w = range->page < r->map.nr_pages ? VM_ACQUIRE(&r->map.heads[range->page].word) : 0;
+    uint64_t len = vm__len(w);
+    if ((vm__state(w) != VM_BUSY && vm__state(w) != VM_FREEING) || len == 0 || len > r->map.nr_pages - range->page)
+        return -ENOENT;
+    *now = (vm_range){range->page, len, VM_ACQUIRE(&r->map.heads[range->page].aux), false};
+    if (now->id != range->id)
+        return -ESTALE;
+    return w & VM_WORD_SHARED || vm__state(w) == VM_FREEING ? -EBUSY : 0;
+}
+
 int vm_resize(vm_region *r, vm_range *range, uint64_t nr_pages)
 {
     vm_range now;
@@ -50,11 +63,9 @@ int vm_resize(vm_region *r, vm_range *range, uint64_t nr_pages)
         return vm__thread_error(r);
     if (nr_pages == 0)
         return -EINVAL;
-    int rc = vm_lookup(r, range->page, &now);
-    if (rc || now.id != range->id)
-        return rc ? rc : -ESTALE;
-    if (VM_ACQUIRE(&r->map.heads[range->page].word) & VM_WORD_SHARED)
-        return -EBUSY;
+    int rc = find(r, range, &now);
+    if (rc)
+        return rc;
     if (nr_pages == now.nr_pages)
         return 0;
     if (nr_pages > now.nr_pages)

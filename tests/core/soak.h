@@ -94,6 +94,7 @@ typedef struct board {
     double lease_ttl_s, lock_timeout_s;
     uint32_t has_long_stops; /* longer than that */
     uint32_t mistake;        /* made on purpose: is it noticed? */
+    uint32_t hesitates;      /* with hooks: they pause between writes of holders, leases and names */
     uint64_t nr_forced, nr_forced_done; /* how often somebody began to end all leases; and had done so */
     uint64_t nr_busy, nr_refused, nr_forks, nr_detached, nr_ended, nr_recovered, nr_claimed;
     int32_t supervisor, doomed_family;

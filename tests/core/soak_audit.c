@@ -133,8 +133,10 @@ static void check_busy(const auditor *a, uint64_t page, vm_word w)
     else
         is_held = is_excused(a, owner) || a->claimed[page][owner / 64] >> owner % 64 & 1;
     if (!is_held && !a->is_explained[page] && !(is_shared && a->may_be_dead))
-        violation("lost: pages %" PRIu64 " + %" PRIu64 ", id %" PRIx64 ", word %" PRIx64, page, vm__len(w),
-                  VM_ACQUIRE(&a->r->map.heads[page].aux), w);
+        violation("lost: pages %" PRIu64 " + %" PRIu64 ", id %" PRIx64 ", word %" PRIx64 ", holders %" PRIx64
+                  ", %" PRIu64 " leases",
+                  page, vm__len(w), VM_ACQUIRE(&a->r->map.heads[page].aux), w,
+                  VM_ACQUIRE(&a->r->map.sharings[page].holders), VM_ACQUIRE(&a->r->map.sharings[page].nr_leases));
 }
 
 static void check_words(const auditor *a)

@@ -10,7 +10,7 @@
 
 #include <fcntl.h>
 
-enum { OPERATIONS_OF_A_THREAD = 400, REST_US = 200 };
+enum { OPERATIONS_OF_A_THREAD = 400, REST_US = 200, HESITATES_ONE_IN = 12, HESITATES_US = 400 };
 
 vm_region *r;
 row *mine;
@@ -46,6 +46,19 @@ static void die_at_a_write(lane *l, void (*operation)(lane *))
 #endif
     operation(l);
 }
+
+#ifdef VM_HOOKS
+/* Now and then a pause before a write of who references a range, so that others come in between. */
+static bool hesitate(const char *file, int line, uint64_t nr_passed)
+{
+    static _Thread_local uint64_t seed;
+    if (!seed)
+        seed = ((uint64_t)gettid() * 1000003 ^ (uint64_t)line << 32 ^ nr_passed) | 1;
+    if (random_below(&seed, HESITATES_ONE_IN) == 0 && (strstr(file, "/share/") || strstr(file, "/mend/")))
+        usleep((useconds_t)random_below(&seed, HESITATES_US));
+    return true;
+}
+#endif
 
 static void any_operation(lane *l)
 {
@@ -315,6 +328,10 @@ int be_a_worker(uint32_t i, uint64_t seed)
         lanes[k] = (lane){.index = k, .seed = seed};
     start_row(i);
     attach();
+#ifdef VM_HOOKS
+    if (the_board->hesitates)
+        vm_fault_filter(hesitate);
+#endif
     __atomic_store_n(&mine->state, ROW_LIVE, __ATOMIC_SEQ_CST);
     for (;;) {
         uint32_t now = phase();

@@ -297,31 +297,32 @@ static void threads_without_a_slot_share_and_name_too(vm_pools d)
     FINISH(r);
 }
 
-/* Meanwhile somebody waits for who frees it, and takes him for dead, since he is leaving. */
+/* Before a write of holders, while a range is FREEING, another thread comes in between, once. */
 static vm_region *looker;
 static vm_range looked_at;
-static bool has_looked;
-static void *look_at_it(void *unused)
-{
-    vm_thread *t = vm__thread(looker);
-    vm_word w;
-    CHECK_EQ(vm__wait_while_freeing(t, looked_at.page, &w), 0);
-    return unused;
-}
-
-static bool look_when_it_is_being_freed(const char *file, int line, uint64_t nr_passed)
+static void *(*what_comes)(void *);
+static bool come_in_between(const char *file, int line, uint64_t nr_passed)
 {
     pthread_t other;
+    void *(*what)(void *) = what_comes;
     (void)line, (void)nr_passed;
-    if (has_looked || !strstr(file, "holder.c")
+    if (!what || !strstr(file, "holder.c")
         || vm__state(VM_ACQUIRE(&looker->map.heads[looked_at.page].word)) != VM_FREEING)
         return true;
-    has_looked = true;
-    CHECK_EQ(pthread_create(&other, NULL, look_at_it, NULL), 0);
+    what_comes = NULL;
+    CHECK_EQ(pthread_create(&other, NULL, what, NULL), 0);
     pthread_join(other, NULL);
     return true;
 }
 
+static void *wait_while_it_is_being_freed(void *unused)
+{
+    vm_word w;
+    CHECK_EQ(vm__wait_while_freeing(vm__thread(looker), looked_at.page, &w), 0);
+    return unused;
+}
+
+/* Who waits for it takes him for dead, since he is leaving. */
 static void who_leaves_frees_what_was_taken_for_a_dead_ones_meanwhile(vm_pools d)
 {
     vm_region *leaving;
@@ -329,12 +330,33 @@ static void who_leaves_frees_what_was_taken_for_a_dead_ones_meanwhile(vm_pools d
     CHECK_EQ(vm_attach(vm_fd(looker), &leaving), 0);
     looked_at = take(leaving, 3);
     CHECK_EQ(vm_share(leaving, looked_at.page, looked_at.id), 0);
-    has_looked = false;
-    vm_fault_filter(look_when_it_is_being_freed);
+    what_comes = wait_while_it_is_being_freed;
+    vm_fault_filter(come_in_between);
     CHECK_EQ(vm_detach(leaving), 0);
     vm_fault_filter(NULL);
-    CHECK(has_looked);
+    CHECK(!what_comes);
     CHECK_EQ(stats_of(looker).busy_pages, 0); /* nobody holds it, and no scan is due */
+    FINISH(looker);
+}
+
+static void *resize_it(void *unused)
+{
+    vm_range a = looked_at;
+    CHECK_EQ(vm_resize(looker, &a, 5), -EBUSY);
+    CHECK_EQ(vm_resize(looker, &a, 1), -EBUSY);
+    return unused;
+}
+
+static void a_resize_while_the_range_is_being_shared_says_that_it_is_shared(vm_pools d)
+{
+    looker = make(d);
+    looked_at = take(looker, 3);
+    what_comes = resize_it;
+    vm_fault_filter(come_in_between);
+    CHECK_EQ(vm_share(looker, looked_at.page, looked_at.id), 0);
+    vm_fault_filter(NULL);
+    CHECK(!what_comes);
+    GIVE_BACK(looker, looked_at);
     FINISH(looker);
 }
 
@@ -360,6 +382,7 @@ int main(void)
     FOR_EACH_DESIGN (d) { /* last: TSan does not fork after threads were there */
         threads_without_a_slot_share_and_name_too(d);
         who_leaves_frees_what_was_taken_for_a_dead_ones_meanwhile(d);
+        a_resize_while_the_range_is_being_shared_says_that_it_is_shared(d);
     }
     return 0;
 }
