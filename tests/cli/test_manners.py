@@ -188,6 +188,15 @@ def test_a_closed_pipe_is_silent(words: list[str]) -> None:
     assert (done.returncode, done.stderr) == (manners.CLOSED_PIPE, "")
 
 
+@pytest.mark.parametrize("words", ["ps", "info --kernel /dev/null", "suite test_loop_count=10", "no-such"])
+@pytest.mark.parametrize("closed", ["1", "2", "0 1 2"])
+def test_a_closed_stream_leads_nowhere(words: str, closed: str) -> None:
+    code = f"exec {sys.executable} -m vmalloc.cli {words} " + " ".join(f"{n}>&-" for n in closed.split())
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, timeout=60)
+    assert "Traceback" not in done.stderr + done.stdout
+    assert done.returncode == (2 if words in ("info --kernel /dev/null", "no-such") else 0)
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from vmalloc.cli.manners import one_line, usage_in_one_line
+from vmalloc.cli.manners import one_line, open_standard_streams, usage_in_one_line
 
 COMMANDS = {
     "suite": "Run the kernel's vmalloc test suite on every pool design.",
@@ -55,6 +55,10 @@ class _LazyGroup(click.Group):
 
         found = [CompletionItem(n, help=h) for n, h in COMMANDS.items() if n.startswith(incomplete)]
         return found or click.Command.shell_complete(self, ctx, incomplete)
+
+    def main(self, *args: Any, **more: Any) -> Any:
+        open_standard_streams()
+        return super().main(*args, **more)
 
     def make_context(self, *args: Any, **more: Any) -> click.Context:
         with usage_in_one_line():

@@ -38,6 +38,7 @@ __all__ = [
     "human_bytes",
     "json_option",
     "one_line",
+    "open_standard_streams",
     "plain_table",
     "safe",
     "told",
@@ -116,6 +117,17 @@ def usage_in_one_line() -> Iterator[None]:
     except click.UsageError as error:
         more = f"; {error.ctx.command_path} --help says more" if error.ctx else ""
         raise Refusal(safe(error.format_message().rstrip(".")) + more) from None
+
+
+def open_standard_streams() -> None:
+    """One that the caller closed, as `>&-` does, leads nowhere: else the next file would take its number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
 @contextmanager

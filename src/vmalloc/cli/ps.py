@@ -77,10 +77,11 @@ def _fits(region: Seen, which: str) -> bool:
 def command(which: tuple[str, ...], json_path: str | None) -> None:
     """List the regions that processes have open (yours; all of them for root), and who holds how much.
 
-    Nobody is disturbed: regions are looked at read-only, without a lock. `used` is what somebody holds,
-    `resident` also what is kept warm and the region's own metadata. Health is ok, full, or says what is
-    wrong; `dead` processes are recovered by the next who needs the room. WHICH: only those of that name, or
-    that a process of that pid has.
+    Nobody is disturbed: regions are looked at read-only, without a lock. `used` is what is allocated,
+    `resident` also what is kept warm and the region's own metadata. A process holds what it allocated and
+    what its threads keep for their next requests. Health is ok, full, or says what is wrong; `dead`
+    processes are recovered by the next who needs the room. WHICH: only those of that name, or that a
+    process of that pid has.
 
     \b
     Examples:
