@@ -40,7 +40,7 @@ cdef class CoreRegion(RegionReferences):
         cdef int rc = self.result_of(call_alloc, &c)
         if rc == -ENOSPC and self._guard is not None and self._guard.empty(self):  # what is in quarantine is of use now
             rc = self.result_of(call_alloc, &c)
-        if seconds and (rc == -ENOSPC or rc == -EDQUOT):
+        if seconds and nr_pages <= self.nr_pages_ and (rc == -ENOSPC or rc == -EDQUOT):  # else it will never be there
             rc = self.take_later(&c, seconds)
         while rc == -ENOSPC and not flags & VM_NO_PURGE and self.end_oldest(nr_pages):
             rc = self.result_of(call_alloc, &c)
@@ -94,7 +94,8 @@ cdef class CoreRegion(RegionReferences):
         Takes ceil(nbytes / page_size) whole pages; the block's buffer is exactly `nbytes` long and starts
         on a page, or on a multiple of `align` (bytes, a power of two): of the address up to 2 MiB, of the
         offset in the region beyond. Contents are whatever the pages
-        held. `timeout` seconds it waits for pages if there are none. Raises OutOfPages, ValueError, RegionClosed.
+        held. `timeout` seconds it waits for pages if there are none, unless the region is too small. Raises OutOfPages,
+        ValueError, RegionClosed.
         """
         cdef vm_range got
         cdef Py_ssize_t size, alignment
