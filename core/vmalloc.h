@@ -67,7 +67,7 @@ VM_API int vm_free_kept(vm_region *r, uint64_t page, uint64_t id, unsigned flags
 /* All or nothing. */
 VM_API int vm_alloc_bulk(vm_region *r, uint64_t nr_pages, uint64_t align_pages, size_t count, vm_range *out);
 VM_API int vm_free_bulk(vm_region *r, size_t count, const vm_range *ranges);
-/* Shrink in place (the tail is freed) or move, copying the contents; *range is updated. */
+/* Shrink in place (the tail is freed) or move, copying the contents; *range is updated. EBUSY also where others hold it, too. */
 VM_API int vm_resize(vm_region *r, vm_range *range, uint64_t nr_pages);
 /* `count` ranges at base + offset[i], one base for all: the percpu allocator's need. */
 VM_API int vm_alloc_congruent(vm_region *r, size_t count, const uint64_t *offsets, const uint64_t *nr_pages,

@@ -224,9 +224,10 @@ static uint64_t id_in_use(const vm_thread *t, uint64_t page, vm_word w, asked *a
     return VM_ACQUIRE(&r->map.heads[page].word) == w ? id : 0;
 }
 
-/* A sum over the ids of ranges in use that lie in each place where the request could begin, or that leave less of the limit
- * than it wants; 0: neither. */
-static uint64_t what_bars(const vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint64_t limit)
+/* A sum over the ids of ranges in use that lie in each place where the request, or its longest part, could begin, or that leave
+ * less of the limit than all of it wants; 0: neither. */
+static uint64_t what_bars(const vm_thread *t, uint64_t nr_pages, uint64_t all_pages, uint64_t align_pages,
+                          uint64_t limit)
 {
     const vm_region *r = t->region;
     uint64_t last = r->map.nr_pages - nr_pages, place = 0, page = 0, sum = 1, in_use = 0;
@@ -234,7 +235,7 @@ static uint64_t what_bars(const vm_thread *t, uint64_t nr_pages, uint64_t align_
     asked a = {0};
     for (vm_word w; (w = vm__word_at(r, page)) && (has_place || place <= last); page += vm__len(w)) {
         has_place = has_place || page >= place + nr_pages;
-        if (in_use > limit - nr_pages || (has_place && limit >= r->map.nr_pages))
+        if (in_use > limit - all_pages || (has_place && limit >= r->map.nr_pages && all_pages == nr_pages))
             break;
         uint64_t end = page + vm__len(w), id = end > place ? id_in_use(t, page, w, &a) : 0;
         if (!id)
@@ -243,36 +244,37 @@ static uint64_t what_bars(const vm_thread *t, uint64_t nr_pages, uint64_t align_
         sum = (sum ^ id) * 0x9e3779b97f4a7c15ull;
         place = (end + align_pages - 1) & ~(align_pages - 1);
     }
-    return in_use > limit - nr_pages || (!has_place && place > last) ? sum : 0;
+    return in_use > limit - all_pages || (!has_place && place > last) ? sum : 0;
 }
-
-#define AT_FIRST (-1) /* before anything was tried */
 
 /* Is it worth a walk? Where an aligned request could begin in few places; and for one that no magazine could serve, before
  * more is given back for it than what is lazy, or anything if that cannot be enough. */
-static bool may_be_barred(const vm_thread *t, uint64_t nr_pages, uint64_t align_pages, uint64_t limit, int attempt)
+static bool may_be_barred(const vm_thread *t, uint64_t nr_pages, uint64_t all_pages, uint64_t align_pages,
+                          uint64_t limit, int attempt)
 {
-    if (nr_pages > VM_POOL_PAGES_MAX
-        && (attempt == 2 || (attempt == AT_FIRST && vm__live_pages(t->region) + nr_pages > limit)))
+    if (all_pages > VM_POOL_PAGES_MAX
+        && (attempt == 2 || (attempt == VM_AT_FIRST && vm__live_pages(t->region) + all_pages > limit)))
         return true;
-    return attempt != AT_FIRST && align_pages > 1 && (t->region->map.nr_pages - nr_pages) / align_pages < VM_PLACES_FEW;
+    return attempt != VM_AT_FIRST && align_pages > 1
+           && (t->region->map.nr_pages - nr_pages) / align_pages < VM_PLACES_FEW;
 }
 
 /* Can nobody but who is using it give back what this request lacks? By the words, without a lock; true of one moment, since
  * no id comes twice: what was found twice was in use between. In between, who is just dying is waited for: of one who was
  * gone by then the second look finds nothing in use. */
-static bool is_barred(const vm_thread *t, uint64_t nr_pages, uint64_t align_pages, int attempt, unsigned flags)
+bool vm__is_barred(const vm_thread *t, uint64_t nr_pages, uint64_t all_pages, uint64_t align_pages, int attempt,
+                   unsigned flags)
 {
     vm_region *r = t->region;
     uint64_t set = VM_RELAXED(&r->map.h->limit_pages), limit = set && set < r->map.nr_pages ? set : r->map.nr_pages;
-    if (nr_pages > limit)
+    if (all_pages > limit)
         return true;
-    if (!may_be_barred(t, nr_pages, align_pages, limit, attempt))
+    if (!may_be_barred(t, nr_pages, all_pages, align_pages, limit, attempt))
         return false;
-    uint64_t sum = what_bars(t, nr_pages, align_pages, limit);
+    uint64_t sum = what_bars(t, nr_pages, all_pages, align_pages, limit);
     if (!sum || (!(flags & VM_LOCK_FLAGS) && vm__await_gone(r)))
         return false;
-    return sum == what_bars(t, nr_pages, align_pages, limit);
+    return sum == what_bars(t, nr_pages, all_pages, align_pages, limit);
 }
 
 /* Some keep what they free a little longer than others lack it: where even emptying all magazines did not help, none keeps
@@ -329,11 +331,11 @@ int vm__alloc_slow(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsign
     vm__count(&t->slot->nr_alloc);
     vm__magazine_tighten(t, vm__is_tight(r));
     int rc = vm__quota_fits(t, nr_pages);
-    bool may_try = rc == 0 && !is_barred(t, nr_pages, align_pages, AT_FIRST, flags);
+    bool may_try = rc == 0 && !vm__is_barred(t, nr_pages, nr_pages, align_pages, VM_AT_FIRST, flags);
     if (rc == 0)
         rc = may_try ? try_all(t, nr_pages, align_pages, flags, out) : -ENOSPC;
     for (int attempt = 0; may_try && rc == -ENOSPC && attempt < VM_ROOM_ATTEMPTS && !(flags & VM_NO_PURGE); attempt++) {
-        if (is_barred(t, nr_pages, align_pages, attempt, flags))
+        if (vm__is_barred(t, nr_pages, nr_pages, align_pages, attempt, flags))
             break;
         rc = vm__make_room(t, nr_pages, attempt, flags);
         if (rc == 0)

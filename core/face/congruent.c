@@ -23,7 +23,7 @@ static uint64_t find_congruent(const vm_region *r, size_t count_, const uint64_t
 }
 
 static int check_congruent(const vm_region *r, size_t n, const uint64_t *offsets, const uint64_t *nr_pages,
-                           uint64_t align_pages, uint64_t *total)
+                           uint64_t align_pages, uint64_t *total, uint64_t *longest)
 {
     if (n == 0 || !vm__is_power_of_two(align_pages))
         return -EINVAL;
@@ -34,6 +34,7 @@ static int check_congruent(const vm_region *r, size_t n, const uint64_t *offsets
         if (i && offsets[i] < offsets[i - 1] + nr_pages[i - 1])
             return -EINVAL; /* must be ascending and disjoint */
         *total += nr_pages[i];
+        *longest = nr_pages[i] > *longest ? nr_pages[i] : *longest;
     }
     return 0;
 }
@@ -62,16 +63,19 @@ static int try_congruent(vm_thread *t, size_t n, const uint64_t *offsets, const 
 int vm_alloc_congruent(vm_region *r, size_t n, const uint64_t *offsets, const uint64_t *nr_pages, uint64_t align_pages,
                        vm_range *out)
 {
-    uint64_t total = 0;
+    uint64_t total = 0, longest = 0;
     vm_thread *t = vm__thread(r);
-    int rc = t ? check_congruent(r, n, offsets, nr_pages, align_pages, &total) : vm__thread_error(r);
+    int rc = t ? check_congruent(r, n, offsets, nr_pages, align_pages, &total, &longest) : vm__thread_error(r);
     if (rc == 0)
         rc = vm__health(r);
     if (rc)
         return rc;
     vm__enter(t);
-    rc = try_congruent(t, n, offsets, nr_pages, align_pages, total, out);
-    for (int attempt = 0; rc == -ENOSPC && attempt < VM_ROOM_ATTEMPTS; attempt++) {
+    bool may_try = !vm__is_barred(t, longest, total, align_pages, VM_AT_FIRST, 0);
+    rc = may_try ? try_congruent(t, n, offsets, nr_pages, align_pages, total, out) : -ENOSPC;
+    for (int attempt = 0; may_try && rc == -ENOSPC && attempt < VM_ROOM_ATTEMPTS; attempt++) {
+        if (vm__is_barred(t, longest, total, align_pages, attempt, 0))
+            break;
         rc = vm__make_room(t, VM_POOL_PAGES_MAX, attempt, 0);
         if (rc == 0)
             rc = try_congruent(t, n, offsets, nr_pages, align_pages, total, out);

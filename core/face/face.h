@@ -43,6 +43,11 @@ static inline __attribute__((always_inline)) int vm__event_hit(vm_thread *t, vm_
 int vm__alloc_slow(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsigned flags, vm_range *out);
 /* After the attempt-th request found no room: what may still bring pages back, cheapest first. */
 int vm__make_room(vm_thread *t, uint64_t nr_pages, int attempt, unsigned flags);
+#define VM_AT_FIRST (-1) /* before anything was tried */
+/* Before an attempt: nobody but who is using it can give back what is lacking, for all pages that are asked for, or for the
+ * nr_pages of them that must lie together. */
+bool vm__is_barred(const vm_thread *t, uint64_t nr_pages, uint64_t all_pages, uint64_t align_pages, int attempt,
+                   unsigned flags);
 
 /* ---- helper.c ---- */
 
@@ -59,7 +64,7 @@ bool vm__helper_round(vm_thread *t, bool (*may_go_on)(vm_thread *));
 long vm__helper_rest_ns(uint64_t began_ns, uint64_t now_ns);
 void vm__helper_resign(vm_region *r);
 void vm__helper_end(vm_region *r);
-void vm__helpers_stop(void);         /* [registry] */
+void vm__helpers_stop(void); /* [registry] */
 void vm__helpers_note_missing(void); /* [registry] */
 
 /* ---- upkeep.c ---- */

@@ -32,11 +32,18 @@ static bool is_taken(vm_region *r, uint64_t recording)
     return recording != 0;
 }
 
+/* One who was killed a moment ago may have his lock yet. */
+static bool is_free_to_record(vm_region *r)
+{
+    return !is_taken(r, VM_ACQUIRE(&r->map.h->recording))
+           || (vm__await_gone(r) && !is_taken(r, VM_ACQUIRE(&r->map.h->recording)));
+}
+
 static int switch_on(vm_recorder *rec, bool exact)
 {
     vm_region *r = rec->r;
     vm_header *h = r->map.h;
-    if (is_taken(r, VM_ACQUIRE(&h->recording)))
+    if (!is_free_to_record(r))
         return -EBUSY;
     uint32_t number = (VM_ADD(&h->nr_recordings, 1) + 1) << VM_RECORDING_SHIFT;
     number |= VM_RECORDING_ON | (exact ? VM_RECORDING_EXACT : 0);

@@ -19,7 +19,8 @@ import weakref
 from io import BytesIO
 from time import monotonic
 from operator import index
-from sys import is_finalizing
+from contextlib import suppress
+from sys import is_finalizing, modules
 
 cimport cython
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_SIMPLE, PyBUF_STRIDES, PyBUF_WRITABLE

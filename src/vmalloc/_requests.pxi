@@ -40,7 +40,7 @@ cdef class CoreRegion(RegionReferences):
         cdef int rc = self.result_of(call_alloc, &c)
         if rc == -ENOSPC and self._guard is not None and self._guard.empty(self):  # what is in quarantine is of use now
             rc = self.result_of(call_alloc, &c)
-        if seconds and (rc == -ENOSPC or rc == -EDQUOT):
+        if seconds and nr_pages <= self.nr_pages_ and (rc == -ENOSPC or rc == -EDQUOT):  # else it will never be there
             rc = self.take_later(&c, seconds)
         while rc == -ENOSPC and not flags & VM_NO_PURGE and self.end_oldest(nr_pages):
             rc = self.result_of(call_alloc, &c)
@@ -63,11 +63,13 @@ cdef class CoreRegion(RegionReferences):
     cdef bint end_oldest(self, object nr_pages) except -1:
         """End old messages of the dead, unless the alternative is to send a copy. Did any?"""
         cdef Call c
-        from vmalloc.full import is_sending, warn_of_lost
+        full = modules.get("vmalloc.full")  # who sends has it; to import it now takes a descriptor, and there may be none
         c.nr_pages, c.nr = nr_pages, 0
-        if is_sending() or self.result_of(call_end_oldest, &c) != 0 or c.nr == 0:
+        if (full is not None and full.is_sending()) or self.result_of(call_end_oldest, &c) != 0 or c.nr == 0:
             return False
-        warn_of_lost(c.nr)
+        with suppress(OSError):
+            from vmalloc.full import warn_of_lost
+            warn_of_lost(c.nr)
         return True
 
     cdef vm_range *take_bulk(self, uint64_t nr_pages, uint64_t align_pages, size_t n) except NULL:
@@ -94,7 +96,8 @@ cdef class CoreRegion(RegionReferences):
         Takes ceil(nbytes / page_size) whole pages; the block's buffer is exactly `nbytes` long and starts
         on a page, or on a multiple of `align` (bytes, a power of two): of the address up to 2 MiB, of the
         offset in the region beyond. Contents are whatever the pages
-        held. `timeout` seconds it waits for pages if there are none. Raises OutOfPages, ValueError, RegionClosed.
+        held. `timeout` seconds it waits for pages if there are none, unless the region is too small. Raises OutOfPages,
+        ValueError, RegionClosed.
         """
         cdef vm_range got
         cdef Py_ssize_t size, alignment

@@ -161,18 +161,29 @@ def size_text(nbytes: float) -> str:
     return f"{nbytes:.4g} TiB"
 
 
-#: By vm_cause of vmalloc_types.h: its name, why, and what helps.
+#: By vm_cause of vmalloc_types.h: its name, why, what to free, and what else helps.
 _CAUSES = (
-    ("space", "no run of free pages is long enough", "Free something, or make a larger region"),
-    ("limit", "the region's limit is {limit}", "Free something, or raise region.limit"),
-    ("quota", "a process's quota is {quota}", "Free something in this process, or raise region.quota"),
+    ("space", "no run of free pages is long enough", "Free something", "make a larger region"),
+    ("limit", "the region's limit is {limit}", "Free something", "raise region.limit"),
+    ("quota", "a process's quota is {quota}", "Free something in this process", "raise region.quota"),
     (
         "memory",
         "the machine's memory has room for {room} in this region",
         "Free something, here or elsewhere",
+        "",
     ),
-    ("cgroup", "the memory cgroup has room for {room} in this region", "Free something, or raise its limit"),
+    ("cgroup", "the memory cgroup has room for {room} in this region", "Free something", "raise its limit"),
 )
+
+
+def _remedy(cause: int, nr_pages: int, total: int, limit: int, quota: int) -> str:
+    """Advice that can be followed: of a request above a bound no free brings it below."""
+    name, _, free, otherwise = _CAUSES[cause]
+    if nr_pages > total:
+        return "The region is smaller than that: make a larger one"
+    if nr_pages > {"limit": limit, "quota": quota}.get(name, nr_pages):
+        return otherwise.capitalize()
+    return f"{free}, or {otherwise}" if otherwise else free
 
 
 def shortage_error(
@@ -191,7 +202,8 @@ def shortage_error(
     limited_by: str = "",
 ) -> OutOfPages:
     """OutOfPages for a request of `nr_pages`; counts in pages of `granule` bytes."""
-    name, why, remedy = _CAUSES[cause]
+    name, why, *_ = _CAUSES[cause]
+    remedy = _remedy(cause, nr_pages, total, limit, quota)
     sizes = {
         "limit": size_text(limit * granule),
         "quota": size_text(quota * granule),

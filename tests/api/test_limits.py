@@ -10,6 +10,7 @@ import threading
 import pytest
 
 import vmalloc
+from vmalloc import _core
 
 MIB = 1 << 20
 
@@ -154,6 +155,33 @@ def test_the_error_says_what_is_left(region):
 
 
 # ---- waiting ----
+
+
+@pytest.mark.parametrize(
+    ("bound", "requested", "advice"),
+    [
+        ({}, 30, "Free something, or make a larger region."),
+        ({}, 33, "The region is smaller than that: make a larger one."),
+        ({"limit": 16 * MIB}, 12, "Free something, or raise region.limit."),
+        ({"limit": 16 * MIB}, 17, "Raise region.limit."),
+        ({"limit": 16 * MIB}, 33, "The region is smaller than that: make a larger one."),
+        ({"quota": 16 * MIB}, 12, "Free something in this process, or raise region.quota."),
+        ({"quota": 16 * MIB}, 17, "Raise region.quota."),
+    ],
+)
+def test_the_advice_can_be_followed(bound, requested, advice):
+    with vmalloc.Region("32M", **bound) as region:
+        held = region.alloc(6 * MIB)
+        with pytest.raises(vmalloc.OutOfPages) as full:
+            region.alloc(requested * MIB)
+        assert str(full.value).endswith(f". {advice}")
+        held.release()
+
+
+def test_nobody_waits_for_what_a_region_can_never_have(region, monkeypatch):
+    monkeypatch.setattr(_core, "monotonic", lambda: pytest.fail("it waited"))
+    with pytest.raises(vmalloc.OutOfPages):
+        region.empty(region.size + 1, "u1", timeout=600)
 
 
 def test_a_request_waits_for_pages(region):

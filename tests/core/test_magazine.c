@@ -432,6 +432,12 @@ static void where_emptying_all_magazines_did_not_help_none_keeps_a_large_range_f
     FINISH(r);
 }
 
+static int congruent(vm_region *r, uint64_t nr_pages)
+{
+    vm_range two[2];
+    return vm_alloc_congruent(r, 2, (uint64_t[]){0, nr_pages}, (uint64_t[]){nr_pages, nr_pages}, 1, two);
+}
+
 /* As who asks again and again for what is not there: others go on as before. */
 static void a_request_that_only_users_of_memory_could_make_room_for_disturbs_nobody(void)
 {
@@ -444,6 +450,8 @@ static void a_request_that_only_users_of_memory_could_make_room_for_disturbs_nob
         CHECK_EQ(vm_set_limit(r, VM_LIMIT, is_limited ? 15000 : 0), 0);
         CHECK_EQ(vm_alloc(r, is_limited ? 5001 : 10001, 1, 0, &none), -ENOSPC);
         CHECK_EQ(vm_alloc(r, 15001, 1, 0, &none), -ENOSPC);
+        CHECK_EQ(congruent(r, is_limited ? 2501 : 5001), -ENOSPC); /* together as much */
+        CHECK_EQ(congruent(r, 7600), -ENOSPC);
         CHECK_EQ(r->map.h->tight_s, 0);
         CHECK_EQ(vm__magazine_pages(vm__thread(r)), ready);
         CHECK_EQ(stats_of(r).lazy_pages, 2000);

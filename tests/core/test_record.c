@@ -254,6 +254,31 @@ static void one_records_at_a_time_and_a_death_ends_it(void)
     FINISH(r);
 }
 
+/* As the child of a vfork, or whoever just reads /proc/PID/maps: it has a process's memory, and with it the lock, a while after
+ * that has ended. */
+static int stay_a_while(void *arg)
+{
+    (void)arg;
+    usleep(10000);
+    _exit(0);
+}
+
+static void one_whose_memory_outlives_him_a_moment_is_waited_for(void)
+{
+    vm_region *r = MAKE(.nr_pages = 1000, .nr_nodes = 1, .nr_threads = 4);
+    pid_t child;
+    CHILD(child, {
+        static uint8_t stack[1 << 16];
+        start(r, false);
+        CHECK(clone(stay_a_while, stack + sizeof stack, CLONE_VM | SIGCHLD, NULL) > 0);
+    });
+    ended_well(child);
+    vm_recorder *rec = start(r, false);
+    vm_record_end(rec);
+    CHECK_EQ(vm_recover(r, NULL), 0);
+    FINISH(r);
+}
+
 /* In its process's slot, and meets one who died: what it recovers with is written down. */
 static void who_attaches_where_all_slots_are_taken_follows(void)
 {
@@ -597,6 +622,7 @@ int main(void)
     who_is_lapped_learns_how_much_is_lost();
     a_half_written_event_is_never_read();
     one_records_at_a_time_and_a_death_ends_it();
+    one_whose_memory_outlives_him_a_moment_is_waited_for();
     who_attaches_where_all_slots_are_taken_follows();
     nobody_follows_a_recording_that_ends_with_a_death();
     where_files_may_not_be_long_a_region_has_no_rings();

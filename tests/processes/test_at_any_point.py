@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.conftest import PAGE
-from tests.processes.workers import WAIT_S, wait_until
+from tests.processes.workers import WAIT_S, exit_code_of, wait_until
 
 import vmalloc
 from vmalloc import _core, channel, full, message
@@ -219,7 +219,7 @@ def fork(region: vmalloc.Region, kept: list[Any]) -> None:
             os._exit(0)
         finally:
             os._exit(1)
-    assert os.waitpid(child, 0)[1] == 0
+    assert exit_code_of(child) == 0
 
 
 def install_anew(region: vmalloc.Region, kept: list[Any]) -> None:

@@ -235,3 +235,24 @@ def test_a_process_that_locks_all_its_memory_takes_no_more_of_a_region_than_it_t
     if said[0] != "0":
         pytest.skip("this user may not lock so much")
     assert said == ["0", "True", "True", "True"]
+
+
+def test_where_no_descriptor_is_left_a_region_works_and_an_error_says_what_is_short():
+    said = run("""
+        import numpy, resource, vmalloc
+        r = vmalloc.Region("64M")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        a = [r.full(1 << 20, 1, "u1") for _ in range(20)]
+        try:
+            r.alloc(50 << 20)
+        except vmalloc.OutOfPages as e:
+            say(e.cause)
+        try:
+            r.alloc(50 << 20, timeout=0.01)
+        except vmalloc.OutOfPages as e:
+            say(e.cause)
+        del a
+        r.purge(), r.shrink(), r.recover(), r.tick(), r.prefault("1M"), r.check()
+        say(r.zeros(1 << 20, "u1").sum())
+    """)
+    assert said == ["space", "space", "0"]

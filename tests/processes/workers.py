@@ -45,6 +45,20 @@ def wait_until(is_so: Callable[[], bool], what: str = "") -> None:
         time.sleep(0.005)
 
 
+def exit_code_of(pid: int) -> int:
+    """Of a child made by os.fork(); one that hangs is killed, and a failure."""
+    ends = time.monotonic() + WAIT_S
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > ends:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise AssertionError(f"child {pid} did not end in {WAIT_S} s")
+        time.sleep(0.001)
+
+
 def join(process: Any) -> None:
     process.join(WAIT_S)
     assert process.exitcode == 0
