@@ -169,6 +169,8 @@ struct vm_thread {
     bool common;         /* uses the process's slot under common_mutex */
     uint64_t here_key;   /* as the hits', where the design keeps ranges for a CPU, recorded or not */
     uint8_t stock[VM_POOL_PAGES_MAX + 1]; /* log2 of how many ranges the next miss takes from space */
+    const vm_node *flow_node; /* of another group, whose pool served the last miss; NULL: none did */
+    uint64_t flow_page; /* that another process allocated and we freed last */
     bool may_not_ask; /* for a slot of its own: the process leaves the region */
     uint32_t nr_tight; /* operations while is_tight that were no hits */
     uint32_t nr_without_slot, ask_at; /* operations in the process's slot; which slot to look at next */

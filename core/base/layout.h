@@ -100,6 +100,7 @@ _Static_assert((int)VM_NODES_MAX <= (int)VM_NODES_OF_ALL_MAX, "at least one grou
 
 /* vm_head, vm_magazine and ids are in vmalloc_hit.h: programs that hit without a call know them too. */
 _Static_assert(sizeof(vm_head) == 16, "region format");
+enum { VM_HEADS_PER_LINE = 64 / sizeof(vm_head) };
 
 /* Who references a range; written from its first sharing on. Indexed by the range's first page. */
 typedef struct vm_sharing {

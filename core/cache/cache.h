@@ -80,10 +80,42 @@ static inline uint64_t vm__longest_ready_for(const vm_region *r, uint64_t nr_pag
     return most < VM_POOL_PAGES_MAX ? most : VM_POOL_PAGES_MAX;
 }
 
+/* ---- lots: what processes hand over to each other ---- */
+
+/* So many pages one process takes at once of what another one freed. */
+static inline uint64_t vm__flow_pages(uint64_t nr_pages)
+{
+    return nr_pages > VM_FLOW_PAGES ? VM_FLOW_BATCH_PAGES : nr_pages * VM_FLOW_LOT_RANGES;
+}
+/* Ranges of one size that begin in one aligned stretch of so many pages are a lot. What one process allocates and another frees
+ * goes to and fro in whole lots, so that its heads stay together: a line of four heads then travels once for all of them, and
+ * who sees one range of a lot knows which heads it needs next. */
+static inline uint64_t vm__lot_pages(uint64_t nr_pages)
+{
+    return 1ull << (63 - (uint32_t)__builtin_clzll(vm__flow_pages(nr_pages)));
+}
+static inline bool vm__is_of_one_lot(uint64_t page, uint64_t other, uint64_t lot_pages)
+{
+    return (page ^ other) < lot_pages;
+}
+
 /* ---- node.c: what the designs have in common ---- */
 
 static inline uint32_t vm__pool_index(uint64_t nr_pages) { return (uint32_t)nr_pages - 1; }
 static inline uint32_t vm__node_index(const vm_region *r, const vm_node *n) { return (uint32_t)(n - r->map.nodes); }
+/* A pool will be used, which another process may have used last: ask for all of its lines at once. */
+static inline void vm__expect_pool(const vm_node *n, uint64_t nr_pages)
+{
+    vm__expect_write(&n->pool_lock);
+    vm__expect_write(&n->pool[vm__pool_index(nr_pages)]);
+    vm__expect_write(&n->next[vm__pool_index(nr_pages)]);
+}
+/* At a miss: the one that served the last, if it was another group's. */
+static inline void vm__expect_flow(const vm_thread *t, uint64_t nr_pages)
+{
+    if (t->flow_node && nr_pages <= VM_POOL_PAGES_MAX)
+        vm__expect_pool(t->flow_node, nr_pages);
+}
 uint32_t vm__pool_count(const vm_region *r, const vm_pool *p); /* ranges in it; a hint while others use it */
 uint32_t vm__pool_cap(uint64_t nr_pages);    /* most ranges of a size a pool keeps */
 /* How many of a pool's ranges a decay gives back: as `quota` says for its size, or, without one, its share. */

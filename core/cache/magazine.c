@@ -164,6 +164,7 @@ static uint32_t flush_oldest(vm_thread *t, uint64_t nr_pages, uint32_t nr)
     vm_magazine *m = &t->slot->magazine[nr_pages];
     uint32_t count = vm__magazine_count(VM_RELAXED(&m->header)), moved = 0;
     uint64_t pages[VM_MAGAZINE_CAP];
+    vm__expect_pool(&r->map.nodes[vm__node_here(r)], nr_pages);
     if (nr > count)
         nr = count;
     for (uint32_t i = 0; i < nr; i++) {
@@ -185,24 +186,36 @@ static uint32_t flush_oldest(vm_thread *t, uint64_t nr_pages, uint32_t nr)
 /* So many ranges of that size a flow brings together. */
 static uint32_t flow_batch(uint64_t nr_pages)
 {
-    return nr_pages >= VM_FLOW_PAGES ? VM_FLOW_BATCH_PAGES / (uint32_t)nr_pages : UINT32_MAX;
+    return nr_pages >= VM_FLOW_PAGES ? (uint32_t)(vm__flow_pages(nr_pages) / nr_pages) : UINT32_MAX;
 }
 
-/* Between enter and leave: room for one more, where the cap is not 0; returns how many there are. What a flow brings goes on
- * to who allocates it, few at a time. */
-static uint32_t make_room(vm_thread *t, vm_magazine *m, uint64_t nr_pages, bool is_foreign)
+/* So many of the oldest, up to `most`, are whole lots, if `page` comes next; `most` if none is. */
+static uint32_t in_whole_lots(const vm_magazine *m, uint64_t nr_pages, uint32_t count, uint32_t most, uint64_t page)
+{
+    uint64_t lot_pages = vm__lot_pages(nr_pages);
+    most = most < count ? most : count;
+    for (uint32_t n = most; n > 0; n--)
+        if (!vm__is_of_one_lot(VM_RELAXED(&m->page[n - 1]), n < count ? VM_RELAXED(&m->page[n]) : page, lot_pages))
+            return n;
+    return most;
+}
+
+/* Between enter and leave: room for one more, `page`, where the cap is not 0; returns how many there are. What a flow brings
+ * goes on to who allocates it, few at a time, in whole lots. */
+static uint32_t make_room(vm_thread *t, vm_magazine *m, uint64_t nr_pages, uint64_t page, bool is_foreign)
 {
     uint32_t count = vm__magazine_count(VM_RELAXED(&m->header));
     uint32_t batch = is_foreign ? flow_batch(nr_pages) : UINT32_MAX;
     if (count >= batch)
-        return flush_oldest(t, nr_pages, batch);
+        return flush_oldest(t, nr_pages, in_whole_lots(m, nr_pages, count, batch, page));
     if (count < t->hit.cap[nr_pages])
         return count;
     vm__magazine_grow(t, nr_pages);
     uint32_t cap = t->hit.cap[nr_pages];
     if (count < cap)
         return count;
-    return flush_oldest(t, nr_pages, count - cap / 2);
+    uint32_t older = count - cap / 2;
+    return flush_oldest(t, nr_pages, is_foreign ? in_whole_lots(m, nr_pages, count, older + 1, page) : older);
 }
 
 /* Is its cap not 0, or will it be once it is opened? */
@@ -234,7 +247,7 @@ bool vm__magazine_put_slow(vm_thread *t, uint64_t page, uint64_t nr_pages, bool 
         return false;
     open_magazine(t, nr_pages);
     vm_magazine *m = &t->slot->magazine[nr_pages];
-    uint32_t count = make_room(t, m, nr_pages, is_foreign);
+    uint32_t count = make_room(t, m, nr_pages, page, is_foreign);
     VM_STORE(&r->map.heads[page].word, vm__cached(t, nr_pages));
     VM_PUT(&m->page[count], (uint32_t)page);
     set_count(t, nr_pages, count + 1);
@@ -260,7 +273,7 @@ int vm__magazine_put_foreign(vm_thread *t, uint64_t page, vm_word w)
         return -EAGAIN;
     open_magazine(t, nr_pages);
     vm_magazine *m = &t->slot->magazine[nr_pages];
-    uint32_t count = make_room(t, m, nr_pages, true);
+    uint32_t count = make_room(t, m, nr_pages, page, true);
     bool is_ours = VM_CAS(&r->map.heads[page].word, w, vm__cached(t, nr_pages));
     if (is_ours) {
         VM_PUT(&m->page[count], (uint32_t)page);
@@ -270,6 +283,20 @@ int vm__magazine_put_foreign(vm_thread *t, uint64_t page, vm_word w)
     }
     vm__magazines_leave(t);
     return is_ours ? 0 : -ENOENT;
+}
+
+/* A range of a lot is freed and one of another lot was before: the heads of the others come next, all at the same time. */
+static void look_ahead(vm_thread *t, uint64_t page, uint64_t nr_pages)
+{
+    const vm_region *r = t->region;
+    uint64_t lot_pages = vm__lot_pages(nr_pages), was = t->flow_page;
+    t->flow_page = page;
+    if (vm__is_of_one_lot(page, was, lot_pages))
+        return;
+    uint64_t step = nr_pages < VM_HEADS_PER_LINE ? VM_HEADS_PER_LINE : nr_pages, start = page & ~(lot_pages - 1);
+    uint64_t end = start + lot_pages < r->map.nr_pages ? start + lot_pages : r->map.nr_pages;
+    for (uint64_t at = start + (page - start) % step; at < end; at += step)
+        vm__expect_write(&r->map.heads[at]);
 }
 
 /* The same as a hit, where there is room and no quota. As vm__hit_free() it needs no mark against a drainer: he takes only
@@ -285,8 +312,11 @@ bool vm__magazine_hit_foreign(vm_thread *t, uint64_t page, uint64_t id)
     uint64_t header = VM_RELAXED(&m->header);
     uint32_t count = (uint8_t)header;
     vm_word w = VM_RELAXED(&head->word);
-    if (!is_busy_elsewhere(t, w, nr_pages) || VM_RELAXED(&head->aux) != id || count >= foreign_cap(t, nr_pages)
-        || VM_RELAXED(&r->map.h->quota_pages) || vm__health(r) || !VM_CAS(&head->word, w, vm__cached(t, nr_pages)))
+    if (!is_busy_elsewhere(t, w, nr_pages))
+        return false;
+    look_ahead(t, page, nr_pages);
+    if (VM_RELAXED(&head->aux) != id || count >= foreign_cap(t, nr_pages) || VM_RELAXED(&r->map.h->quota_pages)
+        || vm__health(r) || !VM_CAS(&head->word, w, vm__cached(t, nr_pages)))
         return false;
     VM_PUT(&m->page[count], (uint32_t)page);
     VM_STORE(&m->header, header + 1);
@@ -338,28 +368,49 @@ static uint32_t batch_of(const vm_region *r, uint64_t nr_pages, uint64_t pages)
     return most < 1 ? 1 : (uint32_t)most;
 }
 
-/* Of what is ready or warm. */
-uint32_t vm__magazine_want(const vm_thread *t, uint64_t nr_pages)
+/* Of what is ready or warm, where a miss takes up to so many pages. */
+static uint32_t want_of(const vm_thread *t, uint64_t nr_pages, uint64_t pages)
 {
-    uint32_t room = t->hit.cap[nr_pages] / 2 + 1u, most = batch_of(t->region, nr_pages, VM_MAGAZINE_REFILL_PAGES);
+    uint32_t room = t->hit.cap[nr_pages] / 2 + 1u, most = batch_of(t->region, nr_pages, pages);
     most = most < VM_MAGAZINE_REFILL_MAX ? most : VM_MAGAZINE_REFILL_MAX;
     return room < most ? room : most;
 }
 
+uint32_t vm__magazine_want(const vm_thread *t, uint64_t nr_pages)
+{
+    return want_of(t, nr_pages, VM_MAGAZINE_REFILL_PAGES);
+}
+
+/* The last page first. They lie so already, as a rule: a pool shows a lot from its end. */
+static void sort_from_the_end(uint64_t *pages, uint32_t nr)
+{
+    for (uint32_t i = 1; i < nr; i++) {
+        uint64_t page = pages[i];
+        uint32_t at = i;
+        for (; at && pages[at - 1] < page; at--)
+            pages[at] = pages[at - 1];
+        pages[at] = page;
+    }
+}
+
 /* Hand out a range and put a few more of its size into the magazine. Called after a miss. Who misses
- * again and again, because others free what it takes, gets larger batches. */
+ * again and again, because others free what it takes, gets larger batches. What another group freed is handed out by
+ * address, so that lots stay together. */
 int vm__magazine_refill(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, bool is_own, vm_range *out,
                         vm_level *level)
 {
     uint64_t pages[VM_MAGAZINE_REFILL_MAX];
-    uint32_t want = vm__magazine_want(t, nr_pages);
+    uint32_t want = want_of(t, nr_pages, is_own ? VM_MAGAZINE_REFILL_PAGES : vm__flow_pages(nr_pages));
     uint32_t got = vm__pool_take(t, nr_pages, align_pages, want, is_own, pages, level);
     if (!got)
         return -ENOSPC;
     if (got == want)
         vm__magazine_grow(t, nr_pages);
-    vm__hand_out(t, pages[0], nr_pages, false, out);
-    vm__magazine_keep(t, nr_pages, got - 1, pages + 1);
+    if (!is_own)
+        sort_from_the_end(pages, got);
+    uint32_t first = is_own ? 0 : got - 1;
+    vm__hand_out(t, pages[first], nr_pages, false, out);
+    vm__magazine_keep(t, nr_pages, got - 1, is_own ? pages + 1 : pages);
     return 0;
 }
 

@@ -26,16 +26,21 @@ static vm_word pooled(uint32_t node, uint64_t nr_pages)
     return vm__word(VM_POOLED, VM_WORD_DIRTY, nr_pages, node, 0);
 }
 
-static void push(vm_region *r, vm_node *n, uint64_t page, uint64_t nr_pages)
+static void push(vm_region *r, vm_node *n, uint64_t nr_pages, uint32_t count, const uint64_t *pages)
 {
     VM_ASSERT_RANK_HELD(r, VM_RANK_POOL);
-    vm_pool *p = &n->pool[vm__pool_index(nr_pages)];
-    VM_PUT(&r->map.heads[page].aux, VM_RELAXED(&p->head));
-    VM_STORE(&r->map.heads[page].word, pooled(vm__node_index(r, n), nr_pages));
-    VM_PUT(&p->head, (uint32_t)page + 1);
-    uint32_t nr = VM_RELAXED(&p->nr_ranges);
-    VM_PUT(&n->next[vm__pool_index(nr_pages)][nr % VM_POOL_NEXT], (uint32_t)page);
-    VM_PUT(&p->nr_ranges, nr + 1);
+    uint32_t index = vm__pool_index(nr_pages);
+    vm_pool *p = &n->pool[index];
+    vm_word word = pooled(vm__node_index(r, n), nr_pages);
+    uint32_t nr = VM_RELAXED(&p->nr_ranges), link = VM_RELAXED(&p->head);
+    for (uint32_t i = 0; i < count; i++, nr++) {
+        VM_PUT(&r->map.heads[pages[i]].aux, link);
+        VM_STORE(&r->map.heads[pages[i]].word, word);
+        VM_PUT(&n->next[index][nr % VM_POOL_NEXT], (uint32_t)pages[i]);
+        link = (uint32_t)pages[i] + 1;
+    }
+    VM_PUT(&p->head, link);
+    VM_PUT(&p->nr_ranges, nr);
 }
 
 /* The heads of the next ranges lie in the cache of who gave them, and a list shows one after the other. The hints beside it
@@ -68,7 +73,7 @@ static int rebuild(vm_thread *t, vm_node *n, unsigned flags)
     uint64_t page = 0;
     for (vm_word w; (w = vm__word_at(r, page)); page += vm__len(w))
         if (vm__state(w) == VM_POOLED && vm__owner(w) == vm__node_index(r, n) && vm__len(w) <= VM_POOL_PAGES_MAX)
-            push(r, n, page, vm__len(w));
+            push(r, n, vm__len(w), 1, &page);
     vm__space_unlock(t);
     return page == r->map.nr_pages ? 0 : VM_CORRUPT(r);
 }
@@ -86,48 +91,72 @@ static int lock_node(vm_thread *t, vm_node *n, unsigned flags)
     return rc;
 }
 
-/* Unlink the head. */
-static void pop(vm_thread *t, vm_pool *p, uint64_t page, uint64_t nr_pages)
+/* The first ranges of a list, up to `max`; of another group's the last lot stays if it is not whole, for the next taker.
+ * `rest`: the link behind them. */
+static uint32_t look_at_first(const vm_region *r, const vm_node *n, uint64_t nr_pages, uint64_t align_pages,
+                              uint32_t max, uint64_t *pages, uint64_t *rest)
+{
+    uint32_t node = vm__node_index(r, n), nr = 0, nr_whole = 0;
+    bool is_flow = vm__group_of_node(r, node) != vm__group_here(r);
+    uint64_t lot_pages = vm__lot_pages(nr_pages), link = VM_RELAXED(&n->pool[vm__pool_index(nr_pages)].head), page;
+    for (*rest = link; nr < max; nr++) {
+        page = entry_of(r, link, nr_pages, node);
+        if (page == VM_NONE || page & (align_pages - 1))
+            break;
+        pages[nr] = page;
+        link = VM_RELAXED(&r->map.heads[page].aux);
+        if (!is_flow || !link || !vm__is_of_one_lot(page, link - 1, lot_pages)) {
+            nr_whole = nr + 1;
+            *rest = link;
+        }
+    }
+    if (nr_whole)
+        return nr_whole;
+    *rest = link;
+    return nr;
+}
+
+/* Unlink them. A list that a neighbour bent into a ring ends where it meets itself. */
+static uint32_t pop(vm_thread *t, vm_node *n, uint64_t nr_pages, uint64_t align_pages, uint32_t max, uint64_t *pages)
 {
     vm_region *r = t->region;
     VM_ASSERT_RANK_HELD(r, VM_RANK_POOL);
-    uint64_t next = VM_RELAXED(&r->map.heads[page].aux);
-    VM_STORE(&r->map.heads[page].word, vm__moving(t, nr_pages));
-    VM_PUT(&p->head, (uint32_t)next);
-    uint32_t nr = VM_RELAXED(&p->nr_ranges);
-    VM_PUT(&p->nr_ranges, nr ? nr - 1 : 0);
+    vm_pool *p = &n->pool[vm__pool_index(nr_pages)];
+    uint64_t rest;
+    uint32_t nr = look_at_first(r, n, nr_pages, align_pages, max, pages, &rest), got = 0;
+    for (; got < nr && vm__state(VM_RELAXED(&r->map.heads[pages[got]].word)) == VM_POOLED; got++)
+        VM_STORE(&r->map.heads[pages[got]].word, vm__moving(t, nr_pages));
+    if (got) {
+        uint32_t listed = VM_RELAXED(&p->nr_ranges);
+        VM_PUT(&p->head, (uint32_t)rest);
+        VM_PUT(&p->nr_ranges, listed > got ? listed - got : 0);
+    }
+    return got;
 }
 
 /* As in the kernel only the head is looked at; a misaligned one is a miss. A lock somebody holds for
  * long is a miss too: the next node, or space, will do. */
 static uint32_t take(vm_thread *t, vm_node *n, uint64_t nr_pages, uint64_t align_pages, uint32_t max, uint64_t *pages)
 {
-    vm_region *r = t->region;
-    look_ahead(r, n, nr_pages, max);
+    vm__expect_pool(n, nr_pages);
+    look_ahead(t->region, n, nr_pages, max);
     if (lock_node(t, n, VM_LOCK_BRIEF) != 0)
         return 0;
-    vm_pool *p = &n->pool[vm__pool_index(nr_pages)];
-    uint32_t got = 0;
-    while (got < max) {
-        uint64_t page = entry_of(r, VM_RELAXED(&p->head), nr_pages, vm__node_index(r, n));
-        if (page == VM_NONE || page & (align_pages - 1))
-            break;
-        pop(t, p, page, nr_pages);
-        pages[got++] = page;
-    }
+    uint32_t got = pop(t, n, nr_pages, align_pages, max, pages);
     vm__unlock(t, &n->pool_lock);
     return got;
 }
 
 static uint32_t give(vm_thread *t, vm_node *n, uint64_t nr_pages, uint32_t count, const uint64_t *pages)
 {
-    vm_region *r = t->region;
-    uint32_t cap = vm__pool_cap(nr_pages), kept = 0;
+    uint32_t cap = vm__pool_cap(nr_pages);
     vm_pool *p = &n->pool[vm__pool_index(nr_pages)];
+    vm__expect_pool(n, nr_pages);
     if (VM_RELAXED(&p->nr_ranges) >= cap || lock_node(t, n, VM_NO_WAIT) != 0)
         return 0; /* a free waits for nobody: what is not kept becomes lazy */
-    for (; kept < count && VM_RELAXED(&p->nr_ranges) < cap; kept++)
-        push(r, n, pages[kept], nr_pages);
+    uint32_t nr = VM_RELAXED(&p->nr_ranges), room = nr < cap ? cap - nr : 0, kept = count < room ? count : room;
+    if (kept)
+        push(t->region, n, nr_pages, kept, pages);
     vm__unlock(t, &n->pool_lock);
     return kept;
 }

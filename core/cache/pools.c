@@ -66,6 +66,8 @@ static uint32_t take_near(vm_thread *t, uint64_t nr_pages, uint64_t align_pages,
         else
             got = take_from(t, n, nr_pages, align_pages, max, pages);
     }
+    if (got)
+        t->flow_node = NULL;
     return got;
 }
 
@@ -75,8 +77,11 @@ static uint32_t take_far(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, 
     vm_region *r = t->region;
     uint32_t each = r->map.nodes_each, nr = vm__nodes_used(r), got = 0, next = (vm__group_here(r) + 1) * each;
     *level = VM_LEVEL_NEIGHBOUR;
-    for (uint32_t i = 0; i < nr - each && !got; i++)
-        got = take_from(t, &r->map.nodes[(next + i) % nr], nr_pages, align_pages, max, pages);
+    for (uint32_t i = 0; i < nr - each && !got; i++) {
+        vm_node *n = &r->map.nodes[(next + i) % nr];
+        got = take_from(t, n, nr_pages, align_pages, max, pages);
+        t->flow_node = got ? n : t->flow_node;
+    }
     return got;
 }
 

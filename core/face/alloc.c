@@ -326,6 +326,7 @@ int vm__alloc_slow(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, unsign
     int health = vm__health(r);
     if (vm_unlikely(health))
         return health;
+    vm__expect_flow(t, nr_pages);
     vm__helpers_resume_if_missing();
     vm__enter(t);
     vm__count(&t->slot->nr_alloc);

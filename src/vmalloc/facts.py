@@ -131,7 +131,9 @@ FLOW_PAGES = 16
 """Freed ranges of so many pages that another process allocated go where that one looks, into a pool, ...
 and while space is short no magazine keeps a larger one."""
 FLOW_BATCH_PAGES = 128
-"""... as many together as have so many pages."""
+"""... as many together as have so many pages, ..."""
+FLOW_LOT_RANGES = 16
+"""... and of that size and smaller ones up to so many ranges, which begin in one aligned stretch of pages."""
 MAGAZINE_SAMPLES = 5
 """Of so many of the largest ranges that a thread keeps it is asked whether they lie in memory."""
 MAGAZINE_STOCK_PAGES = 64

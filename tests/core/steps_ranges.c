@@ -203,7 +203,7 @@ void gather_a_batch(stage *s)
 {
     uint64_t nr_pages = s->gift[3].nr_pages;
     CHECK(nr_pages >= VM_FLOW_PAGES);
-    hold(s, nr_pages, VM_FLOW_BATCH_PAGES / nr_pages + 2);
+    hold(s, nr_pages, vm__flow_pages(nr_pages) / nr_pages + 2);
     let_go(s);
 }
 void free_gift_3(stage *s) { GIVE_BACK(s->r, s->gift[3]); }

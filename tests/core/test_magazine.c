@@ -4,6 +4,7 @@
 #include "kit.h"
 
 #include <pthread.h>
+#include <sched.h>
 
 static vm_region *make(uint64_t nr_pages) { return MAKE(.nr_pages = nr_pages, .pools = VM_POOLS_MAGAZINE, SMALL); }
 static uint32_t nr_in_magazine(vm_region *r, uint64_t nr_pages)
@@ -11,6 +12,12 @@ static uint32_t nr_in_magazine(vm_region *r, uint64_t nr_pages)
     return vm__magazine_count(vm__thread(r)->hit.magazine[nr_pages].header);
 }
 static uint32_t cap_of(vm_region *r, uint64_t nr_pages) { return vm__thread(r)->hit.cap[nr_pages]; }
+
+static int by_page(const void *a, const void *b)
+{
+    uint64_t one = ((const vm_range *)a)->page, other = ((const vm_range *)b)->page;
+    return one < other ? -1 : one > other;
+}
 
 static void take_and_give_back(vm_region *r, uint64_t nr_pages, int count)
 {
@@ -64,7 +71,7 @@ static void the_growth_of_all_caps_is_bounded(void)
 static void frees_of_others_go_on_in_batches(void)
 {
     vm_region *r = make(4000), *other;
-    enum { N = 20, BATCH = VM_FLOW_BATCH_PAGES / VM_FLOW_PAGES };
+    enum { N = 20, BATCH = VM_FLOW_LOT_RANGES };
     vm_range a[N];
     CHECK_EQ(vm_attach(vm_fd(r), &other), 0);
     for (int i = 0; i < N; i++)
@@ -79,6 +86,147 @@ static void frees_of_others_go_on_in_batches(void)
     GIVE_BACK(r, b);
     CHECK_EQ(nr_in_magazine(r, VM_POOL_PAGES_MAX), 0); /* a batch of these would be less than one */
     CHECK_EQ(vm_detach(other), 0);
+    FINISH(r);
+}
+
+/* Of one lot no range lies in a pool while another lies in a magazine. */
+static void check_lots_are_whole(const vm_region *r, int nr, const vm_range *a)
+{
+    uint64_t lot_pages = vm__lot_pages(a[0].nr_pages);
+    for (int i = 0; i < nr; i++)
+        for (int k = 0; k < i; k++)
+            if (vm__is_of_one_lot(a[i].page, a[k].page, lot_pages)) {
+                vm_state one = vm__state(VM_ACQUIRE(&r->map.heads[a[i].page].word));
+                vm_state other = vm__state(VM_ACQUIRE(&r->map.heads[a[k].page].word));
+                CHECK(one != VM_CACHED || other != VM_POOLED);
+                CHECK(one != VM_POOLED || other != VM_CACHED);
+            }
+}
+
+/* They begin in the middle of a lot. */
+static void frees_of_others_go_on_in_whole_lots(void)
+{
+    const uint64_t sizes[] = {2, VM_FLOW_PAGES};
+    for (int k = 0; k < 2; k++) {
+        vm_region *r = make(8000), *other;
+        enum { N = 90 };
+        vm_range a[N], before;
+        CHECK_EQ(vm_attach(vm_fd(r), &other), 0);
+        CHECK_EQ(vm_alloc(other, 5 * sizes[k], 1, 0, &before), 0);
+        for (int i = 0; i < N; i++)
+            CHECK_EQ(vm_alloc(other, sizes[k], sizes[k], 0, &a[i]), 0);
+        qsort(a, N, sizeof *a, by_page);
+        for (int i = 0; i < N; i++) {
+            GIVE_BACK(r, a[i]);
+            check_lots_are_whole(r, i + 1, a);
+        }
+        CHECK(stats_of(r).pooled_pages >= N * sizes[k] / 2);
+        GIVE_BACK(other, before);
+        CHECK_EQ(vm_detach(other), 0);
+        FINISH(r);
+    }
+}
+
+/* All on one CPU, so that one pool has all of it. */
+static void stay_here(cpu_set_t *before)
+{
+    cpu_set_t here;
+    CPU_ZERO(&here);
+    CPU_SET(sched_getcpu(), &here);
+    CHECK_EQ(sched_getaffinity(0, sizeof *before, before), 0);
+    CHECK_EQ(sched_setaffinity(0, sizeof here, &here), 0);
+}
+
+/* In the pool lies a lot, and on it a part of the next one. */
+static void a_taker_gets_what_others_freed_in_whole_lots_and_by_address(void)
+{
+    vm_region *r = make(8000), *other;
+    enum { LOT = VM_FLOW_LOT_RANGES, PART = 10, N = 2 * LOT + 1 };
+    cpu_set_t before;
+    vm_range a[N];
+    stay_here(&before);
+    CHECK_EQ(vm_attach(vm_fd(r), &other), 0);
+    for (int i = 0; i < N; i++)
+        CHECK_EQ(vm_alloc(other, VM_FLOW_PAGES, VM_FLOW_PAGES, 0, &a[i]), 0); /* aligned: no more than that */
+    qsort(a, N, sizeof *a, by_page);
+    vm_range *lot = a;
+    while (lot->page % vm__lot_pages(VM_FLOW_PAGES))
+        lot++;
+    CHECK(lot + LOT + PART <= a + N);
+    vm__thread(r)->hit.cap[VM_FLOW_PAGES] = 0; /* so each goes to the pool at once */
+    vm__thread(other)->hit.cap[VM_FLOW_PAGES] = VM_MAGAZINE_CAP;
+    for (int i = 0; i < LOT; i++)
+        GIVE_BACK(r, lot[i]);
+    for (int i = LOT + PART; i-- > LOT;)
+        GIVE_BACK(r, lot[i]);
+    for (int i = LOT; i < LOT + PART; i++) {
+        CHECK_EQ(take(other, VM_FLOW_PAGES).page, lot[i].page);
+        CHECK_EQ(stats_of(r).pooled_pages, LOT * VM_FLOW_PAGES);
+    }
+    for (int i = 0; i < LOT; i++)
+        CHECK_EQ(take(other, VM_FLOW_PAGES).page, lot[i].page);
+    CHECK_EQ(vm_detach(other), 0);
+    CHECK_EQ(sched_setaffinity(0, sizeof before, &before), 0);
+    FINISH(r);
+}
+
+/* By the order in which they are taken: how often the next one is of another lot. */
+static int nr_changes_of_lot(int nr, const vm_range *a)
+{
+    int changes = 0;
+    for (int i = 1; i < nr; i++)
+        changes += !vm__is_of_one_lot(a[i].page, a[i - 1].page, vm__lot_pages(a[0].nr_pages));
+    return changes;
+}
+
+static void a_flow_that_went_round_often_still_comes_in_whole_lots(void)
+{
+    const uint64_t sizes[] = {1, VM_FLOW_PAGES};
+    for (int k = 0; k < 2; k++) {
+        vm_region *r = make(20000), *other;
+        enum { N = 256, LOTS = N / VM_FLOW_LOT_RANGES };
+        vm_range a[N];
+        CHECK_EQ(vm_attach(vm_fd(r), &other), 0);
+        for (int round = 0; round < 50; round++) {
+            for (int i = 0; i < N; i++)
+                a[i] = take(other, sizes[k]);
+            for (int i = 0; i < N; i++)
+                GIVE_BACK(r, a[i]);
+        }
+        CHECK(nr_changes_of_lot(N, a)
+              <= 3 * LOTS); /* some were cut when magazines were small; in no order it is nearly N */
+        CHECK_EQ(vm_detach(other), 0);
+        FINISH(r);
+    }
+}
+
+/* A neighbour wrote into the heads. */
+static void of_a_list_that_is_bent_into_a_ring_nobody_gets_a_range_twice(void)
+{
+    vm_region *r = make(4000), *other;
+    enum { N = 40 };
+    vm_range a[N], b[N];
+    CHECK_EQ(vm_attach(vm_fd(r), &other), 0);
+    for (int round = 0; round < 2; round++) {
+        for (int i = 0; i < N; i++)
+            a[i] = take(other, 3);
+        for (int i = 0; i < N; i++)
+            GIVE_BACK(r, a[i]);
+    }
+    for (uint32_t n = 0; n < r->map.nr_nodes; n++) {
+        uint64_t head = r->map.nodes[n].pool[vm__pool_index(3)].head, next = head ? r->map.heads[head - 1].aux : 0;
+        if (next)
+            r->map.heads[next - 1].aux = head;
+    }
+    for (int i = 0; i < N; i++) {
+        b[i] = take(other, 3);
+        for (int k = 0; k < i; k++)
+            CHECK(b[i].page != b[k].page);
+    }
+    for (int i = 0; i < N; i++)
+        GIVE_BACK(other, b[i]);
+    CHECK_EQ(vm_detach(other), 0);
+    CHECK(vm_repair(r, NULL, NULL) >= 0);
     FINISH(r);
 }
 
@@ -916,6 +1064,10 @@ int main(void)
     what_overflows_goes_to_the_pools();
     the_growth_of_all_caps_is_bounded();
     frees_of_others_go_on_in_batches();
+    frees_of_others_go_on_in_whole_lots();
+    a_taker_gets_what_others_freed_in_whole_lots_and_by_address();
+    a_flow_that_went_round_often_still_comes_in_whole_lots();
+    of_a_list_that_is_bent_into_a_ring_nobody_gets_a_range_twice();
     a_free_of_what_another_process_allocated_is_a_hit();
     a_free_of_what_another_process_allocated_is_charged_where_there_is_a_quota();
     a_shared_range_is_no_hit_of_another_process();
