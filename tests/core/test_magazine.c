@@ -153,6 +153,7 @@ static void a_taker_gets_what_others_freed_in_whole_lots_and_by_address(void)
     while (lot->page % vm__lot_pages(VM_FLOW_PAGES))
         lot++;
     CHECK(lot + LOT + PART <= a + N);
+    vm_range own = take(r, VM_FLOW_PAGES); /* opens the magazine */
     vm__thread(r)->hit.cap[VM_FLOW_PAGES] = 0; /* so each goes to the pool at once */
     vm__thread(other)->hit.cap[VM_FLOW_PAGES] = VM_MAGAZINE_CAP;
     for (int i = 0; i < LOT; i++)
@@ -165,6 +166,7 @@ static void a_taker_gets_what_others_freed_in_whole_lots_and_by_address(void)
     }
     for (int i = 0; i < LOT; i++)
         CHECK_EQ(take(other, VM_FLOW_PAGES).page, lot[i].page);
+    GIVE_BACK(r, own);
     CHECK_EQ(vm_detach(other), 0);
     CHECK_EQ(sched_setaffinity(0, sizeof before, &before), 0);
     FINISH(r);
