@@ -30,19 +30,21 @@ static void rest_while(const uint32_t *flag, uint32_t value)
         _exit(1);
 }
 
-/* With hooks: now and then right before one of its next writes to the region. */
-static void die_at_a_write(lane *l, void (*operation)(lane *))
+/* With hooks: one in so many times right before one of its next writes to the region. */
+static void die_at_a_write(lane *l, void (*operation)(lane *), uint64_t one_in_times, uint64_t most_writes)
 {
 #ifdef VM_HOOKS
-    if (l->index == 0 && one_in(l, 100)) {
+    if (l->index == 0 && one_in(l, one_in_times)) {
         __atomic_fetch_or(&mine->doomed, DOOMED_BY_ITSELF, __ATOMIC_SEQ_CST);
-        vm_fault_arm((int64_t)below(l, one_in(l, 2) ? 8 : 60));
+        vm_fault_arm((int64_t)below(l, one_in(l, 2) ? 8 : most_writes));
         operation(l);
         while (vm_fault_arm(-1) < 0) /* it was another lane's write: that one has not come to kill us yet */
             usleep(REST_US);
         __atomic_fetch_and(&mine->doomed, ~DOOMED_BY_ITSELF, __ATOMIC_SEQ_CST);
         return;
     }
+#else
+    (void)one_in_times, (void)most_writes;
 #endif
     operation(l);
 }
@@ -71,7 +73,7 @@ static void any_operation(lane *l)
     };
     void (*operation)(lane *) = one_in(l, 60) ? look_after : operations[below(l, LENGTH(operations))];
     pthread_rwlock_rdlock(&calm);
-    die_at_a_write(l, operation);
+    die_at_a_write(l, operation, 100, 60);
     pthread_rwlock_unlock(&calm);
     __atomic_fetch_add(&mine->nr_done, 1, __ATOMIC_RELAXED);
 }
@@ -296,7 +298,7 @@ static void work(lane *l)
 {
     switch (below(l, 1000)) {
     case 0:
-        attach_again(l);
+        die_at_a_write(l, attach_again, 3, 400);
         break;
     case 1:
         drop_inherited(l);

@@ -3,8 +3,8 @@
 
 The program is tests/core/soak_kills.c, in two builds: with hooks and assertions, where processes also die
 right before a write, and the core as shipped. `make soak` runs each until 100,000 were killed, or as many as
-VM_SOAK_KILLS says. What it prints, the seed first, is kept in build/soak; if it fails, an image of the
-region's metadata too.
+VM_SOAK_KILLS says; with hooks once more with workers who hesitate before writes of who references a range.
+What it prints, the seed first, is kept in build/soak; if it fails, an image of the region's metadata too.
 """
 
 from __future__ import annotations
@@ -54,6 +54,13 @@ def test_processes_killed_at_random_lose_nothing(design: str, build: str) -> Non
 
 
 @pytest.mark.timeout(600)
+def test_workers_who_hesitate_between_their_writes_lose_nothing_either() -> None:
+    status, said = soak("soak_kills", SHORT, "-y")
+    assert status == 0, said
+    assert killed(said) >= SHORT
+
+
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("mistake", "complaint"),
     [("1", r"lost: pages|which does not know"), ("2", r"but page \d+ bears the stamp of 1 |should be zeros")],
@@ -67,8 +74,10 @@ def test_the_soak_notices(mistake: str, complaint: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("build", BUILDS)
-def test_a_hundred_thousand_random_kills_lose_nothing(build: str) -> None:
-    status, said = soak(build, LONG)
+@pytest.mark.parametrize(
+    ("build", "options"), [("soak_kills", []), ("soak_kills", ["-y"]), ("soak_kills_released", [])]
+)
+def test_a_hundred_thousand_random_kills_lose_nothing(build: str, options: list[str]) -> None:
+    status, said = soak(build, LONG, *options)
     assert status == 0, said
     assert killed(said) >= LONG
