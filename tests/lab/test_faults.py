@@ -221,6 +221,18 @@ def test_without_a_start_a_lost_allocation_goes_to_the_pool_of_its_tasks_node(na
     assert Faulty(name, False).cost(at, "lost") <= 1  # to the space: 16 to 24 misses
 
 
+@pytest.mark.parametrize(("name", "with_state"), [("random_size_1t", True), ("random_size", False)])
+def test_a_purge_whose_line_was_cut_within_its_count_has_the_whole_count_again(name, with_state):
+    faulty = Faulty(name, with_state)
+    purges = [at for at, event in enumerate(faulty.whole) if event.kind == PURGE and event.npurged > 99]
+    for at in purges[2:6]:  # its areas are settled up to a thousand events before it prints
+        for digits in (1, 2):
+            short = faulty.whole[at]._replace(npurged=int(str(faulty.whole[at].npurged)[:digits]))
+            recording = faulty.recording([*faulty.whole[:at], short, *faulty.whole[at + 1 :]])
+            assert recording.restored == {"cut count": 1}
+            assert recording.events == faulty.whole
+
+
 def test_swapped_lines_are_put_back_by_their_times_and_joined_files_are_left():
     events = guest_events("vm_map_ram_1t")
     swapped = [*events[:50], events[51], events[50], *events[52:]]

@@ -332,6 +332,7 @@ def _print_prediction(console: Console, recording: lab.Recording, result: dict[s
             "wrong time": "lines with a wrong time, used where they stand",
             "doubled": "lines that came twice, used once",
             "damaged": "damaged lines left out",
+            "cut count": "purges whose count was cut, by what was settled",
         }
         what = others.get(kind, f"lost events restored: {kind}")
         table.add_row(what, f"{count:,}")

@@ -79,6 +79,7 @@ class Learner:
         self.doubtful = nothing  # assumed free, not seen
         self.walks: dict[Key, tuple[int, int]] = {}  # pool: last address, steps up in a row
         self.deep: set[Key] = set()  # pools last seen to give out unseen entries
+        self.misjudged: set[Key] = set()  # pools of which something was taken back
         self.dropped: dict[Key, list[Area]] = {}  # pool: what seems given back since a purge
 
     def forecast(self, world: World, event: Event) -> Forecast:
@@ -117,6 +118,13 @@ class Learner:
             if (node.id, pages) not in self.drained
             for area in pool.areas
         }
+
+    def purge_told_otherwise(self) -> None:
+        """A purge took another number of areas than we did: unseen ones, which may be in pools now.
+
+        Most pools are known well enough all the same, but not those that were misjudged before.
+        """
+        self.drained -= self.misjudged
 
     def right(self, world: World, event: Event, level: Level) -> None:
         """The forecast came true."""
@@ -224,8 +232,10 @@ class Learner:
                 space.take(area.start, area.size)
                 self.doubtful.discard(area.start, area.size)
                 pool.push(area)
-                self.decayed_unseen.add(area.start)  # between them there may be more that nobody has seen
+                self.decayed_unseen.add(area.start)
                 self.assumed["pool entry taken back"] += 1
+        self.drained.discard(key)  # between them there may be more that nobody has seen
+        self.misjudged.add(key)
         del self.dropped[key]
 
     def _drop_passed_over(self, world: World, event: Event, offered: int | None) -> None:

@@ -250,6 +250,8 @@ class Predictor:
         if world.purge.nr_purged == event.npurged:
             self.result.purges_as_told += 1
             self.verdicts[index] = 1
+        elif self.learner is not None:
+            self.learner.purge_told_otherwise()
         world.purge = None
 
     def _collect(self, index: int) -> None:

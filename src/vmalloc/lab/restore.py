@@ -9,7 +9,8 @@ order before):
   next allocation that overlaps a live area of that size; if none does, by there being one such area only that
   nobody frees later.
 * Counts. A purge's event says how many areas it took, and the oldest go first, so each fall of the counter is
-  so many areas. Those that no event tells, then or later, were settled by a purge whose event is lost.
+  so many areas. Those that no event tells, then or later, were settled by a purge whose event is lost, or
+  whose count is cut: the digits that are left of it are those that it began with.
 * A failed allocation is followed by its task's full purge before the task tries that size again.
 
 What is lost comes back as an event with the text RESTORED. Lost allocations leave no such trace before they
@@ -28,6 +29,7 @@ from vmalloc.lab.events import ALLOC, FREE, LOST, PURGE, Event
 from vmalloc.model import PAGE, Area
 
 RESTORED = "restored"
+CUT_COUNT = "cut count"
 NO_TASK = -1
 ADDRESSES = 1 << 64
 NEAR = 64
@@ -52,7 +54,8 @@ def restore(
 ) -> tuple[list[Event], Counter[str]]:
     """The events with what they show to be lost, and how much of each kind that was.
 
-    `busy` and `lazy` are the start state, None if it is not known. Events that are there stay as they are.
+    `busy` and `lazy` are the start state, None if it is not known. Events that are there stay as they are,
+    but for a purge's count that was cut.
     """
     if any(event.kind == LOST for event in events):
         return events, Counter()  # the recorder says so itself: whole pieces are missing
@@ -61,14 +64,20 @@ def restore(
     inserts = _failed_without_purge(events)
     inserts += _lost_frees(events, frees, [step for step in steps if step.pages > 0], busy)
     falls = [step for step in steps if step.pages < 0]
-    _lost_purges(events, frees, falls, [area.pages for area in lazy or ()], lazy is not None, inserts)
+    settled = _untold(events, frees, falls, [area.pages for area in lazy or ()], lazy is not None)
+    whole = _whole_counts(events, settled, lazy is not None)
+    for index, nr_areas in settled:
+        if index not in whole:
+            _insert_purge(events, index, nr_areas, inserts)
     if len(inserts) > max(1, SHARE_MAX * len(events)):
         return events, Counter()
     inserts.sort(key=lambda insert: insert[0], reverse=True)
     restored = list(events)
+    for purge in whole.values():
+        restored[purge.at] = events[purge.at]._replace(npurged=purge.npurged)
     for index, event in inserts:
         restored.insert(index, event)
-    return restored, Counter(event.kind for _, event in inserts)
+    return restored, Counter([event.kind for _, event in inserts] + [CUT_COUNT] * len(whole))
 
 
 def unseen_frees(events: Sequence[Event], busy: Sequence[Area]) -> dict[int, int]:
@@ -254,18 +263,13 @@ def _not_live_after(
     return left[0] if len(left) == 1 else None
 
 
-def _lost_purges(
-    events: Sequence[Event],
-    frees: list[_Free],
-    falls: list[Step],
-    waiting: list[int],
-    known: bool,
-    inserts: list[tuple[int, Event]],
-) -> None:
-    """Insert purges that the printed ones cannot stand for.
+def _untold(
+    events: Sequence[Event], frees: list[_Free], falls: list[Step], waiting: list[int], known: bool
+) -> list[tuple[int, int]]:
+    """Falls, by the event that shows them, and how many of their areas the printed purges cannot stand for.
 
     `waiting` are the pages of the areas lazy at the start. Areas settled and not told yet by an event come
-    back to none after each purge; what never comes back was told by an event that is lost.
+    back to none after each purge; what never comes back is told by no event.
     """
     cuts = _settled_at(frees, falls, waiting)
     tolds = _told_at(events, frees, [index for index, _ in cuts])
@@ -287,8 +291,35 @@ def _lost_purges(
         if change > 0 and nr_areas > 0 and 2 * nr_areas >= change:
             lost += nr_areas
             found.append((index, nr_areas))
-    for index, nr_areas in _joined(found, tolds):
-        _insert_purge(events, index, nr_areas, inserts)
+    return _joined(found, tolds)
+
+
+class _Count(NamedTuple):
+    """How many areas the purge of event `at` took."""
+
+    at: int
+    npurged: int
+
+
+def _whole_counts(
+    events: Sequence[Event], untold: Sequence[tuple[int, int]], known: bool
+) -> dict[int, _Count]:
+    """The counts that were cut, by the fall that shows it: with what is untold they begin as they are told.
+
+    The first of an unseen start may have taken any number of areas besides.
+    """
+    whole: dict[int, _Count] = {}
+    purges = [at for at, event in enumerate(events) if event.kind == PURGE and event.npurged]
+    for index, nr_areas in untold:
+        place = bisect_left(purges, index)
+        for at in purges[max(0, place - 1) : place + 1]:  # a purge prints after its falls, most often at once
+            count = events[at].npurged + nr_areas
+            is_near = abs(index - at) <= NEAR
+            is_cut = str(count).startswith(str(events[at].npurged)) and (is_near or at > index)
+            if is_cut or (not known and is_near and at == purges[0]):
+                whole[index] = _Count(at, count)
+                break
+    return whole
 
 
 def _joined(found: Sequence[tuple[int, int]], tolds: Iterable[int]) -> list[tuple[int, int]]:
@@ -319,7 +350,10 @@ def _settled_at(
 
 
 def _told_at(events: Sequence[Event], frees: Sequence[_Free], cuts: Sequence[int]) -> dict[int, int]:
-    """Areas told by purges, by the event that shows them settled: a fall nearby, or the first free after."""
+    """Areas told by purges, by the event that shows them settled: a fall nearby, or the first free after.
+
+    Too few frees at the end of a recording show no fall, so what is told there is left out.
+    """
     indices = [free.at for free in frees]
     told: dict[int, int] = {}
     for index, event in enumerate(events):
@@ -328,7 +362,7 @@ def _told_at(events: Sequence[Event], frees: Sequence[_Free], cuts: Sequence[int
             at = bisect_right(indices, index)
             if cut < len(cuts) and cuts[cut] - index <= NEAR:
                 shown = cuts[cut]
-            elif at < len(indices):
+            elif at < len(indices) - STEADY or (cut and at < len(indices) and index - cuts[cut - 1] <= NEAR):
                 shown = indices[at]
             else:
                 continue
