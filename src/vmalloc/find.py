@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,8 @@ def _region_fds(pid: int) -> list[tuple[str, str]]:
 
 def find_regions() -> list[Found]:
     """Every region that a process of this user (of any user, for root) has open. OSError without /proc."""
+    if not os.path.isdir("/proc/self/fd"):  # an empty folder of that name is no mount
+        raise FileNotFoundError(errno.ENOENT, "/proc is not mounted")
     regions: dict[tuple[int, int], Found] = {}
     for pid in sorted(int(p.name) for p in Path("/proc").iterdir() if p.name.isdecimal()):
         for path, name in _region_fds(pid):

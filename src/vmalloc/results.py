@@ -89,6 +89,16 @@ RESULTS: dict[tuple[str, int], Meaning] = {
     ),
     ("", 0): Meaning(RegionUnavailable, "{what}: {system}"),
     ("create", errno.EINVAL): Meaning(ValueError, "{what}: an option is out of range"),
+    ("create", errno.ENOMEM): Meaning(
+        RegionUnavailable, "{what}: {system}; raise ulimit -v, or make a smaller one"
+    ),
+    ("create", errno.EFBIG): Meaning(
+        RegionUnavailable, "{what}: {system}; raise ulimit -f, or make a smaller one"
+    ),
+    ("create", errno.EMFILE): Meaning(RegionUnavailable, "{what}: {system}; raise ulimit -n"),
+    ("create", errno.ENOENT): Meaning(
+        RegionUnavailable, "{what}: it cannot be opened through /proc/self/fd; is /proc mounted?"
+    ),
     ("create", 0): Meaning(RegionUnavailable, "{what}: {system}"),
     ("attach", errno.ENOEXEC): Meaning(RegionUnavailable, "{what} is no vmalloc region"),
     ("attach", errno.EPROTO): Meaning(
@@ -108,6 +118,7 @@ RESULTS: dict[tuple[str, int], Meaning] = {
     ("attach", errno.ENOENT): Meaning(
         RegionUnavailable, "{what} cannot be opened again through /proc/self/fd; is /proc mounted?"
     ),
+    ("attach", errno.ENOMEM): Meaning(RegionUnavailable, "{what} {system}; raise ulimit -v"),
     ("attach", 0): Meaning(RegionUnavailable, "{what} {system}"),
     ("set name", errno.EINVAL): Meaning(
         ValueError,

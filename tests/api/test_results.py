@@ -40,6 +40,11 @@ DOCUMENTED_OF_CALLS = {
     ("attach", "ENOLCK"): vmalloc.RegionUnavailable,
     ("attach", "EACCES"): vmalloc.RegionUnavailable,
     ("attach", "ENOENT"): vmalloc.RegionUnavailable,
+    ("attach", "ENOMEM"): vmalloc.RegionUnavailable,
+    ("create", "ENOMEM"): vmalloc.RegionUnavailable,
+    ("create", "EFBIG"): vmalloc.RegionUnavailable,
+    ("create", "EMFILE"): vmalloc.RegionUnavailable,
+    ("create", "ENOENT"): vmalloc.RegionUnavailable,
 }
 TOLD = {
     "what": "it",
@@ -71,10 +76,10 @@ def test_calls_give_some_results_another_class(call: str, name: str) -> None:
 
 @pytest.mark.parametrize("call", ["", "create", "attach"])
 def test_what_is_in_no_row_is_an_error_of_the_system(call: str) -> None:
-    error = error_of(errno.EMFILE, call, **TOLD)
+    error = error_of(errno.EIO, call, **TOLD)
     assert type(error) is vmalloc.RegionUnavailable
-    assert error.errno == errno.EMFILE
-    assert str(error).endswith("Too many open files")
+    assert error.errno == errno.EIO
+    assert str(error).endswith("Input/output error")
 
 
 @pytest.mark.parametrize("call", ["create", "attach"])

@@ -227,6 +227,18 @@ def test_a_region_larger_than_ulimit_v_is_one_line() -> None:
     done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
+    assert "raise ulimit -v" in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="to mount something over /proc needs root")
+@pytest.mark.parametrize("words", ["ps", "info no-such", "top --once no-such", "check no-such", "hold x"])
+def test_without_proc_one_line_says_so(words: str) -> None:
+    code = f"mount -t tmpfs none /proc; exec {sys.executable} -m vmalloc.cli {words}"
+    done = subprocess.run(["unshare", "-m", "sh", "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode in (1, 2), done.stdout) == (True, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert "/proc" in done.stderr
+    assert "mount" in done.stderr
 
 
 @pytest.mark.parametrize("text", ["much", "-1", "0"])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -256,3 +257,22 @@ def test_the_progress_rises_to_the_end() -> None:
     run_plan(small("linux-6.9"), seen.append)
     assert seen == sorted(seen)
     assert seen[-1] > 0.99
+
+
+def test_a_signal_is_heard_although_nobody_asks_for_the_progress() -> None:
+    class Heard(Exception):
+        pass
+
+    def hear(*_: object) -> None:
+        raise Heard
+
+    before = signal.signal(signal.SIGALRM, hear)
+    simulation = simulation_of(Plan(cpus=2, test_loop_count=1 << 28, nr_threads=2))
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        with pytest.raises(Heard):
+            simulation.run()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert simulation.results()["pairs"] < 2 << 28

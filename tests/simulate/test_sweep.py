@@ -62,9 +62,23 @@ def test_an_interrupted_sweep_keeps_what_was_finished(
         return real(plan)
 
     monkeypatch.setattr(sweep, "run_plan", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(sweep.SweepInterrupted) as caught:
         run_sweep(PLANS, store=store)
     assert len(sweep.Store(store).rows) == 3
+    assert (caught.value.finished, caught.value.rows) == (PLANS[:3], run_sweep(PLANS[:3]))
+
+
+def test_an_interrupt_ends_the_cells_that_run_and_returns_the_others() -> None:
+    endless = [replace(PLANS[0], test_loop_count=1 << 28, seed=seed) for seed in (1, 2)]
+
+    def interrupt(done: int, _: int) -> None:
+        if done == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(sweep.SweepInterrupted) as caught:
+        run_on_processes([PLANS[0], *endless], 2, None, interrupt)
+    assert caught.value.finished == [PLANS[0]]
+    assert caught.value.rows == run_sweep(PLANS[:1])
 
 
 def test_a_killed_worker_costs_its_cell_a_second_try() -> None:

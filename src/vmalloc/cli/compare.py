@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vmalloc.cli.manners import Command, json_option, told
+from vmalloc.cli.manners import INTERRUPTED, Command, json_option, told
 from vmalloc.cli.simulate import BadPlan, costs_of, or_default, progress_bar, suite_words
 
 if TYPE_CHECKING:
@@ -104,14 +104,24 @@ def command(
             plan.on()
     except ValueError as error:
         raise BadPlan(told(error)) from None
-    rows = _run(plans, jobs, store, scheduler)
+    finished, rows = _run(plans, jobs, store, scheduler)
+    is_interrupted = len(finished) < len(plans)
     if json_path is not None:
-        text = json.dumps(rows, indent=1)
-        if json_path == "-":
-            click.echo(text)
-            return
-        Path(json_path).write_text(text + "\n")
-    _tell(question, plans, rows, labels, out, plot)
+        _write_json(json_path, rows)
+    if json_path != "-" and (question is None or not is_interrupted):
+        _tell(question, finished, rows, labels, out, plot)
+    if is_interrupted:
+        more = "" if store else "; with --store FILE the same command goes on from there"
+        click.echo(f"interrupted after {len(finished)} of {len(plans)} cells{more}", err=True)
+        raise SystemExit(INTERRUPTED)
+
+
+def _write_json(path: str, rows: list[dict[str, Any]]) -> None:
+    text = json.dumps(rows, indent=1)
+    if path == "-":
+        click.echo(text)
+    else:
+        Path(path).write_text(text + "\n")
 
 
 def _check_outputs(out: Path, plot: Path | None, store: str | None, *, draws: bool) -> None:
@@ -148,14 +158,19 @@ def _grid(base: Plan, designs: str, counts: list[int], seeds: int) -> list[Plan]
     return grid(base, names, counts or [0], seeds)
 
 
-def _run(plans: list[Plan], jobs: int, store: str | None, scheduler: str | None) -> list[dict[str, Any]]:
-    from vmalloc.simulate.sweep import SweepError, run_on_cluster, run_on_processes
+def _run(
+    plans: list[Plan], jobs: int, store: str | None, scheduler: str | None
+) -> tuple[list[Plan], list[dict[str, Any]]]:
+    """The plans that were run, all but for Ctrl-C, and their rows."""
+    from vmalloc.simulate.sweep import SweepError, SweepInterrupted, run_on_cluster, run_on_processes
 
     try:
         with progress_bar("cells") as bar:
             if scheduler is not None:
-                return run_on_cluster(plans, scheduler, store, bar)
-            return run_on_processes(plans, min(jobs, len(plans)), store, bar)
+                return plans, run_on_cluster(plans, scheduler, store, bar)
+            return plans, run_on_processes(plans, min(jobs, len(plans)), store, bar)
+    except SweepInterrupted as ended:
+        return ended.finished, ended.rows
     except (SweepError, RuntimeError, MemoryError) as error:
         raise click.ClickException(told(error) or "not enough memory") from None
 

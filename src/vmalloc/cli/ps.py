@@ -19,6 +19,7 @@ from vmalloc.cli.manners import (
     json_option,
     plain_table,
     safe,
+    told,
 )
 
 if TYPE_CHECKING:
@@ -95,9 +96,7 @@ def command(which: tuple[str, ...], json_path: str | None) -> None:
     try:
         regions = look_at_all()
     except OSError as error:
-        raise Refusal(
-            f"regions are found by /proc, which cannot be read: {error.strerror}; mount it"
-        ) from None
+        raise Refusal(f"regions are found by /proc: {told(error)}; mount it") from None
     for one in which:
         if not any(_fits(region, one) for region in regions):
             raise Refusal(f"no region is called {safe(one)!r}, and no process of that pid has one")

@@ -7,6 +7,7 @@ It needs nothing of the core but its numbers, so it is a module of its own (docs
 
 import os
 
+from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from vmalloc.facts import LEVELS as SERVED_BY
@@ -324,6 +325,7 @@ cdef class Simulation:
         while more:
             with nogil:
                 more = sim_run(self.s, events)
+            PyErr_CheckSignals()  # without `progress` nothing of Python runs here, and nothing else looks
             if progress is not None:
                 progress(sim_progress(self.s))
         return self.results()

@@ -13,10 +13,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from functools import cache, partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -25,7 +26,7 @@ from vmalloc.simulate._engine import __file__ as engine_file
 from vmalloc.simulate.plan import Plan, engine_plan, run_plan
 from vmalloc.simulate.plan import __file__ as plan_file
 
-__all__ = ["SweepError", "cell_key", "run_on_cluster", "run_on_processes", "run_sweep"]
+__all__ = ["SweepError", "SweepInterrupted", "cell_key", "run_on_cluster", "run_on_processes", "run_sweep"]
 
 SAVE_S = 5.0
 """A sweep writes its file after so many seconds, and at its end."""
@@ -38,6 +39,14 @@ POOLS_LOST_MAX = 5
 
 Row = dict[str, Any]
 Progress = Callable[[int, int], None]
+
+
+class SweepInterrupted(KeyboardInterrupt):
+    """By Ctrl-C; `finished` are the plans that have a row, and `rows` these."""
+
+    def __init__(self, plans: Sequence[Plan], rows: dict[str, Row]) -> None:
+        self.finished = [plan for plan in plans if cell_key(plan) in rows]
+        self.rows = [_named(rows[cell_key(plan)], plan) for plan in self.finished]
 
 
 class SweepError(RuntimeError):
@@ -144,6 +153,8 @@ def run_sweep(
                 finished(key, run_plan(plan))
         else:
             _run_on(executor, missing, run or run_plan, finished)
+    except KeyboardInterrupt:
+        raise SweepInterrupted(chosen, kept.rows) from None
     finally:
         kept.save()
     return [_named(kept.rows[key], plan) for key, plan in zip(keys, chosen, strict=True)]
@@ -190,15 +201,13 @@ def run_on_processes(
         return run_sweep(plans, None, store, progress)
     rows: dict[str, Row] = {}
     lost = 0
-    while True:
-        left = [plan for plan in plans if cell_key(plan) not in rows]
-        before = len(rows)
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    try:
+        while True:
+            before = len(rows)
             try:
-                for plan, row in zip(
-                    left, run_sweep(left, _Noting(pool, rows), store, progress), strict=True
-                ):
-                    rows[cell_key(plan)] = row
+                _run_on_pool(
+                    [plan for plan in plans if cell_key(plan) not in rows], rows, workers, store, progress
+                )
                 return [_named(rows[cell_key(plan)], plan) for plan in plans]
             except BrokenExecutor:
                 lost = 0 if len(rows) > before else lost + 1
@@ -206,6 +215,35 @@ def run_on_processes(
                     raise SweepError(
                         f"{lost} times in a row a process died before any cell was done"
                     ) from None
+    except KeyboardInterrupt:
+        raise SweepInterrupted(plans, rows) from None
+
+
+def _run_on_pool(
+    plans: Sequence[Plan],
+    rows: dict[str, Row],
+    workers: int,
+    store: str | os.PathLike[str] | None,
+    progress: Progress | None,
+) -> None:
+    """Adds to `rows` what is finished, also when it ends with an error."""
+    others = set(active_children())
+    with ProcessPoolExecutor(workers, get_context("spawn"), _end_by_interrupt) as pool:
+        try:
+            done: Iterable[tuple[Plan, Row]] = zip(
+                plans, run_sweep(plans, _Noting(pool, rows), store, progress), strict=True
+            )
+        except SweepInterrupted as ended:
+            for worker in set(active_children()) - others:
+                worker.terminate()  # the pool would wait for cells that take minutes
+            rows.update(zip(map(cell_key, ended.finished), ended.rows, strict=True))
+            raise
+        rows.update((cell_key(plan), row) for plan, row in done)
+
+
+def _end_by_interrupt() -> None:
+    """In a worker: Ctrl-C ends it at once, and not the cell only."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class _Noting(Executor):
