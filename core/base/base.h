@@ -273,13 +273,14 @@ bool vm__process_is_claimed(vm_region *r, uint32_t process); /* by anybody; unde
 /* ---- folder.c: the names in a folder of /proc ---- */
 
 typedef struct vm_folder {
-    void *names; /* NULL: it could not be opened */
+    int fd; /* for ...at() calls: what they find is looked at. Negative: it could not be opened */
     uint64_t inode, device;
+    size_t nr_bytes, read_to; /* of entries */
+    _Alignas(8) char entries[4096];
 } vm_folder;
 
 int vm__folder_open(vm_folder *f, int at, const char *path); /* at: a folder's number, or AT_FDCWD */
 const char *vm__folder_next(vm_folder *f); /* NULL: no more; stays valid until the next */
-int vm__folder_number(const vm_folder *f); /* for ...at() calls; what they find is looked at */
 bool vm__folder_close(vm_folder *f); /* false: the number was another file's by then, and not all was seen */
 
 /* ---- map.c: where everything lies, from the sizes alone; creator and attacher compute the same ---- */

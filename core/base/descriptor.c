@@ -102,8 +102,8 @@ static int open_anothers(const vm_region *r, uint32_t pid)
     snprintf(path, sizeof path, "/proc/%u/fd", pid);
     vm__folder_open(&fds, AT_FDCWD, path);
     for (const char *number; found == -EBADF && (number = vm__folder_next(&fds));)
-        if (fstatat(vm__folder_number(&fds), number, &st, 0) == 0 && is_it(r, &st))
-            found = open_if_ours(r, vm__folder_number(&fds), number);
+        if (fstatat(fds.fd, number, &st, 0) == 0 && is_it(r, &st))
+            found = open_if_ours(r, fds.fd, number);
     vm__folder_close(&fds);
     return found;
 }
@@ -204,7 +204,7 @@ static void look_at_process(vm_finding *f, const char *pid)
     snprintf(path, sizeof path, "/proc/%s/fd", pid);
     vm__folder_open(&fds, AT_FDCWD, path);
     for (const char *number; (number = vm__folder_next(&fds));)
-        look_at(f, vm__folder_number(&fds), number);
+        look_at(f, fds.fd, number);
     vm__folder_close(&fds);
 }
 

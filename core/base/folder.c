@@ -3,46 +3,51 @@
  * Folder: the names in a folder of /proc, read under a number that the program may close, or give to another file, meanwhile.
  *
  * A walk over /proc takes long. Whoever closes all descriptors in that time and opens a file of its own keeps that one: it is
- * not closed at the end. What was read then is not all there was, and the reader is told.
+ * not closed at the end. What was read then is not all there was, and the reader is told. The C library's way to read a
+ * folder would close the number, or lose the memory that it keeps for it.
  */
 #include "base.h"
 
-#include <dirent.h>
 #include <fcntl.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
-static int begin(vm_folder *f, int fd)
-{
-    *f = (vm_folder){.names = NULL};
-    if (fd < 0)
-        return -errno;
-    int rc = vm__identify(fd, &f->inode, &f->device);
-    f->names = fdopendir(fd);
-    if (!f->names) {
-        rc = -errno;
-        close(fd);
-    }
-    return rc;
-}
+typedef struct vm_entry { /* as the kernel writes it: struct linux_dirent64 */
+    uint64_t inode, next;
+    uint16_t bytes;
+    uint8_t type;
+    char name[];
+} vm_entry;
 
 int vm__folder_open(vm_folder *f, int at, const char *path)
 {
-    return begin(f, openat(at, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    f->nr_bytes = f->read_to = 0;
+    f->inode = f->device = 0;
+    f->fd = openat(at, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return f->fd < 0 ? -errno : vm__identify(f->fd, &f->inode, &f->device);
+}
+
+static bool read_more(vm_folder *f)
+{
+    long nr = f->fd < 0 ? 0 : syscall(SYS_getdents64, f->fd, f->entries, sizeof f->entries);
+    f->read_to = 0;
+    f->nr_bytes = nr > 0 ? (size_t)nr : 0;
+    return f->nr_bytes > 0;
 }
 
 const char *vm__folder_next(vm_folder *f)
 {
-    const struct dirent *e = f->names ? readdir(f->names) : NULL;
-    return e ? e->d_name : NULL;
+    if (f->read_to >= f->nr_bytes && !read_more(f))
+        return NULL;
+    const vm_entry *e = (const vm_entry *)(const void *)(f->entries + f->read_to);
+    f->read_to += e->bytes;
+    return e->name;
 }
 
-int vm__folder_number(const vm_folder *f) { return dirfd(f->names); }
-
-/* Of a number that is another's by now nothing is closed, and what the C library keeps of it is lost: some 32 KiB. */
 bool vm__folder_close(vm_folder *f)
 {
-    if (!f->names || !vm__is_same(dirfd(f->names), f->inode, f->device))
-        return false;
-    closedir(f->names);
-    return true;
+    bool is_ours = vm__is_same(f->fd, f->inode, f->device);
+    if (is_ours)
+        close(f->fd);
+    return is_ours;
 }

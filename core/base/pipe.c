@@ -292,7 +292,7 @@ static bool look_at_process(vm_looking *v, uint32_t pid)
         return rc != -EMFILE && rc != -ENFILE && rc != -ENOMEM && rc != -EBADF;
     }
     for (const char *number; (number = vm__folder_next(&fds));) {
-        int dir = vm__folder_number(&fds);
+        int dir = fds.fd;
         ssize_t size = readlinkat(dir, number, link, sizeof link - 1);
         link[size < 0 ? 0 : size] = 0;
         vm_pipe *p = find(v, link);

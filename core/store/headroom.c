@@ -177,15 +177,23 @@ static void look_at_stalls(const char *path, looked *l)
                                                    : VM_PRESSURE_HIGH);
 }
 
+static void look_at_bound(looked *l, uint32_t source, uint64_t limit, uint64_t left)
+{
+    if (limit != UINT64_MAX && left != UINT64_MAX && limit < vm__memory_bytes())
+        note(l, source, by_what_is_left(left, limit));
+}
+
+/* Above memory.high nothing fails, but whoever allocates is slowed down: pressure, and no bound of a region. */
 static void look_at_cgroup(const cgroup *g, void *arg)
 {
     char path[512];
-    uint64_t limit = limit_of(g), left = left_in(g);
+    look_at_bound(arg, g->is_v2 ? VM_PRESSURE_BY_CGROUP2 : VM_PRESSURE_BY_CGROUP1, limit_of(g), left_in(g));
+    if (!g->is_v2)
+        return;
+    look_at_bound(arg, VM_PRESSURE_BY_CGROUP2, read_number(g->dir, "memory.high"),
+                  cgroup_left(g->dir, "memory.high", "memory.current"));
     snprintf(path, sizeof path, "%s/memory.pressure", g->dir);
-    if (g->is_v2)
-        look_at_stalls(path, arg);
-    if (limit != UINT64_MAX && left != UINT64_MAX && limit < vm__memory_bytes())
-        note(arg, g->is_v2 ? VM_PRESSURE_BY_CGROUP2 : VM_PRESSURE_BY_CGROUP1, by_what_is_left(left, limit));
+    look_at_stalls(path, arg);
 }
 
 vm_pressure vm__memory_pressure(uint32_t *sources)
