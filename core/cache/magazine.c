@@ -305,7 +305,7 @@ bool vm__magazine_hit_foreign(vm_thread *t, uint64_t page, uint64_t id)
 {
     vm_region *r = t->region;
     uint64_t nr_pages = vm__id_pages(id);
-    if (nr_pages > VM_POOL_PAGES_MAX || page >= r->map.nr_pages)
+    if (nr_pages - 1 >= VM_POOL_PAGES_MAX || page >= r->map.nr_pages)
         return false;
     vm_head *head = &r->map.heads[page];
     vm_magazine *m = &t->hit.magazine[nr_pages];

@@ -255,6 +255,23 @@ static void a_free_of_what_another_process_allocated_is_a_hit(void)
     FINISH(r);
 }
 
+/* A neighbour wrote into its head: no magazine is for ranges without pages. */
+static void what_another_process_allocated_and_seems_to_have_no_pages_is_no_hit(void)
+{
+    vm_region *r = make(4000), *other;
+    CHECK_EQ(vm_attach(vm_fd(r), &other), 0);
+    vm_range a = take(other, 2);
+    vm_head *head = &r->map.heads[a.page], before = *head;
+    uint64_t id = a.id - vm__id_pages(a.id);
+    *head = (vm_head){vm__with_len(before.word, 0), id};
+    CHECK_EQ(vm_free(r, a.page, id, 0), -ENOENT);
+    CHECK_EQ(nr_in_magazine(r, 0), 0);
+    *head = before;
+    GIVE_BACK(other, a);
+    CHECK_EQ(vm_detach(other), 0);
+    FINISH(r);
+}
+
 static void a_free_of_what_another_process_allocated_is_charged_where_there_is_a_quota(void)
 {
     vm_region *r = make(4000), *other;
@@ -1071,6 +1088,7 @@ int main(void)
     a_flow_that_went_round_often_still_comes_in_whole_lots();
     of_a_list_that_is_bent_into_a_ring_nobody_gets_a_range_twice();
     a_free_of_what_another_process_allocated_is_a_hit();
+    what_another_process_allocated_and_seems_to_have_no_pages_is_no_hit();
     a_free_of_what_another_process_allocated_is_charged_where_there_is_a_quota();
     a_shared_range_is_no_hit_of_another_process();
     a_pool_names_what_its_takers_get_next();
