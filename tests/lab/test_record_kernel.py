@@ -185,6 +185,14 @@ def test_a_dead_recorders_turn_lasts_until_its_watcher_has_set_the_restriction_b
         assert file.read() == "2\n"
 
 
+def test_a_restriction_that_shows_addresses_is_not_written(watcher, restriction):
+    restriction.write_text("1")
+    written = restriction.stat().st_mtime_ns
+    with watcher.addresses_shown():
+        pass
+    assert restriction.stat().st_mtime_ns == written
+
+
 def test_who_keeps_the_restriction_changed_is_not_waited_for_for_ever(watcher, restriction, monkeypatch):
     monkeypatch.setattr(module, "RESTRICTION_PATIENCE_S", 0.0)
     with restriction.open() as other:

@@ -193,6 +193,9 @@ class _Watcher:
         self._lock_restriction()
         try:
             before = KPTR_RESTRICT.read_text().strip()
+            if before == "1":
+                yield  # nothing to write, which may be forbidden
+                return
             self.restore_kptr(before)
             try:
                 KPTR_RESTRICT.write_text("1")
