@@ -244,14 +244,29 @@ static inline int32_t vm__sequence_cpu(void)
 vm_sequence vm__slab_pop(uint32_t cpu, vm_slab *slab, uint32_t *page);
 vm_sequence vm__slab_push(uint32_t cpu, vm_slab *slab, uint32_t page, uint32_t cap);
 
+/* ---- number.c: what stands behind a descriptor's number now ---- */
+
+int vm__identify(int fd, uint64_t *inode, uint64_t *device);
+bool vm__is_same(int fd, uint64_t inode, uint64_t device);
+void vm__close_same(int fd, uint64_t inode, uint64_t device); /* leaves it alone if it is another file's */
+
+/* The names in a folder of /proc. */
+typedef struct vm_folder {
+    int fd; /* for ...at() calls: what they find is looked at. Negative: it could not be opened */
+    uint64_t inode, device;
+    size_t nr_bytes, read_to; /* of entries */
+    _Alignas(8) char entries[4096];
+} vm_folder;
+
+int vm__folder_open(vm_folder *f, int at, const char *path); /* at: a folder's number, or AT_FDCWD */
+const char *vm__folder_next(vm_folder *f); /* NULL: no more; stays valid until the next */
+bool vm__folder_close(vm_folder *f); /* false: the number was another file's by then, and not all was seen */
+
 /* ---- descriptor.c: numbers that may be another file's at any time ---- */
 
 int vm__note_file(vm_region *r); /* which file r->fd is, while it certainly is ours */
 bool vm__is_ours(const vm_region *r, int fd);
 void vm__close_ours(const vm_region *r, int fd); /* leaves it alone if it is another file's */
-void vm__close_same(int fd, uint64_t inode, uint64_t device); /* the same for a file that is no region of ours */
-int vm__identify(int fd, uint64_t *inode, uint64_t *device);
-bool vm__is_same(int fd, uint64_t inode, uint64_t device);
 int vm__above_standard_streams(int fd); /* the same file, under a number above 2 */
 /* A new description of the region's file. -EBADF: nobody has it any more; -EMFILE, -ENFILE. */
 int vm__open_region(const vm_region *r);
@@ -269,19 +284,6 @@ void vm__untie(const vm_region *r, vm_tie *tie);
 int vm__claim_process(const vm_region *r, const vm_tie *tie, uint32_t process); /* its OFD lock; 0 when ours now */
 void vm__unclaim_process(const vm_region *r, const vm_tie *tie, uint32_t process);
 bool vm__process_is_claimed(vm_region *r, uint32_t process); /* by anybody; undecidable means yes */
-
-/* ---- folder.c: the names in a folder of /proc ---- */
-
-typedef struct vm_folder {
-    int fd; /* for ...at() calls: what they find is looked at. Negative: it could not be opened */
-    uint64_t inode, device;
-    size_t nr_bytes, read_to; /* of entries */
-    _Alignas(8) char entries[4096];
-} vm_folder;
-
-int vm__folder_open(vm_folder *f, int at, const char *path); /* at: a folder's number, or AT_FDCWD */
-const char *vm__folder_next(vm_folder *f); /* NULL: no more; stays valid until the next */
-bool vm__folder_close(vm_folder *f); /* false: the number was another file's by then, and not all was seen */
 
 /* ---- map.c: where everything lies, from the sizes alone; creator and attacher compute the same ---- */
 

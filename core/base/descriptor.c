@@ -44,28 +44,6 @@ int vm__above_standard_streams(int fd)
     return moved;
 }
 
-int vm__identify(int fd, uint64_t *inode, uint64_t *device)
-{
-    struct stat st;
-    if (fstat(fd, &st) < 0)
-        return -errno;
-    *inode = st.st_ino;
-    *device = st.st_dev;
-    return 0;
-}
-
-bool vm__is_same(int fd, uint64_t inode, uint64_t device)
-{
-    uint64_t inode_now, device_now;
-    return fd >= 0 && vm__identify(fd, &inode_now, &device_now) == 0 && inode_now == inode && device_now == device;
-}
-
-void vm__close_same(int fd, uint64_t inode, uint64_t device)
-{
-    if (vm__is_same(fd, inode, device))
-        close(fd);
-}
-
 int vm__note_file(vm_region *r) { return vm__identify(r->fd, &r->inode, &r->device); }
 
 /* ---- a new description ---- */

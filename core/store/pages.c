@@ -13,12 +13,7 @@
 #include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
-
-#ifndef MLOCK_ONFAULT
-#define MLOCK_ONFAULT 1 /* Linux 4.4 */
-#endif
 
 /* ---- shared ---- */
 
@@ -92,7 +87,7 @@ static bool is_filled_when_mapped(void)
 /* What is locked is locked when it is touched: a region's size costs nothing until it is used. */
 static int lock_when_touched(void *at, uint64_t bytes, int access)
 {
-    if (syscall(SYS_mlock2, at, bytes, MLOCK_ONFAULT) != 0)
+    if (mlock2(at, bytes, MLOCK_ONFAULT) != 0)
         munlock(at, bytes);
     return mprotect(at, bytes, access);
 }

@@ -15,9 +15,8 @@ BASE_PARTS = ("fault.h", "layout.h")
 #: system header -> the files that may include it; all others are the C language's own
 KERNEL_HEADERS = {
     "ctype.h": {"base/pipe.c"},
-    "dirent.h": {"base/descriptor.c", "base/pipe.c"},
     "dlfcn.h": {"base/rseq.c"},
-    "fcntl.h": {"base/system.c", "base/descriptor.c", "base/pipe.c", "store/pages.c"},
+    "fcntl.h": {"base/system.c", "base/number.c", "base/descriptor.c", "base/pipe.c", "store/pages.c"},
     "linux/futex.h": {"base/system.c"},
     "linux/magic.h": {"base/system.c"},
     "linux/membarrier.h": {"base/system.c"},
@@ -33,14 +32,15 @@ KERNEL_HEADERS = {
     "sys/random.h": {"store/pages.c"},
     "sys/resource.h": {"store/pages.c"},
     "sys/socket.h": {"base/pipe.c", "base/served.c"},
-    "sys/stat.h": {"base/descriptor.c", "base/pipe.c", "store/pages.c"},
-    "sys/syscall.h": {"base/system.c"},
+    "sys/stat.h": {"base/number.c", "base/descriptor.c", "base/pipe.c", "store/pages.c"},
+    "sys/syscall.h": {"base/system.c", "base/number.c"},
     "sys/time.h": {"base/served.c"},
     "sys/un.h": {"base/served.c"},
     "sys/vfs.h": {"base/system.c"},
     "time.h": {"base/system.c", "base/clock.c"},
     "unistd.h": {
         "base/system.c",
+        "base/number.c",
         "base/descriptor.c",
         "base/pipe.c",
         "base/served.c",

@@ -29,6 +29,7 @@ _NAMES = {
     "files that a user's recording is": "kernel.trace.gz kernel.before.vmallocinfo.gz"
     " kernel.after.vmallocinfo.gz",
     "line of /proc/meminfo": "MemAvailable",
+    "of mlockall()": "mlockall MCL_FUTURE MCL_CURRENT MCL_ONFAULT",
     "switch of the kernel": "kernel.kptr_restrict",
     "the kernel's macros": "smp_load_acquire READ_ONCE",
     "the kernel's, named by the model alone": "vb_alloc vb_free purge_fragmented_block addr_to_node_id"

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Folder: the names in a folder of /proc, read under a number that the program may close, or give to another file, meanwhile.
+ * Number: what stands behind a descriptor's number now, and the names in a folder of /proc, read under one.
  *
  * A walk over /proc takes long. Whoever closes all descriptors in that time and opens a file of its own keeps that one: it is
  * not closed at the end. What was read then is not all there was, and the reader is told. The C library's way to read a
@@ -9,8 +9,33 @@
 #include "base.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+
+int vm__identify(int fd, uint64_t *inode, uint64_t *device)
+{
+    struct stat st;
+    if (fstat(fd, &st) < 0)
+        return -errno;
+    *inode = st.st_ino;
+    *device = st.st_dev;
+    return 0;
+}
+
+bool vm__is_same(int fd, uint64_t inode, uint64_t device)
+{
+    uint64_t inode_now, device_now;
+    return fd >= 0 && vm__identify(fd, &inode_now, &device_now) == 0 && inode_now == inode && device_now == device;
+}
+
+void vm__close_same(int fd, uint64_t inode, uint64_t device)
+{
+    if (vm__is_same(fd, inode, device))
+        close(fd);
+}
+
+/* ---- folders ---- */
 
 typedef struct vm_entry { /* as the kernel writes it: struct linux_dirent64 */
     uint64_t inode, next;
