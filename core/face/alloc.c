@@ -80,8 +80,8 @@ static bool is_much_ready(vm_thread *t, uint64_t nr_pages, uint64_t live, bool *
     uint64_t peak = VM_RELAXED(&r->map.h->used_peak), drained = VM_RELAXED(&r->map.h->drained_peak);
     uint64_t step = drained >> VM_WARM_ROOM_SHIFT, least = VM_DRAIN_BYTES >> r->map.page_shift;
     *of_all = r->design->has_magazines && live > drained + (step > least ? step : least);
-    uint64_t ready = *of_all ? 0 : vm__pooled_pages(r) + vm__magazine_pages(t);
-    bool is_much = *of_all || (ready >= nr_pages && ready >= peak >> VM_WARM_ROOM_SHIFT);
+    uint64_t much = peak >> VM_WARM_ROOM_SHIFT, ready = *of_all ? 0 : vm__pooled_pages(r) + vm__magazine_pages(t);
+    bool is_much = *of_all || (ready >= nr_pages && ready >= least && ready >= much);
     return is_much
            && (vm__magazines_are_resident(t) || (vm__pages_resident_bytes(r) >> r->map.page_shift) + nr_pages > peak);
 }
@@ -387,6 +387,22 @@ static __attribute__((noinline, cold)) bool hit_whole(vm_thread *t, const vm_reg
     return false;
 }
 
+/* As the hit, where the range on top lies as asked. Between the look and the hit nobody else changes the entries. */
+static __attribute__((noinline)) bool hit_aligned(vm_thread *t, const vm_region *r, uint64_t nr_pages,
+                                                  uint64_t align_pages, vm_range *out)
+{
+    if (t->hit.key != r->hit_key || nr_pages > VM_POOL_PAGES_MAX)
+        return false;
+    const vm_magazine *m = &t->hit.magazine[nr_pages];
+    uint32_t count = vm__magazine_count(VM_RELAXED(&m->header));
+    vm_taken got;
+    if (count == 0 || count > VM_MAGAZINE_CAP || VM_RELAXED(&m->page[count - 1]) & (align_pages - 1)
+        || !vm__hit_take(&t->hit, &r->hit, nr_pages, 0, &got))
+        return false;
+    *out = (vm_range){got.page, nr_pages, got.id, false};
+    return true;
+}
+
 /* All that is not a plain hit. Kept out of line so that the hit needs no stack frame. */
 static __attribute__((noinline, cold)) int alloc_checked(vm_region *r, uint64_t nr_pages, uint64_t align_pages,
                                                          unsigned flags, vm_range *out)
@@ -401,6 +417,8 @@ static __attribute__((noinline, cold)) int alloc_checked(vm_region *r, uint64_t 
     if (injected_failure(r) || nr_pages > r->map.nr_pages || align_pages > r->map.nr_pages)
         return -ENOSPC;
     if (vm_unlikely(vm__gets_whole(t)) && align_pages == 1 && hit_whole(t, r, nr_pages, out))
+        return 0;
+    if (align_pages > 1 && hit_aligned(t, r, nr_pages, align_pages, out))
         return 0;
     return vm__alloc_slow(t, nr_pages, align_pages, flags, out);
 }

@@ -230,6 +230,48 @@ static void an_aligned_request_fails_at_once_while_each_of_its_places_is_in_use(
     FINISH(r);
 }
 
+static void an_aligned_request_is_a_hit_where_the_range_on_top_lies_so(kind k)
+{
+    vm_region *r = make(k, 2000);
+    vm_range a, b;
+    CHECK_EQ(vm_alloc(r, 5, 8, 0, &a), 0);
+    GIVE_BACK(r, a);
+    uint64_t nr_slow = stats_of(r).nr_alloc;
+    CHECK_EQ(vm_alloc(r, 5, 8, 0, &b), 0);
+    CHECK_EQ(b.page & 7, 0);
+    CHECK(b.id != a.id);
+    if (k.pools == VM_POOLS_MAGAZINE)
+        CHECK(b.page == a.page && stats_of(r).nr_alloc == nr_slow);
+    GIVE_BACK(r, b);
+    a = take(r, 3);
+    b = take(r, 3);
+    vm_range askew = a.page & 3 ? a : b, even = a.page & 3 ? b : a;
+    CHECK(askew.page & 3);
+    GIVE_BACK(r, even);
+    GIVE_BACK(r, askew);
+    CHECK_EQ(vm_alloc(r, 3, 4, 0, &a), 0); /* not the one on top */
+    CHECK_EQ(a.page & 3, 0);
+    GIVE_BACK(r, a);
+    FINISH(r);
+}
+
+/* All magazines would be emptied again and again for a few pages. */
+static void little_that_is_ready_stays_so_for_a_request_over_the_peak(kind k)
+{
+    vm_region *r = make(k, 20000);
+    vm_range a = take(r, 5), b;
+    if (k.is_memory)
+        memset(vm_pointer(r, a.page), 1, 5 * 4096);
+    GIVE_BACK(r, a);
+    b = take(r, 3);
+    CHECK_EQ(stats_of(r).nr_lazy_hit, 0);
+    a = take(r, 5);
+    CHECK_EQ(stats_of(r).nr_space_hit, k.pools == VM_POOLS_OFF ? 3 : 2);
+    GIVE_BACK(r, a);
+    GIVE_BACK(r, b);
+    FINISH(r);
+}
+
 /* Also where page 0 lies ready, which every alignment divides. */
 static void an_alignment_beyond_the_region_is_refused(kind k)
 {
@@ -397,6 +439,8 @@ static void (*const for_every_kind[])(kind) = {
     a_resize_keeps_the_bytes,
     a_request_falls_through_every_station_before_it_fails,
     an_aligned_request_fails_at_once_while_each_of_its_places_is_in_use,
+    an_aligned_request_is_a_hit_where_the_range_on_top_lies_so,
+    little_that_is_ready_stays_so_for_a_request_over_the_peak,
     an_alignment_beyond_the_region_is_refused,
     a_place_is_in_use_wherever_a_range_meets_it,
     what_the_dead_have_in_use_bars_nobody,

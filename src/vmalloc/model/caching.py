@@ -220,7 +220,8 @@ class CachingAllocator(Allocator):
         magazines, by default the CPU.
         """
         kept = self._magazines(cpu, thread)
-        if align > PAGE or not kept.sizes.get(size // PAGE):
+        ready = kept.sizes.get(size // PAGE)
+        if not ready or ready[-1].start & (align - 1):
             area = self._hit_whole(kept, size // PAGE, align)
             if area is not None:
                 self._now_busy(area, "magazine")
@@ -449,7 +450,8 @@ class CachingAllocator(Allocator):
         kept, drained = self._magazines(cpu, thread), self.drained_peak_pages
         of_all = self.has_magazines and live > drained + max(drained >> WARM_ROOM_SHIFT, DRAIN_BYTES // PAGE)
         ready = kept.pages + self._pooled_pages
-        if not of_all and ready < max(pages, self.used_peak_pages >> WARM_ROOM_SHIFT):
+        much = max(pages, DRAIN_BYTES // PAGE, self.used_peak_pages >> WARM_ROOM_SHIFT)
+        if not of_all and ready < much:
             return False
         self._to_pool(kept.drain(), cpu)
         if of_all:

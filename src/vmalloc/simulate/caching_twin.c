@@ -796,7 +796,7 @@ static bool loosen(sim_twin *t, uint32_t pages, uint32_t cpu, magazines *own)
         return false;
     uint64_t rise = drained >> VM_WARM_ROOM_SHIFT, least = VM_DRAIN_BYTES / 4096;
     bool of_all = own && live > drained + (rise > least ? rise : least);
-    uint64_t much = c->used_peak_pages >> VM_WARM_ROOM_SHIFT;
+    uint64_t share = c->used_peak_pages >> VM_WARM_ROOM_SHIFT, much = share > least ? share : least;
     if (!of_all && pages_of(own) + t->pooled_pages + slab_pages(c) < (much > pages ? much : pages))
         return false;
     drain(t, own, cpu, false);
