@@ -5,6 +5,8 @@
  * What one process allocates and another frees must come back to who allocates: in the magazine of who only frees it
  * would lie until that one overflows, and a flow of messages would go round through as many places as a magazine has. So large
  * ones go on to the pool in small batches (magazine.c).
+ *
+ * What lies where few such requests find a place goes back to space (vm__goes_apart(), docs/decisions/0063).
  */
 #include "cache.h"
 
@@ -35,6 +37,15 @@ void vm__pass_back(vm_thread *t, uint64_t page, uint64_t nr_pages)
     if (vm__magazine_has_foreign(t, nr_pages))
         vm__charge(t->region, nr_pages); /* others' until now */
     release(t, page, nr_pages, true);
+}
+
+bool vm__release_apart(vm_thread *t, uint64_t page, uint64_t nr_pages, uint64_t id)
+{
+    if (vm_likely(vm__id_pages(id)) || !vm__is_pooled(t->region, nr_pages) || !vm__is_within(t->region, page, nr_pages)
+        || !vm__space_put_apart(t, page, nr_pages))
+        return false;
+    vm__event(t, VM_EVENT_FREE, page, nr_pages);
+    return true;
 }
 
 void vm__release_or_keep(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_foreign, vm_range *kept)

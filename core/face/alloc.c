@@ -255,7 +255,7 @@ static bool may_be_barred(const vm_thread *t, uint64_t nr_pages, uint64_t align_
     if (nr_pages > VM_POOL_PAGES_MAX
         && (attempt == 2 || (attempt == AT_FIRST && vm__live_pages(t->region) + nr_pages > limit)))
         return true;
-    return attempt != AT_FIRST && align_pages > 1 && (t->region->map.nr_pages - nr_pages) / align_pages < VM_PLACES_FEW;
+    return attempt != AT_FIRST && vm__has_few_places(t->region, nr_pages, align_pages);
 }
 
 /* Can nobody but who is using it give back what this request lacks? By the words, without a lock; true of one moment, since

@@ -54,7 +54,7 @@ static int try_congruent(vm_thread *t, size_t n, const uint64_t *offsets, const 
     for (size_t i = 0; rc == 0 && i < n; i++)
         rc = vm__space_words_agree(r, base + offsets[i], nr_pages[i]) ? 0 : VM_CORRUPT(r);
     for (size_t i = 0; rc == 0 && i < n; i++)
-        rc = vm__space_carve(t, base + offsets[i], nr_pages[i], &out[i]) ? 0 : VM_CORRUPT(r);
+        rc = vm__space_carve(t, base + offsets[i], nr_pages[i], false, &out[i]) ? 0 : VM_CORRUPT(r);
     vm__space_unlock(t);
     return rc;
 }

@@ -68,7 +68,8 @@ static int free_slow(vm_thread *t, uint64_t page, uint64_t id, vm_word w, unsign
     int rc = is_hardened ? take_out_hardened(t, page, id, w) : take_out(t, page, w) ? 0 : -EAGAIN;
     if (rc)
         return rc == -EAGAIN && !is_ours ? -ENOENT : rc; /* a fork shares it just now; or another free won */
-    vm__release_or_keep(t, page, len, !is_ours, kept);
+    if (kept || !vm__release_apart(t, page, len, id))
+        vm__release_or_keep(t, page, len, !is_ours, kept);
     return 0;
 }
 

@@ -102,11 +102,24 @@ uint32_t vm__space_take_many(vm_thread *t, uint64_t nr_pages, uint32_t max, unsi
                              vm_run *run);
 int vm__space_collect_dirty(vm_thread *t, uint64_t *from, uint64_t most_pages, unsigned flags,
                             vm_batch *out); /* [purge_lock] */
+/* Could a request begin in few places only? */
+static inline bool vm__has_few_places(const vm_region *r, uint64_t nr_pages, uint64_t align_pages)
+{
+    return align_pages > 1 && (r->map.nr_pages - nr_pages) / align_pages < VM_PLACES_FEW;
+}
+/* A pooled size that is aligned to more than any pooled range is long, and has few places: one that ordinary requests got
+ * serves no other such request. So it goes back to where it came from, and its id does not say its size. */
+static inline bool vm__goes_apart(const vm_region *r, uint64_t nr_pages, uint64_t align_pages)
+{
+    return nr_pages <= VM_POOL_PAGES_MAX && align_pages > VM_POOL_PAGES_MAX
+           && vm__has_few_places(r, nr_pages, align_pages);
+}
+bool vm__space_put_apart(vm_thread *t, uint64_t page, uint64_t nr_pages);
 /* The rest: [space_lock] */
 void vm__space_grant(vm_thread *t, uint64_t used, uint64_t most);
 void vm__space_put(vm_thread *t, uint64_t page, uint64_t nr_pages, bool dirty, uint64_t *may_clean);
 int vm__space_rebuild(vm_thread *t);
-bool vm__space_carve(vm_thread *t, uint64_t page, uint64_t nr_pages, vm_range *out);
+bool vm__space_carve(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_apart, vm_range *out);
 bool vm__space_words_agree(const vm_region *r, uint64_t page, uint64_t nr_pages);
 int vm__space_fits(vm_thread *t, uint64_t nr_pages);
 void vm__space_sink_peak(vm_thread *t, uint64_t pages);
@@ -117,8 +130,8 @@ void vm__note_use(vm_region *r);
 void vm__lazy_put(vm_thread *t, uint64_t page, uint64_t nr_pages); /* its word is MOVING(t) */
 void vm__lazy_put_for(vm_thread *t, uint64_t page, uint64_t nr_pages, uint32_t node); /* as its group had freed it */
 vm_word vm__lazy_word(uint64_t nr_pages, uint32_t node); /* of a range that becomes lazy now */
-bool vm__lazy_is_due(const vm_region *r);                          /* more is lazy than may be */
-uint64_t vm__lazy_excess(const vm_region *r);                      /* by so many pages */
+bool vm__lazy_is_due(const vm_region *r); /* more is lazy than may be */
+uint64_t vm__lazy_excess(const vm_region *r); /* by so many pages */
 uint64_t vm__lazy_pages_max(const vm_region *r);
 /* As vm__lazy_pages_max() in a region whose recent peak is `peak` pages, of which `live` are in use, on a machine with so
  * many CPUs and bytes. */
@@ -143,9 +156,9 @@ uint32_t vm__warm_take(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, ui
 int vm__warm_lock(vm_thread *t, unsigned flags); /* mended if it was stolen */
 void vm__warm_unlock(vm_thread *t);
 bool vm__warm_is_damaged(vm_region *r); /* its lock's owner, or who closed it, died */
-int vm__warm_close(vm_thread *t, unsigned flags);                                             /* [purge_lock] */
+int vm__warm_close(vm_thread *t, unsigned flags); /* [purge_lock] */
 int vm__warm_collect(vm_thread *t, uint64_t most_pages, uint32_t most_ranges, vm_batch *out); /* [purge_lock] */
-int vm__warm_collect_all(vm_thread *t, unsigned flags, vm_batch *out);                        /* [purge_lock] */
+int vm__warm_collect_all(vm_thread *t, unsigned flags, vm_batch *out); /* [purge_lock] */
 uint64_t vm__warm_check(const vm_region *r, vm_report *report); /* returns the pages listed */
 
 #endif

@@ -192,7 +192,8 @@ RUNS_PER_LOCK = 64
 PEAK_SINK_STEPS = 64
 """The recent peak also sinks at one in so many of these steps."""
 DRAIN_BYTES = 8 << 20
-"""All magazines are drained when the peak has risen by so much, or its share above, since they were last."""
+"""All magazines are drained when the peak has risen by so much, or its share above, since they were last.
+Less than this is not taken from magazines and pools for a request beyond the peak."""
 ROOM_PAGES_FACTOR = 8
 """A request that found no room first joins so many times its pages of what is lazy."""
 TIGHT_S = 1
@@ -216,7 +217,8 @@ seconds from then, and then again as above."""
 ROOM_ATTEMPTS = 8
 """How often a request that found no room makes some and tries again."""
 PLACES_FEW = 256
-"""An aligned request that could lie at so many places, or fewer, makes none while each is in use."""
+"""An aligned request that could lie at fewer places makes none while each is in use. What it got goes back to
+space if that is of a pooled size, and aligned to more than any such range is long."""
 
 MUCH_CLEAN_FACTOR = 8
 """Pages that go to space with their contents are given back beside a clean range so many times as long ..."""

@@ -61,6 +61,7 @@ const operation operations[] = {
     {"resize larger", .setup = hold_twenty, .run = resize_to_fifty},
     {"free own", .setup = hold_two, .run = let_go},
     {"free own without a call", .setup = hold_two, .run = let_go_inline},
+    {"free own, to space", .setup = hold_far_apart, .run = let_go},
     {"free own, warm", .setup = hold_warm, .run = let_go},
     {"alloc aligned, warm", .setup = free_aligned_first, .run = take_aligned},
     {"free large", .setup = hold_large, .run = let_go},

@@ -37,6 +37,7 @@ void leave_only_pairs(stage *s);
 void join_pairs(stage *s);
 void leave_dirty_space(stage *s);
 void leave_much_ready(stage *s);
+void hold_far_apart(stage *s);
 void take_what_is_ready(stage *s);
 void use_up_most(stage *s);
 void ask_for_too_much(stage *s);

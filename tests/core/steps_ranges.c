@@ -183,6 +183,14 @@ void take_congruent(stage *s)
 {
     CHECK_EQ(vm_alloc_congruent(s->r, 3, (uint64_t[]){0, 32, 64}, (uint64_t[]){5, 20, 300}, 16, s->held), 0);
 }
+/* At places where few such requests fit: what is free between them stays so. */
+void hold_far_apart(stage *s)
+{
+    for (s->nr_held = 0; s->nr_held < 2; s->nr_held++) {
+        CHECK_EQ(vm_alloc(s->r, 3, 2 * VM_POOL_PAGES_MAX, 0, &s->held[s->nr_held]), 0);
+        stamp_range(s, &s->held[s->nr_held]);
+    }
+}
 void hold_twenty(stage *s) { hold(s, 20, 1); }
 void hold_large(stage *s) { hold(s, 700, 1); }
 void resize_to_ten(stage *s) { CHECK_EQ(vm_resize(s->r, &s->held[0], 10), 0); }

@@ -230,6 +230,31 @@ static void an_aligned_request_fails_at_once_while_each_of_its_places_is_in_use(
     FINISH(r);
 }
 
+/* An ordinary request would get it from a pool, and keep a place that few such requests find. */
+static void what_is_aligned_to_more_than_a_pooled_range_goes_back_to_space(kind k)
+{
+    enum { PAGES = 4096, ALIGN = 1024 };
+    vm_region *r = make(k, PAGES);
+    bool is_pooled = k.pools != VM_POOLS_OFF;
+    vm_range a[2];
+    for (int round = 0; round < 2; round++) {
+        for (int i = 0; i < 2; i++) {
+            CHECK_EQ(vm_alloc(r, 2, ALIGN, 0, &a[i]), 0);
+            if (k.is_memory)
+                memset(vm_pointer(r, a[i].page), 7, 4096);
+            CHECK_EQ(a[i].zeroed, k.is_memory);
+            CHECK_EQ(a[i].page, ALIGN * (i + (is_pooled ? 0 : 2 * round)));
+        }
+        GIVE_BACK(r, a[0]);
+        CHECK_EQ(vm_free(r, a[0].page, a[0].id, 0), -ENOENT);
+        GIVE_BACK(r, a[1]);
+        CHECK_EQ(stats_of(r).lazy_pages, is_pooled ? 0 : 4 * (round + 1));
+        CHECK_EQ(stats_of(r).cached_pages + stats_of(r).pooled_pages, 0);
+        CHECK_EQ(stats_of(r).nr_purges, 0);
+    }
+    FINISH(r);
+}
+
 static void an_aligned_request_is_a_hit_where_the_range_on_top_lies_so(kind k)
 {
     vm_region *r = make(k, 2000);
@@ -439,6 +464,7 @@ static void (*const for_every_kind[])(kind) = {
     a_resize_keeps_the_bytes,
     a_request_falls_through_every_station_before_it_fails,
     an_aligned_request_fails_at_once_while_each_of_its_places_is_in_use,
+    what_is_aligned_to_more_than_a_pooled_range_goes_back_to_space,
     an_aligned_request_is_a_hit_where_the_range_on_top_lies_so,
     little_that_is_ready_stays_so_for_a_request_over_the_peak,
     an_alignment_beyond_the_region_is_refused,

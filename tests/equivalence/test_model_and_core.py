@@ -477,6 +477,21 @@ def misaligned_head_of_a_pool(kind: str = "addresses") -> None:
         pair.alloc(1)
 
 
+def aligned_to_more_than_a_pooled_range(kind: str = "memory") -> None:
+    """Where few such requests find a place, what is freed goes back to space; a longer range does not."""
+    chance = random.Random(1)
+    pair = Pair("magazine", 9000, kind)
+    for step in range(400):
+        if pair.live and chance.random() < 0.55:
+            pair.free(chance.randrange(len(pair.live)))
+        else:
+            pair.alloc(chance.choice([1, 2, 40, 256, 257]), align=chance.choice([1, 256, 512, 2048]))
+        if step % 50 == 0:
+            pair.assert_equal()
+    pair.purge()
+    pair.assert_equal()
+
+
 def every_level(pools: str, kind: str, nodes: int, cpus: list[int]) -> dict[Level, int]:
     """Sizes of each kind on CPUs in turn; now and then an alignment, a purge, a request that fails."""
     chance = random.Random(5)
@@ -701,6 +716,7 @@ HISTORIES = {
     "caps within the least budget": caps_within_the_least_budget,
     "the recent peak": recent_peak,
     "a misaligned head of a pool": misaligned_head_of_a_pool,
+    "aligned to more than a pooled range": aligned_to_more_than_a_pooled_range,
     "a failing request": failing_request,
     "short of space": short_of_space,
     "short, but not very": short_but_not_very,

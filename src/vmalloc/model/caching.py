@@ -143,6 +143,7 @@ class CachingAllocator(Allocator):
     """
 
     __slots__ = (
+        "apart",
         "clean",
         "design",
         "dirty",
@@ -189,6 +190,7 @@ class CachingAllocator(Allocator):
         self.lazy_pages_fixed = lazy_pages_fixed
         self.magazines: dict[int, Magazines] = {}
         self.warm = Warm()
+        self.apart: set[int] = set()  # busy ranges that go back to space when freed
         self.clean: set[int] = set()  # busy ranges that came alone from space: never freed before
         self.dirty: set[int] = set()  # free ranges that went to space with their pages
         self.dirty_pages = 0
@@ -207,7 +209,7 @@ class CachingAllocator(Allocator):
         other.magazines = {thread: kept.copy() for thread, kept in self.magazines.items()}
         other.slabs = {key: slab.copy() for key, slab in self.slabs.items()}
         other.warm = self.warm.copy()
-        other.clean, other.dirty = self.clean.copy(), self.dirty.copy()
+        other.apart, other.clean, other.dirty = self.apart.copy(), self.clean.copy(), self.dirty.copy()
         other.kept_pages = self.kept_pages.copy()
         return other
 
@@ -265,7 +267,12 @@ class CachingAllocator(Allocator):
         lacks = (self.used_pages - self.lazy_pages) * PAGE + size > end - start
         if size > POOL_PAGES_MAX * PAGE and (attempt == 2 or (attempt == AT_FIRST and lacks)):
             return True
-        return attempt != AT_FIRST and align > PAGE and (end - size - start) // align < PLACES_FEW
+        return attempt != AT_FIRST and self._has_few_places(size, align)
+
+    def _has_few_places(self, size: int, align: int) -> bool:
+        """Whether a request could begin in few places only."""
+        start, end = self.window
+        return align > PAGE and (end - size - start) // align < PLACES_FEW
 
     def _is_barred(self, size: int, align: int, attempt: int) -> bool:
         """Whether an area in use lies in each place where the request could begin."""
@@ -499,6 +506,8 @@ class CachingAllocator(Allocator):
             return None
         if not self._take_space(start, size):
             self.clean.add(start)
+        if size <= POOL_PAGES_MAX * PAGE < align and self._has_few_places(size, align):
+            self.apart.add(start)
         return Area(start, size)
 
     def _find(self, size: int, align: int) -> int | None:
@@ -581,12 +590,16 @@ class CachingAllocator(Allocator):
         if area is None:
             return None
         kept = self._magazines(cpu, thread) if self.has_magazines else None
-        is_quick = start not in self.clean and self._has_room(kept, area.pages, cpu)
+        is_apart = start in self.apart
+        is_quick = not is_apart and start not in self.clean and self._has_room(kept, area.pages, cpu)
         self.clean.discard(start)
+        self.apart.discard(start)
         if kept is not None and not is_quick:
             self._tighten(kept, cpu)
         if area.pages > POOL_PAGES_MAX or not self.has_pools:
             self._to_lazy(area, cpu)
+        elif is_apart:
+            self._put(area, has_pages=False, may_clean=0)
         elif kept is not None:
             self._to_pool(kept.put(area), cpu)
         else:
