@@ -222,7 +222,8 @@ class CachingAllocator(Allocator):
         magazines, by default the CPU.
         """
         kept = self._magazines(cpu, thread)
-        if align > PAGE or not kept.sizes.get(size // PAGE):
+        ready = kept.sizes.get(size // PAGE)
+        if not ready or ready[-1].start & (align - 1):
             area = self._hit_whole(kept, size // PAGE, align)
             if area is not None:
                 self._now_busy(area, "magazine")
