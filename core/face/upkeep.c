@@ -49,6 +49,8 @@ int vm_recover(vm_region *r, uint64_t *pages_reclaimed)
         return health;
     vm__enter(t);
     int rc = vm__recover_dead(t, 0, &pages);
+    if (rc == 0)
+        rc = vm__mend_tables(t, 0);
     if (rc == 0 && VM_ACQUIRE(&r->map.h->purge_needs_scan))
         rc = vm__purge_scan(t, 0, NULL, NULL);
     else if (rc == 0 && VM_RELAXED(&r->map.h->lazy_is_off))

@@ -38,6 +38,7 @@ int vm__purge_count(vm_thread *t, unsigned flags); /* what is lazy, anew, where 
 /* ---- recover.c ---- */
 
 int vm__recover_dead(vm_thread *t, unsigned flags, uint64_t *pages);
+int vm__mend_tables(vm_thread *t, unsigned flags); /* the locks of names, warm lists and leases, where they need it */
 
 /* ---- decay.c: a tick ---- */
 

@@ -12,7 +12,8 @@
  *      dead owned, what lists may have lost, and dropping the dead's holder bits; then the lists.
  *      Everything found becomes lazy, still warm;
  *   4. leases of the dead get a deadline (lease.c);
- *   5. the process slot is free again, under the next incarnation.
+ *   5. the process slot is free again, under the next incarnation, if all of that was done: who waits for nobody may not
+ *      get a lock of the dead's, and leaves the rest to the next one.
  * A recording of the dead ends before step 3.
  * docs/recovery.md ties this to the model in tests/spin.
  */
@@ -24,16 +25,29 @@ static bool is_damaged(vm_region *r, const vm_lock *lock)
     return VM_RELAXED(&lock->needs_mending) || (owner && vm__owner_is_dead(r, owner));
 }
 
+static void note(int *first, int rc) { *first = *first ? *first : rc; }
+
 /* What names and leases keep is only right once their locks are mended. */
-static void mend_tables(vm_thread *t, unsigned flags)
+int vm__mend_tables(vm_thread *t, unsigned flags)
 {
     vm_region *r = t->region;
-    if (is_damaged(r, &r->map.h->names_lock) && vm__names_lock(t, flags) == 0)
-        vm__unlock(t, &r->map.h->names_lock);
-    if (is_damaged(r, &r->map.h->warm.lock) && vm__warm_lock(t, flags) == 0)
-        vm__warm_unlock(t);
-    if (is_damaged(r, &r->map.h->lease_lock) && vm__lease_lock(t, flags) == 0)
-        vm__unlock(t, &r->map.h->lease_lock);
+    int first = 0, rc;
+    if (is_damaged(r, &r->map.h->names_lock)) {
+        note(&first, rc = vm__names_lock(t, flags));
+        if (rc == 0)
+            vm__unlock(t, &r->map.h->names_lock);
+    }
+    if (is_damaged(r, &r->map.h->warm.lock)) {
+        note(&first, rc = vm__warm_lock(t, flags));
+        if (rc == 0)
+            vm__warm_unlock(t);
+    }
+    if (is_damaged(r, &r->map.h->lease_lock)) {
+        note(&first, rc = vm__lease_lock(t, flags));
+        if (rc == 0)
+            vm__unlock(t, &r->map.h->lease_lock);
+    }
+    return first;
 }
 
 /* Steps 1 and 2 for every dead process we can claim. Returns how many. */
@@ -96,8 +110,9 @@ int vm__recover_dead(vm_thread *t, unsigned flags, uint64_t *pages)
         if (nr) {
             vm__recording_end_of_dead(r, false);
             vm__ring_look(t); /* perhaps it was what we follow */
-            mend_tables(t, flags & VM_LOCK_FLAGS);
-            rc = vm__purge_scan(t, flags & VM_LOCK_FLAGS, release_slots, claimed);
+            /* where that fails their slots stay, or nobody would mend what they left */
+            bool is_mended = vm__mend_tables(t, flags & VM_LOCK_FLAGS) == 0;
+            rc = vm__purge_scan(t, flags & VM_LOCK_FLAGS, is_mended ? release_slots : NULL, claimed);
             vm__event(t, VM_EVENT_RECOVER, nr, VM_ACQUIRE(&r->map.h->nr_recovered) - before);
         }
         vm__untie(r, &tie); /* and with it every claim */

@@ -236,6 +236,31 @@ static int count_names(void *arg, const char *name, uint64_t page)
     return 0;
 }
 
+static bool in_names(const char *file, int line, uint64_t nr_passed)
+{
+    (void)line, (void)nr_passed;
+    return strstr(file, "names.c");
+}
+
+/* The free is the first to see that the deleter is dead, and waits for no lock. */
+static void what_a_name_held_is_free_once_its_dead_deleter_is_recovered(vm_pools d)
+{
+    vm_region *r = make(d);
+    vm_range a = take(r, 3);
+    pid_t child;
+    CHECK_EQ(vm_name_set(r, "deleted", a.page, a.id, NULL, 0), 0);
+    CHILD(child, {
+        vm_fault_filter(in_names);
+        vm_fault_arm(1); /* the name is gone, its bit is not */
+        vm_name_delete(r, "deleted");
+    });
+    CHECK(WIFSIGNALED(end_of(child)));
+    GIVE_BACK(r, a);
+    CHECK_EQ(vm_recover(r, NULL), 0);
+    CHECK_EQ(stats_of(r).busy_pages, 0);
+    FINISH(r);
+}
+
 static void wrong_names_are_refused_and_a_full_table_says_so(vm_pools d)
 {
     vm_region *r = make(d);
@@ -370,6 +395,7 @@ static void (*const for_every_design[])(vm_pools) = {
     a_name_keeps_a_range_alive,
     a_name_outlives_its_process,
     replacing_a_name_drops_what_it_stood_for,
+    what_a_name_held_is_free_once_its_dead_deleter_is_recovered,
     wrong_names_are_refused_and_a_full_table_says_so,
 };
 

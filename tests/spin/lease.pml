@@ -3,7 +3,7 @@
  * Leases: references inside messages, held by nobody yet.
  *
  * Mirrors make(), own() and vm_claim() (load), end(), drop_lease(), vm__lease_lock() with mend(),
- * vm__lease_deaths(), expire(); is_held(), vm__take_if_unheld(), adopt(), clear_bit(); mend_tables(),
+ * vm__lease_deaths(), expire(); is_held(), vm__take_if_unheld(), adopt(), clear_bit(); vm__mend_tables(),
  * scan_shared(). One range, shared from the start and under one
  * id (a page that is used again is share.pml's), its count of leases, and a table of one entry, used again
  * under other lease numbers. Of the chain of unused entries, which is made anew by mend(), nothing is modelled.
@@ -289,7 +289,7 @@ inline scan()
 inline recover(p)
 {
     W(retired = retired | 1 << p);
-    if /* mend_tables() */
+    if /* vm__mend_tables() */
     :: needs_mending || (lock != 0 && !IS_ALIVE(lock - 1)) -> lock_leases(); unlock()
     :: else
     fi;

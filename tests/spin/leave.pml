@@ -4,7 +4,7 @@
  *
  * Mirrors vm_detach() with release_own_slot() (leave), vm__take_if_unheld() (free_if_unheld), clear_bit() (drop),
  * adopt() and vm__wait_while_freeing(), also as who frees by an old reference calls it (look); name_delete(),
- * drop_if_unnamed(), name_get(), vm__names_lock() with mend(), mend_tables(); claim_dead(), scan_and_collect(), vm__scan(),
+ * drop_if_unnamed(), name_get(), vm__names_lock() with mend(), vm__mend_tables(); claim_dead(), scan_and_collect(), vm__scan(),
  * drop_holder_bits(), scan_shared(), release_slots() (recover, scan); vm_recover() (the checker). One range, shared from
  * the start and under one id, held by process 0 and by its name.
  *
@@ -14,6 +14,8 @@
  *   - The thief of names_lock asks for a scan (BUG_LOCK_THIEF_NO_SCAN), after it cleared the bit that no name stood for
  *     and not before (BUG_SCAN_FIRST).
  *   - Who leaves scans after it said so, and before its slot is unused (BUG_UNUSED_FIRST).
+ *   - A recovery that waits for nobody may not get names_lock of the dead. Then the dead one's slot stays, so that the next
+ *     recovery begins again; else nobody mends it before it is used (BUG_LEFT_UNMENDED).
  *   - purge_needs_scan is cleared before the look at the words (BUG_CLEARED_LAST).
  *
  * Bounds: process 0 drops or leaves; 5 has a reference so old that it waits for a FREEING without a bit of its own, and
@@ -27,6 +29,7 @@
 #define BUG_CLEARED_LAST (bug == 5)
 #define BUG_STALE_LEAVES (bug == 6)      /* an adopter that came too late clears its bit and goes */
 #define BUG_NAME_LEAVES (bug == 7)       /* and who deletes a name */
+#define BUG_LEFT_UNMENDED (bug == 8)
 
 hidden byte bug, size;
 
@@ -54,7 +57,7 @@ byte holds = 1;                           /* what is true, unseen by the protoco
 #define OVER(p) (HAS(finished, p) || HAS(unused, p))
 #define LOOKS_DEAD(p) (!IS_ALIVE(p) || HAS(dying, p))
 
-#define FORGET ok = false; any = false; got = false; seen = 0; those = 0
+#define FORGET ok = false; any = false; got = false; left = false; seen = 0; those = 0
 #define FINISH atomic { finished = finished | 1 << me; FORGET }
 /* Before any write, and wherever it waits for another, since what it waits for may need its death. */
 #define DIES atomic { deaths > 0 -> deaths--; alive = alive & ~(1 << me); holds = holds & ~(1 << me); FORGET; goto died }
@@ -170,20 +173,22 @@ inline recover(p)
 {
     W(needs_scan = 1);
     W(dying = dying | 1 << p);
-    if /* mend_tables() */
+    if /* vm__mend_tables() */
     :: needs_mending || (names_lock != 0 && !IS_ALIVE(names_lock - 1)) -> lock_names(); unlock_names()
+    :: needs_mending || (names_lock != 0 && !IS_ALIVE(names_lock - 1)) -> left = true /* it waits for nobody */
     :: else
     fi;
     lock_purge();
     scan();
-    W(unused = unused | 1 << p; claimed_by[p] = 0; scanner = 0)
+    W(if :: !left || BUG_LEFT_UNMENDED -> unused = unused | 1 << p :: else fi; claimed_by[p] = 0; scanner = 0);
+    left = false
 }
 
 /* ---- who does what ---- */
 
 proctype holder(byte me)
 {
-    byte seen, those; bool ok, any, got;
+    byte seen, those; bool ok, any, got, left;
     if :: drop() :: leave() fi;
     FINISH;
 died:
@@ -192,7 +197,7 @@ died:
 
 proctype deleter(byte me)
 {
-    byte seen, those; bool ok, any, got;
+    byte seen, those; bool ok, any, got, left;
     lock_names();
     if
     :: name ->
@@ -209,7 +214,7 @@ died:
 
 proctype adopter(byte me)
 {
-    byte seen, those; bool ok, any, got;
+    byte seen, those; bool ok, any, got, left;
     if :: size == 2 -> lock_names() :: else fi; /* by its name */
     if :: size == 0 || name -> adopt() :: else fi;
     if :: size == 2 -> unlock_names() :: else fi;
@@ -226,7 +231,7 @@ died:
 
 proctype looker(byte me) /* free_slow(): by an old reference, and so it does not go on */
 {
-    byte seen, those; bool ok, any, got;
+    byte seen, those; bool ok, any, got, left;
     do /* as settle(), but for death */
     :: !IS_FREEING -> break
     :: atomic { IS_FREEING && LOOKS_DEAD(OWNER(word)) -> seen = word }
@@ -241,7 +246,7 @@ proctype looker(byte me) /* free_slow(): by an old reference, and so it does not
 
 proctype recovering(byte me)
 {
-    byte seen, those; bool ok, any, got;
+    byte seen, those; bool ok, any, got, left;
     if :: me == 4 -> (!IS_ALIVE(3) || QUIET) :: else fi; /* stands by */
     do
     :: atomic { CLAIMABLE(0) -> claimed_by[0] = me + 1 } recover(0)
@@ -257,9 +262,13 @@ died:
 
 proctype checker(byte me) /* vm_recover(), when everybody is at rest */
 {
-    byte seen, those; bool ok, any, got;
+    byte seen, those; bool ok, any, got, left;
     atomic { QUIET && OVER(3) && OVER(4) -> deaths = 0 };
-    if :: needs_mending || (names_lock != 0 && !IS_ALIVE(names_lock - 1)) -> lock_names(); unlock_names() :: else fi;
+    if
+    :: !BUG_LEFT_UNMENDED && (needs_mending || (names_lock != 0 && !IS_ALIVE(names_lock - 1))) ->
+       lock_names(); unlock_names()
+    :: else
+    fi;
     if :: needs_scan -> lock_purge(); scan(); W(scanner = 0) :: else fi;
     assert(word == FREE || name); /* its deleter died before it deleted it */
 died:

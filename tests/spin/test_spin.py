@@ -45,6 +45,7 @@ NEEDED = {
     "BUG_SCAN_FIRST": (1, 2),
     "BUG_CLEARED_LAST": (1, 2),
     "BUG_NAME_LEAVES": (1, 1),
+    "BUG_LEFT_UNMENDED": (1, 1),
     "BUG_LINK_UNLISTED": (0, 2),
     "BUG_REBUILD_NO_SCAN": (0, 1),
     "BUG_FORGET_MOVING": (1, 1),
