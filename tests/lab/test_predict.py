@@ -102,8 +102,8 @@ def test_only_events_on_which_designs_disagree_decide():
     against = {runner.designs[0].name: runner.against for runner in ranking.runners}
     won, lost = against["linux-6.16"]
     assert won == 0
-    assert lost >= 20
-    assert chance(won, lost) < 1e-6
+    assert lost >= 10  # 15: the wrong design too is put right by the pools that it had given up (0066)
+    assert chance(won, lost) < 1e-4
 
 
 def test_designs_that_decide_alike_are_replayed_once_and_hopeless_ones_are_stopped():
