@@ -245,7 +245,8 @@ def follow_messages(queue: type[SimpleQueue[Any]]) -> None:
     """
     with _install_lock:
         if (queue, "put") not in _followed:
-            _followed.update({(queue, "put"): putting(queue), **_FOLLOWED})
+            _followed[queue, "put"] = putting(queue)
+            _followed.update(_FOLLOWED)
             _wrap(_followed)
             note_always()
 
