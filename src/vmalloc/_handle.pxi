@@ -97,7 +97,7 @@ cdef class RegionHandle:
         self.nr_pages_ = info.nr_pages
         self.has_pages = vm_pointer(self.r, 0) != NULL
         vm_set_lock_timeout(self.r, self.timeout_s)
-        vm_mark_reads(self.r, _settings is not None)
+        vm_mark_reads(self.r, notes_reads())
         self.id_ = info.id
         if self.has_pages:
             note_bounds(self)

@@ -102,13 +102,33 @@ cdef MessageSettings _settings = None
 cdef object _reduce_larger = None
 
 
+cdef bint _notes_always = False
+
+
+cdef bint notes_reads() noexcept:
+    """Whether this process notes which messages it has read."""
+    return _notes_always or _settings is not None
+
+
+cdef int tell_regions_who_notes() except -1:
+    for region in _attached.values():
+        if (<CoreRegion>region).r != NULL:
+            vm_mark_reads((<CoreRegion>region).r, notes_reads())
+    return 0
+
+
+def note_always():
+    """This process notes which messages it has read, from now on also without install()."""
+    global _notes_always
+    _notes_always = True
+    tell_regions_who_notes()
+
+
 def set_settings(MessageSettings settings, reduce_larger):
     """Put them in force; None: uninstalled. `reduce_larger` is for what reduce_array() does not do itself."""
     global _settings, _reduce_larger
     _settings, _reduce_larger = settings, reduce_larger
-    for region in _attached.values():
-        if (<CoreRegion>region).r != NULL:
-            vm_mark_reads((<CoreRegion>region).r, settings is not None)
+    tell_regions_who_notes()
 
 
 def get_settings():

@@ -32,12 +32,21 @@ from vmalloc.attach import attach_where, kept_ids, kept_where
 from vmalloc.region import Region
 from vmalloc.window import keep_leases_in
 
-__all__ = ["NUMBER", "WRAPPERS", "keep_received", "keep_unattached", "number_of", "wrapped"]
+__all__ = [
+    "NUMBER",
+    "SEND_BYTES",
+    "WRAPPERS",
+    "keep_received",
+    "keep_unattached",
+    "number_of",
+    "putting",
+    "wrapped",
+]
 
 #: Attribute of a Connection.
 NUMBER = "_vmalloc_channel"
 
-_SEND_BYTES = (Connection, "_send_bytes")
+SEND_BYTES = (Connection, "_send_bytes")
 
 #: What the wrapped methods were before, by class and name; None: the class had none of its own.
 wrapped: dict[tuple[Any, str], Any] = {}
@@ -67,14 +76,18 @@ def _ask_number(connection: Connection[Any, Any], nr_messages: int) -> int:
     return number
 
 
-def _put_simple(self: SimpleQueue[Any], obj: Any) -> None:
-    """SimpleQueue.put."""
-    outer = pickling_for()  # a handler may raise where pickle_for() returns
-    try:
-        pickle_for(number_of(self._writer))  # type: ignore[attr-defined]
-        wrapped[SimpleQueue, "put"](self, obj)
-    finally:
-        pickle_for(outer)
+def putting(owner: type[SimpleQueue[Any]]) -> Callable[..., None]:
+    """For the put() of a simple queue, which pickles and writes."""
+
+    def put(self: SimpleQueue[Any], obj: Any) -> None:
+        outer = pickling_for()  # a handler may raise where pickle_for() returns
+        try:
+            pickle_for(number_of(self._writer))  # type: ignore[attr-defined]
+            wrapped[owner, "put"](self, obj)
+        finally:
+            pickle_for(outer)
+
+    return put
 
 
 def _feed(items: Any, notempty: Any, send_bytes: Callable[..., None], *others: Any) -> None:
@@ -87,7 +100,7 @@ def _feed(items: Any, notempty: Any, send_bytes: Callable[..., None], *others: A
 def _send_bytes(self: Connection[Any, Any], buf: Any) -> None:
     """Connection._send_bytes, which all messages go through: also bytes within bytes, received before."""
     told: int = self.__dict__.get(NUMBER, 0)
-    send_noted(wrapped[_SEND_BYTES], self, buf, told if told > 0 else number_of(self))
+    send_noted(wrapped[SEND_BYTES], self, buf, told if told > 0 else number_of(self))
 
 
 def _receiving(owner: Any, name: str) -> Callable[..., Any]:
@@ -146,11 +159,11 @@ def _terminate_pool(cls: type[Pool], taskqueue: Any, inqueue: Any, outqueue: Any
 _Connection: Any = Connection.__mro__[1]  # whose recv() all connections have
 
 WRAPPERS: dict[tuple[Any, str], Any] = {
-    (SimpleQueue, "put"): _put_simple,
+    (SimpleQueue, "put"): putting(SimpleQueue),
     (SimpleQueue, "get"): _receiving(SimpleQueue, "get"),
     (Queue, "get"): _receiving(Queue, "get"),
     (_Connection, "recv"): _receiving(_Connection, "recv"),
     (Queue, "_feed"): staticmethod(_feed),
     (Pool, "_terminate_pool"): classmethod(_terminate_pool),
-    _SEND_BYTES: _send_bytes,
+    SEND_BYTES: _send_bytes,
 }

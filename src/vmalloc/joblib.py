@@ -8,7 +8,8 @@
         results = joblib.Parallel(n_jobs=4)(joblib.delayed(work)(big, i) for i in range(100))
 
 The workers are loky's. An argument is copied into the region once a call, and is held for the whole call:
-many tasks name it, and none of them needs a lease. Results have leases, as messages have. joblib's own
+many tasks name it, and none of them needs a lease. Results have leases, as messages have, and what nobody
+will read (of an abandoned generator, of a killed worker) ends by itself. joblib's own
 ways are kept: `max_nbytes` is the size from which arguments are copied in, `mmap_mode` says whether
 workers may write to them: "r" no, "r+" yes, "c" each to its own, None sends them by value. Nothing is
 written to /dev/shm or to a folder. With `numpy_arrays=True` what numpy makes in a task is made in the
@@ -27,6 +28,7 @@ try:
     from joblib._memmapping_reducer import _get_backing_memmap, _reduce_memmap_backed
     from joblib._parallel_backends import FallbackToBackend, LokyBackend, SequentialBackend
     from joblib.executor import MemmappingExecutor
+    from joblib.externals.loky.backend.queues import SimpleQueue
     from joblib.externals.loky.reusable_executor import _ReusablePoolExecutor
     from joblib.parallel import register_parallel_backend
 except ImportError as e:
@@ -37,7 +39,7 @@ from vmalloc.attach import where_of
 from vmalloc.errors import OutOfPages, RegionClosed, VmallocError
 from vmalloc.facts import COPY_IN_THRESHOLD_BYTES, FULL_TIMEOUT_S
 from vmalloc.full import warn_once
-from vmalloc.message import Settings, reduce_as
+from vmalloc.message import Settings, follow_messages, reduce_as
 from vmalloc.reference import Ref, pack
 from vmalloc.region import Region, default_region, parse_size, region_at
 from vmalloc.rss import resident
@@ -216,6 +218,7 @@ def start_worker(where: Any, initializer: Any, arguments: tuple[Any, ...]) -> No
         warn_once("joblib", f"results go by value: {e}")
     else:
         _results = Settings(lambda: region, False, COPY_IN_THRESHOLD_BYTES, False, "wait", FULL_TIMEOUT_S)
+        follow_messages(SimpleQueue)
     for name in _EXECUTORS:
         module = sys.modules.get(name)
         if module is not None and hasattr(module, "_get_memory_usage"):
@@ -252,6 +255,13 @@ class _Executor(MemmappingExecutor):  # type: ignore[misc]
 class VmallocBackend(LokyBackend):  # type: ignore[misc]
     """loky's workers; arguments and results go by reference."""
 
+    def __init__(
+        self, nesting_level: int | None = None, inner_max_num_threads: int | None = None, **options: Any
+    ) -> None:
+        """Options as configure()'s. joblib 1.4 keeps none itself."""
+        super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads)
+        self.backend_kwargs = options
+
     def configure(
         self,
         n_jobs: int = 1,
@@ -283,6 +293,7 @@ class VmallocBackend(LokyBackend):  # type: ignore[misc]
             initializer=start_worker,
             initargs=(_Where(call.region), initializer, arguments),
         )
+        follow_messages(SimpleQueue)  # a result that nobody will read ends by itself
         self._let_go()
         self._call, self.parallel = call, parallel
         return n_jobs

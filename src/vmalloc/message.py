@@ -24,6 +24,7 @@ from collections.abc import Callable
 from io import BytesIO
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from multiprocessing.queues import SimpleQueue
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, cast
 
@@ -44,6 +45,7 @@ from vmalloc._core import (
     lies_inside,
     load_beside,
     load_reference,
+    note_always,
     note_loads,
     noting_loads,
     pack_plain,
@@ -57,7 +59,7 @@ from vmalloc._core import (
 )
 from vmalloc.adapters import registry
 from vmalloc.attach import Kept, Where, kept_ids, where_of
-from vmalloc.channel import NUMBER, WRAPPERS, keep_received, keep_unattached, number_of
+from vmalloc.channel import NUMBER, SEND_BYTES, WRAPPERS, keep_received, keep_unattached, number_of, putting
 from vmalloc.channel import wrapped as _wrapped_before
 from vmalloc.description import encode
 from vmalloc.errors import OutOfPages, VmallocError
@@ -73,7 +75,7 @@ from vmalloc.stand_in import has_stand_in, load_tolerantly
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["Settings", "install", "reduce_as", "uninstall"]
+__all__ = ["Settings", "follow_messages", "install", "reduce_as", "uninstall"]
 
 PRIVATE = (False, True, "copy")
 _IN_PROCESS = "_vmalloc_settings"  # attribute of a Process while it is pickled
@@ -123,6 +125,7 @@ _install_lock = threading.RLock()
 _ndarray: Any = None  # numpy's
 _before: dict[type, Any] = {}  # what was registered before us; None: nothing
 _taught = -1  # version of the adapters that ForkingPickler was told of
+_followed: dict[tuple[Any, str], Any] = {}  # wrappers that stay without install()
 _left: set[tuple[Any, str]] = set()  # wrappers that uninstall() left, for another library's call them
 
 
@@ -213,7 +216,7 @@ def _reducers() -> dict[type, Any]:
 def _install(settings: Settings) -> None:
     with _install_lock:
         if get_settings() is None:
-            _wrap()
+            _wrap(_WRAPPERS)
         set_settings(settings, _reduce_array)
         forget_warnings()
         _teach()
@@ -235,8 +238,21 @@ def uninstall() -> None:
         _unwrap()
 
 
-def _wrap() -> None:
-    for (owner, name), wrapper in _WRAPPERS.items():
+def follow_messages(queue: type[SimpleQueue[Any]]) -> None:
+    """From now on this process's messages tell their leases where they are, also without install().
+
+    For a library that sends references by a pickler of its own; `queue`: what writes them.
+    """
+    with _install_lock:
+        if (queue, "put") not in _followed:
+            _followed[queue, "put"] = putting(queue)
+            _followed.update(_FOLLOWED)
+            _wrap(_followed)
+            note_always()
+
+
+def _wrap(wrappers: dict[tuple[Any, str], Any]) -> None:
+    for (owner, name), wrapper in wrappers.items():
         now = owner.__dict__.get(name)
         if now is wrapper or ((owner, name) in _left and now is not _wrapped_before[owner, name]):
             continue  # a second time around itself it would call itself for ever
@@ -246,6 +262,8 @@ def _wrap() -> None:
 
 def _unwrap() -> None:
     for (owner, name), wrapper in _WRAPPERS.items():
+        if (owner, name) in _followed:
+            continue
         if owner.__dict__.get(name) is not wrapper:
             _left.add((owner, name))
             continue
@@ -501,6 +519,7 @@ _WRAPPERS: dict[tuple[Any, str], Any] = {
     **WRAPPERS,
     _RECV_BYTES: _recv_bytes,
 }
+_FOLLOWED = {where: _WRAPPERS[where] for where in (SEND_BYTES, _RECV_BYTES)}
 
 
 def _pack_plain(

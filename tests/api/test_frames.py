@@ -179,6 +179,8 @@ ARROW = {
 
 @pytest.mark.parametrize("kind", ARROW)
 def test_arrow_arrays_of_every_kind_arrive_as_they_were(region, kind):
+    if kind == "views" and not hasattr(pa, "string_view"):
+        pytest.skip("this pyarrow has none")
     made = ARROW[kind]()
     _, got = sent(sent(made)[1])
     got.validate(full=True)

@@ -3,6 +3,7 @@
 
 import collections
 import gc
+import inspect
 import json
 import multiprocessing
 import os
@@ -20,7 +21,7 @@ import pytest
 np = pytest.importorskip("numpy")
 torch = pytest.importorskip("torch")
 
-from torch.utils.data import DataLoader, Dataset, default_collate  # noqa: E402
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate  # noqa: E402
 
 import vmalloc  # noqa: E402
 import vmalloc.torch  # noqa: E402
@@ -325,6 +326,38 @@ def test_a_forged_description_shows_no_other_bytes(region):
             rebuild(owner, Description(shape=shape, offset=offset, kind="torch.UntypedStorage"))
 
 
+DTYPES = [
+    "bool",
+    "uint8",
+    "int16",
+    "float16",
+    "bfloat16",
+    "float64",
+    "complex64",
+    "complex128",
+    "float8_e4m3fn",
+]
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_tensors_of_every_dtype_and_shape_arrive_on_the_same_memory(region, name):
+    dtype = getattr(torch, name)
+    a = vmalloc.torch.zeros(4, 1, 500, dtype=dtype, region=region)
+    for x in (a, a[1:3, 0, ::7], a.transpose(0, 2), a.expand(4, 3, 500), a[2, 0, 5]):
+        for got in (sent(x), pickle.loads(pickle.dumps(vmalloc.ref(x)))):
+            assert (got.dtype, got.shape, got.stride()) == (dtype, x.shape, x.stride())
+            assert vmalloc.region_of(got) is region
+
+
+def test_one_storage_seen_as_several_dtypes_is_one_storage_still(region):
+    floats = vmalloc.torch.zeros(2000, region=region)
+    got_floats, got_ints, got_bytes = sent((floats, floats.view(torch.int32), floats.view(torch.uint8)[8:12]))
+    got_floats[2] = 1.0
+    assert got_ints[2] == floats.view(torch.int32)[2]
+    assert got_bytes.tolist() == [0, 0, 128, 63]
+    assert floats[2] == 1.0
+
+
 # ---- DataLoader ----
 
 
@@ -355,7 +388,7 @@ def loader(region, data, **options):
     return DataLoader(data, 8, num_workers=2, collate_fn=vmalloc.torch.collate, **options)
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", "spawn", "forkserver"])
 def test_batches_are_as_torch_makes_them_and_lie_in_one_block(region, context):
     data = Samples(20)
     got = list(loader(region, data, multiprocessing_context=context))
@@ -370,6 +403,32 @@ def test_batches_are_as_torch_makes_them_and_lie_in_one_block(region, context):
                 assert vmalloc.region_of(a) is region
     assert region.stats().nr_busy == len(got)
     del got, ours, a
+    assert at_rest(region) == (0, 0)
+
+
+def seed(worker):
+    torch.manual_seed(worker)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prefetch_factor": 8, "persistent_workers": True},
+        {"timeout": 100},
+        {"worker_init_fn": seed},
+        {"in_order": False},
+        {"drop_last": True},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_batches_come_by_reference_whatever_the_loader_is_told(region, options):
+    if "in_order" in options and "in_order" not in inspect.signature(DataLoader.__init__).parameters:
+        pytest.skip("this torch does not know it")
+    got = list(loader(region, Subset(Samples(), range(8, 56)), **options))
+    labels = sorted(label for batch in got for label in batch["pair"].label.tolist())
+    assert labels == list(range(8, 56))
+    assert all(vmalloc.region_of(batch["array"]) is region for batch in got)
+    del got
     assert at_rest(region) == (0, 0)
 
 

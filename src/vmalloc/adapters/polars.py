@@ -26,9 +26,10 @@ def _columns(x: Any) -> Any:
     import polars as pl  # type: ignore[import-not-found,unused-ignore]
     import pyarrow as pa
 
+    newest = {"compat_level": pl.CompatLevel.newest()} if hasattr(pl, "CompatLevel") else {}
     try:
-        return x.to_arrow(compat_level=pl.CompatLevel.newest())
-    except (pa.ArrowException, pl.exceptions.PolarsError):  # Int128, for one
+        return x.to_arrow(**newest)
+    except (KeyError, pa.ArrowException, pl.exceptions.PolarsError):  # Int128; text's views before pyarrow 16
         return None
 
 
