@@ -163,7 +163,7 @@ class Warm:
         return area or self._tightest(pages + 1, PAGES_MAX, align)
 
     def _sorted(self, allocator: CachingAllocator, pages: int, align: int) -> Area | None:
-        """One close to that size, after sorting as much as it takes, or of just that size while there is hope."""
+        """One close to that size, after sorting as much as it takes, or just of that size."""
         ahead = WARM_SORT_AHEAD if pages > POOL_PAGES_MAX else 0
         area = self._tightest(pages, pages, align)
         more = True
