@@ -4,6 +4,8 @@
 epochs    arrays of one shape are allocated, written to, and freed, again and again, by one thread, by many,
           by many processes: faults and resident memory from the second epoch on, beside mimalloc, jemalloc,
           tcmalloc and glibc at shipped defaults; ns a page beside the shape that fits the magazines
+          (`to fits`), and beside the same shape in memory that its workers hold all the time (`held`,
+          `to held`): no allocator can be faster, and larger memory takes longer to write to
 flow      messages go one way between two processes: ns a message beside a ring of two slots written by hand
 headroom  allocations a second in a region that has little more pages than are in use
 free      the slowest of many frees of small arrays, half of all, beside idle processes and a stopped one
@@ -74,13 +76,25 @@ class Epochs:
     def __init__(self, quick: bool) -> None:
         self.ours = build("steady_vm", "steady_loop.c", ["-DUSE_VM", *common.library_flags(), "-lm"])
         self.theirs = build("steady_malloc", "steady_loop.c", ["-lm"])
+        self.held = build("steady_held", "steady_loop.c", ["-DHOLD", "-lm"])
         self.peers = {name: env for name, env in find_peers().items() if "keep" not in name}
         self.count = "4" if quick else "10"
+        self.turns = 1 if quick else 3
 
     def run(self, shape: str, workers: tuple[str, str], peer: str = "", *prelude: str) -> list[Epoch]:
         program = self.theirs if peer else self.ours
         environment = self.peers[peer] if peer else {}
         return run_epochs([program, shape, *workers, self.count, *prelude], environment)
+
+    def times(self, shape: str, workers: tuple[str, str]) -> tuple[float, float, float]:
+        """ns a page: ours, where memory is held all the time, and the ratio of the two; medians of turns."""
+        programs = (self.ours, self.held)
+        turns = [
+            [summary(run_epochs([p, shape, *workers, self.count], {}))["ns/page"] for p in programs]
+            for _ in range(self.turns)
+        ]
+        ours, held = (median(list(column)) for column in zip(*turns, strict=True))
+        return ours, held, median([a / b for a, b in turns])
 
 
 def summary(epochs: list[Epoch]) -> dict[str, float]:
@@ -99,7 +113,7 @@ def summary(epochs: list[Epoch]) -> dict[str, float]:
 
 def epochs_of(args_quick: bool) -> Iterator[tuple[list[str], list[common.Result]]]:
     loop = Epochs(args_quick)
-    fits = summary(loop.run(FITS, WORKERS["1 thread"]))["ns/page"]
+    fits = loop.times(FITS, WORKERS["1 thread"])[0]
     shapes = dict(list(SHAPES.items())[:1]) if args_quick else SHAPES
     for who, workers in WORKERS.items():
         for name, shape in shapes.items():
@@ -112,12 +126,21 @@ def epochs_of(args_quick: bool) -> Iterator[tuple[list[str], list[common.Result]
                 else {p: summary(loop.run(shape, workers, p)) for p in loop.peers}
             )
             case = f"{name}, {who}"
+            ns, held, to_held = loop.times(shape, workers)
+            ours |= {
+                "ns/page": ns,
+                "held, ns/page": held,
+                "ns/page to held": to_held,
+                "ns/page to fits": ns / fits,
+            }
             yield (
                 [case, f"{ours['faults %']:.2f}", f"{after['faults %']:.2f}", f"{ours['size']:.2f}",
-                 f"{ours['mean MiB']:.0f}/{ours['peak MiB']:.0f}", f"{ours['ns/page'] / fits:.1f}",
+                 f"{ours['mean MiB']:.0f}/{ours['peak MiB']:.0f}",
+                 f"{ns:.1f}", f"{ns / fits:.1f}", f"{held:.1f}", f"{to_held:.2f}",
                  *(f"{p['faults %']:.1f} {p['mean MiB']:.0f}/{p['peak MiB']:.0f}" for p in peers.values())],
-                [result(f"{case}: {key}", "magazine", ours[key], key, {n: p[key] for n, p in peers.items()})
-                 for key in ours],
+                [result(f"{case}: {key}", "magazine", value, key,
+                        {n: p[key] for n, p in peers.items() if key in p})
+                 for key, value in ours.items()],
             )  # fmt: skip
 
 
@@ -266,7 +289,8 @@ def crowds(quick: bool) -> Iterator[tuple[list[str], list[common.Result]]]:
 TABLES = {
     "epochs": (
         epochs_of, "Epochs, from the second on; of the others: faults %, resident mean/peak MiB",
-        ["case", "faults %", "after prelude", "size/bar", "mean/peak MiB", "ns/page to fits"],
+        ["case", "faults %", "after prelude", "size/bar", "mean/peak MiB", "ns/page", "to fits", "held",
+         "to held"],
     ),
     "flow": (flows, "One-way flow", ["case", "us", "two slots, us", "ratio"]),
     "headroom": (headroom, "Headroom, 8 threads, 1 to 256 pages", ["case", "M/s", "to 8x", "no room"]),

@@ -2,7 +2,8 @@
 /*
  * One side of bench_steady.py: the same work, epoch after epoch.
  *
- * Compiled twice: with USE_VM against libvmalloc, without it against malloc, which LD_PRELOAD then replaces.
+ * Compiled three times: with USE_VM against libvmalloc; with HOLD, where each worker holds its memory all the time and only
+ * writes to it, which is what no allocator can be faster than; without both against malloc, which LD_PRELOAD then replaces.
  * Arguments: SHAPE WORKERS thread|process EPOCHS [prelude]. The workers share out the arrays of an epoch. All of them
  * allocate and write to every page, then all free; what is resident is looked at after each half. A line an epoch:
  *
@@ -65,16 +66,7 @@ static uint64_t resident(void)
     return s.resident_bytes;
 }
 #else
-typedef void *handle;
 static void setup(void) {}
-static uint8_t *take(handle *h, size_t bytes)
-{
-    *h = malloc(bytes);
-    if (!*h)
-        exit(3);
-    return *h;
-}
-static void give_back(handle h) { free(h); }
 static uint64_t resident(void)
 {
     unsigned long total, pages;
@@ -84,6 +76,37 @@ static uint64_t resident(void)
     fclose(f);
     return pages * PAGE;
 }
+typedef void *handle;
+#ifdef HOLD
+#define HOLD_BYTES (4ull << 30)
+static __thread uint8_t *held, *next;
+
+/* Side by side in one shared mapping of the worker's, as the region's pages are; what all are given back for begins anew. */
+static uint8_t *take(handle *h, size_t bytes)
+{
+    if (!held)
+        next = held = mmap(NULL, HOLD_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (held == MAP_FAILED)
+        exit(3);
+    *h = next;
+    next += (bytes + PAGE - 1) / PAGE * PAGE;
+    return *h;
+}
+static void give_back(handle h)
+{
+    (void)h;
+    next = held;
+}
+#else
+static uint8_t *take(handle *h, size_t bytes)
+{
+    *h = malloc(bytes);
+    if (!*h)
+        exit(3);
+    return *h;
+}
+static void give_back(handle h) { free(h); }
+#endif
 #endif
 
 static struct {

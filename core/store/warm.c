@@ -295,13 +295,15 @@ static bool cut(vm_thread *t, uint64_t page, vm_word w, uint64_t nr_pages)
     return is_ours;
 }
 
-/* The tightest of the first few in a list that is aligned and has `least` to `most` pages; 0: none. */
+/* The tightest of the first few in a list that is aligned and has `least` to `most` pages; 0: none. Of large ones more are
+ * looked at: to fault in the pages of another takes longer. */
 static vm_word best_of(vm_region *r, const vm_list *list, uint64_t align_pages, uint64_t least, uint64_t most,
                        uint64_t *page)
 {
     vm_word best = 0;
     uint32_t link = VM_RELAXED(&list->head);
-    for (int i = 0; i < VM_WARM_LOOK_RANGES && link; i++) {
+    int looks = least > VM_POOL_PAGES_MAX ? VM_WARM_LOOK_LARGE : VM_WARM_LOOK_RANGES;
+    for (int i = 0; i < looks && link && (!best || vm__len(best) != least); i++) {
         vm_word w = listed_word(r, link);
         if (!w)
             return 0;
@@ -369,13 +371,15 @@ static vm_word find_longer(vm_region *r, vm_reach reach, uint64_t least, uint64_
     return find_within(r, reach, align_pages, least, VM_PAGES_MAX, page);
 }
 
-/* Neighbours become one, all at once: a walk over the words, so only after as many were freed as it looks at. True: there
- * may be longer ones now. */
-static bool join_neighbours(vm_thread *t)
+/* Neighbours become one, all at once: a walk over the words, so only after a part of as many were freed as it looks at, or
+ * for a request of more pages than that, which are dear to fault in. True: there may be longer ones now. */
+static bool join_neighbours(vm_thread *t, uint64_t nr_pages)
 {
     vm_region *r = t->region;
     vm_warm *warm = warm_of(r);
-    bool is_early = VM_RELAXED(&warm->nr_sorted) < VM_RELAXED(&warm->nr_walked) / VM_WARM_JOIN_SHARE + 1;
+    uint64_t nr_sorted = VM_RELAXED(&warm->nr_sorted), nr_walked = VM_RELAXED(&warm->nr_walked);
+    bool is_dear = nr_pages <= VM_POOL_PAGES_MAX || nr_walked > nr_pages;
+    bool is_early = nr_sorted < (is_dear ? nr_walked / VM_WARM_JOIN_SHARE + 1 : 1);
     if (is_early || vm__space_lock(t, VM_NO_WAIT) != 0)
         return false;
     uint64_t page = 0, nr = 0, run = 0, run_pages = 0;
@@ -411,26 +415,30 @@ static vm_word find(vm_thread *t, vm_reach reach, uint64_t nr_pages, uint64_t al
     vm_region *r = t->region;
     vm_word w = find_close(r, reach, nr_pages, align_pages, page);
     bool may_join = !w && VM_ACQUIRE(&r->map.h->lazy_pages) >= nr_pages;
-    if (may_join && nr_pages > VM_POOL_PAGES_MAX && join_neighbours(t)) /* before one of them is split */
+    if (may_join && nr_pages > VM_POOL_PAGES_MAX && join_neighbours(t, nr_pages)) /* before one of them is split */
         w = find_close(r, reach, nr_pages, align_pages, page);
     uint64_t least = nr_pages <= VM_POOL_PAGES_MAX ? 2 * nr_pages : nr_pages + 1;
     w = w ? w : find_longer(r, reach, least, align_pages, page);
-    if (!w && may_join && nr_pages <= VM_POOL_PAGES_MAX && join_neighbours(t)) {
+    if (!w && may_join && nr_pages <= VM_POOL_PAGES_MAX && join_neighbours(t, nr_pages)) {
         w = find_close(r, reach, nr_pages, align_pages, page);
         w = w ? w : find_longer(r, reach, least, align_pages, page);
     }
     return w || !may_join ? w : find_longer(r, reach, nr_pages + 1, align_pages, page);
 }
 
-/* One of the size that this process freed, after sorting as much as it takes. */
+/* One of the size that this process freed, after sorting as much as it takes. A large request may get a longer one, but not
+ * before its own size was looked for among what is not sorted yet: else it takes what is another's, who does the same. */
 static vm_word find_own(vm_region *r, uint64_t nr_pages, uint64_t align_pages, uint64_t *page)
 {
     vm_reach own = reach_of(r, true);
-    vm_word w = find_close(r, own, nr_pages, align_pages, page);
     uint64_t left = r->map.nr_pages / VM_WARM_SORT_RANGES + vm__nodes_used(r) + 1; /* scribbled links may go round */
-    for (bool more = true; !w && more && left; left--) {
+    uint64_t exactly = nr_pages > VM_POOL_PAGES_MAX ? VM_WARM_SORT_AHEAD : 0, nr = 0;
+    vm_word w = find_within(r, own, align_pages, nr_pages, nr_pages, page);
+    for (bool more = true; !w && more && nr < left; nr++) {
         more = sort(r);
-        w = find_close(r, own, nr_pages, align_pages, page);
+        w = find_within(r, own, align_pages, nr_pages, nr_pages, page);
+        if (!w && (!more || nr >= exactly))
+            w = find_close(r, own, nr_pages, align_pages, page);
     }
     return w;
 }

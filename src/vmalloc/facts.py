@@ -176,10 +176,15 @@ WARM_STEPS_LOG = 3
 """Above POOL_PAGES_MAX the warm ranges have 1 << this lists a doubling of size."""
 WARM_SORT_RANGES = 256
 """So many freed ranges are sorted into these lists at once,"""
+WARM_SORT_AHEAD = 16
+"""as many times, at most, before a large request takes a longer one than it asked for,"""
 WARM_LOOK_RANGES = 8
-"""and so many entries of a list, at most, are looked at for a fit."""
+"""and so many entries of a list, at most, are looked at for a fit,"""
+WARM_LOOK_LARGE = 64
+"""or so many for one above POOL_PAGES_MAX pages."""
 WARM_JOIN_SHARE = 4
-"""Neighbours are joined after one such part of the ranges that the last walk passed were sorted anew."""
+"""Neighbours are joined after one such part of the ranges that the last walk passed were sorted anew;
+for a large request of no fewer pages than these, after any was."""
 PURGE_STEP_RANGES = 32
 """So many lazy ranges, at most, a free above the threshold gives back itself, the oldest first, ..."""
 PURGE_STEP_PAGES = 256

@@ -4,8 +4,11 @@
 
 #include <pthread.h>
 
+/* Of the process; 0 in builds with a sanitizer, which maps memory of its own while we look. */
 static uint64_t nr_mappings(void)
 {
+    if (SLOWER > 1)
+        return 0;
     FILE *f = fopen("/proc/self/maps", "r");
     uint64_t nr = 0;
     CHECK(f);

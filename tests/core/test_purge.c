@@ -150,6 +150,63 @@ static void the_tightest_warm_fit_wins(vm_pools d)
     FINISH(r);
 }
 
+/* Many threads that ask for many large sizes, each again for its own, in any order: else each takes what is another's, and
+ * the last one faults. 2,400 to 2,500 pages are one list, which is longer than a look at small ranges; the frees of the second
+ * node are not sorted yet when the first request finds one that would do. */
+static void who_asks_again_for_what_it_freed_finds_just_that(vm_pools d)
+{
+    enum { COUNT = 40 };
+    vm_region *r = MAKE(.nr_pages = 200000, .pools = d, .nr_nodes = 2, .nr_threads = 8, .lazy_pages_max = 1u << 28);
+    vm_range a[COUNT], again;
+    for (uint64_t i = 0; i < COUNT; i++)
+        a[i] = take(r, 2400 + 2 * i);
+    cpu_set_t all, one;
+    CHECK_EQ(sched_getaffinity(0, sizeof all, &all), 0);
+    for (int i = 0; i < COUNT; i++) {
+        for (int cpu = 0, nr = 0; cpu < CPU_SETSIZE && nr <= i % 2; cpu++) /* one of the first two CPUs */
+            if (CPU_ISSET(cpu, &all)) {
+                CPU_ZERO(&one);
+                CPU_SET(cpu, &one);
+                nr++;
+            }
+        CHECK_EQ(sched_setaffinity(0, sizeof one, &one), 0);
+        GIVE_BACK(r, a[i]);
+    }
+    for (int i = 0; i < COUNT; i++) {
+        again = take(r, a[i].nr_pages);
+        CHECK_EQ(again.page, a[i].page);
+        a[i] = again;
+    }
+    CHECK_EQ(stats_of(r).nr_lazy_hit, COUNT);
+    CHECK_EQ(vm_free_bulk(r, COUNT, a), 0);
+    CHECK_EQ(sched_setaffinity(0, sizeof all, &all), 0);
+    FINISH(r);
+}
+
+/* Few were freed since the last walk, but it has more pages than the walk has ranges. */
+static void neighbours_are_joined_for_a_request_that_is_longer_than_the_walk(vm_pools d)
+{
+    enum { COUNT = 15 };
+    vm_region *r = make(d);
+    vm_range a[COUNT], fence[COUNT];
+    for (int i = 0; i < COUNT; i++) {
+        a[i] = take(r, 300);
+        fence[i] = take(r, 300);
+    }
+    CHECK_EQ(vm_free_bulk(r, 3, a), 0);
+    vm_range cold = take(r, 800); /* walks over all of them */
+    CHECK(r->map.h->warm.nr_walked > 2 * COUNT);
+    CHECK_EQ(vm_free_bulk(r, 2, fence), 0);
+    vm_range joined = take(r, 1400);
+    CHECK_EQ(joined.page, a[0].page);
+    CHECK_EQ(joined.nr_pages, 5 * 300); /* a little more than was asked for */
+    GIVE_BACK(r, joined);
+    GIVE_BACK(r, cold);
+    CHECK_EQ(vm_free_bulk(r, COUNT - 3, a + 3), 0);
+    CHECK_EQ(vm_free_bulk(r, COUNT - 2, fence + 2), 0);
+    FINISH(r);
+}
+
 /* Otherwise a CPU that the test comes to begins with an empty slab (percpu), and takes a few ranges from space. */
 static void stay_on_one_of(const cpu_set_t *all)
 {
@@ -616,6 +673,8 @@ static void (*const for_every_design[])(vm_pools) = {
     a_step_takes_the_oldest_of_however_many_lists,
     repeated_work_touches_no_new_page,
     warm_neighbours_become_one_when_a_longer_one_is_wanted,
+    who_asks_again_for_what_it_freed_finds_just_that,
+    neighbours_are_joined_for_a_request_that_is_longer_than_the_walk,
     the_lists_are_made_anew_after_a_death,
     over_the_threshold_a_free_gives_back_a_little,
     the_oldest_goes_first,

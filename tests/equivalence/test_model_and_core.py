@@ -39,7 +39,7 @@ from vmalloc.facts import (
     ROOM_ATTEMPTS,
     TIGHT_CLOSED_S,
     TIGHT_LOOK_OPERATIONS,
-    WARM_LOOK_RANGES,
+    WARM_LOOK_LARGE,
     WARM_SLACK_SHIFT,
     WARM_SORT_RANGES,
 )
@@ -361,13 +361,27 @@ def warm_ranges(kind: str = "memory") -> None:
         pair.assert_equal()
     pair.purge()
     oldest = len(pair.live)
-    for nr_pages in [270] + [280] * (WARM_LOOK_RANGES - 1):  # all in one list
+    for nr_pages in [270] + [280] * (WARM_LOOK_LARGE - 1):  # all in one list
         pair.alloc(nr_pages)
-    for _ in range(WARM_LOOK_RANGES):
+    for _ in range(WARM_LOOK_LARGE):
         pair.free(oldest)
     pair.assert_equal()
     pair.alloc(265)
-    assert pair.region.stats().lazy_pages == 280 * (WARM_LOOK_RANGES - 1)
+    assert pair.region.stats().lazy_pages == 280 * (WARM_LOOK_LARGE - 1)
+
+
+def its_own_size(kind: str = "memory") -> None:
+    """A large request finds its own size, also where a longer one that would do is sorted before it."""
+    pair = Pair("magazine", 130_000, kind, lazy_max=120_000)
+    count = WARM_SORT_RANGES + 2
+    for nr_pages in [290] + [257] * (count - 2) + [300]:
+        pair.alloc(nr_pages)
+    for _ in range(count):
+        pair.free(0)
+    pair.alloc(290)
+    pair.assert_equal()
+    pair.alloc(290)  # the longer one
+    pair.assert_equal()
 
 
 def neighbours(kind: str = "memory") -> None:
@@ -728,6 +742,7 @@ HISTORIES = {
 }
 WITH_A_THRESHOLD = {
     "warm ranges": warm_ranges,
+    "its own size": its_own_size,
     "neighbours": neighbours,
     "steps": steps,
     "beyond the peak": beyond_the_peak,
@@ -797,8 +812,10 @@ def test_model_and_core_decide_alike_before_a_new_peak_with(pools: str):
         pytest.param("warm", "WARM_SLACK_SHIFT", -1, warm_ranges, marks=SAME_PAGES),
         pytest.param("warm", "WARM_STEPS_LOG", 1, wear, marks=SAME_PAGES),
         pytest.param("warm", "WARM_SORT_RANGES", 1, many_freed_at_once, marks=SAME_PAGES),
-        pytest.param("warm", "WARM_LOOK_RANGES", 1, warm_ranges, marks=SAME_PAGES),
-        pytest.param("warm", "WARM_JOIN_SHARE", 1, wear, marks=SAME_PAGES),
+        ("warm", "WARM_LOOK_RANGES", 7, short_but_not_very),
+        pytest.param("warm", "WARM_LOOK_LARGE", 1, warm_ranges, marks=SAME_PAGES),
+        pytest.param("warm", "WARM_SORT_AHEAD", facts.WARM_SORT_AHEAD, its_own_size, marks=SAME_PAGES),
+        ("warm", "WARM_JOIN_SHARE", 3, short_of_space),
         ("caching", "TIGHT_RESERVE_SHIFT", 2, short_but_not_very),
         ("caching", "TIGHT_THREADS", 4, short_but_not_very),
         ("magazine", "TIGHT_CAP", 3, short_but_not_very),

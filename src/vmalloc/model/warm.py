@@ -5,13 +5,15 @@ lazy.py is the way in: a free leaves its range with a node, and nobody waits. He
 lists by size, one store for all nodes:
 
 * A list for each size up to POOL_PAGES_MAX, above it 1 << WARM_STEPS_LOG lists a doubling. The youngest
-  stands in front; of a list the first WARM_LOOK_RANGES are looked at for the tightest that is aligned.
+  stands in front; of a list the first WARM_LOOK_RANGES, of large ranges WARM_LOOK_LARGE, are looked at for
+  the tightest that is aligned.
 * A request that misses sorts what was freed since, WARM_SORT_RANGES at a time, until it is served.
-* It gets a range of its size. A large one may get up to size >> WARM_SLACK_SHIFT more, all of the range.
+* It gets a range of its size. A large one may get up to size >> WARM_SLACK_SHIFT more, all of the range, but
+  only after it sorted WARM_SORT_AHEAD times to find its own size: else it would take what is another's.
 * Otherwise a longer one is split, and the rest stays warm with its age. For a small request it is at least
   twice as long, so that the rest is of use, unless there is no such one.
-* If many were sorted since the last time, neighbours become one: before a large request splits one, and after
-  a small one found none to split.
+* If many were sorted since the last time, or any for a request of more pages than the walk has ranges,
+  neighbours become one: before a large request splits one, and after a small one found none to split.
 
 A step of a purge (caching.py) takes the oldest: of the list whose last one is the oldest, up to
 WARM_LOOK_RANGES from its end, then of the next such list. From a range that is too long it takes the end.
@@ -32,8 +34,10 @@ from vmalloc.facts import (
     PAGES_MAX,
     POOL_PAGES_MAX,
     WARM_JOIN_SHARE,
+    WARM_LOOK_LARGE,
     WARM_LOOK_RANGES,
     WARM_SLACK_SHIFT,
+    WARM_SORT_AHEAD,
     WARM_SORT_RANGES,
     WARM_STEPS_LOG,
 )
@@ -149,16 +153,27 @@ class Warm:
     def _find(self, allocator: CachingAllocator, pages: int, align: int, moving: int) -> Area | None:
         """The range to take or to split; `moving` ranges were taken from here just now."""
         is_large = pages > POOL_PAGES_MAX
-        area = self._close(pages, align)
-        while area is None and self._sort(allocator):
-            area = self._close(pages, align)
-        if area is None and is_large and self._join(allocator, moving):
+        area = self._sorted(allocator, pages, align)
+        if area is None and is_large and self._join(allocator, pages, moving):
             area = self._close(pages, align)
         least = pages + 1 if is_large else 2 * pages
         area = area or self._tightest(least, PAGES_MAX, align)
-        if area is None and not is_large and self._join(allocator, moving):
+        if area is None and not is_large and self._join(allocator, pages, moving):
             area = self._close(pages, align) or self._tightest(least, PAGES_MAX, align)
         return area or self._tightest(pages + 1, PAGES_MAX, align)
+
+    def _sorted(self, allocator: CachingAllocator, pages: int, align: int) -> Area | None:
+        """One close to that size, after sorting as much as it takes, or just of that size."""
+        ahead = WARM_SORT_AHEAD if pages > POOL_PAGES_MAX else 0
+        area = self._tightest(pages, pages, align)
+        more = True
+        while area is None and more:
+            more = self._sort(allocator)
+            area = self._tightest(pages, pages, align)
+            if area is None and (not more or ahead == 0):
+                area = self._close(pages, align)
+            ahead = max(0, ahead - 1)
+        return area
 
     def _close(self, pages: int, align: int) -> Area | None:
         """One of that size; for a large request one so little longer that it may have all of it."""
@@ -173,15 +188,17 @@ class Warm:
         for at in self._used_from(list_of(least)):
             if at > last:
                 return None
-            front = islice(reversed(self.lists[at].values()), WARM_LOOK_RANGES)
+            looks = WARM_LOOK_LARGE if least > POOL_PAGES_MAX else WARM_LOOK_RANGES
+            front = islice(reversed(self.lists[at].values()), looks)
             fits = [a for a in front if least <= a.pages <= most and not a.start & (align - 1)]
             if fits:
                 return min(fits, key=lambda area: area.size)
         return None
 
-    def _join(self, allocator: CachingAllocator, moving: int) -> bool:
-        """Make neighbours one, all of them; whether there were any. Only if that many were sorted."""
-        if self.nr_sorted < self.nr_walked // WARM_JOIN_SHARE + 1:
+    def _join(self, allocator: CachingAllocator, pages: int, moving: int) -> bool:
+        """Make neighbours one, all of them; whether there were any. Only if enough were sorted."""
+        is_dear = pages <= POOL_PAGES_MAX or self.nr_walked > pages
+        if self.nr_sorted < (self.nr_walked // WARM_JOIN_SHARE + 1 if is_dear else 1):
             return False
         listed = sorted(area for areas in self.lists.values() for area in areas.values())
         self.nr_sorted = 0

@@ -214,7 +214,8 @@ static uint32_t tightest(const sim_twin *t, uint32_t least, uint32_t most, uint3
     uint32_t last = list_of(most);
     for (uint32_t at = used_from(c, list_of(least)); at <= last && at < NR_LISTS; at = used_from(c, at + 1)) {
         uint32_t best = SIM_NONE, start = c->list[at].front;
-        for (uint32_t i = 0; i < VM_WARM_LOOK_RANGES && start != SIM_NONE; i++, start = c->next[start]) {
+        uint32_t looks = least > VM_POOL_PAGES_MAX ? VM_WARM_LOOK_LARGE : VM_WARM_LOOK_RANGES;
+        for (uint32_t i = 0; i < looks && start != SIM_NONE; i++, start = c->next[start]) {
             uint32_t pages = t->pages[start];
             bool fits = least <= pages && pages <= most && !(start & (align - 1));
             if (fits && (best == SIM_NONE || pages < t->pages[best]))
@@ -232,10 +233,24 @@ static uint32_t close_one(const sim_twin *t, uint32_t pages, uint32_t align)
     return tightest(t, pages, most < VM_PAGES_MAX ? most : VM_PAGES_MAX, align);
 }
 
-static bool join(sim_twin *t, uint32_t moving)
+/* After sorting as much as it takes; of exactly that size while there is hope. */
+static uint32_t sorted_one(sim_twin *t, uint32_t pages, uint32_t align)
+{
+    uint32_t ahead = pages > VM_POOL_PAGES_MAX ? VM_WARM_SORT_AHEAD : 0, area = tightest(t, pages, pages, align);
+    for (bool more = true; area == SIM_NONE && more; ahead -= ahead != 0) {
+        more = sort_some(t);
+        area = tightest(t, pages, pages, align);
+        if (area == SIM_NONE && (!more || ahead == 0))
+            area = close_one(t, pages, align);
+    }
+    return area;
+}
+
+static bool join(sim_twin *t, uint32_t pages, uint32_t moving)
 {
     sim_caching *c = t->caching;
-    if (c->nr_sorted < c->nr_walked / VM_WARM_JOIN_SHARE + 1)
+    bool is_dear = pages <= VM_POOL_PAGES_MAX || c->nr_walked > pages;
+    if (c->nr_sorted < (is_dear ? c->nr_walked / VM_WARM_JOIN_SHARE + 1 : 1))
         return false;
     sim_vector listed = {0};
     for (uint32_t at = used_from(c, 0); at < NR_LISTS; at = used_from(c, at + 1))
@@ -266,15 +281,13 @@ static bool join(sim_twin *t, uint32_t moving)
 static uint32_t find_warm(sim_twin *t, uint32_t pages, uint32_t align, uint32_t moving)
 {
     bool is_large = pages > VM_POOL_PAGES_MAX;
-    uint32_t area = close_one(t, pages, align);
-    while (area == SIM_NONE && sort_some(t))
-        area = close_one(t, pages, align);
-    if (area == SIM_NONE && is_large && join(t, moving))
+    uint32_t area = sorted_one(t, pages, align);
+    if (area == SIM_NONE && is_large && join(t, pages, moving))
         area = close_one(t, pages, align);
     uint32_t least = is_large ? pages + 1 : 2 * pages;
     if (area == SIM_NONE)
         area = tightest(t, least, VM_PAGES_MAX, align);
-    if (area == SIM_NONE && !is_large && join(t, moving)) {
+    if (area == SIM_NONE && !is_large && join(t, pages, moving)) {
         area = close_one(t, pages, align);
         if (area == SIM_NONE)
             area = tightest(t, least, VM_PAGES_MAX, align);
