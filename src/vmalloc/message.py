@@ -519,7 +519,7 @@ _WRAPPERS: dict[tuple[Any, str], Any] = {
     **WRAPPERS,
     _RECV_BYTES: _recv_bytes,
 }
-_FOLLOWED = {where: _WRAPPERS[where] for where in (SEND_BYTES, _RECV_BYTES)}
+_FOLLOWED: dict[tuple[Any, str], Any] = {where: _WRAPPERS[where] for where in (SEND_BYTES, _RECV_BYTES)}
 
 
 def _pack_plain(
