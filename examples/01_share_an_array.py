@@ -4,9 +4,13 @@
 Arrays need numpy: pip install 'vmalloc[numpy]'.
 """
 
+import importlib.util
 import multiprocessing
 
 import vmalloc
+
+if not importlib.util.find_spec("numpy"):
+    raise SystemExit("arrays need numpy: pip install 'vmalloc[numpy]'")
 
 
 def double(region: vmalloc.Region) -> None:

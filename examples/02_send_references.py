@@ -4,11 +4,15 @@
 Arrays need numpy: pip install 'vmalloc[numpy]'.
 """
 
+import importlib.util
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
 
 import vmalloc
+
+if not importlib.util.find_spec("numpy"):
+    raise SystemExit("arrays need numpy: pip install 'vmalloc[numpy]'")
 
 # A reference lives as long as its Ref, so a worker keeps those it handed out.
 made: list[vmalloc.Ref] = []

@@ -4,7 +4,12 @@
 Arrays need numpy: pip install 'vmalloc[numpy]'.
 """
 
+import importlib.util
+
 import vmalloc
+
+if not importlib.util.find_spec("numpy"):
+    raise SystemExit("arrays need numpy: pip install 'vmalloc[numpy]'")
 
 region = vmalloc.Region("16M")
 keep = [region.zeros((n, 4096), "u1") for n in (3, 300, 20)]

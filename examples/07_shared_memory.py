@@ -6,7 +6,10 @@ Arrays need numpy: pip install 'vmalloc[numpy]'.
 
 from multiprocessing import get_context
 
-import numpy as np
+try:
+    import numpy as np
+except ModuleNotFoundError:
+    raise SystemExit("arrays need numpy: pip install 'vmalloc[numpy]'") from None
 
 from vmalloc.shared_memory import SharedMemory  # was: from multiprocessing.shared_memory
 

@@ -4,11 +4,15 @@
 Arrays need numpy: pip install 'vmalloc[numpy]'.
 """
 
+import importlib.util
 import os
 import subprocess
 import sys
 
 import vmalloc
+
+if not importlib.util.find_spec("numpy"):
+    raise SystemExit("arrays need numpy: pip install 'vmalloc[numpy]'")
 
 OTHER = """
 import sys, vmalloc

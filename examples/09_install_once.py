@@ -8,7 +8,10 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
 
-import numpy as np
+try:
+    import numpy as np
+except ModuleNotFoundError:
+    raise SystemExit("arrays need numpy: pip install 'vmalloc[numpy]'") from None
 
 import vmalloc
 

@@ -4,9 +4,13 @@
 Arrays need numpy: pip install 'vmalloc[numpy]'.
 """
 
+import importlib.util
 import os
 
 import vmalloc
+
+if not importlib.util.find_spec("numpy"):
+    raise SystemExit("arrays need numpy: pip install 'vmalloc[numpy]'")
 
 region = vmalloc.Region("16M")
 frame = region.full((100, 4096), 7, "u1")  # 100 pages

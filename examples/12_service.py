@@ -6,12 +6,16 @@ what the others named is kept (`vmalloc hold NAME` is such a process).
 Arrays need numpy: pip install 'vmalloc[numpy]'.
 """
 
+import importlib.util
 import os
 import signal
 import subprocess
 import sys
 
 import vmalloc
+
+if not importlib.util.find_spec("numpy"):
+    raise SystemExit("arrays need numpy: pip install 'vmalloc[numpy]'")
 
 SERVER = """
 import sys, time, vmalloc

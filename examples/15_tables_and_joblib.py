@@ -3,7 +3,10 @@
 
 import importlib.util
 
-import numpy as np
+try:
+    import numpy as np
+except ModuleNotFoundError:
+    raise SystemExit("arrays need numpy: pip install 'vmalloc[numpy]'") from None
 
 import vmalloc
 
