@@ -232,7 +232,7 @@ def page(
     against = " and ".join(f'"{label}"' for label in firsts)
     text = f"""# {question.title}
 
-Made by `vmalloc compare --question {name}`.
+Made by `vmalloc compare --question {name} --seeds {seeds}`.
 
 **The question.** {question.words}
 
