@@ -54,7 +54,7 @@ static inline const uint32_t *vm__magazine_top(const vm_magazine *m, uint64_t he
 }
 
 /* An id is a number, never used twice, and below it the size asked for if a magazine may keep it (else
- * 0): so a free finds its magazine without waiting for the word. Numbers are taken in blocks. */
+ * 0 or VM_ID_APART): so a free finds its magazine without waiting for the word. Numbers are taken in blocks. */
 static inline uint64_t vm__id_pages(uint64_t id) { return id & ((1u << VM_ID_SIZE_BITS) - 1); }
 /* The first number of a block is not given out: it says that the block is used up. */
 static inline bool vm__number_is_spent(uint64_t number) { return number % VM_ID_BLOCK == 0; }

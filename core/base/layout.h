@@ -473,6 +473,9 @@ static inline uint64_t vm__id(uint64_t number, uint64_t nr_pages)
 }
 /* How many of a block are given out when this number is the next one; 0 is of no block. */
 static inline uint64_t vm__ids_given(uint64_t number) { return number ? (number - 1) % VM_ID_BLOCK : 0; }
-_Static_assert(VM_POOL_PAGES_MAX < 1 << VM_ID_SIZE_BITS, "an id holds the size");
+/* In place of the size: the range goes back to space when it is freed. No magazine is for so many pages, so that is no hit. */
+enum { VM_ID_APART = (1 << VM_ID_SIZE_BITS) - 1 };
+static inline bool vm__id_is_apart(uint64_t id) { return vm__id_pages(id) == VM_ID_APART; }
+_Static_assert((int)VM_POOL_PAGES_MAX < (int)VM_ID_APART, "an id holds the size");
 
 #endif

@@ -274,9 +274,8 @@ void vm__thread_return(vm_thread *t);
 
 void vm__release(vm_thread *t, uint64_t page, uint64_t nr_pages);   /* its word is MOVING(t) */
 void vm__pass_back(vm_thread *t, uint64_t page, uint64_t nr_pages); /* as this; another process may have allocated it */
-/* Back to space, where it was taken as vm__goes_apart() says; false: it was not, or not now. Its word is MOVING(t). */
-bool vm__release_apart(vm_thread *t, uint64_t page, uint64_t nr_pages, uint64_t id);
-/* vm__pass_back() if `is_foreign`, else vm__release(), or, if `kept` is not NULL, hand it out anew. */
-void vm__release_or_keep(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_foreign, vm_range *kept);
+/* If `kept` is not NULL, hand it out anew; else back to space if its id says so; else vm__pass_back() if `is_foreign`, or
+ * vm__release(). */
+void vm__release_or_keep(vm_thread *t, uint64_t page, uint64_t nr_pages, uint64_t id, bool is_foreign, vm_range *kept);
 
 #endif

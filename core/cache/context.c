@@ -10,7 +10,7 @@
 #include "cache.h"
 
 #define CONTEXTS 64 /* in a mapping: a bit each */
-#define MAPPINGS 64 /* beyond as many a context has a mapping of its own */
+#define MAPPINGS 64 /* beyond as many, or where there is no room for one, a context has a mapping of its own */
 
 static struct {
     vm_thread *first; /* NULL: not made yet */
@@ -48,7 +48,7 @@ vm_thread *vm__context_new(void)
     for (int i = 0; i < MAPPINGS; i++) {
         vm_thread *first = mapping_of(i), *t = first ? place_in(first, &mapping[i].used) : NULL;
         if (!first)
-            return NULL;
+            break;
         if (t) {
             memset(t, 0, sizeof *t);
             return t;

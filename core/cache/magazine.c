@@ -71,7 +71,7 @@ bool vm__magazine_grow(vm_thread *t, uint64_t nr_pages)
     uint32_t most = cap_most(nr_pages), wanted = *cap ? *cap * 2u : 1;
     wanted = wanted < most ? wanted : most;
     uint64_t more = growth_pages(wanted, nr_pages) - growth_pages(*cap, nr_pages);
-    if (is_closed(t, nr_pages) || t->cap_pages + more > vm__magazine_budget(r))
+    if (!is_open(t, nr_pages) || is_closed(t, nr_pages) || t->cap_pages + more > vm__magazine_budget(r))
         return false;
     t->cap_pages += more;
     *cap = (uint8_t)wanted;
@@ -330,6 +330,7 @@ static uint32_t put_many(vm_thread *t, uint64_t nr_pages, uint32_t nr, const uin
     uint32_t put = 0;
     if (!nr || !vm__magazines_enter(t))
         return 0;
+    open_magazine(t, nr_pages);
     vm_magazine *m = &t->slot->magazine[nr_pages];
     uint32_t count = vm__magazine_count(VM_RELAXED(&m->header));
     for (; put < nr && count < t->hit.cap[nr_pages]; put++, count++) {

@@ -39,19 +39,29 @@ void vm__pass_back(vm_thread *t, uint64_t page, uint64_t nr_pages)
     release(t, page, nr_pages, true);
 }
 
-bool vm__release_apart(vm_thread *t, uint64_t page, uint64_t nr_pages, uint64_t id)
+/* Its pages first, outside the lock: a page must not make the free range around it dirty. False: its id says nothing of it,
+ * or the lock was long in use. */
+static bool release_apart(vm_thread *t, uint64_t page, uint64_t nr_pages, uint64_t id)
 {
-    if (vm_likely(vm__id_pages(id)) || !vm__is_pooled(t->region, nr_pages) || !vm__is_within(t->region, page, nr_pages)
-        || !vm__space_put_apart(t, page, nr_pages))
+    vm_region *r = t->region;
+    uint64_t may_clean = 0;
+    if (vm_likely(!vm__id_is_apart(id)) || !vm__is_pooled(r, nr_pages) || !vm__is_within(r, page, nr_pages))
         return false;
-    vm__event(t, VM_EVENT_FREE, page, nr_pages);
+    bool is_dirty = vm__pages_discard(r, page, nr_pages) != 0;
+    if (vm__space_lock(t, VM_LOCK_BRIEF) != 0)
+        return false;
+    vm__event(t, VM_EVENT_FREE, page, nr_pages); /* before whoever gets it next writes of it */
+    vm__space_put(t, page, nr_pages, is_dirty, &may_clean);
+    vm__space_unlock(t);
     return true;
 }
 
-void vm__release_or_keep(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_foreign, vm_range *kept)
+void vm__release_or_keep(vm_thread *t, uint64_t page, uint64_t nr_pages, uint64_t id, bool is_foreign, vm_range *kept)
 {
     if (kept && vm__is_within(t->region, page, nr_pages))
         vm__hand_out(t, page, nr_pages, false, kept);
+    else if (release_apart(t, page, nr_pages, id))
+        return;
     else if (is_foreign)
         vm__pass_back(t, page, nr_pages);
     else

@@ -400,7 +400,7 @@ static __attribute__((noinline)) bool hit_aligned(vm_thread *t, const vm_region 
     uint32_t count = vm__magazine_count(VM_RELAXED(&m->header));
     vm_taken got;
     if (count == 0 || count > VM_MAGAZINE_CAP || VM_RELAXED(&m->page[count - 1]) & (align_pages - 1)
-        || !vm__hit_take(&t->hit, &r->hit, nr_pages, 0, &got))
+        || !vm__hit_take(&t->hit, &r->hit, nr_pages, NULL, &got))
         return false;
     *out = (vm_range){got.page, nr_pages, got.id, false};
     return true;

@@ -60,7 +60,7 @@ static int free_slow(vm_thread *t, uint64_t page, uint64_t id, vm_word w, unsign
     if (flags & VM_INHERITED)
         return -ENOENT; /* it could not be shared for us: it is our parent's */
     bool is_ours = vm__is_like(w, t->busy), is_hardened = r->map.flags & VM_FLAG_HARDENED;
-    if (!is_ours && !is_hardened && !kept && vm__magazine_has_foreign(t, len)) {
+    if (!is_ours && !is_hardened && !kept && !vm__id_is_apart(id) && vm__magazine_has_foreign(t, len)) {
         int rc = vm__magazine_put_foreign(t, page, w);
         if (rc != -EAGAIN)
             return rc;
@@ -68,8 +68,7 @@ static int free_slow(vm_thread *t, uint64_t page, uint64_t id, vm_word w, unsign
     int rc = is_hardened ? take_out_hardened(t, page, id, w) : take_out(t, page, w) ? 0 : -EAGAIN;
     if (rc)
         return rc == -EAGAIN && !is_ours ? -ENOENT : rc; /* a fork shares it just now; or another free won */
-    if (kept || !vm__release_apart(t, page, len, id))
-        vm__release_or_keep(t, page, len, !is_ours, kept);
+    vm__release_or_keep(t, page, len, id, !is_ours, kept);
     return 0;
 }
 

@@ -264,7 +264,7 @@ int vm__drop_shared(vm_thread *t, uint64_t page, uint64_t id, unsigned flags, vm
     }
     vm__mutex_unlock(r, &r->holder_mutex, VM_RANK_HOLDER);
     if (is_last)
-        vm__release_or_keep(t, page, vm__len(VM_ACQUIRE(&r->map.heads[page].word)), true, kept);
+        vm__release_or_keep(t, page, vm__len(VM_ACQUIRE(&r->map.heads[page].word)), id, true, kept);
     return rc;
 }
 

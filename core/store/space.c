@@ -208,8 +208,8 @@ static bool find_around(const vm_region *r, uint64_t page, uint64_t nr_pages, fr
     return w && vm__state(w) == VM_FREE && out->end >= page + nr_pages;
 }
 
-/* Cut [page, page + nr_pages) out of the free range around it: BUSY, ours, with a new id. `is_apart`: one without the size,
- * so that its free is no hit. False: there is none. */
+/* Cut [page, page + nr_pages) out of the free range around it: BUSY, ours, with a new id. `is_apart`: one that says so in place
+ * of the size. False: there is none. */
 bool vm__space_carve(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_apart, vm_range *out)
 {
     vm_region *r = t->region;
@@ -217,7 +217,7 @@ bool vm__space_carve(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_apa
     free_range f;
     if (!find_around(r, page, nr_pages, &f))
         return false;
-    uint64_t id = vm__new_id(t, is_apart ? 0 : nr_pages), end = page + nr_pages;
+    uint64_t id = is_apart ? vm__new_id(t, 0) | VM_ID_APART : vm__new_id(t, nr_pages), end = page + nr_pages;
     if (f.end > end) {
         VM_STORE(&r->map.heads[end].word, vm__word(VM_FREE, f.dirty, f.end - end, 0, 0));
         VM_PUT(&r->map.h->nr_splits, VM_RELAXED(&r->map.h->nr_splits) + 1);
@@ -387,19 +387,6 @@ void vm__space_put(vm_thread *t, uint64_t page, uint64_t nr_pages, bool is_dirty
     uint64_t now_dirty = dirty ? end - start : 0;
     if (now_dirty != was_dirty)
         VM_PUT(&r->map.h->dirty_pages, VM_RELAXED(&r->map.h->dirty_pages) + now_dirty - was_dirty);
-}
-
-/* Its word is MOVING(t). Its pages first, outside the lock: a page must not make the free range around it dirty. False: the
- * lock was long in use. */
-bool vm__space_put_apart(vm_thread *t, uint64_t page, uint64_t nr_pages)
-{
-    uint64_t may_clean = 0;
-    bool is_dirty = vm__pages_discard(t->region, page, nr_pages) != 0;
-    if (vm__space_lock(t, VM_LOCK_BRIEF) != 0)
-        return false;
-    vm__space_put(t, page, nr_pages, is_dirty, &may_clean);
-    vm__space_unlock(t);
-    return true;
 }
 
 /* The first free range at or after `page`, by its word; nr_pages: there is none. VM_NONE: the index lied. */

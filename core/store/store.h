@@ -109,13 +109,12 @@ static inline bool vm__has_few_places(const vm_region *r, uint64_t nr_pages, uin
     return align_pages > 1 && (r->map.nr_pages - nr_pages) / align_pages < VM_PLACES_FEW;
 }
 /* A pooled size that is aligned to more than any pooled range is long, and has few places: one that ordinary requests got
- * serves no other such request. So it goes back to where it came from, and its id does not say its size. */
+ * serves no other such request. So it goes back to where it came from, and its id says that in place of its size. */
 static inline bool vm__goes_apart(const vm_region *r, uint64_t nr_pages, uint64_t align_pages)
 {
     return nr_pages <= VM_POOL_PAGES_MAX && align_pages > VM_POOL_PAGES_MAX
            && vm__has_few_places(r, nr_pages, align_pages);
 }
-bool vm__space_put_apart(vm_thread *t, uint64_t page, uint64_t nr_pages);
 /* The rest: [space_lock] */
 void vm__space_grant(vm_thread *t, uint64_t used, uint64_t most);
 void vm__space_put(vm_thread *t, uint64_t page, uint64_t nr_pages, bool dirty, uint64_t *may_clean);

@@ -255,6 +255,38 @@ static void what_is_aligned_to_more_than_a_pooled_range_goes_back_to_space(kind 
     FINISH(r);
 }
 
+/* Also a shared one, by whoever had it last. */
+static void it_goes_back_to_space_whoever_frees_it(kind k)
+{
+    enum { PAGES = 4096, ALIGN = 1024 };
+    vm_region *r = make(k, PAGES), *other;
+    vm_range a;
+    CHECK_EQ(vm_attach(vm_fd(r), &other), 0);
+    for (int round = 0; round < 2; round++) {
+        bool is_shared = round;
+        CHECK_EQ(vm_alloc(other, 2, ALIGN, 0, &a), 0);
+        if (is_shared)
+            CHECK_EQ(vm_share(other, a.page, a.id), 0);
+        GIVE_BACK(is_shared ? other : r, a);
+        CHECK_EQ(vm_free(r, a.page, a.id, 0), -ENOENT);
+        CHECK_EQ(stats_of(r).cached_pages + stats_of(r).pooled_pages, 0);
+        CHECK_EQ(stats_of(r).lazy_pages, k.pools == VM_POOLS_OFF ? 2 * (round + 1) : 0);
+    }
+    CHECK_EQ(vm_detach(other), 0);
+    FINISH(r);
+}
+
+/* Its id says no size, either, and it came from no few places. */
+static void what_was_shrunk_to_a_pooled_size_does_not_go_back_to_space(kind k)
+{
+    vm_region *r = make(k, 4096);
+    vm_range a = take(r, 300);
+    CHECK_EQ(vm_resize(r, &a, 200), 0);
+    GIVE_BACK(r, a);
+    CHECK_EQ(stats_of(r).free_pages, 4096 - 300);
+    FINISH(r);
+}
+
 static void an_aligned_request_is_a_hit_where_the_range_on_top_lies_so(kind k)
 {
     vm_region *r = make(k, 2000);
@@ -465,6 +497,8 @@ static void (*const for_every_kind[])(kind) = {
     a_request_falls_through_every_station_before_it_fails,
     an_aligned_request_fails_at_once_while_each_of_its_places_is_in_use,
     what_is_aligned_to_more_than_a_pooled_range_goes_back_to_space,
+    it_goes_back_to_space_whoever_frees_it,
+    what_was_shrunk_to_a_pooled_size_does_not_go_back_to_space,
     an_aligned_request_is_a_hit_where_the_range_on_top_lies_so,
     little_that_is_ready_stays_so_for_a_request_over_the_peak,
     an_alignment_beyond_the_region_is_refused,

@@ -3,6 +3,7 @@
 #include "kit.h"
 
 #include <pthread.h>
+#include <sys/resource.h>
 
 /* Of the process; 0 in builds with a sanitizer, which maps memory of its own while we look. */
 static uint64_t nr_mappings(void)
@@ -59,6 +60,33 @@ static void as_many_threads_as_there_are_have_one_each(void)
     vm__context_drop(t);
 }
 
+static uint64_t bytes_mapped(void)
+{
+    unsigned long long pages;
+    FILE *f = fopen("/proc/self/statm", "r");
+    CHECK(f && fscanf(f, "%llu", &pages) == 1);
+    CHECK_EQ(fclose(f), 0);
+    return pages * vm__page_bytes();
+}
+
+/* Before another test makes more mappings; not beside a sanitizer's own memory. */
+static void where_no_room_is_left_for_many_one_has_a_mapping_of_its_own(void)
+{
+    if (SLOWER > 1)
+        return;
+    vm__context_drop(vm__context_new());
+    IN_CHILD({
+        for (int i = 0; i < 64; i++) /* the first mapping's */
+            CHECK(vm__context_new());
+        uint64_t before = nr_mappings(), most = bytes_mapped() + 64 * 1024;
+        CHECK_EQ(setrlimit(RLIMIT_AS, &(struct rlimit){most, most}), 0);
+        vm_thread *t = vm__context_new();
+        CHECK(t && is_zero(t));
+        vm__context_drop(t);
+        CHECK_EQ(nr_mappings(), before);
+    });
+}
+
 static vm_region *region;
 static void *use_the_region(void *unused)
 {
@@ -105,6 +133,7 @@ static void a_child_uses_the_memory_of_its_parents_threads_again(void)
 int main(void)
 {
     the_next_thread_gets_the_memory_of_one_that_ended_as_zeros();
+    where_no_room_is_left_for_many_one_has_a_mapping_of_its_own();
     as_many_threads_as_there_are_have_one_each();
     threads_that_come_and_go_leave_no_mapping();
     a_child_uses_the_memory_of_its_parents_threads_again();

@@ -451,6 +451,38 @@ static void what_lies_in_a_magazine_that_served_nobody_is_drained_too(void)
     FINISH(r);
 }
 
+static void *use_a_size(void *unused)
+{
+    (void)unused;
+    take_and_give_back(threads_region, 7, 4);
+    return NULL;
+}
+
+/* Others left ranges in the pool; a magazine that could not be opened must not grow, for nobody would look there. */
+static void what_is_used_for_the_first_time_while_the_slot_is_drained_is_not_lost(void)
+{
+    vm_region *r = threads_region = make(2000);
+    vm_thread *t = vm__thread(r);
+    pthread_t thread;
+    vm_range a[4];
+    CHECK_EQ(pthread_create(&thread, NULL, use_a_size, NULL), 0);
+    CHECK_EQ(pthread_join(thread, NULL), 0);
+    CHECK(stats_of(r).pooled_pages >= 4 * 7);
+    t->slot->drain = t->token; /* one that lives */
+    for (int i = 0; i < 3; i++)
+        a[i] = take(r, 7);
+    CHECK_EQ(cap_of(r, 7), 0);
+    t->slot->drain = 0;
+    CHECK_EQ(vm_free_bulk(r, 3, a), 0);
+    CHECK_EQ(stats_of(r).cached_pages, nr_in_magazine(r, 7) * 7);
+    for (int i = 0; i < 4; i++)
+        a[i] = take(r, 7);
+    CHECK_EQ(stats_of(r).cached_pages, nr_in_magazine(r, 7) * 7);
+    CHECK_EQ(vm_free_bulk(r, 4, a), 0);
+    CHECK_CLEAN(r);
+    FINISH(r);
+}
+
 /* Of the slot's last owner, who had not used that size before. */
 static void what_a_death_in_a_first_try_left_is_gone_once_the_size_is_used(void)
 {
@@ -1096,6 +1128,7 @@ int main(void)
     under_a_quota_nobody_gets_more_than_was_asked_for();
     who_uses_one_size_touches_one_page_of_its_slot_and_so_does_who_looks_at_it();
     what_lies_in_a_magazine_that_served_nobody_is_drained_too();
+    what_is_used_for_the_first_time_while_the_slot_is_drained_is_not_lost();
     what_a_death_in_a_first_try_left_is_gone_once_the_size_is_used();
     a_slot_that_is_being_drained_is_closed_too();
     while_space_is_short_no_magazine_of_a_large_size_opens();
