@@ -70,6 +70,17 @@ def test_help_has_an_example_and_needs_no_extra(name: str) -> None:
     assert re.search(rf"(?m)^ +(eval \"\$\()?vmalloc {name}", done.stdout)
 
 
+@pytest.mark.parametrize(("words", "status"), [("--help", 0), ("ps --help", 0), ("ps --no-such", 2)])
+def test_the_first_click_that_is_allowed_has_fewer_errors(
+    words: str, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if hasattr(click.exceptions, "NoArgsIsHelpError"):
+        monkeypatch.delattr(click.exceptions, "NoArgsIsHelpError")
+    done = CliRunner().invoke(main, words)
+    assert isinstance(done.exception, SystemExit | None)
+    assert done.exit_code == status
+
+
 @pytest.mark.parametrize("name", ["", *(name for name, _ in all_commands())])
 def test_help_fits_a_terminal_of_80_columns(name: str) -> None:
     shown = run(*name.split(), "--help", env=os.environ | {"COLUMNS": "80"}).stdout.splitlines()

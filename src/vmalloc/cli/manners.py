@@ -112,7 +112,7 @@ def usage_in_one_line() -> Iterator[None]:
     """As every other mistake; click prints the usage, an invitation and a blank before it."""
     try:
         yield
-    except click.exceptions.NoArgsIsHelpError:
+    except getattr(click.exceptions, "NoArgsIsHelpError", ()):  # before click 8.2 that was no error
         raise
     except click.UsageError as error:
         more = f"; {error.ctx.command_path} --help says more" if error.ctx else ""
