@@ -170,6 +170,16 @@ def test_a_missing_extra_is_one_line(words: list[str], extra: str) -> None:
     assert f"pip install '{extra}'" in done.stderr
 
 
+@pytest.mark.parametrize("words", ["ps", "record x", "bench handover"])
+def test_without_the_core_one_line_says_where_it_is_built(words: str) -> None:
+    code = WITHOUT_EXTRAS.replace(str(NOT_THERE), str((manners.CORE,)))
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words.split()], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert done.stderr == "Error: this needs the compiled core, which is built on Linux only\n"
+
+
 def test_arrays_say_what_to_install() -> None:
     code = NO_EXTRAS + "import vmalloc; vmalloc.Region('1M').empty(3)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
