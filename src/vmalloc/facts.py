@@ -224,8 +224,8 @@ seconds from then, and then again as above."""
 ROOM_ATTEMPTS = 8
 """How often a request that found no room makes some and tries again."""
 PLACES_FEW = 256
-"""An aligned request that could lie at fewer places makes none while each is in use. What it got goes back to
-space if that is of a pooled size, and aligned to more than any such range is long."""
+"""An aligned request that could lie at so many places, or fewer, makes none while each is in use. What it got
+goes back to space if that is of a pooled size, and aligned to more than any such range is long."""
 
 MUCH_CLEAN_FACTOR = 8
 """Pages that go to space with their contents are given back beside a clean range so many times as long ..."""
