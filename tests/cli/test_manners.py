@@ -81,6 +81,13 @@ def test_the_first_click_that_is_allowed_has_fewer_errors(
     assert done.exit_code == status
 
 
+@pytest.mark.parametrize("name", [n for n, c in all_commands() if not isinstance(c, click.Group)])
+def test_the_first_click_that_is_allowed_asks_for_no_more_than_the_parameter(name: str) -> None:
+    types = [param.type for param in dict(all_commands())[name].params]
+    for own in (kind for kind in types if kind.get_metavar.__module__.startswith("vmalloc.")):
+        own.get_metavar(click.Argument(["x"]))  # type: ignore[call-arg]
+
+
 @pytest.mark.parametrize("name", ["", *(name for name, _ in all_commands())])
 def test_help_fits_a_terminal_of_80_columns(name: str) -> None:
     shown = run(*name.split(), "--help", env=os.environ | {"COLUMNS": "80"}).stdout.splitlines()
