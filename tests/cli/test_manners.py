@@ -70,6 +70,24 @@ def test_help_has_an_example_and_needs_no_extra(name: str) -> None:
     assert re.search(rf"(?m)^ +(eval \"\$\()?vmalloc {name}", done.stdout)
 
 
+@pytest.mark.parametrize(("words", "status"), [("--help", 0), ("ps --help", 0), ("ps --no-such", 2)])
+def test_the_first_click_that_is_allowed_has_fewer_errors(
+    words: str, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if hasattr(click.exceptions, "NoArgsIsHelpError"):
+        monkeypatch.delattr(click.exceptions, "NoArgsIsHelpError")
+    done = CliRunner().invoke(main, words)
+    assert isinstance(done.exception, SystemExit | None)
+    assert done.exit_code == status
+
+
+@pytest.mark.parametrize("name", [n for n, c in all_commands() if not isinstance(c, click.Group)])
+def test_the_first_click_that_is_allowed_asks_for_no_more_than_the_parameter(name: str) -> None:
+    types = [param.type for param in dict(all_commands())[name].params]
+    for own in (kind for kind in types if kind.get_metavar.__module__.startswith("vmalloc.")):
+        own.get_metavar(click.Argument(["x"]))  # type: ignore[call-arg]
+
+
 @pytest.mark.parametrize("name", ["", *(name for name, _ in all_commands())])
 def test_help_fits_a_terminal_of_80_columns(name: str) -> None:
     shown = run(*name.split(), "--help", env=os.environ | {"COLUMNS": "80"}).stdout.splitlines()
@@ -157,6 +175,16 @@ def test_a_missing_extra_is_one_line(words: list[str], extra: str) -> None:
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert f"pip install '{extra}'" in done.stderr
+
+
+@pytest.mark.parametrize("words", ["ps", "record x", "bench handover"])
+def test_without_the_core_one_line_says_where_it_is_built(words: str) -> None:
+    code = WITHOUT_EXTRAS.replace(str(NOT_THERE), str((manners.CORE,)))
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words.split()], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert done.stderr == "Error: this needs the compiled core, which is built on Linux only\n"
 
 
 def test_arrays_say_what_to_install() -> None:

@@ -21,6 +21,7 @@ _NAMES = {
     "of multiprocessing and executors": "Process",
     "of pyarrow, polars, joblib": "pa.array pl.Series.to_numpy joblib.parallel_config",
     "of Dask": "client.gather client.scatter gather scatter Client Client.run direct direct_to_workers",
+    "of Ray": "ray.get ray.put ray.util.multiprocessing.Pool max_calls RaySystemError",
     "of torch": "share_memory_ pin_memory default_collate_fn_map torch.from_dlpack collate_fn batch_size"
     " default_convert DataLoader IterableDataset torch.set_num_threads",
     "of prctl()": "PR_SET_DUMPABLE",

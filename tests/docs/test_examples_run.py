@@ -36,7 +36,7 @@ USER_DOCUMENTS = [
     for path in tracked()
     if re.fullmatch(r"README\.md|docs/[\w-]+\.md", path) and Path(path).stem not in FOR_MAINTAINERS
 ]
-TRIED_ELSEWHERE = ("docs/pytorch.md", "docs/dask.md")
+TRIED_ELSEWHERE = ("docs/pytorch.md", "docs/dask.md", "docs/ray.md")
 ITS_COMMANDS_IN_ORDER = "docs/kernel.md"
 LANGUAGES = ("python", "ini", "")
 SHORT = {"top": ["--once"], "suite": ["test_loop_count=10", "test_repeat_count=1"], "record": ["--seconds=0"]}

@@ -62,6 +62,7 @@ EXTRAS = {
 }
 """Which extra of this package brings a module."""
 
+CORE = "vmalloc._core"
 _TABLE_WIDTH = 10_000  # no terminal: no line is folded, no column cut
 
 
@@ -76,6 +77,8 @@ class Refusal(click.ClickException):
 
 def what_to_install(module: str | None, extra: str | None = None) -> str:
     """The line for a package that is not there. `extra` if the command has one of its own."""
+    if module == CORE:
+        return "this needs the compiled core, which is built on Linux only"
     root = (module or "").partition(".")[0]
     extra = extra or EXTRAS.get(root)
     return f"this needs {root}: pip install " + (f"'vmalloc[{extra}]'" if extra else root)
@@ -112,7 +115,7 @@ def usage_in_one_line() -> Iterator[None]:
     """As every other mistake; click prints the usage, an invitation and a blank before it."""
     try:
         yield
-    except click.exceptions.NoArgsIsHelpError:
+    except getattr(click.exceptions, "NoArgsIsHelpError", ()):  # before click 8.2 that was no error
         raise
     except click.UsageError as error:
         more = f"; {error.ctx.command_path} --help says more" if error.ctx else ""
@@ -141,10 +144,8 @@ def one_line() -> Iterator[None]:
     except (click.ClickException, click.exceptions.Exit, click.Abort):
         raise
     except ModuleNotFoundError as error:
-        if (error.name or "").startswith("vmalloc") and error.name != "vmalloc._core":
+        if (error.name or "").startswith("vmalloc") and error.name != CORE:
             raise  # a mistake of ours
-        if error.name == "vmalloc._core":
-            raise Refusal("this needs the compiled core, which is built on Linux only") from None
         raise Refusal(what_to_install(error.name)) from None
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)

@@ -25,7 +25,7 @@ PICTURES = 50
 class OneDesign(Design):
     """Not all of them."""
 
-    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
         return "DESIGN"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
