@@ -364,19 +364,21 @@ static void who_leaves_frees_what_was_taken_for_a_dead_ones_meanwhile(vm_pools d
     FINISH(looker);
 }
 
-static void *resize_it(void *unused)
+static void *look_it_up_and_resize_it(void *unused)
 {
-    vm_range a = looked_at;
+    vm_range a;
+    CHECK_EQ(vm_lookup(looker, looked_at.page, &a), 0);
+    CHECK(a.id == looked_at.id && a.nr_pages == 3);
     CHECK_EQ(vm_resize(looker, &a, 5), -EBUSY);
     CHECK_EQ(vm_resize(looker, &a, 1), -EBUSY);
     return unused;
 }
 
-static void a_resize_while_the_range_is_being_shared_says_that_it_is_shared(vm_pools d)
+static void a_range_is_there_while_it_is_being_shared_and_is_not_resized(vm_pools d)
 {
     looker = make(d);
     looked_at = take(looker, 3);
-    what_comes = resize_it;
+    what_comes = look_it_up_and_resize_it;
     vm_fault_filter(come_in_between);
     CHECK_EQ(vm_share(looker, looked_at.page, looked_at.id), 0);
     vm_fault_filter(NULL);
@@ -408,7 +410,7 @@ int main(void)
     FOR_EACH_DESIGN (d) { /* last: TSan does not fork after threads were there */
         threads_without_a_slot_share_and_name_too(d);
         who_leaves_frees_what_was_taken_for_a_dead_ones_meanwhile(d);
-        a_resize_while_the_range_is_being_shared_says_that_it_is_shared(d);
+        a_range_is_there_while_it_is_being_shared_and_is_not_resized(d);
     }
     return 0;
 }
