@@ -261,6 +261,35 @@ static void what_a_name_held_is_free_once_its_dead_deleter_is_recovered(vm_pools
     FINISH(r);
 }
 
+/* All slots are taken, so it gets the dead deleter's: nobody finds that one dead any more. */
+static void what_a_name_held_is_free_once_somebody_joined_on_its_dead_deleters_slot(vm_pools d)
+{
+    enum { OTHERS = 61 };
+    vm_region *r = MAKE(.nr_pages = 4096, .nr_nodes = 1, .nr_threads = 4, .nr_processes = OTHERS + 2, .pools = d);
+    vm_region *other[OTHERS], *joined;
+    vm_range a = take(r, 3);
+    pid_t child;
+    CHECK_EQ(vm_name_set(r, "deleted", a.page, a.id, NULL, 0), 0);
+    *turn = 0;
+    CHILD(child, {
+        wait_for_turn(1);
+        vm_fault_filter(in_names);
+        vm_fault_arm(1); /* the name is gone, its bit is not */
+        vm_name_delete(r, "deleted");
+    });
+    for (int i = 0; i < OTHERS; i++)
+        CHECK_EQ(vm_attach(vm_fd(r), &other[i]), 0);
+    next_turn(1);
+    CHECK(WIFSIGNALED(end_of(child)));
+    CHECK_EQ(vm_attach(vm_fd(r), &joined), 0);
+    GIVE_BACK(r, a);
+    CHECK_EQ(stats_of(r).busy_pages, 0);
+    CHECK_EQ(vm_detach(joined), 0);
+    for (int i = 0; i < OTHERS; i++)
+        CHECK_EQ(vm_detach(other[i]), 0);
+    FINISH(r);
+}
+
 static void wrong_names_are_refused_and_a_full_table_says_so(vm_pools d)
 {
     vm_region *r = make(d);
@@ -398,6 +427,7 @@ static void (*const for_every_design[])(vm_pools) = {
     a_name_outlives_its_process,
     replacing_a_name_drops_what_it_stood_for,
     what_a_name_held_is_free_once_its_dead_deleter_is_recovered,
+    what_a_name_held_is_free_once_somebody_joined_on_its_dead_deleters_slot,
     wrong_names_are_refused_and_a_full_table_says_so,
 };
 
