@@ -52,9 +52,11 @@ int vm__folder_open(vm_folder *f, int at, const char *path)
     return f->fd < 0 ? -errno : vm__identify(f->fd, &f->inode, &f->device);
 }
 
+/* Not from another file: a read moves on where that one's owner reads next. */
 static bool read_more(vm_folder *f)
 {
-    long nr = f->fd < 0 ? 0 : syscall(SYS_getdents64, f->fd, f->entries, sizeof f->entries);
+    bool is_ours = vm__is_same(f->fd, f->inode, f->device);
+    long nr = is_ours ? syscall(SYS_getdents64, f->fd, f->entries, sizeof f->entries) : 0;
     f->read_to = 0;
     f->nr_bytes = nr > 0 ? (size_t)nr : 0;
     return f->nr_bytes > 0;

@@ -15,12 +15,14 @@ void vm__hand_out(vm_thread *t, uint64_t page, uint64_t nr_pages, bool zeroed, v
     *out = (vm_range){page, nr_pages, id, zeroed};
 }
 
+/* One that another thread is just sharing, as a fork does, is there. */
 int vm__lookup(const vm_region *r, uint64_t page, vm_range *out)
 {
     if (page >= r->map.nr_pages)
         return -ENOENT;
     vm_word w = VM_ACQUIRE(&r->map.heads[page].word);
-    if (vm__state(w) != VM_BUSY || vm__len(w) == 0 || vm__len(w) > r->map.nr_pages - page)
+    if ((vm__state(w) != VM_BUSY && vm__state(w) != VM_FREEING) || vm__len(w) == 0
+        || vm__len(w) > r->map.nr_pages - page)
         return -ENOENT;
     *out = (vm_range){page, vm__len(w), VM_ACQUIRE(&r->map.heads[page].aux), false};
     return 0;

@@ -170,7 +170,10 @@ static int finish_join(vm_region *r, int joined)
     if (joined <= 0)
         return joined;
     vm_thread *t = vm__thread(r);
-    return t ? vm__purge_scan(t, 0, go_live, NULL) : vm__thread_error(r);
+    if (!t)
+        return vm__thread_error(r);
+    vm__mend_tables(t, 0); /* no recovery finds the dead one any more; what cannot be had is left to vm_recover() */
+    return vm__purge_scan(t, 0, go_live, NULL);
 }
 
 /* The rest of create and attach: private state, a process slot, what the dead left. */

@@ -42,17 +42,13 @@ static int move_to_larger(vm_region *r, vm_range *range, const vm_range *now, ui
     return 0;
 }
 
-/* Unlike vm__lookup(): a range that another thread of ours shares just now, as a fork does, is there. */
 static int find(const vm_region *r, const vm_range *range, vm_range *now)
 {
-    vm_word w = range->page < r->map.nr_pages ? VM_ACQUIRE(&r->map.heads[range->page].word) : 0;
-    uint64_t len = vm__len(w);
-    if ((vm__state(w) != VM_BUSY && vm__state(w) != VM_FREEING) || len == 0 || len > r->map.nr_pages - range->page)
-        return -ENOENT;
-    *now = (vm_range){range->page, len, VM_ACQUIRE(&r->map.heads[range->page].aux), false};
-    if (now->id != range->id)
-        return -ESTALE;
-    return w & VM_WORD_SHARED || vm__state(w) == VM_FREEING ? -EBUSY : 0;
+    int rc = vm__lookup(r, range->page, now);
+    if (rc || now->id != range->id)
+        return rc ? rc : -ESTALE;
+    vm_word w = VM_ACQUIRE(&r->map.heads[range->page].word);
+    return w & VM_WORD_SHARED || vm__state(w) != VM_BUSY ? -EBUSY : 0;
 }
 
 int vm_resize(vm_region *r, vm_range *range, uint64_t nr_pages)

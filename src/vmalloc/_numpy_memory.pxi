@@ -46,12 +46,16 @@ cdef unsigned long _nr_numpy_arrays_calls = 0
 cdef size_t UNCACHED = <size_t>1 << 40  # a size of which numpy keeps no freed memory
 
 
-cdef bint is_there(NumpyMemory *m, void *p) noexcept:
-    return <size_t>p - m.start < m.nbytes
-
-
-cdef uint64_t page_of(NumpyMemory *m, void *p) noexcept:
-    return (<size_t>p - m.start) // m.granule
+cdef NumpyRange *range_at(NumpyMemory *m, void *p) noexcept:
+    """NULL: it does not lie in the region. Where that was unmapped (_unmap()), other memory may lie by now."""
+    cdef size_t at = <size_t>p - m.start
+    cdef NumpyRange *found
+    if at >= m.nbytes or m.ranges[0] == NULL:
+        return NULL
+    found = &m.ranges[0][at // m.granule]
+    if m.region[0] == NULL and (at % m.granule or (found.id == 0 and found.nr_let_go == 0)):
+        return NULL
+    return found
 
 
 cdef NumpyRange *numpy_ranges(NumpyMemory *m) noexcept:
@@ -144,15 +148,14 @@ cdef void *numpy_calloc(void *context, size_t n, size_t each) noexcept:
 cdef void *numpy_realloc(void *context, void *old, size_t nbytes) noexcept:
     """By a move, unless the pages are as many: others may hold the old ones. NULL for what was let go of."""
     cdef NumpyMemory *m = <NumpyMemory *>context
-    cdef NumpyRange *was
+    cdef NumpyRange *was = range_at(m, old)
     cdef vm_range now
     cdef size_t had
     cdef bint fits
     if old == NULL:
         return numpy_malloc(context, nbytes)
-    if is_there(m, old):
-        was = &m.ranges[0][page_of(m, old)]
-        if vm_find(m.region[0], old, &now) != 0 or now.id != was.id:
+    if was != NULL:
+        if m.region[0] == NULL or vm_find(m.region[0], old, &now) != 0 or now.id != was.id:
             return NULL
         fits = vm_pages_of(m.region[0], nbytes) == now.nr_pages
         if nbytes >= m.least and not m.guard_bytes and was.nr_let_go == 0 and fits:
@@ -173,14 +176,13 @@ cdef void numpy_free(void *context, void *old, size_t nbytes) noexcept:
     cdef NumpyMemory *m = <NumpyMemory *>context
     cdef vm_region *r = m.region[0]
     cdef uint64_t page
-    cdef NumpyRange *was
+    cdef NumpyRange *was = range_at(m, old)
     cdef NumpyRange freed
     cdef unsigned flags
-    if not is_there(m, old):
+    if was == NULL:
         m.other.free(m.other.context, old, nbytes)
         return
-    page = page_of(m, old)
-    was = &m.ranges[0][page]
+    page = (<size_t>old - m.start) // m.granule
     if was.nr_let_go != 0:
         was.nr_let_go -= 1
         return

@@ -40,9 +40,10 @@ cdef class CoreRegion(RegionReferences):
         cdef int rc = self.result_of(call_alloc, &c)
         if rc == -ENOSPC and self._guard is not None and self._guard.empty(self):  # what is in quarantine is of use now
             rc = self.result_of(call_alloc, &c)
-        if seconds and nr_pages <= self.nr_pages_ and (rc == -ENOSPC or rc == -EDQUOT):  # else it will never be there
+        cdef bint may_come = nr_pages <= self.nr_pages_  # else it will never be there, whoever gives back what
+        if seconds and may_come and (rc == -ENOSPC or rc == -EDQUOT):
             rc = self.take_later(&c, seconds)
-        while rc == -ENOSPC and not flags & VM_NO_PURGE and self.end_oldest(nr_pages):
+        while rc == -ENOSPC and may_come and not flags & VM_NO_PURGE and self.end_oldest(nr_pages):
             rc = self.result_of(call_alloc, &c)
         if rc:
             raise self.fail(rc, "alloc", nr_pages)

@@ -272,6 +272,27 @@ def test_what_a_child_let_go_of_takes_nothing_away_from_what_lies_there_now(regi
     os.close(tell)
 
 
+@pytest.mark.parametrize("are_some_made_before", [False, True])
+def test_a_child_that_gave_the_address_space_back_makes_and_frees_arrays_there(are_some_made_before):
+    """The mapping is gone, and the handler is in force: numpy's own memory lies where the region was."""
+    region, nbytes = vmalloc.Region("1G"), 256 << 20
+    with region.numpy_arrays():
+        if are_some_made_before:
+            np.ones(100_000)
+        pid = os.fork()
+        if pid == 0:
+            is_unmapped, where = region._unmap(), set()
+            for _ in range(3):
+                a = np.empty(nbytes, "u1")
+                where.add(a.ctypes.data)
+                a[:3] = 1, 2, 3
+                a.resize(nbytes // 16, refcheck=False)
+                is_whole = a[:3].tolist() == [1, 2, 3]
+                del a
+            os._exit(0 if is_unmapped and is_whole and len(where) == 1 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
 def test_arrays_may_be_there_at_the_interpreters_end():
     text = (
         "import vmalloc, numpy as np\n"

@@ -126,6 +126,23 @@ static void who_looks_for_the_regions_file_closes_no_other_file(void)
     FINISH(r);
 }
 
+/* A read would move on where its owner reads next. */
+static void a_folder_that_was_put_in_its_place_is_not_read(void)
+{
+    vm_folder f;
+    int theirs = open("/", O_RDONLY | O_DIRECTORY);
+    CHECK(theirs >= 0);
+    CHECK_EQ(vm__folder_open(&f, AT_FDCWD, "/proc"), 0);
+    CHECK(vm__folder_next(&f) != NULL);
+    CHECK_EQ(dup2(theirs, f.fd), f.fd);
+    while (vm__folder_next(&f))
+        ;
+    CHECK_EQ(lseek(theirs, 0, SEEK_CUR), 0);
+    CHECK(!vm__folder_close(&f));
+    CHECK_EQ(close(f.fd), 0);
+    close(theirs);
+}
+
 int main(void)
 {
     char path[] = "/tmp/vmalloc-canary-XXXXXX";
@@ -135,5 +152,6 @@ int main(void)
     who_looks_for_a_region_by_its_name_closes_no_other_file();
     who_looks_for_those_that_have_a_pipe_closes_no_other_file();
     who_looks_for_the_regions_file_closes_no_other_file();
+    a_folder_that_was_put_in_its_place_is_not_read();
     return 0;
 }

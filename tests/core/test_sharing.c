@@ -261,6 +261,35 @@ static void what_a_name_held_is_free_once_its_dead_deleter_is_recovered(vm_pools
     FINISH(r);
 }
 
+/* All slots are taken, so it gets the dead deleter's: nobody finds that one dead any more. */
+static void what_a_name_held_is_free_once_somebody_joined_on_its_dead_deleters_slot(vm_pools d)
+{
+    enum { OTHERS = 61 };
+    vm_region *r = MAKE(.nr_pages = 4096, .nr_nodes = 1, .nr_threads = 4, .nr_processes = OTHERS + 2, .pools = d);
+    vm_region *other[OTHERS], *joined;
+    vm_range a = take(r, 3);
+    pid_t child;
+    CHECK_EQ(vm_name_set(r, "deleted", a.page, a.id, NULL, 0), 0);
+    *turn = 0;
+    CHILD(child, {
+        wait_for_turn(1);
+        vm_fault_filter(in_names);
+        vm_fault_arm(1); /* the name is gone, its bit is not */
+        vm_name_delete(r, "deleted");
+    });
+    for (int i = 0; i < OTHERS; i++)
+        CHECK_EQ(vm_attach(vm_fd(r), &other[i]), 0);
+    next_turn(1);
+    CHECK(WIFSIGNALED(end_of(child)));
+    CHECK_EQ(vm_attach(vm_fd(r), &joined), 0);
+    GIVE_BACK(r, a);
+    CHECK_EQ(stats_of(r).busy_pages, 0);
+    CHECK_EQ(vm_detach(joined), 0);
+    for (int i = 0; i < OTHERS; i++)
+        CHECK_EQ(vm_detach(other[i]), 0);
+    FINISH(r);
+}
+
 static void wrong_names_are_refused_and_a_full_table_says_so(vm_pools d)
 {
     vm_region *r = make(d);
@@ -364,19 +393,21 @@ static void who_leaves_frees_what_was_taken_for_a_dead_ones_meanwhile(vm_pools d
     FINISH(looker);
 }
 
-static void *resize_it(void *unused)
+static void *look_it_up_and_resize_it(void *unused)
 {
-    vm_range a = looked_at;
+    vm_range a;
+    CHECK_EQ(vm_lookup(looker, looked_at.page, &a), 0);
+    CHECK(a.id == looked_at.id && a.nr_pages == 3);
     CHECK_EQ(vm_resize(looker, &a, 5), -EBUSY);
     CHECK_EQ(vm_resize(looker, &a, 1), -EBUSY);
     return unused;
 }
 
-static void a_resize_while_the_range_is_being_shared_says_that_it_is_shared(vm_pools d)
+static void a_range_is_there_while_it_is_being_shared_and_is_not_resized(vm_pools d)
 {
     looker = make(d);
     looked_at = take(looker, 3);
-    what_comes = resize_it;
+    what_comes = look_it_up_and_resize_it;
     vm_fault_filter(come_in_between);
     CHECK_EQ(vm_share(looker, looked_at.page, looked_at.id), 0);
     vm_fault_filter(NULL);
@@ -396,6 +427,7 @@ static void (*const for_every_design[])(vm_pools) = {
     a_name_outlives_its_process,
     replacing_a_name_drops_what_it_stood_for,
     what_a_name_held_is_free_once_its_dead_deleter_is_recovered,
+    what_a_name_held_is_free_once_somebody_joined_on_its_dead_deleters_slot,
     wrong_names_are_refused_and_a_full_table_says_so,
 };
 
@@ -408,7 +440,7 @@ int main(void)
     FOR_EACH_DESIGN (d) { /* last: TSan does not fork after threads were there */
         threads_without_a_slot_share_and_name_too(d);
         who_leaves_frees_what_was_taken_for_a_dead_ones_meanwhile(d);
-        a_resize_while_the_range_is_being_shared_says_that_it_is_shared(d);
+        a_range_is_there_while_it_is_being_shared_and_is_not_resized(d);
     }
     return 0;
 }

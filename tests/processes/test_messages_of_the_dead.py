@@ -111,6 +111,16 @@ def test_a_full_region_takes_what_dead_senders_left_by_itself(short):
     assert short.stats().nr_leases == 0
 
 
+def test_a_request_for_more_than_the_region_has_ends_no_message_of_the_dead(short):
+    messages_of_the_dead(short)
+    short.recover()
+    time.sleep(0.3)  # their leases may be ended now
+    for ask in (short.alloc, lambda nbytes: short.alloc(nbytes, timeout=0.1)):
+        with pytest.raises(vmalloc.OutOfPages):
+            ask((short.nr_pages + 1) * PAGE)
+    assert short.stats().nr_leases == 10
+
+
 def put_twenty(queue):
     for i in range(20):
         queue.put(np.full(50_000, i, "u1"))
