@@ -14,7 +14,7 @@ from tests.docs.sources import text
 SYSTEM_PATHS = ("/proc", "/dev", "/sys")
 
 _NAMES = {
-    "C and its library": "__ATOMIC_SEQ_CST _Static_assert memcpy clone closedir libvmalloc.so",
+    "C and its library": "__ATOMIC_SEQ_CST _Static_assert memcpy clone libvmalloc.so",
     "the compiler's, for SSE2": "immintrin.h _mm_sfence",
     "environment of every program": "PYTHONPATH PIP_CONSTRAINT",
     "the name np.ndarray has for what it lies in": "buffer",
