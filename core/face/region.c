@@ -172,8 +172,12 @@ static int finish_join(vm_region *r, int joined)
     vm_thread *t = vm__thread(r);
     if (!t)
         return vm__thread_error(r);
-    vm__mend_tables(t, 0); /* no recovery finds the dead one any more; what cannot be had is left to vm_recover() */
-    return vm__purge_scan(t, 0, go_live, NULL);
+    /* No recovery finds the dead one any more. What cannot be had is left to vm_recover(). */
+    vm__mend_tables(t, 0);
+    int rc = vm__purge_scan(t, 0, go_live, NULL);
+    if (rc == 0) /* LIVE by now: one who is taken for dead would not end it alone */
+        vm__recording_end_of_dead(r, false);
+    return rc;
 }
 
 /* The rest of create and attach: private state, a process slot, what the dead left. */

@@ -280,6 +280,38 @@ static void one_whose_memory_outlives_him_a_moment_is_waited_for(void)
     FINISH(r);
 }
 
+/* It gets the dead one's slot, and nobody finds that one dead any more. */
+static void who_joins_where_only_a_dead_recorders_slot_is_left_ends_his_recording(void)
+{
+    enum { OTHERS = 61 };
+    vm_region *r = MAKE(.nr_pages = 1000, .nr_nodes = 1, .nr_threads = 4, .nr_processes = OTHERS + 2);
+    vm_region *other[OTHERS], *joined;
+    int ready[2];
+    char byte;
+    pid_t child;
+    CHECK_EQ(pipe(ready), 0);
+    CHILD(child, {
+        start(r, false);
+        CHECK_EQ(write(ready[1], "", 1), 1);
+        for (;;)
+            pause();
+    });
+    CHECK_EQ(read(ready[0], &byte, 1), 1);
+    for (int i = 0; i < OTHERS; i++)
+        CHECK_EQ(vm_attach(vm_fd(r), &other[i]), 0);
+    kill(child, SIGKILL);
+    CHECK(WIFSIGNALED(end_of(child)));
+    CHECK(VM_ACQUIRE(&r->map.h->recording) != 0);
+    CHECK_EQ(vm_attach(vm_fd(r), &joined), 0);
+    CHECK_EQ(VM_ACQUIRE(&r->map.h->recording), 0);
+    CHECK_EQ(vm_detach(joined), 0);
+    for (int i = 0; i < OTHERS; i++)
+        CHECK_EQ(vm_detach(other[i]), 0);
+    close(ready[0]);
+    close(ready[1]);
+    FINISH(r);
+}
+
 /* In its process's slot, and meets one who died: what it recovers with is written down. */
 static void who_attaches_where_all_slots_are_taken_follows(void)
 {
@@ -624,6 +656,7 @@ int main(void)
     a_half_written_event_is_never_read();
     one_records_at_a_time_and_a_death_ends_it();
     one_whose_memory_outlives_him_a_moment_is_waited_for();
+    who_joins_where_only_a_dead_recorders_slot_is_left_ends_his_recording();
     who_attaches_where_all_slots_are_taken_follows();
     nobody_follows_a_recording_that_ends_with_a_death();
     where_files_may_not_be_long_a_region_has_no_rings();
