@@ -372,7 +372,7 @@ static vm_word find_longer(vm_region *r, vm_reach reach, uint64_t least, uint64_
 }
 
 /* Neighbours become one, all at once: a walk over the words, so only after a part of as many were freed as it looks at, or
- * for a request of more pages than that, which are dear to fault in. True: there may be longer ones now. */
+ * for a request of no fewer pages than that, which are dear to fault in. True: there may be longer ones now. */
 static bool join_neighbours(vm_thread *t, uint64_t nr_pages)
 {
     vm_region *r = t->region;

@@ -12,8 +12,8 @@ lists by size, one store for all nodes:
   only after it sorted WARM_SORT_AHEAD times to find its own size: else it would take what is another's.
 * Otherwise a longer one is split, and the rest stays warm with its age. For a small request it is at least
   twice as long, so that the rest is of use, unless there is no such one.
-* If many were sorted since the last time, or any for a request of more pages than the walk has ranges,
-  neighbours become one: before a large request splits one, and after a small one found none to split.
+* If many were sorted since the last time, or any for a request of no fewer pages than the walk has
+  ranges, neighbours become one: before a large request splits one, and after a small one found none to split.
 
 A step of a purge (caching.py) takes the oldest: of the list whose last one is the oldest, up to
 WARM_LOOK_RANGES from its end, then of the next such list. From a range that is too long it takes the end.
