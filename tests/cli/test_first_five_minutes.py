@@ -32,6 +32,7 @@ COMMANDS: list[tuple[str, int]] = [
     ("info no-such", 2), ("top no-such --once", 2), ("completion bash", 0),
     ("bench handover --sizes 4K --rounds 1 --peers vmalloc,stock", 0),
     ("replay TRACE --predict", 0), ("replay TRACE --on core --repeat 1 --pools off", 0),
+    ("simulate nr_threads=4 test_loop_count=50", 0), ("compare --cpus 2 --seeds 1 test_loop_count=50", 0),
     ("report TRACE --json", 0), ("report TRACE --replay vmalloc --force -o /dev/null", 0),
 ]  # fmt: skip
 SUBCOMMANDS = [
@@ -46,6 +47,9 @@ SUBCOMMANDS = [
     "record",
     "replay",
     "report",
+    "simulate",
+    "compare",
+    "calibrate",
     "completion",
 ]
 

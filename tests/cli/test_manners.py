@@ -58,6 +58,16 @@ def region() -> Iterator[vmalloc.Region]:
 # ---- help ----
 
 
+@pytest.mark.parametrize("module", ["vmalloc", "vmalloc.cli"])
+def test_the_package_is_the_command_too(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == run("--help").stdout
+    assert done.stdout.startswith("Usage: vmalloc ")
+
+
 @pytest.mark.parametrize("name", [name for name, _ in all_commands()])
 def test_help_has_an_example_and_needs_no_extra(name: str) -> None:
     done = subprocess.run(
