@@ -162,6 +162,7 @@ struct vm_thread {
     vm_word busy, cached;
     uint64_t fast_pages; /* requests up to here may use the magazines: VM_POOL_PAGES_MAX or 0 */
     uint64_t cap_pages;  /* by how many pages all caps together grew */
+    uint64_t cold_live;  /* so many pages were live when what lay ready was not in memory; VM_NONE: it was */
     uint64_t cold_pages; /* asked of space since space was short: how long a run may be */
     uint32_t nr_purges_left; /* to others who were at it */
     bool has_waited;         /* for a lock: others are at work beside it */

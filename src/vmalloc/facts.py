@@ -201,6 +201,8 @@ PEAK_SINK_STEPS = 64
 DRAIN_BYTES = 8 << 20
 """All magazines are drained when the peak has risen by so much, or its share above, since they were last.
 Less than this is not taken from magazines and pools for a request beyond the peak."""
+COLD_LOOK_SHIFT = 3
+"""Where none of it lay in memory a thread asks again when so much >> this more is in use."""
 ROOM_PAGES_FACTOR = 8
 """A request that found no room first joins so many times its pages of what is lazy."""
 TIGHT_S = 1

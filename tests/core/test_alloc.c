@@ -4,6 +4,7 @@
 
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/wait.h>
 
 typedef struct kind {
@@ -329,6 +330,44 @@ static void little_that_is_ready_stays_so_for_a_request_over_the_peak(kind k)
     FINISH(r);
 }
 
+/* How many calls of the system a stopped child makes until its end, which lets itself be traced; SIZE_MAX: it may not. */
+static size_t calls_of_system(pid_t pid)
+{
+    int status;
+    size_t nr = 0;
+    CHECK_EQ(waitpid(pid, &status, 0), pid);
+    bool is_traced = WIFSTOPPED(status);
+    for (; WIFSTOPPED(status); nr++) { /* at the beginning and at the end of each */
+        CHECK_EQ(ptrace(PTRACE_SYSCALL, pid, NULL, NULL), 0);
+        CHECK_EQ(waitpid(pid, &status, 0), pid);
+    }
+    CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    return is_traced ? nr / 2 : SIZE_MAX;
+}
+
+/* Whether what lies ready is in memory, for one: that takes longer than a request. */
+static void a_filling_asks_the_system_seldom(kind k)
+{
+    enum { PAGES = 20000 };
+    vm_region *r = make(k, 1 << 16);
+    pid_t pid;
+    CHILD(pid, {
+        vm_range a = take(r, 1); /* what is set up once is not counted */
+        GIVE_BACK(r, a);
+        if (ptrace(PTRACE_TRACEME, 0, NULL, NULL) == 0)
+            raise(SIGSTOP);
+        for (int i = 0; i < PAGES; i++)
+            take(r, 1);
+    });
+    size_t nr = calls_of_system(pid);
+    if (nr == SIZE_MAX)
+        printf("not here: this process may not trace its child\n");
+    else
+        CHECK(nr < PAGES / 40);
+    CHECK_EQ(vm_recover(r, NULL), 0);
+    FINISH(r);
+}
+
 /* Also where page 0 lies ready, which every alignment divides. */
 static void an_alignment_beyond_the_region_is_refused(kind k)
 {
@@ -501,6 +540,7 @@ static void (*const for_every_kind[])(kind) = {
     what_was_shrunk_to_a_pooled_size_does_not_go_back_to_space,
     an_aligned_request_is_a_hit_where_the_range_on_top_lies_so,
     little_that_is_ready_stays_so_for_a_request_over_the_peak,
+    a_filling_asks_the_system_seldom,
     an_alignment_beyond_the_region_is_refused,
     a_place_is_in_use_wherever_a_range_meets_it,
     what_the_dead_have_in_use_bars_nobody,

@@ -46,6 +46,16 @@ static inline int vm_suite_alloc(vm_region *r, const vm_suite_job *job, uint64_t
     return vm_suite_unlock(job, vm_alloc(r, nr_pages, align_pages, flags, out));
 }
 
+/* Plain pages, of which no more than these are used: by the entry that returns in registers. */
+static inline int vm_suite_take(vm_region *r, const vm_suite_job *job, uint64_t nr_pages, vm_range *out)
+{
+    vm_suite_lock(job, 0);
+    vm_taken got = vm_take(r, nr_pages);
+    vm_suite_unlock(job, 0);
+    *out = (vm_range){got.page, nr_pages, got.id, false};
+    return got.id ? 0 : -(int)got.page;
+}
+
 static inline int vm_suite_free(vm_region *r, const vm_suite_job *job, uint64_t page, uint64_t id, unsigned flags)
 {
     vm_suite_lock(job, 0);

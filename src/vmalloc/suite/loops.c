@@ -45,28 +45,41 @@ static bool should_stop(const worker *w, uint64_t i) { return i % STOP_EVERY == 
 /* ---- stamps ---------------------------------------------------------------------------------- */
 
 typedef vm_suite_stamp lanes __attribute__((vector_size(16), aligned(sizeof(vm_suite_stamp)), may_alias));
+typedef vm_suite_stamp few_lanes __attribute__((vector_size(8), aligned(sizeof(vm_suite_stamp)), may_alias));
 typedef uint64_t halves __attribute__((vector_size(16)));
-enum { LANES = sizeof(lanes) / sizeof(vm_suite_stamp) };
+enum { LANES = sizeof(lanes) / sizeof(vm_suite_stamp), FEW_LANES = sizeof(few_lanes) / sizeof(vm_suite_stamp) };
 
-/* Were all of them `from`? They are `to` afterwards. Vectors, because for a range of 100 pages this would
- * otherwise cost more than the magazine does. */
-static bool restamp(vm_suite_stamp *stamp, uint64_t nr, vm_suite_stamp from, vm_suite_stamp to)
+/* Vectors, because for a range of 100 pages this would otherwise cost more than the magazine does. */
+static __attribute__((noinline)) bool restamp_many(vm_suite_stamp *stamp, uint64_t nr, vm_suite_stamp from,
+                                                   vm_suite_stamp to)
 {
+    lanes wrongs = {0};
+    few_lanes few_wrongs = {0};
     vm_suite_stamp wrong = 0;
-    if (nr >= LANES) {
-        lanes froms = (lanes){0} + from, tos = (lanes){0} + to, wrongs = {0};
-        for (; nr >= LANES; nr -= LANES, stamp += LANES) {
-            wrongs |= *(lanes *)stamp ^ froms;
-            *(lanes *)stamp = tos;
-        }
-        halves both = (halves)wrongs;
-        wrong = (both[0] | both[1]) != 0;
+    for (; nr >= LANES; nr -= LANES, stamp += LANES) {
+        wrongs |= *(lanes *)stamp ^ ((lanes){0} + from);
+        *(lanes *)stamp = (lanes){0} + to;
+    }
+    for (; nr >= FEW_LANES; nr -= FEW_LANES, stamp += FEW_LANES) {
+        few_wrongs |= *(few_lanes *)stamp ^ ((few_lanes){0} + from);
+        *(few_lanes *)stamp = (few_lanes){0} + to;
     }
     for (; nr; nr--, stamp++) {
         wrong |= *stamp ^ from;
         *stamp = to;
     }
-    return wrong == 0;
+    halves both = (halves)wrongs;
+    return (both[0] | both[1] | (uint64_t)few_wrongs | wrong) == 0;
+}
+
+/* Were all of them `from`? They are `to` afterwards. */
+static inline bool restamp(vm_suite_stamp *stamp, uint64_t nr, vm_suite_stamp from, vm_suite_stamp to)
+{
+    if (nr != 1)
+        return restamp_many(stamp, nr, from, to);
+    vm_suite_stamp was = *stamp;
+    *stamp = to;
+    return was == from;
 }
 static int stamp_range(const worker *w, const vm_range *v)
 {
@@ -94,6 +107,13 @@ static int take(const worker *w, uint64_t nr_pages, uint64_t align_pages, unsign
     return stamp_range(w, out); /* an overlapped range stays allocated: it is somebody else's */
 }
 
+/* Plain pages that need not say whether they are zeros. */
+static inline int take_plain(const worker *w, uint64_t nr_pages, vm_range *out)
+{
+    int rc = vm_suite_take(w->r, w->job, nr_pages, out);
+    return rc ? rc : stamp_range(w, out);
+}
+
 static int give(const worker *w, const vm_range *v)
 {
     int rc = unstamp(w, v->page, v->nr_pages);
@@ -117,7 +137,7 @@ static void zero(const worker *w, const vm_range *v)
 static int take_touch_give(const worker *w, uint64_t nr_pages, uint64_t align_pages, unsigned flags, char value)
 {
     vm_range v;
-    int rc = take(w, nr_pages, align_pages, flags, &v);
+    int rc = align_pages == 1 && !flags ? take_plain(w, nr_pages, &v) : take(w, nr_pages, align_pages, flags, &v);
     if (rc)
         return rc;
     touch(w, &v, value);
@@ -139,7 +159,7 @@ static int take_many(const worker *w, vm_range *held, uint64_t count)
 {
     memset(held, 0, count * sizeof *held);
     for (uint64_t i = 0; i < count; i++) {
-        int rc = should_stop(w, i) ? VM_SUITE_STOPPED : take(w, 1, 1, 0, &held[i]);
+        int rc = should_stop(w, i) ? VM_SUITE_STOPPED : take_plain(w, 1, &held[i]);
         if (rc) {
             held[i].nr_pages = 0;
             return rc;
@@ -164,7 +184,7 @@ static int either(int first, int second) { return first ? first : second; }
 /* The array the kernel's test keeps its pointers in is itself from vmalloc. */
 static int take_array(const worker *w, uint64_t count, vm_range *out)
 {
-    return take(w, (count * sizeof(void *) + w->page_bytes - 1) / w->page_bytes, 1, 0, out);
+    return take_plain(w, (count * sizeof(void *) + w->page_bytes - 1) / w->page_bytes, out);
 }
 
 /* ---- the tests ------------------------------------------------------------------------------- */
@@ -205,10 +225,10 @@ static int full_fit_alloc(worker *w)
 static int long_busy_once(const worker *w)
 {
     vm_range large, small;
-    int rc = take(w, 100, 1, 0, &large);
+    int rc = take_plain(w, 100, &large);
     if (rc)
         return rc;
-    rc = take(w, 1, 1, 0, &small);
+    rc = take_plain(w, 1, &small);
     if (rc)
         return either(rc, give(w, &large));
     touch(w, &large, 0);
@@ -344,7 +364,7 @@ static int kvfree_rcu_1_arg_vmalloc(worker *w)
     uint64_t count = 0;
     int rc = 0;
     for (uint64_t i = 0; rc == 0 && i < w->job->nr_loops; i++) {
-        rc = should_stop(w, i) ? VM_SUITE_STOPPED : take(w, 1, 1, 0, &batch[count]);
+        rc = should_stop(w, i) ? VM_SUITE_STOPPED : take_plain(w, 1, &batch[count]);
         if (rc)
             break;
         touch(w, &batch[count++], 'a');
@@ -386,7 +406,7 @@ static int kvfree_rcu_2_arg_vmalloc(worker *w)
     vm_suite_stamp stamp = w->stamp;
     int rc = 0;
     for (uint64_t i = 0; rc == 0 && i < w->job->nr_loops; i++) {
-        rc = should_stop(w, i) ? VM_SUITE_STOPPED : take(w, 1, 1, 0, &batch[count]);
+        rc = should_stop(w, i) ? VM_SUITE_STOPPED : take_plain(w, 1, &batch[count]);
         if (rc)
             break;
         touch(w, &batch[count++], 'a');
@@ -408,7 +428,7 @@ static int kvfree_rcu_2_arg_vmalloc(worker *w)
 static int vm_map_ram(worker *w)
 {
     vm_range v, view;
-    int rc = take(w, w->job->nr_pages ? w->job->nr_pages : 1, 1, 0, &v);
+    int rc = take_plain(w, w->job->nr_pages ? w->job->nr_pages : 1, &v);
     if (rc)
         return rc;
     rc = vm_suite_share(w->r, w->job, v.page, v.id);
@@ -459,7 +479,7 @@ static int vrealloc_once(const worker *w, uint64_t value)
 {
     static const uint64_t sizes[] = {4, 1, 1, 1};
     vm_range v;
-    int rc = take(w, 1, 1, 0, &v);
+    int rc = take_plain(w, 1, &v);
     if (rc)
         return rc;
     volatile uint64_t *first = vm_pointer(w->r, v.page);
