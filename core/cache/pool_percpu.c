@@ -95,8 +95,8 @@ static uint32_t take_here(vm_thread *t, uint64_t nr_pages, uint64_t align_pages,
 static void give_behind(vm_thread *t, vm_node *n, uint64_t nr_pages, uint32_t count, const uint64_t *pages)
 {
     uint32_t kept = count ? vm__pools_locked.give(t, n, nr_pages, count, pages) : 0;
-    for (uint32_t i = kept; i < count; i++)
-        vm__lazy_put(t, pages[i], nr_pages);
+    if (kept < count)
+        vm__lazy_put_many(t, nr_pages, count - kept, pages + kept, vm__node_here(t->region));
 }
 
 /* The older half of a full slab goes to the pools behind: for one turn at the lock, and what is hot stays. */

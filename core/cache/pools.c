@@ -124,8 +124,8 @@ void vm__pool_give(vm_thread *t, uint64_t nr_pages, uint32_t count, const uint64
     vm_region *r = t->region;
     vm_node *n = node_to_give(r);
     uint32_t kept = count ? r->design->kept->give(t, n, nr_pages, count, pages) : 0;
-    for (uint32_t i = kept; i < count; i++)
-        vm__lazy_put(t, pages[i], nr_pages);
+    if (kept < count)
+        vm__lazy_put_many(t, nr_pages, count - kept, pages + kept, vm__node_here(r));
 }
 
 uint64_t vm__pooled_pages(const vm_region *r)

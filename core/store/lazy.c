@@ -10,14 +10,14 @@
  */
 #include "store.h"
 
-/* Link a page in front of a list. */
-void vm__list_push(vm_region *r, uint32_t *head, uint64_t page)
+/* Link what begins at one page and ends at another in front of a list. */
+static void push(vm_region *r, uint32_t *head, uint64_t first, uint64_t last)
 {
     uint32_t old;
     do {
         old = VM_ACQUIRE(head);
-        VM_PUT(&r->map.heads[page].aux, old);
-    } while (!VM_CAS(head, old, (uint32_t)page + 1));
+        VM_PUT(&r->map.heads[last].aux, old);
+    } while (!VM_CAS(head, old, (uint32_t)first + 1));
 }
 
 static uint32_t bits_of(uint64_t n) { return n ? 64 - (uint32_t)__builtin_clzll(n) : 0; }
@@ -74,12 +74,24 @@ void vm__lazy_put(vm_thread *t, uint64_t page, uint64_t nr_pages)
 
 void vm__lazy_put_for(vm_thread *t, uint64_t page, uint64_t nr_pages, uint32_t node)
 {
+    vm__lazy_put_many(t, nr_pages, 1, &page, node);
+}
+
+/* The last one comes first, as if they had been put one by one. */
+void vm__lazy_put_many(vm_thread *t, uint64_t nr_pages, uint32_t nr, const uint64_t *pages, uint32_t node)
+{
     vm_region *r = t->region;
     vm_word moving = vm__moving(t, nr_pages), lazy = vm__lazy_word(nr_pages, node);
-    VM_ASSERT(VM_ACQUIRE(&r->map.heads[page].word) == moving);
-    VM_ADD(&r->map.h->lazy_pages, nr_pages);
-    vm__list_push(r, &r->map.nodes[vm__owner(lazy)].lazy_head, page);
-    VM_CAS(&r->map.heads[page].word, moving, lazy); /* fails if somebody sorted it already */
+    VM_ASSERT(nr);
+    VM_ADD(&r->map.h->lazy_pages, nr * nr_pages);
+    for (uint32_t i = 0; i < nr; i++) {
+        VM_ASSERT(VM_ACQUIRE(&r->map.heads[pages[i]].word) == moving);
+        if (i)
+            VM_PUT(&r->map.heads[pages[i]].aux, pages[i - 1] + 1);
+    }
+    push(r, &r->map.nodes[vm__owner(lazy)].lazy_head, pages[nr - 1], pages[0]);
+    for (uint32_t i = 0; i < nr; i++) /* fails if somebody sorted it already */
+        VM_CAS(&r->map.heads[pages[i]].word, moving, lazy);
 }
 
 /* Make a listed range ours. What a recovery's scan collected before is ours already: 0. */

@@ -129,6 +129,7 @@ void vm__note_use(vm_region *r);
 
 void vm__lazy_put(vm_thread *t, uint64_t page, uint64_t nr_pages); /* its word is MOVING(t) */
 void vm__lazy_put_for(vm_thread *t, uint64_t page, uint64_t nr_pages, uint32_t node); /* as its group had freed it */
+void vm__lazy_put_many(vm_thread *t, uint64_t nr_pages, uint32_t nr, const uint64_t *pages, uint32_t node);
 vm_word vm__lazy_word(uint64_t nr_pages, uint32_t node); /* of a range that becomes lazy now */
 bool vm__lazy_is_due(const vm_region *r); /* more is lazy than may be */
 uint64_t vm__lazy_excess(const vm_region *r); /* by so many pages */
@@ -136,7 +137,6 @@ uint64_t vm__lazy_pages_max(const vm_region *r);
 /* As vm__lazy_pages_max() in a region whose recent peak is `peak` pages, of which `live` are in use, on a machine with so
  * many CPUs and bytes. */
 uint64_t vm__lazy_threshold(const vm_region *r, uint64_t peak, uint64_t live, uint32_t cpus, uint64_t memory_bytes);
-void vm__list_push(vm_region *r, uint32_t *head, uint64_t page);
 uint64_t vm__chain_take(vm_thread *t, uint64_t link, vm_batch *out);
 /* Walk a list that nobody changes; every entry must be in `state`, and of nr_pages if that is not 0. Returns its
  * pages; *nr: how many entries. */
