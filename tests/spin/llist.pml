@@ -2,7 +2,7 @@
 /*
  * The lock-free pool: single pushes, a taker that detaches everything, and the scan after a death.
  *
- * Mirrors the pools of llist: give() with vm__list_push() (push), enter_pool(), take(), claim(),
+ * Mirrors the pools of llist: give() (push), enter_pool(), take(), claim(),
  * put_back(), leave_pool() (take), before_scan(), after_scan() with vm__chain_take() (purge); and
  * scan_and_collect(), vm__scan(), claim_dead() (purge, recover).
  * One pool of one size. What a scan collects is LAZY afterwards, and in no list here (lazy_purge.pml
