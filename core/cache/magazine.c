@@ -19,7 +19,7 @@
 void vm__magazine_init(vm_thread *t)
 {
     memset(t->hit.cap, 0, sizeof t->hit.cap);
-    t->cap_pages = t->cold_pages = 0;
+    t->cap_pages = t->cold_pages = t->absent_live = 0;
     t->is_tight = t->has_waited = false;
 }
 
