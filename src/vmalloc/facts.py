@@ -157,7 +157,9 @@ MAGAZINE_BUDGET_BYTES = 16 << 20
 MAGAZINE_BUDGET_SHARE = 16
 """... by one such part of what is free, ..."""
 MAGAZINE_BUDGET_BYTES_MAX = 512 << 20
-"""... up to so much."""
+"""... up to so much. Of both ..."""
+MAGAZINE_BUDGET_ALONE = 2
+"""... so many times as much where no other thread ever was: nobody lacks what it keeps."""
 
 # lazy and purge
 LAZY_BYTES_PER_CPU_BIT = 32 << 20
