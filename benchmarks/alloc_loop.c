@@ -2,8 +2,8 @@
 /*
  * One side of bench_alloc.py: allocate, store one byte, free, on request.
  *
- * Compiled three times: with USE_VM against libvmalloc, with USE_VM=2 the same with the hits of vmalloc_inline.h,
- * without it against malloc, which LD_PRELOAD then replaces. Each line on stdin is one round, `hot BYTES N`, `random MAX_PAGES N` (256 live) or
+ * Compiled four times: with USE_VM against libvmalloc, with USE_VM=2 the same with the hits of vmalloc_inline.h, with
+ * USE_FLOOR against the least that could be done, without both against malloc, which LD_PRELOAD then replaces. Each line on stdin is one round, `hot BYTES N`, `random MAX_PAGES N` (256 live) or
  * `remote BYTES N`; the answer is `NS_PER_PAIR RESIDENT_BYTES`. Rounds are short, so that the driver can
  * let all allocators take turns. Times are CPU time, for `remote` that of both sides.
  *
@@ -68,6 +68,61 @@ static inline void give_back(handle h)
         exit(4);
 }
 static inline int is_set(handle h) { return h.id != 0; }
+#elif defined USE_FLOOR
+/* Nothing but a stack of ready ranges for each size, of as many pages as we have, in shared memory as ours; and the caller's
+ * byte. No check, no word, no id, one thread. */
+enum { FLOOR_READY = 63, FLOOR_PAGES = 1 << 21, FLOOR_SIZES = 257 };
+typedef struct handle {
+    uint64_t page, nr_pages;
+} handle;
+static struct {
+    _Alignas(64) uint32_t count;
+    uint32_t page[FLOOR_READY];
+} ready[FLOOR_SIZES];
+static uint64_t next_page;
+static uint8_t *base;
+
+static void setup(void)
+{
+    base = mmap(NULL, (size_t)FLOOR_PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE,
+                -1, 0);
+    if (base == MAP_FAILED)
+        exit(2);
+}
+static __attribute__((noinline, cold)) handle first_time(uint64_t nr_pages)
+{
+    handle h = {next_page, nr_pages};
+    next_page += nr_pages;
+    if (next_page > FLOOR_PAGES)
+        exit(3);
+    return h;
+}
+static __attribute__((noinline)) handle floor_take(uint64_t nr_pages)
+{
+    uint32_t count = ready[nr_pages].count;
+    if (!count)
+        return first_time(nr_pages);
+    ready[nr_pages].count = count - 1;
+    return (handle){ready[nr_pages].page[count - 1], nr_pages};
+}
+static __attribute__((noinline)) void floor_free(handle h)
+{
+    uint32_t count = ready[h.nr_pages].count;
+    if (count == FLOOR_READY)
+        exit(4);
+    ready[h.nr_pages].page[count] = (uint32_t)h.page;
+    ready[h.nr_pages].count = count + 1;
+}
+static inline handle take(size_t bytes)
+{
+    handle h = floor_take((bytes + PAGE - 1) / PAGE);
+    uint64_t page = h.page, nr_pages = h.nr_pages;
+    __asm__("" : "+r"(page), "+r"(nr_pages)); /* as above */
+    *(volatile uint8_t *)(base + page * PAGE) = 1;
+    return (handle){page, nr_pages};
+}
+static inline void give_back(handle h) { floor_free(h); }
+static inline int is_set(handle h) { return h.nr_pages != 0; }
 #else
 #include <pthread.h>
 typedef struct handle {
@@ -117,6 +172,7 @@ static double random_sizes(size_t max_pages, long n)
     return (now_ns(CLOCK_PROCESS_CPUTIME_ID) - start) / (double)n;
 }
 
+#ifndef USE_FLOOR
 /* Batches go round; each side counts the CPU time of its work on a batch and not of its waiting, so
  * that a machine with other work to do still gives figures. */
 typedef struct batch {
@@ -210,6 +266,8 @@ static double remote(size_t bytes, long n)
     return (ns + ring->freed_ns) / (double)(n * BATCH);
 }
 
+#endif
+
 static size_t resident_bytes(void)
 {
     size_t total, resident = 0;
@@ -221,6 +279,19 @@ static size_t resident_bytes(void)
     return resident * PAGE;
 }
 
+static double run(const char *name, volatile size_t *size, long n)
+{
+    if (strcmp(name, "hot") == 0)
+        return hot(size, n);
+    if (strcmp(name, "random") == 0)
+        return random_sizes(*size, n);
+#ifdef USE_FLOOR
+    exit(6); /* it has no other side */
+#else
+    return remote(*size, n);
+#endif
+}
+
 int main(void)
 {
     char name[16];
@@ -230,9 +301,7 @@ int main(void)
     setup();
     while (scanf("%15s %zu %ld", name, &wanted, &n) == 3) {
         size = wanted;
-        double ns = strcmp(name, "hot") == 0      ? hot(&size, n)
-                    : strcmp(name, "random") == 0 ? random_sizes(wanted, n)
-                                                  : remote(size, n);
+        double ns = run(name, &size, n);
         printf("%.3f %zu\n", ns, resident_bytes());
         fflush(stdout);
     }

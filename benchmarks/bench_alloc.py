@@ -6,7 +6,8 @@ runs in a process of its own that does one short round at a time; all take turns
 machine hits them alike. The value is the median of the rounds; `ratio` is the median over the rounds
 of ours divided by the fastest peer's in the same round. Peers come from Debian's libraries
 (libmimalloc2.0 libjemalloc2 libtcmalloc-minimal4), preloaded, as they ship and, where they have such
-a setting, told to keep memory ("keep").
+a setting, told to keep memory ("keep"). `floor` does nothing but keep ready ranges in a stack for each
+size: the rest is the caller's own loop, and its byte in pages that are not in the cache.
 """
 
 from __future__ import annotations
@@ -124,13 +125,15 @@ def main() -> None:
     ours = common.build(source, "alloc_loop_vm", ["-DUSE_VM=1", *flags])
     inline = common.build(source, "alloc_loop_inline", ["-DUSE_VM=2", *flags])
     theirs = common.build(source, "alloc_loop_malloc", [])
+    floor = common.build(source, "alloc_loop_floor", ["-DUSE_FLOOR"])
     peers = find_peers()
     programs: dict[str, tuple[Path, dict[str, str]]] = {"vmalloc": (ours, {}), "inline": (inline, {})}
-    programs |= {name: (theirs, env) for name, env in peers.items()}
+    programs |= {"floor": (floor, {})} | {name: (theirs, env) for name, env in peers.items()}
     results: list[common.Result] = []
     rows: list[list[str]] = []
     for case in args.case or CASES:
-        values, resident = run_case(case, programs, rounds, args.quick)
+        here = {name: of for name, of in programs.items() if name != "floor" or not case.startswith("remote")}
+        values, resident = run_case(case, here, rounds, args.quick)
         medians = {name: median(v) for name, v in values.items()}
         fastest = min(peers, key=lambda name: medians[name])
         ratios = {
@@ -140,11 +143,16 @@ def main() -> None:
         peer_medians = {name: medians[name] for name in peers}
         results.append(result(case, "magazine", medians["vmalloc"], "ns/pair", peer_medians))
         results.append(result(f"{case}: inline", "magazine", medians["inline"], "ns/pair", peer_medians))
+        if "floor" in here:
+            results.append(result(f"{case}: floor", "none", medians["floor"], "ns/pair", peer_medians))
         results.append(result(f"{case}: minimum", "magazine", min(values["vmalloc"]), "ns/pair",
                               {name: min(values[name]) for name in peers}))  # fmt: skip
         results.append(result(f"{case}: resident", "magazine", resident["vmalloc"] / 2**20, "MiB",
                               {name: resident[name] / 2**20 for name in peers}))  # fmt: skip
-        cells = [f"{medians[n]:.1f} ({min(values[n]):.1f}) {resident[n] / 2**20:.0f}M" for n in programs]
+        cells = [
+            f"{medians[n]:.1f} ({min(values[n]):.1f}) {resident[n] / 2**20:.0f}M" if n in here else "-"
+            for n in programs
+        ]
         rows.append([case, *cells, *(f"{r:.2f}" for r in ratios.values()), fastest])
     common.show("ns per alloc+free pair: median (minimum), resident memory",
                 ["case", *programs, "ratio", "inline", "to"], rows)  # fmt: skip

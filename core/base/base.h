@@ -162,8 +162,8 @@ struct vm_thread {
     vm_word busy, cached;
     uint64_t fast_pages; /* requests up to here may use the magazines: VM_POOL_PAGES_MAX or 0 */
     uint64_t cap_pages;  /* by how many pages all caps together grew */
-    uint64_t cold_live;  /* so many pages were live when what lay ready was not in memory; VM_NONE: it was */
     uint64_t cold_pages; /* asked of space since space was short: how long a run may be */
+    uint64_t absent_live; /* pages in use when what lies ready was last found not to be in memory; 0: it was */
     uint32_t nr_purges_left; /* to others who were at it */
     bool has_waited;         /* for a lock: others are at work beside it */
     bool is_tight;           /* the magazines of large sizes were closed, for space is short */

@@ -19,7 +19,7 @@
 void vm__magazine_init(vm_thread *t)
 {
     memset(t->hit.cap, 0, sizeof t->hit.cap);
-    t->cap_pages = t->cold_pages = 0;
+    t->cap_pages = t->cold_pages = t->absent_live = 0;
     t->is_tight = t->has_waited = false;
 }
 
@@ -30,14 +30,27 @@ static uint32_t cap_most(uint64_t nr_pages)
     return most < 2 ? 2 : most < VM_MAGAZINE_CAP ? (uint32_t)most : VM_MAGAZINE_CAP;
 }
 
-/* By how much all caps of a thread may grow: a share of what is free, for what lies in magazines serves one size only. */
+/* Did no other thread ever have a slot? A helper's does not count: it allocates nothing. */
+static bool is_alone(const vm_region *r)
+{
+    uint64_t first = vm__first_thread(r), high = VM_RELAXED(&r->map.h->high_slot), nr = 0;
+    if (high > first + 2)
+        return false;
+    for (uint64_t i = first; i < high; i++)
+        nr += !(VM_RELAXED(&r->map.slots[i].state) & VM_SLOT_HELPER);
+    return nr <= 1;
+}
+
+/* By how much all caps of a thread may grow: a share of what is free, for what lies in magazines serves one size and one
+ * thread only. Where there is one thread it may be more: what its magazines do not keep, pools keep for it. */
 uint64_t vm__magazine_budget(const vm_region *r)
 {
     uint64_t least = (uint64_t)VM_MAGAZINE_BUDGET_BYTES >> r->map.page_shift;
     uint64_t most = (uint64_t)VM_MAGAZINE_BUDGET_BYTES_MAX >> r->map.page_shift;
     uint64_t share = VM_RELAXED(&r->map.h->free_pages) / VM_MAGAZINE_BUDGET_SHARE;
+    share = (share < most ? share : most) * (is_alone(r) ? VM_MAGAZINE_BUDGET_ALONE : 1);
     least = least > VM_POOL_PAGES_MAX ? least : VM_POOL_PAGES_MAX;
-    return share < least ? least : share < most ? share : most;
+    return share < least ? least : share;
 }
 
 static uint64_t growth_pages(uint32_t cap, uint64_t nr_pages) { return cap > 1 ? (cap - 1) * nr_pages : 0; }

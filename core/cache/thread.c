@@ -33,7 +33,6 @@ static void fill_thread(vm_thread *t, uint32_t index, uint64_t state)
     t->common = index < vm__first_thread(r);
     t->flow_node = NULL;
     t->flow_page = VM_NONE;
-    t->cold_live = VM_NONE;
     t->here_key = VM_HIT_KEY_NOBODY;
     t->fast_pages = !t->common && r->design->has_magazines ? VM_POOL_PAGES_MAX : 0;
     t->hit = (vm_hit_thread){VM_HIT_KEY_NOBODY, t->slot->magazine, t->busy, t->cached, t->busy ^ t->cached, {0}};

@@ -72,33 +72,31 @@ static int take_others(vm_thread *t, uint64_t nr_pages, uint64_t align_pages, vm
     return 0;
 }
 
-/* Of what lies ready: is it in memory? Where it was not it need not be asked again until a little more is live: that takes
- * calls of the system, and a filling comes here with every miss. */
-static bool is_resident(vm_thread *t, uint64_t nr_pages, uint64_t live)
+/* Is what lies ready in memory, as far as one can tell? */
+static bool is_resident(const vm_thread *t, uint64_t nr_pages, uint64_t peak)
 {
-    const vm_region *r = t->region;
-    uint64_t peak = VM_RELAXED(&r->map.h->used_peak);
-    bool is_there = vm__magazines_are_resident(t)
-                    || (vm__pages_resident_bytes(r) >> r->map.page_shift) + nr_pages > peak;
-    t->cold_live = is_there ? VM_NONE : live;
-    return is_there;
+    vm_region *r = t->region;
+    return vm__magazines_are_resident(t) || (vm__pages_resident_bytes(r) >> r->map.page_shift) + nr_pages > peak;
 }
 
-static bool was_just_cold(const vm_thread *t, uint64_t live)
-{
-    return live - t->cold_live < (uint64_t)VM_DRAIN_BYTES >> (t->region->map.page_shift + VM_COLD_LOOK_SHIFT);
-}
-
-/* Of a region whose peak would rise: is it much that lies ready for requests of one size only? What lies in magazines of
- * others is not counted, which would take long: they are asked each time the peak has risen by a part of itself. */
+/* Of a region whose peak would rise: is it much that lies ready for requests of one size only, and in memory? What lies in
+ * magazines of others is not counted, which would take long: they are asked each time the peak has risen by a part of
+ * itself. To ask takes longer than to take from space: who asked in vain lets as much be used before the next time as is
+ * left alone in any case. */
 static bool is_much_ready(vm_thread *t, uint64_t nr_pages, uint64_t live, bool *of_all)
 {
     vm_region *r = t->region;
     uint64_t peak = VM_RELAXED(&r->map.h->used_peak), drained = VM_RELAXED(&r->map.h->drained_peak);
     uint64_t step = drained >> VM_WARM_ROOM_SHIFT, least = VM_DRAIN_BYTES >> r->map.page_shift;
+    if (live - t->absent_live < least)
+        return false;
     *of_all = r->design->has_magazines && live > drained + (step > least ? step : least);
     uint64_t much = peak >> VM_WARM_ROOM_SHIFT, ready = *of_all ? 0 : vm__pooled_pages(r) + vm__magazine_pages(t);
-    return (*of_all || (ready >= nr_pages && ready >= least && ready >= much)) && is_resident(t, nr_pages, live);
+    if (!*of_all && (ready < nr_pages || ready < least || ready < much))
+        return false;
+    bool is_there = is_resident(t, nr_pages, peak);
+    t->absent_live = is_there ? 0 : live;
+    return is_there;
 }
 
 /* Before more is used than ever: what only requests of exactly its size could have becomes warm, if it is much and lies
@@ -108,7 +106,7 @@ static bool loosen(vm_thread *t, uint64_t nr_pages)
     vm_region *r = t->region;
     uint64_t live = vm__live_pages(r) + nr_pages;
     bool of_all;
-    if (!r->map.data || !r->design->kept->give || live <= VM_RELAXED(&r->map.h->used_peak) || was_just_cold(t, live)
+    if (!r->map.data || !r->design->kept->give || live <= VM_RELAXED(&r->map.h->used_peak)
         || !is_much_ready(t, nr_pages, live, &of_all))
         return false;
     if (of_all) {

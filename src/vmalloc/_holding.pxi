@@ -175,14 +175,12 @@ cdef class Holding:
 
 @cython.final
 @cython.no_gc_clear
-@cython.freelist(64)
 cdef class ArrayOwner(Holding):
     """What an array's `base` is: holds the pages, and nobody can release it under the array."""
 
 
 @cython.final
 @cython.no_gc_clear
-@cython.freelist(64)
 cdef class Block(Holding):
     """A range of pages owned by this object; a context manager, and a buffer of `nbytes` bytes.
 

@@ -157,7 +157,9 @@ MAGAZINE_BUDGET_BYTES = 16 << 20
 MAGAZINE_BUDGET_SHARE = 16
 """... by one such part of what is free, ..."""
 MAGAZINE_BUDGET_BYTES_MAX = 512 << 20
-"""... up to so much."""
+"""... up to so much. Of both ..."""
+MAGAZINE_BUDGET_ALONE = 2
+"""... so many times as much where no other thread ever was: nobody lacks what it keeps."""
 
 # lazy and purge
 LAZY_BYTES_PER_CPU_BIT = 32 << 20
@@ -201,8 +203,6 @@ PEAK_SINK_STEPS = 64
 DRAIN_BYTES = 8 << 20
 """All magazines are drained when the peak has risen by so much, or its share above, since they were last.
 Less than this is not taken from magazines and pools for a request beyond the peak."""
-COLD_LOOK_SHIFT = 3
-"""Where none of it lay in memory a thread asks again when so much >> this more is in use."""
 ROOM_PAGES_FACTOR = 8
 """A request that found no room first joins so many times its pages of what is lazy."""
 TIGHT_S = 1

@@ -368,6 +368,33 @@ static void a_filling_asks_the_system_seldom(kind k)
     FINISH(r);
 }
 
+/* To ask takes many times as long as to take from space, and who is asked for range after range gets the same answer. */
+static void what_was_ready_but_not_in_memory_is_asked_for_again_after_8_mib(kind k)
+{
+    enum { NR = 40, EACH = 150, MORE = VM_DRAIN_BYTES / 4096 };
+    if (!k.is_memory || k.pools == VM_POOLS_OFF)
+        return;
+    vm_region *r = make(k, 60000);
+    vm_range a[NR], b[4];
+    for (int i = 0; i < NR; i++)
+        a[i] = take(r, EACH);
+    for (int i = 0; i < NR; i++)
+        GIVE_BACK(r, a[i]);
+    vm__thread(r)->absent_live = 0; /* whoever asked on the way */
+    b[0] = take(r, 5); /* asks: nobody wrote to what is ready */
+    for (int i = 0; i < NR; i++)
+        memset(vm_pointer(r, a[i].page), 1, EACH * 4096);
+    b[1] = take(r, 6);
+    b[2] = take(r, MORE - 7);
+    memset(vm_pointer(r, b[2].page), 1, (MORE - 7) * 4096);
+    CHECK_EQ(stats_of(r).nr_lazy_hit, 0);
+    b[3] = take(r, 1200); /* asks */
+    CHECK_EQ(stats_of(r).nr_lazy_hit, 1);
+    for (int i = 0; i < 4; i++)
+        GIVE_BACK(r, b[i]);
+    FINISH(r);
+}
+
 /* Also where page 0 lies ready, which every alignment divides. */
 static void an_alignment_beyond_the_region_is_refused(kind k)
 {
@@ -541,6 +568,7 @@ static void (*const for_every_kind[])(kind) = {
     an_aligned_request_is_a_hit_where_the_range_on_top_lies_so,
     little_that_is_ready_stays_so_for_a_request_over_the_peak,
     a_filling_asks_the_system_seldom,
+    what_was_ready_but_not_in_memory_is_asked_for_again_after_8_mib,
     an_alignment_beyond_the_region_is_refused,
     a_place_is_in_use_wherever_a_range_meets_it,
     what_the_dead_have_in_use_bars_nobody,

@@ -67,6 +67,30 @@ static void the_growth_of_all_caps_is_bounded(void)
     FINISH(r);
 }
 
+static void *use_a_little(void *r)
+{
+    take_and_give_back(r, 1, 1);
+    return NULL;
+}
+
+static void who_never_had_another_thread_beside_it_has_twice_the_budget(void)
+{
+    enum { SHARE = (1 << 20) / VM_MAGAZINE_BUDGET_SHARE };
+    vm_region *r = MAKE(.nr_pages = 1 << 20, .pools = VM_POOLS_MAGAZINE, SMALL);
+    pthread_t thread;
+    vm_thread helper;
+    vm__thread(r);
+    CHECK_EQ(vm__magazine_budget(r), VM_MAGAZINE_BUDGET_ALONE * SHARE);
+    vm__thread_borrow(r, &helper); /* allocates nothing */
+    CHECK_EQ(vm__magazine_budget(r), VM_MAGAZINE_BUDGET_ALONE * SHARE);
+    vm__thread_return(&helper);
+    use_a_little(r);
+    CHECK_EQ(pthread_create(&thread, NULL, use_a_little, r), 0);
+    CHECK_EQ(pthread_join(thread, NULL), 0);
+    CHECK_EQ(vm__magazine_budget(r), r->map.h->free_pages / VM_MAGAZINE_BUDGET_SHARE);
+    FINISH(r);
+}
+
 /* What another process allocated, freed here one after the other. */
 static void frees_of_others_go_on_in_batches(void)
 {
@@ -1114,6 +1138,7 @@ int main(void)
     a_magazines_cap_grows_on_demand_up_to_its_size();
     what_overflows_goes_to_the_pools();
     the_growth_of_all_caps_is_bounded();
+    who_never_had_another_thread_beside_it_has_twice_the_budget();
     frees_of_others_go_on_in_batches();
     frees_of_others_go_on_in_whole_lots();
     a_taker_gets_what_others_freed_in_whole_lots_and_by_address();

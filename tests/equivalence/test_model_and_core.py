@@ -27,6 +27,7 @@ import vmalloc
 from vmalloc import _core, facts
 from vmalloc.facts import (
     CROWD_THREADS,
+    MAGAZINE_BUDGET_ALONE,
     MAGAZINE_BUDGET_BYTES,
     MAGAZINE_BUDGET_SHARE,
     NODES_MAX,
@@ -331,9 +332,9 @@ def caps_and_thresholds(kind: str = "addresses") -> None:
 
 
 def caps_within_the_least_budget(kind: str = "addresses") -> None:
-    pair = Pair("magazine", 40_000, kind)
+    pair = Pair("magazine", 30_000, kind)
     # each size grows by 29 times itself, all of them by 4,096 pages, for a share of what is free is less
-    assert 40_000 // MAGAZINE_BUDGET_SHARE < MAGAZINE_BUDGET_BYTES // PAGE == 4096
+    assert MAGAZINE_BUDGET_ALONE * 30_000 // MAGAZINE_BUDGET_SHARE < MAGAZINE_BUDGET_BYTES // PAGE == 4096
     for nr_pages in range(14, 26):
         for _ in range(31):
             pair.alloc(nr_pages)
@@ -803,6 +804,7 @@ def test_model_and_core_decide_alike_before_a_new_peak_with(pools: str):
         ("magazine", "MAGAZINE_STOCK_PAGES", 1, caps_and_thresholds),
         ("caching", "MAGAZINE_BUDGET_BYTES", 256 * PAGE, caps_within_the_least_budget),
         ("caching", "MAGAZINE_BUDGET_SHARE", -8, caps_and_thresholds),
+        ("caching", "MAGAZINE_BUDGET_ALONE", 1, caps_and_thresholds),
         ("caching", "LAZY_BYTES_PER_CPU_BIT", 1 << 20, recent_peak),
         ("caching", "LAZY_PEAK_PERCENT", 1, recent_peak),
         ("caching", "PEAK_SINK_PERCENT", 1, recent_peak),

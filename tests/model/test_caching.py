@@ -230,5 +230,10 @@ def test_a_freed_range_is_ready_where_the_pool_design_keeps_it(pools, level):
 
 
 def test_a_budget_is_a_share_of_what_is_free_between_two_bounds():
-    budgets = [DESIGN.magazine_budget_pages(free) for free in (0, 1 << 20, 1 << 30)]
+    budgets = [DESIGN.magazine_budget_pages(free, is_alone=False) for free in (0, 1 << 20, 1 << 30)]
     assert budgets == [MAGAZINE_BUDGET_BYTES // PAGE, 1 << 16, MAGAZINE_BUDGET_BYTES_MAX // PAGE]
+
+
+def test_a_thread_that_is_alone_has_twice_the_share_and_twice_the_upper_bound():
+    budgets = [DESIGN.magazine_budget_pages(free, is_alone=True) for free in (0, 1 << 20, 1 << 30)]
+    assert budgets == [MAGAZINE_BUDGET_BYTES // PAGE, 2 << 16, 2 * MAGAZINE_BUDGET_BYTES_MAX // PAGE]

@@ -37,6 +37,7 @@ from vmalloc.facts import (
     FLOW_PAGES,
     LAZY_BYTES_PER_CPU_BIT,
     LAZY_PEAK_PERCENT,
+    MAGAZINE_BUDGET_ALONE,
     MAGAZINE_BUDGET_BYTES,
     MAGAZINE_BUDGET_BYTES_MAX,
     MAGAZINE_BUDGET_SHARE,
@@ -114,10 +115,14 @@ class CachingDesign:
         return -(-length * DECAY_PERCENT // 100)
 
     @staticmethod
-    def magazine_budget_pages(free_pages: int) -> int:
-        """By so many pages all magazine caps of one thread may grow: a share of what is free."""
-        most = min(free_pages // MAGAZINE_BUDGET_SHARE, MAGAZINE_BUDGET_BYTES_MAX // PAGE)
-        return max(most, MAGAZINE_BUDGET_BYTES // PAGE, POOL_PAGES_MAX)
+    def magazine_budget_pages(free_pages: int, is_alone: bool) -> int:
+        """By so many pages all magazine caps of one thread may grow: a share of what is free.
+
+        It is more for the only thread there ever was (`is_alone`).
+        """
+        share = min(free_pages // MAGAZINE_BUDGET_SHARE, MAGAZINE_BUDGET_BYTES_MAX // PAGE)
+        share *= MAGAZINE_BUDGET_ALONE if is_alone else 1
+        return max(share, MAGAZINE_BUDGET_BYTES // PAGE, POOL_PAGES_MAX)
 
     @staticmethod
     def lazy_pages_max(
@@ -575,7 +580,8 @@ class CachingAllocator(Allocator):
     def _magazine_budget(self) -> int:
         """By so many pages all caps of a thread may grow now."""
         window_pages = (self.window[1] - self.window[0]) // PAGE
-        return self.design.magazine_budget_pages(window_pages - self.used_pages)
+        free_pages = window_pages - self.used_pages
+        return self.design.magazine_budget_pages(free_pages, is_alone=len(self.magazines) <= 1)
 
     # ------------------------------------------------------------------ free
 

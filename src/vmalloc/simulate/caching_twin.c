@@ -420,7 +420,7 @@ static magazines *kept_of(sim_twin *t, uint32_t thread)
     }
     uint64_t share = (t->design.window_pages - c->used_pages) / VM_MAGAZINE_BUDGET_SHARE;
     uint64_t most = VM_MAGAZINE_BUDGET_BYTES_MAX / 4096, least = VM_MAGAZINE_BUDGET_BYTES / 4096;
-    share = share < most ? share : most;
+    share = (share < most ? share : most) * (c->order.nr <= 1 ? VM_MAGAZINE_BUDGET_ALONE : 1);
     share = share > least ? share : least;
     kept->budget_pages = share > VM_POOL_PAGES_MAX ? share : VM_POOL_PAGES_MAX;
     kept->is_crowd = c->order.nr > (uint64_t)VM_CROWD_THREADS * t->design.nr_nodes;
