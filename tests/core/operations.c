@@ -78,6 +78,8 @@ const operation operations[] = {
      .run = take_a_little_less, .after = seem_to_have_space, .flags = MAGAZINE | ALONE},
     {"free, overflow", .setup = hold_forty, .run = let_go},
     {"free, pool overflow", .setup = hold_thirtyfive_big, .run = let_go, .flags = HUNGRY},
+    {"free while pools are taken", .before = seem_to_be_at_the_pools, .setup = hold_forty, .run = let_go,
+     .after = leave_the_pools, .flags = ALONE},
     {"free over the threshold", .setup = lower_the_threshold, .run = let_go, .after = raise_the_threshold,
      .flags = ALONE},
     {"share", .setup = hold_two, .run = share_held},

@@ -171,6 +171,8 @@ void use_pools_forever(stage *s);
 void stop_using_pools(stage *s);
 void purge_impatiently(stage *s);
 void hold_space_lock(stage *s);
+void seem_to_be_at_the_pools(stage *s);
+void leave_the_pools(stage *s);
 void release_space_lock(stage *s);
 
 /* ---- steps_upkeep.c ---- */

@@ -191,6 +191,14 @@ void hold_far_apart(stage *s)
         stamp_range(s, &s->held[s->nr_held]);
     }
 }
+/* No thread may be at two; so by hand. What no pool takes becomes lazy, several at once. */
+static void set_pool_owner(stage *s, vm_token owner)
+{
+    for (uint32_t i = 0; i < vm__nodes_used(s->r); i++)
+        s->r->map.nodes[i].pool_lock.owner = owner;
+}
+void seem_to_be_at_the_pools(stage *s) { set_pool_owner(s, vm__thread(s->r)->token); }
+void leave_the_pools(stage *s) { set_pool_owner(s, 0); }
 void hold_twenty(stage *s) { hold(s, 20, 1); }
 void hold_large(stage *s) { hold(s, 700, 1); }
 void resize_to_ten(stage *s) { CHECK_EQ(vm_resize(s->r, &s->held[0], 10), 0); }
