@@ -707,6 +707,21 @@ def space_with_pages(kind: str = "memory") -> None:
     pair.assert_equal()
 
 
+def little_beside_much(kind: str = "memory") -> None:
+    """Few pages that may be in memory beside many that are not are given back, whichever come to space last."""
+    pair = Pair("off", 300, kind, lazy_max=100)
+    for nr_pages in (20, 250, 30):
+        pair.alloc(nr_pages)
+    pair.free(0)
+    assert pair.alloc(3)[0] == "space"  # for which the 20 went to space with their pages
+    assert pair.model.dirty_pages == 17
+    pair.free(0)  # above the threshold: they go to space without theirs, and beside the 17
+    assert pair.model.dirty_pages == 0
+    pair.free(0)
+    assert pair.region.stats().lazy_pages == 30  # all that is idle, and below the threshold
+    pair.assert_equal()
+
+
 def full_pool(kind: str = "addresses") -> None:
     pair = Pair("magazine", 60_000, kind)
     pair.alloc_quietly(1, POOL_CAP_PAGES + 208)
@@ -747,6 +762,7 @@ WITH_A_THRESHOLD = {
     "steps": steps,
     "beyond the peak": beyond_the_peak,
     "space with pages": space_with_pages,
+    "little beside much": little_beside_much,
     "wear": wear,
     "many freed at once": many_freed_at_once,
 }
