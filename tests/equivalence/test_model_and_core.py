@@ -708,7 +708,7 @@ def space_with_pages(kind: str = "memory") -> None:
 
 
 def little_beside_much(kind: str = "memory") -> None:
-    """Few pages that may be in memory beside many that are not are given back, whichever come to space last."""
+    """Few pages that may be in memory beside many that are not are given back, whichever came last."""
     pair = Pair("off", 300, kind, lazy_max=100)
     for nr_pages in (20, 250, 30):
         pair.alloc(nr_pages)

@@ -233,8 +233,11 @@ class CachingAllocator(Allocator):
         """Allocate `size` bytes, a page multiple; None if nothing that may bring room helped.
 
         A large range may be a warm one, and then a little larger. `thread` names the owner of the
-        magazines, by default the CPU.
+        magazines, by default the CPU. What is longer than the window, or aligned to more, is refused and
+        counted nowhere: no station is asked.
         """
+        if max(size, align) > self.window[1] - self.window[0]:
+            return None
         kept = self._magazines(cpu, thread)
         ready = kept.sizes.get(size // PAGE)
         if not ready or ready[-1].start & (align - 1):
@@ -727,8 +730,8 @@ class CachingAllocator(Allocator):
             may_clean -= self._put(run, has_pages, may_clean)
 
     def _put(self, area: Area, has_pages: bool, may_clean: int) -> int:
-        """Into the space. A free range may have pages or not as a whole: the few that would make a long clean one
-        dirty are given back, up to `may_clean`. Returns how many."""
+        """Into the space. A free range may have pages or not as a whole: the few that would make a long clean
+        one dirty are given back, up to `may_clean`. Returns how many."""
         around = [self.space.covering(at) for at in (area.start - 1, area.end)]
         free = [one for one in around if one is not None]
         parts = [one for one in free if one[0] in self.dirty]
@@ -742,7 +745,7 @@ class CachingAllocator(Allocator):
         return dirty if is_cleaned else 0
 
     def _note_dirty(self, start: int, parts: list[tuple[int, int]], is_cleaned: bool) -> None:
-        """The free range around `start` may have pages, unless they were given back; these parts of it did."""
+        """The free range around `start` may have pages, as these parts of it did, or they were given back."""
         self.dirty -= {part[0] for part in parts}
         self.dirty_pages -= _pages_of(parts)
         free = self.space.covering(start)
