@@ -2,8 +2,8 @@
 /*
  * One side of bench_alloc.py: allocate, store one byte, free, on request.
  *
- * Compiled three times: with USE_VM against libvmalloc, with USE_VM=2 the same with the hits of vmalloc_inline.h,
- * without it against malloc, which LD_PRELOAD then replaces. Each line on stdin is one round, `hot BYTES N`, `random MAX_PAGES N` (256 live) or
+ * Compiled with USE_VM=1 against libvmalloc, with USE_VM=2 the same with the hits of vmalloc_inline.h, with USE_VM=3 through
+ * vm_alloc(), whose result goes through memory; without it against malloc, which LD_PRELOAD then replaces. Each line on stdin is one round, `hot BYTES N`, `random MAX_PAGES N` (256 live) or
  * `remote BYTES N`; the answer is `NS_PER_PAIR RESIDENT_BYTES`. Rounds are short, so that the driver can
  * let all allocators take turns. Times are CPU time, for `remote` that of both sides.
  *
@@ -54,7 +54,13 @@ static void setup(void)
 }
 static inline handle take(size_t bytes)
 {
+#if USE_VM == 3
+    vm_range got;
+    if (vm_alloc(region, (bytes + PAGE - 1) / PAGE, 1, 0, &got) != 0)
+        exit(3);
+#else
     vm_taken got = TAKE(region, (bytes + PAGE - 1) / PAGE);
+#endif
     uint64_t page = got.page, id = got.id;
     __asm__("" : "+r"(page), "+r"(id)); /* see vm_take(): not through the stack */
     if (!id)
