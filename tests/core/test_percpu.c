@@ -282,6 +282,35 @@ static void interrupted_sequences_lose_and_double_nothing(void)
     FINISH(r);
 }
 
+/* At any instruction: most of its time such a process is in a sequence or next to one. */
+static void who_is_killed_in_a_sequence_loses_nothing(void)
+{
+    vm_region *r = make();
+    uint64_t seed = 11;
+    for (int i = 0; i < 300 / SLOWER; i++) {
+        volatile int *has_begun = shared_memory(4096);
+        pid_t pid;
+        CHILD(pid, {
+            for (vm_range a, b;; *has_begun = 1) {
+                a = take(r, 1), b = take(r, 1);
+                GIVE_BACK(r, a);
+                GIVE_BACK(r, b);
+            }
+        });
+        while (!*has_begun)
+            sched_yield();
+        usleep((useconds_t)random_below(&seed, 200));
+        kill(pid, SIGKILL);
+        CHECK(WIFSIGNALED(end_of(pid)));
+        munmap((void *)has_begun, 4096);
+        CHECK_EQ(vm_recover(r, NULL), 0);
+        CHECK_CLEAN(r);
+    }
+    CHECK_EQ(vm_shrink(r, NULL), 0);
+    CHECK_EQ(stats_of(r).free_pages, PAGES);
+    FINISH(r);
+}
+
 static void without_sequences_no_slab_is_written(void)
 {
     vm_region *r = make();
@@ -308,6 +337,7 @@ static void (*const cases[])(void) = {
     where_no_process_may_run_what_lay_unused_in_a_turn_goes,
     what_a_death_left_in_no_slab_is_found,
     interrupted_sequences_lose_and_double_nothing,
+    who_is_killed_in_a_sequence_loses_nothing,
 };
 
 int main(int argc, char **argv)
