@@ -20,7 +20,7 @@ from _common import median, result
 
 PROCESSES = 100
 PAIRS = {"c": 100_000, "python": 20_000}
-ROUNDS = 5
+ROUNDS = 8
 SLOW = 1.5
 IN_PYTHON = """
 import sys, time, vmalloc
