@@ -50,7 +50,7 @@ class Design(ParamType):
 @click.option(
     "--pools",
     multiple=True,
-    help=f"The pool designs, by commas: with --on core by default {','.join(POOLS)}; or of ours with --on model.",
+    help=f"The pool designs, by commas: --on core, by default {','.join(POOLS)}; or --on model.",
 )
 @click.option(
     "--repeat",

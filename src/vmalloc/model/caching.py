@@ -19,8 +19,8 @@ The pool designs `off`, `locked`, `llist` and `tagged` are the same without maga
 well; `percpu` has in their place one slab (slab.py) for each CPU and size.
 There is one kind of range here, so areas carry no stamp, and what is lazy waits at the node of the CPU that
 freed it until the warm store (warm.py) sorts it. Ages are taken from `now_s`: whoever wants time to pass sets
-it. Not here: threads without a slot, drains that find a neighbour at work, recovery, decay by the clock; and what
-wants others at work: lots (docs/decisions/0062) and runs (0048).
+it. Not here: threads without a slot, drains that find a neighbour at work, recovery, decay by the clock; and
+what wants others at work: lots (docs/decisions/0062) and runs (0048).
 
 After: Bonwick and Adams, "Magazines and Vmem", 2001, in front of the kernel's nodes. The C is in core/.
 """
