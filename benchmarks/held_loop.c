@@ -10,7 +10,7 @@
 #include <vmalloc.h>
 
 #define NR_LIVE 16
-#define MAX_PAGES 16
+#define PAGES_MOST 16
 #define STACK_BYTES 65536
 
 static vm_region *region;
@@ -31,7 +31,7 @@ static void *work(void *seed)
         x ^= x << 13, x ^= x >> 17, x ^= x << 5;
         vm_range *a = &live[x % NR_LIVE];
         give_back(a);
-        if (vm_alloc(region, 1 + (x >> 8) % MAX_PAGES, 1, 0, a))
+        if (vm_alloc(region, 1 + (x >> 8) % PAGES_MOST, 1, 0, a))
             exit(1);
         for (uint64_t page = 0; page < a->nr_pages; page++)
             *(volatile char *)vm_pointer(region, a->page + page) = 1;
