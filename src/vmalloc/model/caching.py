@@ -408,6 +408,8 @@ class CachingAllocator(Allocator):
         if pages > POOL_PAGES_MAX:
             return self._from_warm(pages, align, cpu, thread), "lazy"
         kept = self._magazines(cpu, thread) if self.has_magazines else None
+        if kept is not None:
+            kept.opened.add(pages)
         area = kept.take(pages, align) if kept is not None else None
         if area is not None:
             return area, "magazine"
