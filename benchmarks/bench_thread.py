@@ -3,15 +3,18 @@
 
 Two measurements by 1 to 64 workers. The kernel's tests of mask 127, by threads: medians of a worker's time,
 over those of `locked` in the same rounds. Then processes that take and free 1 to 16 pages at random, 16 live
-each: pairs a second, how long a pair waited for locks, and how many pages the design kept ready, all workers
-still there. More workers than CPUs: what a preempted lock holder costs, not scaling.
+each: pairs a second, how long a pair waited for locks, how often in 1,000 pairs a lock was found taken, and
+how many pages the design kept ready, all workers still there. More workers than CPUs: what a preempted lock
+holder costs, not scaling. At last what a design keeps ready when 1 to 3,500 threads freed all they had.
 
-`--page FILE` writes the tables between the two marks of the document, and the picture beside it.
+`--page FILE` writes the tables between the two marks of the document, and the picture beside it. All of it
+takes 20 minutes. After Ctrl-C the rounds that ended are shown, and written with their number.
 """
 
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,10 +27,13 @@ from vmalloc.suite.parameters import Parameters
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
 SHOWN = (1, 16, 64)
+THREADS = (1, 64, 512, 3500)
 LOOPS = 2000
+PAIRS_OF_ALL = 700_000
 BEGIN, END = "<!-- measured by benchmarks/bench_thread.py -->", "<!-- end of what was measured -->"
 
 Key = tuple[int, str, str]  # workers, test, design
+Place = tuple[int, str]  # workers, design
 
 
 class Held(NamedTuple):
@@ -35,32 +41,83 @@ class Held(NamedTuple):
 
     mpairs: float
     wait_ns: float  # a pair
+    waits: float  # in 1,000 pairs
     pages: float  # neither in use nor free
 
 
-def suite(rounds: int, loops: int) -> dict[Key, float]:
-    """Microseconds of a worker for each test, of `all` the wall time; medians over rounds."""
-    seen: dict[Key, list[float]] = {}
-    for _ in range(rounds):
-        for workers in WORKERS:
-            parameters = Parameters(nr_threads=workers, run_test_mask=127, test_loop_count=loops)
-            for line in run(Plan(parameters, designs=POOLS, single=False)).results:
-                assert not line.failed, line
-                seen.setdefault((workers, line.test, line.pools), []).append(line.usec)
-    return {key: median(values) for key, values in seen.items()}
+class Round(NamedTuple):
+    """All of it once. Microseconds of a worker for each test, of `all` the wall time; what processes saw."""
+
+    times: dict[Key, float]
+    seen: dict[Place, Held]
+    kept: dict[Place, float]  # pages, by threads
 
 
-def held(rounds: int, milliseconds: int) -> dict[tuple[int, str], Held]:
-    source = Path(__file__).with_name("contend_loop.c")
-    program = common.build(source, "contend_loop", common.library_flags())
-    seen: dict[tuple[int, str], list[list[float]]] = {}
-    for _ in range(rounds):
-        for workers in WORKERS:
-            for at, design in enumerate(POOLS):
-                command = [program, str(at), str(workers), str(milliseconds)]
-                told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-                seen.setdefault((workers, design), []).append([float(word) for word in told.split()])
-    return {key: Held(*map(median, zip(*rows, strict=True))) for key, rows in seen.items()}
+def suite(workers: int, loops: int) -> dict[Key, float]:
+    """All designs once. KeyboardInterrupt if it was broken off."""
+    parameters = Parameters(nr_threads=workers, run_test_mask=127, test_loop_count=loops)
+    told = run(Plan(parameters, designs=POOLS, single=False))
+    if told.is_interrupted:
+        raise KeyboardInterrupt
+    assert not any(line.failed for line in told.results), told.results
+    return {(workers, line.test, line.pools): line.usec for line in told.results}
+
+
+def held(program: Path, workers: int, milliseconds: int) -> dict[Place, Held]:
+    seen: dict[Place, Held] = {}
+    for at, design in enumerate(POOLS):
+        command = [program, str(at), str(workers), str(milliseconds)]
+        told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        seen[workers, design] = Held(*map(float, told.split()))
+    return seen
+
+
+def kept(program: Path, threads: int) -> dict[Place, float]:
+    pages: dict[Place, float] = {}
+    for at, design in enumerate(POOLS):
+        command = [program, str(at), str(threads), str(PAIRS_OF_ALL)]
+        told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        pages[threads, design] = float(told.split()[0])
+    return pages
+
+
+def one_round(contend: Path, keep: Path, loops: int, milliseconds: int, name: str) -> Round:
+    one = Round({}, {}, {})
+    for workers in WORKERS:
+        print(f"{name}, {workers} workers", file=sys.stderr, flush=True)
+        one.times.update(suite(workers, loops))
+        one.seen.update(held(contend, workers, milliseconds))
+    for threads in THREADS:
+        one.kept.update(kept(keep, threads))
+    return one
+
+
+def rounds_until_interrupted(rounds: int, loops: int, milliseconds: int) -> list[Round]:
+    """Those that ended. KeyboardInterrupt if none did."""
+    here, flags = Path(__file__), common.library_flags()
+    contend, keep = (
+        common.build(here.with_name(f"{name}.c"), name, flags) for name in ("contend_loop", "held_loop")
+    )
+    done: list[Round] = []
+    try:
+        for number in range(1, rounds + 1):
+            done.append(one_round(contend, keep, loops, milliseconds, f"round {number} of {rounds}"))
+    except KeyboardInterrupt:
+        if not done:
+            raise
+        print(f"interrupted: {len(done)} of {rounds} rounds", file=sys.stderr)
+    return done
+
+
+def medians(rounds: list[Round]) -> Round:
+    return Round(
+        {key: median(one.times[key] for one in rounds) for key in rounds[0].times},
+        {
+            place: Held(*map(median, zip(*(one.seen[place] for one in rounds), strict=True)))
+            for place in rounds[0].seen
+        },
+        {place: median(one.kept[place] for one in rounds) for place in rounds[0].kept},
+    )
 
 
 def suite_rows(times: dict[Key, float]) -> list[list[str]]:
@@ -78,7 +135,7 @@ def suite_rows(times: dict[Key, float]) -> list[list[str]]:
     ]
 
 
-def held_rows(seen: dict[tuple[int, str], Held]) -> list[list[str]]:
+def held_rows(seen: dict[Place, Held]) -> list[list[str]]:
     return [
         [
             str(workers),
@@ -86,11 +143,16 @@ def held_rows(seen: dict[tuple[int, str], Held]) -> list[list[str]]:
             f"{one.mpairs:.2f}",
             f"{one.mpairs / seen[workers, 'locked'].mpairs:.2f}",
             f"{one.wait_ns:,.0f}",
+            f"{one.waits:.2f}",
             f"{one.pages:,.0f}",
         ]
         for workers in SHOWN
         for design, one in ((design, seen[workers, design]) for design in POOLS)
     ]
+
+
+def kept_rows(pages: dict[Place, float]) -> list[list[str]]:
+    return [[f"{threads:,}", *(f"{pages[threads, design]:,.0f}" for design in POOLS)] for threads in THREADS]
 
 
 SUITE_COLUMNS = ["test", "workers", *POOLS, "locked took"]
@@ -100,28 +162,32 @@ HELD_COLUMNS = [
     "million pairs/s",
     "to locked",
     "lock wait, ns a pair",
+    "waits in 1,000 pairs",
     "pages kept ready",
 ]
+KEPT_COLUMNS = ["threads", *POOLS]
 
 
 def markdown(columns: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *rows])
 
 
-def write_page(path: Path, times: dict[Key, float], seen: dict[tuple[int, str], Held], rounds: int) -> None:
+def write_page(path: Path, all_of: Round, rounds: int) -> None:
     """Put the tables between the marks and the picture beside the page."""
     text = path.read_text()
     head, tail = text[: text.index(BEGIN)], text[text.index(END) :]
     body = (
         f"{BEGIN}\n\n{common.machine()}; medians of {rounds} interleaved rounds.\n\n"
         f"![time of a test and of a pair, by workers]({path.stem}.png)\n\n"
-        f"{markdown(SUITE_COLUMNS, suite_rows(times))}\n\n{markdown(HELD_COLUMNS, held_rows(seen))}\n\n"
+        f"{markdown(SUITE_COLUMNS, suite_rows(all_of.times))}\n\n"
+        f"{markdown(HELD_COLUMNS, held_rows(all_of.seen))}\n\n"
+        f"{markdown(KEPT_COLUMNS, kept_rows(all_of.kept))}\n\n"
     )
     path.write_text(head + body + tail)
-    draw(path.with_suffix(".png"), times, seen)
+    draw(path.with_suffix(".png"), all_of.times, all_of.seen)
 
 
-def draw(path: Path, times: dict[Key, float], seen: dict[tuple[int, str], Held]) -> None:
+def draw(path: Path, times: dict[Key, float], seen: dict[Place, Held]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -148,20 +214,30 @@ def draw(path: Path, times: dict[Key, float], seen: dict[tuple[int, str], Held])
 def main() -> None:
     parser = common.options(__doc__)
     parser.add_argument("--page", type=Path, help="the document that gets the tables and the picture")
+    parser.add_argument("--rounds", type=int, default=0, help="default 11, quick 1")
     args = parser.parse_args()
-    rounds, loops, milliseconds = (1, 100, 20) if args.quick else (11, LOOPS, 200)
-    times, seen = suite(rounds, loops), held(rounds, milliseconds)
+    loops, milliseconds = (100, 20) if args.quick else (LOOPS, 200)
+    rounds = args.rounds or (1 if args.quick else 11)
+    done = rounds_until_interrupted(rounds, loops, milliseconds)
+    all_of = medians(done)
+    times, seen, pages = all_of
     common.show("The kernel's tests, time over that of `locked`", SUITE_COLUMNS, suite_rows(times))
     common.show("Random 1..16 pages, 16 live, by processes", HELD_COLUMNS, held_rows(seen))
+    common.show("Pages kept ready by threads that freed all they had", KEPT_COLUMNS, kept_rows(pages))
     if args.page:
-        write_page(args.page, times, seen, rounds)
+        write_page(args.page, all_of, len(done))
     results = [
         result(f"{workers} workers, {test}", design, usec, "us", {"locked": times[workers, test, "locked"]})
         for (workers, test, design), usec in times.items()
     ]
     for (workers, design), one in seen.items():
-        for unit, value in zip(("Mpairs/s", "ns lock wait a pair", "pages kept"), one, strict=True):
+        units = ("Mpairs/s", "ns lock wait a pair", "lock waits in 1,000 pairs", "pages kept")
+        for unit, value in zip(units, one, strict=True):
             results.append(result(f"{workers} workers, random 1..16", design, value, unit))
+    results += [
+        result(f"{threads} threads that freed all", design, nr, "pages kept")
+        for (threads, design), nr in pages.items()
+    ]
     common.finish(args, results)
 
 

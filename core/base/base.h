@@ -174,6 +174,7 @@ struct vm_thread {
     uint64_t flow_page; /* that another process allocated and we freed last */
     bool may_not_ask; /* for a slot of its own: the process leaves the region */
     uint32_t nr_tight; /* operations while is_tight that were no hits */
+    uint64_t nr_lock_waits;
     uint32_t nr_without_slot, ask_at; /* operations in the process's slot; which slot to look at next */
     /* What is recorded goes another way than the hits: then the hits' key is nobody's, and this one is what it was; so is
      * the second, if an event has its batch's time. 0: nothing is recorded. */
@@ -208,6 +209,13 @@ void vm__barrier_everywhere(void);
 uint32_t vm__cpu(void); /* this thread's, now */
 uint32_t vm__online_cpus(void);
 uint32_t vm__configured_cpus(void);
+typedef struct vm_cpus { /* a set of those that may have slabs */
+    uint64_t bit[VM_SLAB_CPUS_MAX / 64];
+} vm_cpus;
+static inline bool vm__has_cpu(const vm_cpus *c, uint32_t cpu) { return c->bit[cpu / 64] >> cpu % 64 & 1; }
+void vm__cpus_of_list(const char *list, vm_cpus *out); /* as the system writes it: 0-3,8. Adds to *out */
+void vm__cpus_online(vm_cpus *out); /* all, where the system does not say           */
+void vm__cpus_of_process(uint32_t pid, vm_cpus *out); /* adds those its first thread may run on; all, if undecidable */
 uint32_t vm__pid(void);
 bool vm__is_stopped(uint32_t pid); /* by its state in /proc; undecidable means yes */
 bool vm__pid_is_nobodys(uint32_t pid); /* as far as this pid namespace knows */

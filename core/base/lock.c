@@ -234,6 +234,7 @@ static int take_contended(vm_thread *t, vm_lock *lock, unsigned flags)
 {
     uint64_t started = vm__wait_start();
     t->has_waited = true;
+    t->nr_lock_waits++;
     int rc = -EAGAIN;
     for (int i = 0; rc && i < SPIN_ROUNDS; i++) {
         relax();

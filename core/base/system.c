@@ -66,6 +66,42 @@ uint32_t vm__configured_cpus(void)
     return ask(_SC_NPROCESSORS_CONF, &known);
 }
 
+static void add_cpus(vm_cpus *out, unsigned long first, unsigned long last)
+{
+    for (unsigned long cpu = first; cpu <= last && cpu < VM_SLAB_CPUS_MAX; cpu++)
+        out->bit[cpu / 64] |= 1ull << cpu % 64;
+}
+
+void vm__cpus_of_list(const char *list, vm_cpus *out)
+{
+    while (*list >= '0' && *list <= '9') {
+        char *end;
+        unsigned long first = strtoul(list, &end, 10), last = *end == '-' ? strtoul(end + 1, &end, 10) : first;
+        add_cpus(out, first, last);
+        list = *end == ',' ? end + 1 : "";
+    }
+}
+
+void vm__cpus_online(vm_cpus *out)
+{
+    char text[4096] = "";
+    *out = (vm_cpus){{0}};
+    if (vm__read_text("/sys/devices/system/cpu/online", text, sizeof text) && text[0])
+        vm__cpus_of_list(text, out);
+    else
+        add_cpus(out, 0, VM_SLAB_CPUS_MAX - 1);
+}
+
+void vm__cpus_of_process(uint32_t pid, vm_cpus *out)
+{
+    cpu_set_t may;
+    bool is_told = sched_getaffinity((pid_t)pid, sizeof may, &may) == 0;
+    for (unsigned long cpu = 0; cpu < VM_SLAB_CPUS_MAX; cpu++)
+        if (!is_told || CPU_ISSET(cpu, &may))
+            add_cpus(out, cpu, cpu);
+}
+_Static_assert(VM_SLAB_CPUS_MAX <= CPU_SETSIZE, "each has its bit");
+
 uint32_t vm__pid(void) { return (uint32_t)getpid(); }
 
 /* Another thread may close every descriptor, and open a file of its own under this number: that one stays open. */

@@ -11,7 +11,8 @@
  * A thread without sequences, or on a CPU past the table, never writes a slab and uses the pools behind. A sequence that
  * never comes to its end, as under a debugger, is given up after a few tries, and the pools behind are used.
  *
- * Idle is what lies below the fewest entries of this turn and the last: a stack's bottom (mend/decay.c).
+ * Idle is what lies below the fewest entries of this turn and the last: a stack's bottom (mend/decay.c). Nobody comes to the
+ * slabs of a CPU that is off-line, or on which no process may run: these go sooner (decay_unused_cpus()).
  * Death: between the word and the entry the range is POOLED in no slab; a scan takes all ranges of slabs.
  * After: the per-CPU caches of tcmalloc; the sheaves of Linux 6.18's SLUB.
  */
@@ -227,6 +228,19 @@ static uint32_t live_of(const vm_region *r, const vm_slab *s, uint32_t end, uint
     return live;
 }
 
+/* Up to `goes` ranges of the oldest `end` entries. */
+static void claim_oldest(vm_thread *t, const vm_slab *s, uint32_t cpu, uint64_t nr_pages, uint32_t end, uint64_t goes,
+                         vm_batch *out)
+{
+    for (uint32_t i = 0; i < end && goes; i++) {
+        uint64_t page = VM_RELAXED(&s->page[i]);
+        if (!claim(t->region, page, nr_pages, cpu, vm__purging(t, nr_pages)))
+            continue;
+        vm__batch_add(t, out, page, nr_pages);
+        goes--;
+    }
+}
+
 /* With a quota, which says how many idle ranges of the pools behind go, as large a part of what is idle here. */
 static int decay(vm_thread *t, vm_node *n, const uint32_t *quota, unsigned flags, vm_batch *out)
 {
@@ -240,15 +254,22 @@ static int decay(vm_thread *t, vm_node *n, const uint32_t *quota, unsigned flags
         end = only_idle && idle < end ? idle : end;
         uint32_t live = live_of(r, s, end, cpu, k + 1);
         uint64_t goes = is_all ? live : vm__percent_up(live, quota ? VM_IDLE_DECAY_PERCENT : VM_DECAY_PERCENT);
-        for (uint32_t i = 0; i < end && goes; i++) {
-            uint64_t page = VM_RELAXED(&s->page[i]);
-            if (!claim(r, page, k + 1, cpu, vm__purging(t, k + 1)))
-                continue;
-            vm__batch_add(t, out, page, k + 1);
-            goes--;
-        }
+        claim_oldest(t, s, cpu, k + 1, end, goes, out);
     }
     return rc;
+}
+
+static void decay_unused_cpus(vm_thread *t, const vm_cpus *online, const vm_cpus *may_run, vm_batch *out)
+{
+    const vm_region *r = t->region;
+    for (uint32_t node = 0; node < r->map.nr_nodes; node++)
+        FOR_EACH_SLAB(r, node, cpu, k, s)
+        {
+            uint32_t end = count_of(s), low = VM_RELAXED(&s->low);
+            if (vm__has_cpu(online, cpu))
+                end = vm__has_cpu(may_run, cpu) ? 0 : low < end ? low : end;
+            claim_oldest(t, s, cpu, k + 1, end, end, out);
+        }
 }
 
 static void turn(vm_region *r, uint32_t node)
@@ -309,6 +330,7 @@ const vm_pools_kept vm__pools_percpu = {
     .take = take,
     .give = give,
     .decay = decay,
+    .decay_unused_cpus = decay_unused_cpus,
     .turn = turn,
     .pages_here = pages_here,
     .before_scan = before_scan,

@@ -135,3 +135,9 @@ uint64_t vm_lock_wait_ns(vm_region *r)
     vm_thread *t = vm__thread(r);
     return t ? VM_RELAXED(&t->slot->lock_wait_ns) : 0;
 }
+
+uint64_t vm_lock_waits(vm_region *r)
+{
+    const vm_thread *t = vm__thread(r);
+    return t ? t->nr_lock_waits : 0;
+}

@@ -114,6 +114,20 @@ static uint64_t decay_pools(vm_thread *t, const vm_watch *w, uint32_t node, vm_p
     return pages;
 }
 
+/* A process is where its first thread may run: threads may be pinned apart from it, so what was used stays. */
+static uint64_t decay_unused_cpus(vm_thread *t)
+{
+    const vm_region *r = t->region;
+    vm_cpus online, may_run = {{0}};
+    if (!r->design->kept->decay_unused_cpus)
+        return 0;
+    vm__cpus_online(&online);
+    for (uint32_t p = 0; p < vm__high_process(r); p++)
+        if (VM_ACQUIRE(&r->map.processes[p].state) & VM_PROCESS_LIVE)
+            vm__cpus_of_process(VM_RELAXED(&r->map.processes[p].pid), &may_run);
+    return vm__purge_unused_cpus(t, &online, &may_run);
+}
+
 /* ---- turning ---- */
 
 /* Of the magazines and the run. */
@@ -243,6 +257,7 @@ static uint64_t decay(vm_thread *t, vm_watch *w, bool (*go_on)(vm_thread *))
     vm_region *r = t->region;
     vm_pressure pressure = look_at_memory(r, w);
     uint64_t pages = decay_lazy(t, w, pressure, go_on);
+    pages += decay_unused_cpus(t);
     for (uint32_t i = 0; i < vm__nodes_used(r) && go_on(t); i++)
         pages += decay_pools(t, w, i, pressure);
     if (w->nr_ticks % VM_TURN_TICKS == 0) {

@@ -25,6 +25,8 @@ int vm__purge(vm_thread *t, unsigned flags, uint64_t *pages_returned);
 uint64_t vm__purge_step(vm_thread *t, uint64_t most_pages, uint32_t most_ranges, unsigned flags);
 /* A decay of one node's pools and nothing else: by `quota`, a number for each size. Returns the pages. */
 uint64_t vm__purge_pools(vm_thread *t, uint32_t node, const uint32_t *quota);
+/* What is kept for CPUs that nobody uses, and nothing else. Returns the pages. */
+uint64_t vm__purge_unused_cpus(vm_thread *t, const vm_cpus *online, const vm_cpus *may_run);
 bool vm__pools_to_warm(vm_thread *t); /* false: somebody purges just now */
 /* Of what is free and may be resident, from *from on, which is where to go on; *pages: more by what went. False: at the
  * end, or not now. */

@@ -228,6 +228,16 @@ uint64_t vm__purge_pools(vm_thread *t, uint32_t node, const uint32_t *quota)
     return end_step(t, &b, b.pages_returned != 0);
 }
 
+uint64_t vm__purge_unused_cpus(vm_thread *t, const vm_cpus *online, const vm_cpus *may_run)
+{
+    vm_batch b = {0};
+    if (!try_to_step(t))
+        return 0;
+    t->region->design->kept->decay_unused_cpus(t, online, may_run, &b);
+    return_to_space(t, &b, VM_NO_WAIT);
+    return end_step(t, &b, b.pages_returned != 0);
+}
+
 bool vm__purge_dirty(vm_thread *t, uint64_t *from, uint64_t *pages)
 {
     vm_region *r = t->region;

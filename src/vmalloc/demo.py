@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """`python -m vmalloc.demo`: the patch's result on this machine, then photographs between processes.
 
-First the kernel's vmalloc test suite, mask 7, on 64 workers, for the four designs of the patch's thread:
-the ratio to `off` is the patch's headline (651 s to 51 s on its author's machine). Then photographs go
+First the kernel's vmalloc test suite, mask 7, on 64 workers, for every pool design: the ratio to `off` is
+the patch's headline (651 s to 51 s on its author's machine). Then photographs go
 from one process to another, through a region and through stock multiprocessing. Both end as tables here
 and as one picture in demo.png.
 """

@@ -136,8 +136,28 @@ def test_the_core_serves_a_recording_in_each_design(tmp_path):
         assert sum(design["hit_share"].values()) == pytest.approx(1.0)
 
 
-def test_an_unknown_pool_design_is_told_with_those_there_are():
-    result = run(GUEST / "random_size_1t.trace.xz", "--on", "core", "--pools", "lockfree")
+def test_the_model_serves_a_recording_in_each_design_too(tmp_path):
+    out = tmp_path / "out.json"
+    trace = GUEST / "random_size_1t.trace.xz"
+    result = run(trace, "--on", "model", "--pools", "off,percpu,magazine", "--json", out)
+    assert result.exit_code == 0, result.output
+    designs = json.loads(out.read_text())["designs"]
+    assert [design["design"] for design in designs] == ["off", "percpu", "magazine"]
+    off, percpu, magazine = (design["hit_share"] for design in designs)
+    assert off == {"space": 1.0}
+    assert percpu["slab"] > 0.5
+    assert magazine["magazine"] > 0.5
+
+
+def test_pools_of_a_kernels_design_are_refused():
+    result = run(GUEST / "pcpu_1t.trace.xz", "--on", "model", "--design", "linux-6.9", "--pools", "off")
+    assert result.exit_code == 2
+    assert "--pools goes with --on core" in result.output
+
+
+@pytest.mark.parametrize("target", ["core", "model"])
+def test_an_unknown_pool_design_is_told_with_those_there_are(target):
+    result = run(GUEST / "random_size_1t.trace.xz", "--on", target, "--pools", "lockfree")
     assert result.exit_code == 1
     assert "off, locked, llist, magazine, tagged, percpu" in result.output
 

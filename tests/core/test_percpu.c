@@ -150,6 +150,71 @@ static void a_cpu_without_slabs_uses_the_pools_behind(void)
     FINISH(r);
 }
 
+static void a_list_of_cpus_is_read_as_the_system_writes_it(void)
+{
+    vm_cpus c = {{0}};
+    vm__cpus_of_list("0-2,5,63-64,1023-4000\n", &c);
+    uint64_t rest = c.bit[VM_SLAB_CPUS_MAX / 64 - 1];
+    CHECK(c.bit[0] == (0x27 | 1ull << 63) && c.bit[1] == 1 && rest == 1ull << 63);
+    c = (vm_cpus){{0}};
+    vm__cpus_of_list("\n", &c);
+    CHECK_EQ(c.bit[0], 0);
+    vm__cpus_online(&c);
+    CHECK(vm__has_cpu(&c, (uint32_t)sched_getcpu()));
+}
+
+static void what_a_cpu_keeps_that_is_off_line_goes_at_once(void)
+{
+    vm_region *r = make();
+    const vm_cpus none = {{0}};
+    vm_cpus all;
+    memset(&all, 0xff, sizeof all);
+    free_so_many(r, 5, 10);
+    free_so_many(r, 7, 2);
+    CHECK_EQ(vm__purge_unused_cpus(vm__thread(r), &all, &all), 0);
+    CHECK_EQ(vm__purge_unused_cpus(vm__thread(r), &none, &all), 64);
+    CHECK_EQ(stats_of(r).free_pages, PAGES);
+    CHECK_CLEAN(r);
+    FINISH(r);
+}
+
+static void tick(vm_region *r, int nr)
+{
+    for (int i = 0; i < nr; i++) {
+        CHECK_EQ(vm_tick(r), 0);
+        vm_clock_advance(VM_TICK_MS * 1000000ull);
+    }
+}
+
+/* This process may run on one CPU and was on another before. */
+static void where_no_process_may_run_what_lay_unused_in_a_turn_goes(void)
+{
+    vm_region *r = make();
+    uint32_t here = (uint32_t)sched_getcpu(), other = here ? here - 1 : here + 1;
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(other, &one);
+    if (other >= r->map.nr_cpus || sched_setaffinity(0, sizeof one, &one) != 0) {
+        FINISH(r); /* there is no other */
+        return;
+    }
+    free_so_many(r, 5, 10);
+    CPU_ZERO(&one);
+    CPU_SET(here, &one);
+    CHECK_EQ(sched_setaffinity(0, sizeof one, &one), 0);
+    free_so_many(r, 5, 10);
+    tick(r, 1); /* turns */
+    free_so_many(r, 5, 10);
+    CHECK_EQ(stats_of(r).pooled_pages, 100);
+    tick(r, 1);
+    CHECK_EQ(stats_of(r).pooled_pages, 50);
+    CHECK_EQ(slab(r, 5)->count, 10);
+    free_so_many(r, 5, 10);
+    CHECK_EQ(stats_of(r).nr_slab_hit, 20);
+    CHECK_CLEAN(r);
+    FINISH(r);
+}
+
 /* Between the word and the entry. */
 static void what_a_death_left_in_no_slab_is_found(void)
 {
@@ -217,6 +282,35 @@ static void interrupted_sequences_lose_and_double_nothing(void)
     FINISH(r);
 }
 
+/* At any instruction: most of its time such a process is in a sequence or next to one. */
+static void who_is_killed_in_a_sequence_loses_nothing(void)
+{
+    vm_region *r = make();
+    uint64_t seed = 11;
+    for (int i = 0; i < 300 / SLOWER; i++) {
+        volatile int *has_begun = shared_memory(4096);
+        pid_t pid;
+        CHILD(pid, {
+            for (vm_range a, b;; *has_begun = 1) {
+                a = take(r, 1), b = take(r, 1);
+                GIVE_BACK(r, a);
+                GIVE_BACK(r, b);
+            }
+        });
+        while (!*has_begun)
+            sched_yield();
+        usleep((useconds_t)random_below(&seed, 200));
+        kill(pid, SIGKILL);
+        CHECK(WIFSIGNALED(end_of(pid)));
+        munmap((void *)has_begun, 4096);
+        CHECK_EQ(vm_recover(r, NULL), 0);
+        CHECK_CLEAN(r);
+    }
+    CHECK_EQ(vm_shrink(r, NULL), 0);
+    CHECK_EQ(stats_of(r).free_pages, PAGES);
+    FINISH(r);
+}
+
 static void without_sequences_no_slab_is_written(void)
 {
     vm_region *r = make();
@@ -238,8 +332,12 @@ static void (*const cases[])(void) = {
     two_entries_of_one_range_give_it_once,
     a_count_that_is_none_is_repaired,
     a_cpu_without_slabs_uses_the_pools_behind,
+    a_list_of_cpus_is_read_as_the_system_writes_it,
+    what_a_cpu_keeps_that_is_off_line_goes_at_once,
+    where_no_process_may_run_what_lay_unused_in_a_turn_goes,
     what_a_death_left_in_no_slab_is_found,
     interrupted_sequences_lose_and_double_nothing,
+    who_is_killed_in_a_sequence_loses_nothing,
 };
 
 int main(int argc, char **argv)

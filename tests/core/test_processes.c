@@ -401,7 +401,9 @@ static void a_stopped_owner_is_never_robbed(vm_pools d)
         sched_yield();
     waitpid(child, NULL, WUNTRACED);
     vm_set_lock_timeout(r, 0.1);
+    uint64_t waits = vm_lock_waits(r);
     CHECK_EQ(vm_alloc(r, 600, 1, 0, &a), -EBUSY);
+    CHECK_EQ(vm_lock_waits(r), waits + 1);
     CHECK_EQ(vm_busy_pid(r), child);
     CHECK_EQ(vm_alloc(r, 600, 1, VM_NO_WAIT, &a), -EAGAIN);
     vm_wait wait = {.timeout_ns = 60000000000ull, .in_slices = true}; /* long: on a busy machine a slice is */

@@ -187,6 +187,25 @@ class Pair:
         assert area is not None
         self.model.free(area.start, self.cpu, thread=number)
 
+    def take_in_thread(self, number: int, nr_pages: int, done: threading.Event) -> None:
+        """A range that another thread, which stays until `done`, took from its magazine, to be freed here."""
+        taken: list[int] = []
+        is_there = threading.Event()
+
+        def work() -> None:
+            self.core.free(self.core.alloc(nr_pages, 1)[0])
+            taken.append(self.core.alloc(nr_pages, 1)[0])
+            is_there.set()
+            done.wait()
+
+        threading.Thread(target=work, daemon=True).start()
+        is_there.wait()
+        area = self.model.alloc(nr_pages * PAGE, PAGE, self.cpu, thread=number)
+        assert area is not None
+        self.model.free(area.start, self.cpu, thread=number)
+        assert self.model.alloc(nr_pages * PAGE, PAGE, self.cpu, thread=number) == area
+        self.live += taken
+
     def move_to(self, cpu: int) -> None:
         os.sched_setaffinity(0, {cpu})
         self.cpu = cpu
@@ -650,6 +669,22 @@ def in_a_crowd(kind: str = "addresses") -> None:
         done.set()
 
 
+def what_another_thread_took(kind: str = "memory") -> None:
+    """The first free of a size goes the slow way, also of a range that another thread took."""
+    pair = Pair("magazine", 30_000, kind, lazy_max=100)
+    done = threading.Event()
+    try:
+        pair.alloc_quietly(150, 20)
+        pair.free_quietly(20)
+        pair.take_in_thread(1, 7, done)  # beyond the peak: what was ready is lazy, more than 100 pages
+        assert pair.region.stats().lazy_pages == 2250 - 7
+        pair.free(0)
+        assert pair.region.stats().lazy_pages < 2250 - 7
+        pair.assert_equal()
+    finally:
+        done.set()
+
+
 def beyond_the_peak(kind: str = "memory") -> None:
     """What lies ready for one size is asked for before a region grows: by steps, or if it is much."""
     pair = Pair("magazine", 60_000, kind)
@@ -708,6 +743,21 @@ def space_with_pages(kind: str = "memory") -> None:
     pair.assert_equal()
 
 
+def little_beside_much(kind: str = "memory") -> None:
+    """Few pages that may be in memory beside many that are not are given back, whichever came last."""
+    pair = Pair("off", 300, kind, lazy_max=100)
+    for nr_pages in (20, 250, 30):
+        pair.alloc(nr_pages)
+    pair.free(0)
+    assert pair.alloc(3)[0] == "space"  # for which the 20 went to space with their pages
+    assert pair.model.dirty_pages == 17
+    pair.free(0)  # above the threshold: they go to space without theirs, and beside the 17
+    assert pair.model.dirty_pages == 0
+    pair.free(0)
+    assert pair.region.stats().lazy_pages == 30  # all that is idle, and below the threshold
+    pair.assert_equal()
+
+
 def full_pool(kind: str = "addresses") -> None:
     pair = Pair("magazine", 60_000, kind)
     pair.alloc_quietly(1, POOL_CAP_PAGES + 208)
@@ -748,6 +798,8 @@ WITH_A_THRESHOLD = {
     "steps": steps,
     "beyond the peak": beyond_the_peak,
     "space with pages": space_with_pages,
+    "little beside much": little_beside_much,
+    "what another thread took": what_another_thread_took,
     "wear": wear,
     "many freed at once": many_freed_at_once,
 }

@@ -105,6 +105,22 @@ def test_a_request_that_fails_is_told_too(tmp_path: Path) -> None:
     assert [(event.kind, event.size) for event in failed] == [(ALLOC, 60 * PAGE)]
 
 
+def test_the_model_makes_room_for_what_failed_as_the_core_did(tmp_path: Path) -> None:
+    space, path = vmalloc.AddressSpace(0, 300 * PAGE, granule=PAGE), tmp_path / "run.parquet"
+    with space.record(path):
+        kept = [space.alloc(PAGE * nr_pages) for nr_pages in (40, 40, 40, 40, 140)]
+        for start in kept[:4]:
+            space.free(start)
+        with pytest.raises(vmalloc.OutOfPages):
+            space.alloc(161 * PAGE)
+        for nr_pages in (40, 40):  # from magazine and pool, had the failure not emptied them
+            space.alloc(PAGE * nr_pages)
+    course, stats = replay.run_on_model(replay.load(path), OURS), space.stats()
+    assert (course.failed, stats.nr_failed) == (1, 1)
+    assert {level: course.served[level] for level in stats.served} == stats.served
+    assert stats.nr_space_hit == 7
+
+
 def test_what_was_overwritten_before_it_was_read_is_counted(tmp_path: Path) -> None:
     space, nr = addresses(), EVENT_RING
     recorder = Recorder(space)

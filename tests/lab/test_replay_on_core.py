@@ -56,6 +56,17 @@ def test_what_is_left_out_is_counted():
     assert (asked.other_windows, asked.failed_in_recording, asked.frees_of_unseen) == (1, 1, 2)
 
 
+def test_an_alignment_beyond_any_address_space_is_a_request_that_fails_on_core_and_model():
+    events = [alloc(0, at, pages=1, align=1 << at) for at in range(64)] + [free(0, at) for at in range(64)]
+    asked = load(*events)
+    told = summary(asked, run_on_core(asked, repeats=1))
+    window = WINDOW[0], WINDOW[0] + asked.nr_pages * PAGE
+    moved = [event._replace(vstart=window[0], vend=window[1]) for event in events]
+    for design in told["designs"]:
+        model = run_on_model(Recording(moved, window, 1), CachingDesign("vmalloc", design["pools"]))
+        assert design["failed"] == model.failed > sum(1 << at > asked.nr_pages * PAGE for at in range(64))
+
+
 def test_a_recording_without_a_request_is_told():
     with pytest.raises(ValueError, match="no allocation"):
         load(free(0, 1))

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from vmalloc.lab import replay as lab
+    from vmalloc.model import CachingDesign
+    from vmalloc.model import Design as KernelDesign
 
 OF_A_SHORT_ONE = 2
 """Figures of a recording that is too short: why there are no others, and how many allocations it has."""
@@ -48,7 +50,7 @@ class Design(ParamType):
 @click.option(
     "--pools",
     multiple=True,
-    help=f"With --on core: the pool designs to time, by commas; by default {','.join(POOLS)}.",
+    help=f"The pool designs, by commas: --on core, by default {','.join(POOLS)}; or --on model.",
 )
 @click.option(
     "--repeat",
@@ -90,6 +92,7 @@ def command(
     Examples:
       vmalloc replay kernel.trace.gz --predict
       vmalloc replay kernel.trace.gz --on core --pools off,magazine
+      vmalloc replay kernel.trace.gz --on model --pools off,magazine
       vmalloc replay run.parquet --on model          of `vmalloc record NAME`
 
     With --on model the requests for the vmalloc window are served by a design's model from an empty window.
@@ -111,8 +114,8 @@ def command(
         raise Refusal(
             f"--predict compares with a kernel; {design} is none of its designs: take {names}, or --on model"
         )
-    if pools and target != "core":
-        raise click.UsageError("--pools goes with --on core")
+    if pools and (target is None or design not in ("vmalloc", None)):
+        raise click.UsageError("--pools goes with --on core, or with --on model of ours (--design vmalloc)")
     output = Output(json_path)
     console = output.console
     try:
@@ -121,11 +124,13 @@ def command(
             raise Refusal(
                 "--predict compares with a kernel; this recording is of our own allocator: take --on model"
             )
-        design = design or ("linux-6.16" if recording.own is None else "vmalloc")
+        if pools and target == "model" and recording.own is not None:
+            raise Refusal("--pools: the model serves a region's recording by the design that the region has")
+        design = design or ("linux-6.16" if recording.own is None and not pools else "vmalloc")
         if target == "core":
             result = _on_core(console, recording, pools, repeat)
         elif target == "model":
-            result = _on_model(console, recording, design)
+            result = _on_model(console, recording, design, pools)
         elif design == "all":
             result = _rank(console, recording)
         else:
@@ -234,26 +239,38 @@ def _rank(console: Console, recording: lab.Recording) -> dict[str, Any]:
     return result
 
 
-def _on_model(console: Console, recording: lab.Recording, design: str) -> dict[str, Any]:
+def _ours(pools: tuple[str, ...]) -> list[KernelDesign | CachingDesign]:
+    """Our own allocator with each of these pool designs."""
+    from vmalloc.model import CachingDesign
+
+    names = [name for text in pools for name in text.split(",")]
+    if unknown := [name for name in names if name not in POOLS]:
+        raise ValueError(f"{', '.join(unknown)}: the pool designs are {', '.join(POOLS)}")
+    return [CachingDesign(name, name) for name in names]
+
+
+def _on_model(
+    console: Console, recording: lab.Recording, design: str, pools: tuple[str, ...]
+) -> dict[str, Any]:
     from rich.table import Table
 
     from vmalloc.lab import replay
     from vmalloc.model import PRESETS
 
-    names = list(PRESETS) if design == "all" else [design]
+    designs = _ours(pools) if pools else list(PRESETS.values()) if design == "all" else [PRESETS[design]]
     results = []
     table = Table("design", *LEVELS, "purges", "footprint, pages", "events/s", "bare loop/s")
     searches = Table(
         "design", "overall", "1st", "2nd", "3rd", "4th",
         title="steps of a search of the space, mean/max, by quarter",
     )  # fmt: skip
-    for name in names:
-        course = replay.run_on_model(recording, PRESETS[name])
+    for one in designs:
+        course = replay.run_on_model(recording, one)
         result = course.as_dict()
         results.append(result)
         hits = result["hit_share"]
         table.add_row(
-            name,
+            one.name,
             *(f"{hits.get(level, 0.0):.1%}" for level in LEVELS),
             str(result["purges"]),
             f"{result['footprint_pages_max']:,}",
@@ -263,7 +280,7 @@ def _on_model(console: Console, recording: lab.Recording, design: str) -> dict[s
         ends = [len(course.samples) * quarter // 4 for quarter in range(5)]
         parts = [course.samples, *(course.samples[a:b] for a, b in pairwise(ends))]
         searches.add_row(
-            name,
+            one.name,
             *(f"{replay.search_length_mean(p):.1f}/{replay.search_length_max(p)}" for p in parts),
         )
     console.print(table)
@@ -271,7 +288,7 @@ def _on_model(console: Console, recording: lab.Recording, design: str) -> dict[s
         if "compared" in result:
             console.print(f"addresses exact: {result['exact']:.3%} of {result['compared']:,} allocations")
     console.print(searches)
-    return results[0] if design != "all" else {"designs": results}
+    return results[0] if len(designs) == 1 else {"designs": results}
 
 
 def _warm_figure(result: dict[str, Any]) -> tuple[str, str]:

@@ -378,7 +378,7 @@ def run_on_model(
         model: Allocator = own.model(design)
     else:
         model = allocator_of(design, recording.cpus, recording.window, memory_bytes=0)
-    compared = exact = 0
+    compared = exact = failed = 0
     every = max(1, len(events) // SAMPLES)
     samples: list[Sample] = []
     seconds = 0.0
@@ -388,9 +388,9 @@ def run_on_model(
         began = time.process_time()
         if isinstance(model, CachingAllocator) and own is not None:
             served = _serve_own(model, part, places)
-            compared, exact = compared + served[0], exact + served[1]
+            compared, exact, failed = compared + served[0], exact + served[1], failed + served[2]
         else:
-            _serve(model, part, places)
+            failed += _serve(model, part, places)
         seconds += time.process_time() - began
         samples.append(_sample(model, start + len(part)))
         if progress is not None:
@@ -401,7 +401,7 @@ def run_on_model(
         seconds,
         _bare_loop(events),
         {str(level): count for level, count in model.served.items()},
-        model.served["none"],
+        failed,
         model.nr_purges,
         model.nr_purged,
         samples,
@@ -410,9 +410,11 @@ def run_on_model(
     )
 
 
-def _serve(model: Allocator, events: Sequence[Event], places: dict[int, int]) -> None:
-    """Alloc and free as the events say; `places` maps the recording's addresses to the model's."""
+def _serve(model: Allocator, events: Sequence[Event], places: dict[int, int]) -> int:
+    """Alloc and free as the events say; `places` maps the recording's addresses to the model's. How many
+    requests failed."""
     alloc, free, window = model.alloc, model.free, model.window
+    failed = 0
     purges = isinstance(model, Kernel)  # ours gives back in steps, in its own calls
     for event in events:
         kind = event.kind
@@ -422,30 +424,39 @@ def _serve(model: Allocator, events: Sequence[Event], places: dict[int, int]) ->
             area = alloc(event.size, event.align, event.cpu)
             if area is not None:
                 places[event.addr] = area.start
+            else:
+                failed += 1
         elif kind == FREE:
             place = places.pop(event.addr, None)
             if place is not None:
                 free(place, event.cpu)
                 if purges and model.purge_is_due:
                     model.purge()
+    return failed
 
 
-def _serve_own(model: CachingAllocator, events: Sequence[Event], places: dict[int, int]) -> tuple[int, int]:
-    """As _serve(), by threads and at the recorded seconds; allocations, and those at the recorded address."""
-    compared = exact = 0
+def _serve_own(
+    model: CachingAllocator, events: Sequence[Event], places: dict[int, int]
+) -> tuple[int, int, int]:
+    """As _serve(), by threads and at the recorded seconds; what failed then is asked for too, since it makes
+    room for what follows. Allocations, those at the recorded address, and how many failed here."""
+    compared = exact = failed = 0
     for event in events:
         model.now_s = event.time_ns // 1_000_000_000
-        if event.kind == ALLOC and not event.failed:
+        if event.kind == ALLOC:
             area = model.alloc(event.size, event.align, event.cpu, event.slot)
-            compared += 1
-            if area is not None:
+            failed += area is None
+            compared += not event.failed
+            if area is not None and event.failed:
+                model.free(area.start, event.cpu, event.slot)  # nobody does it later
+            elif area is not None:
                 places[event.addr] = area.start
                 exact += area.start == event.addr
         elif event.kind == FREE:
             place = places.pop(event.addr, None)
             if place is not None:
                 model.free(place, event.cpu, event.slot)
-    return compared, exact
+    return compared, exact, failed
 
 
 def _sample(model: Allocator, event: int) -> Sample:

@@ -42,6 +42,8 @@ REPEATS = 3
 ROOM = 4
 """The address space has so many times the pages that are live at once, and at least PAGES_MIN."""
 PAGES_MIN = 1 << 20
+ALIGN_PAGES_MAX = 1 << 31
+"""More pages than an address space can have."""
 LOCK_TIMEOUT_S = 600.0
 """On few CPUs a thread of many may wait long for a lock that nobody holds for long."""
 
@@ -79,7 +81,7 @@ def load_of(recording: Recording) -> Load:
             pages = event.size // PAGE
             slots[event.addr].append((load.allocations, pages))
             lane = event.slot if is_own else event.cpu
-            load.requests[lane].extend((load.allocations, pages, max(event.align // PAGE, 1)))
+            load.requests[lane].extend((load.allocations, pages, _align_pages(event.align)))
             load.allocations += 1
             live += pages
             load.live_pages_max = max(load.live_pages_max, live)
@@ -93,6 +95,11 @@ def load_of(recording: Recording) -> Load:
     if not load.allocations:
         raise ValueError("the recording has no allocation in its vmalloc window")
     return load
+
+
+def _align_pages(align: int) -> int:
+    """As replay_core.c takes it. Kernels align to more than any address space has: that stays too much."""
+    return min(max(align // PAGE, 1), ALIGN_PAGES_MAX)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ The pool designs `off`, `locked`, `llist` and `tagged` are the same without maga
 well; `percpu` has in their place one slab (slab.py) for each CPU and size.
 There is one kind of range here, so areas carry no stamp, and what is lazy waits at the node of the CPU that
 freed it until the warm store (warm.py) sorts it. Ages are taken from `now_s`: whoever wants time to pass sets
-it. Not here: threads without a slot, drains that find a neighbour at work, recovery.
+it. Not here: threads without a slot, drains that find a neighbour at work, recovery, decay by the clock; and
+what wants others at work: lots (docs/decisions/0062) and runs (0048).
 
 After: Bonwick and Adams, "Magazines and Vmem", 2001, in front of the kernel's nodes. The C is in core/.
 """
@@ -85,6 +86,20 @@ MEMORY_BYTES = 1 << 40
 """Of a machine that can keep every peak of interest warm."""
 AT_FIRST = -1
 """The attempt before anything was given back for a request."""
+
+
+def _pages_of(free: Iterable[tuple[int, int]]) -> int:
+    """Pages of some free ranges."""
+    return sum(end - start for start, end in free) // PAGE
+
+
+def _runs_of(areas: Iterable[Area]) -> list[Area]:
+    """In address order, neighbours as one."""
+    runs: list[Area] = []
+    for area in sorted(areas):
+        start = runs.pop().start if runs and runs[-1].end == area.start else area.start
+        runs.append(Area(start, area.end - start))
+    return runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,8 +239,11 @@ class CachingAllocator(Allocator):
         """Allocate `size` bytes, a page multiple; None if nothing that may bring room helped.
 
         A large range may be a warm one, and then a little larger. `thread` names the owner of the
-        magazines, by default the CPU.
+        magazines, by default the CPU. What is longer than the window, or aligned to more, is refused and
+        counted nowhere: no station is asked.
         """
+        if max(size, align) > self.window[1] - self.window[0]:
+            return None
         kept = self._magazines(cpu, thread)
         ready = kept.sizes.get(size // PAGE)
         if not ready or ready[-1].start & (align - 1):
@@ -395,6 +413,8 @@ class CachingAllocator(Allocator):
         if pages > POOL_PAGES_MAX:
             return self._from_warm(pages, align, cpu, thread), "lazy"
         kept = self._magazines(cpu, thread) if self.has_magazines else None
+        if kept is not None:
+            kept.opened.add(pages)
         area = kept.take(pages, align) if kept is not None else None
         if area is not None:
             return area, "magazine"
@@ -704,43 +724,43 @@ class CachingAllocator(Allocator):
         if self.is_keeping and self.memory_bytes:
             self.kept_pages += areas
         else:
-            for area in areas:
-                self._put(area, has_pages=False, may_clean=0)
+            self._put_runs(areas, has_pages=False)
 
     def _put_with_pages(self) -> None:
-        """What was kept goes to space with its pages, neighbours as one."""
-        runs: list[Area] = []
-        for area in sorted(self.kept_pages):
-            start = runs.pop().start if runs and runs[-1].end == area.start else area.start
-            runs.append(Area(start, area.end - start))
-        self.kept_pages = []
+        """What was kept goes to space with its pages."""
+        areas, self.kept_pages = self.kept_pages, []
+        self._put_runs(areas, has_pages=True)
+
+    def _put_runs(self, areas: Iterable[Area], has_pages: bool) -> None:
+        """Into the space, neighbours as one, by a few at a time as the core's."""
         may_clean = 0
-        for i, run in enumerate(runs):
+        for i, run in enumerate(_runs_of(areas)):
             may_clean = CLEAN_TURN_PAGES if i % RUNS_PER_LOCK == 0 else may_clean
-            may_clean -= self._put(run, has_pages=True, may_clean=may_clean)
+            may_clean -= self._put(run, has_pages, may_clean)
 
     def _put(self, area: Area, has_pages: bool, may_clean: int) -> int:
-        """Into the space; a free range may have pages or not as a whole. Returns what it lost for that."""
+        """Into the space. A free range may have pages or not as a whole: the few that would make a long clean
+        one dirty are given back, up to `may_clean`. Returns how many."""
         around = [self.space.covering(at) for at in (area.start - 1, area.end)]
         free = [one for one in around if one is not None]
-        dirty = [one for one in free if one[0] in self.dirty]
-        much = MUCH_CLEAN_FACTOR * area.size  # few pages must not make a long clean range dirty
-        is_beside_much_clean = any(end - start > much for start, end in free if start not in self.dirty)
-        pages = area.size // PAGE
+        parts = [one for one in free if one[0] in self.dirty]
+        dirty = _pages_of(parts) + (area.pages if has_pages else 0)
+        clean = _pages_of(free) + area.pages - dirty
+        is_cleaned = 0 < dirty <= may_clean and clean > MUCH_CLEAN_FACTOR * dirty
         self.space.add(area.start, area.size)
-        self.used_pages -= pages
-        is_cleaned = has_pages and is_beside_much_clean and pages <= may_clean
-        if dirty or (has_pages and not is_cleaned):
-            self._note_dirty(area.start, dirty)
-        return pages if is_cleaned and not dirty else 0
+        self.used_pages -= area.pages
+        if dirty:
+            self._note_dirty(area.start, parts, is_cleaned)
+        return dirty if is_cleaned else 0
 
-    def _note_dirty(self, start: int, parts: list[tuple[int, int]]) -> None:
-        """The free range around `start` may have pages; it was made of these, which did."""
+    def _note_dirty(self, start: int, parts: list[tuple[int, int]], is_cleaned: bool) -> None:
+        """The free range around `start` may have pages, as these parts of it did, or they were given back."""
         self.dirty -= {part[0] for part in parts}
-        self.dirty_pages -= sum(end - at for at, end in parts) // PAGE
-        if free := self.space.covering(start):
+        self.dirty_pages -= _pages_of(parts)
+        free = self.space.covering(start)
+        if free is not None and not is_cleaned:
             self.dirty.add(free[0])
-            self.dirty_pages += (free[1] - free[0]) // PAGE
+            self.dirty_pages += _pages_of([free])
 
     def count(self, purge: Purge) -> None:
         """Add a finished purge to the counters.

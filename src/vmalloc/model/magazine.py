@@ -49,12 +49,16 @@ class Magazines:
     there are many others (`is_crowd`).
     """
 
-    __slots__ = ("budget_pages", "caps", "grown_pages", "is_crowd", "is_tight", "nr_tight", "sizes", "stocks")
+    __slots__ = (
+        "budget_pages", "caps", "grown_pages", "is_crowd", "is_tight", "nr_tight", "opened", "sizes",
+        "stocks",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.budget_pages = 0
         self.sizes: dict[int, deque[Area]] = {}
         self.caps: dict[int, int] = {}
+        self.opened: set[int] = set()  # sizes that its thread asked for or freed; the first time is no hit
         self.grown_pages = 0
         self.is_crowd = False
         self.is_tight = False
@@ -74,7 +78,7 @@ class Magazines:
         other = Magazines()
         other.budget_pages = self.budget_pages
         other.sizes = {pages: ranges.copy() for pages, ranges in self.sizes.items()}
-        other.caps = self.caps.copy()
+        other.caps, other.opened = self.caps.copy(), self.opened.copy()
         other.grown_pages, other.is_tight = self.grown_pages, self.is_tight
         other.is_crowd, other.nr_tight = self.is_crowd, self.nr_tight
         other.stocks = self.stocks.copy()
@@ -94,13 +98,14 @@ class Magazines:
 
     def has_room(self, pages: int) -> bool:
         """Whether one more of so many pages can be kept as it is; a magazine keeps no large ones."""
-        return pages <= POOL_PAGES_MAX and len(self.sizes.get(pages, ())) < self.cap(pages)
+        return pages in self.opened and len(self.sizes.get(pages, ())) < self.cap(pages)
 
     def put(self, area: Area) -> list[Area]:
         """Keep a range; returns what had to leave for it, oldest first."""
         pages = area.pages
         if self.cap(pages) == 0:
             return [area]
+        self.opened.add(pages)
         ranges = self.sizes.setdefault(pages, deque())
         left: list[Area] = []
         if len(ranges) >= self.cap(pages):
@@ -196,6 +201,8 @@ class Magazines:
             has_more = 0 < cap < TIGHT_CAP and pages <= left
             left -= pages if has_more else 0
             self.caps[pages] = cap + has_more
+            if self.caps[pages]:
+                self.opened.add(pages)
 
     def open_large(self) -> None:
         """Keep one of each size, as at first."""

@@ -837,6 +837,8 @@ uint32_t sim_caching_alloc(sim_twin *t, uint32_t cpu, uint32_t thread, uint32_t 
         start = take_warm(t, pages, align, 1, taken) ? taken[0] : SIM_NONE;
         did->level = SIM_LAZY;
     } else {
+        if (kept)
+            ranges_of(kept, pages);
         start = kept ? take_kept(c, kept, pages, align) : SIM_NONE;
         did->level = SIM_MAGAZINE;
         if (start == SIM_NONE)
@@ -879,8 +881,9 @@ bool sim_caching_release(sim_twin *t, uint32_t cpu, uint32_t thread, uint32_t st
     uint32_t pages = t->pages[start];
     bool is_small = pages <= VM_POOL_PAGES_MAX;
     magazines *own = t->design.has_magazines ? kept_of(t, thread) : NULL, *kept = is_small ? own : NULL;
+    bool is_open = kept && kept->size[pages]; /* the first free of a size does more */
     sim_pool *ranges = kept ? ranges_of(kept, pages) : NULL;
-    bool has_room = kept && ranges->nr < kept->cap[pages];
+    bool has_room = is_open && ranges->nr < kept->cap[pages];
     if (t->design.has_slabs && is_small)
         has_room = slab_of(t, cpu, pages)->entries.nr < slab_cap(pages);
     bool is_quick = has_room && !c->is_clean[start];

@@ -46,7 +46,8 @@ static inline int vm_suite_alloc(vm_region *r, const vm_suite_job *job, uint64_t
     return vm_suite_unlock(job, vm_alloc(r, nr_pages, align_pages, flags, out));
 }
 
-/* Plain pages, of which no more than these are used: by the entry that returns in registers. */
+/* Plain pages, by the entry that returns in registers. A range that is longer than asked for, as some are while space is
+ * short, is looked at as far as it was asked for. */
 static inline int vm_suite_take(vm_region *r, const vm_suite_job *job, uint64_t nr_pages, vm_range *out)
 {
     vm_suite_lock(job, 0);
