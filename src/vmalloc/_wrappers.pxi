@@ -87,19 +87,22 @@ cdef dict _wrapped = {}
 wrapped = _wrapped
 
 cdef bint _is_taught = False  # ForkingPickler knows all types that have an adapter by now
+cdef object _array_type = None  # np.ndarray, once it was taught
 cdef tuple _awaited = ()  # modules whose types have an adapter once they are imported
 cdef bint _is_new_child = False  # forked, and before its first message
 cdef list _kept_ids = None  # attach.kept_ids()
 
 cdef object _ForkingPickler = None, _BaseProcess = None, _Pickler = pickle.Pickler
-cdef object _pickler_dump = pickle.Pickler.dump
+cdef object _pickler_dump = pickle.Pickler.dump, _pickle_dumps = pickle.dumps, _pickle_loads = pickle.loads
 cdef dict _modules = modules
 cdef object _teach_again = None, _give_addresses_back = None, _keep_unattached = None, _number_of = None
 cdef object _key_init = None, _key_dump = None, _key_dumps = None, _key_send_bytes = None, _key_recv_bytes = None
+cdef object _key_send = None, _can_attach = None
 cdef object _dump_process = None, _stock_init = None, _stock_dumps = None
 
 cdef str _number_name = "_vmalloc_channel", _protocol_name = "_vmalloc_protocol"
-NUMBER = _number_name  # attribute of a Connection
+cdef str _near_name = "_vmalloc_can_attach"
+NUMBER, CAN_ATTACH = _number_name, _near_name  # attributes of a Connection
 
 
 def await_modules(tuple names not None):
@@ -108,10 +111,13 @@ def await_modules(tuple names not None):
     _awaited, _is_taught = names, False
 
 
-def note_taught(bint is_taught):
-    """Whether ForkingPickler knows them all. Said before they are looked at: what changes meanwhile is noted again."""
-    global _is_taught
-    _is_taught = is_taught
+def note_taught(bint is_taught, array_type=None):
+    """Whether ForkingPickler knows them all. Said before they are looked at: what changes meanwhile is noted again.
+
+    `array_type`: np.ndarray, or None while numpy is not imported.
+    """
+    global _is_taught, _array_type
+    _is_taught, _array_type = is_taught, array_type
 
 
 def note_forked():
@@ -128,15 +134,16 @@ def is_first_message():
 
 
 def wrapping_is_for(forking_pickler, connection, base_process, list kept_ids not None, *, teach_again, dump_process,
-                    give_addresses_back, keep_unattached, number_of):
+                    give_addresses_back, keep_unattached, number_of, can_attach):
     """What the wrappers need of message.py and channel.py, once."""
     global _ForkingPickler, _BaseProcess, _kept_ids, _teach_again, _dump_process, _give_addresses_back, _keep_unattached
-    global _number_of, _key_init, _key_dump, _key_dumps, _key_send_bytes, _key_recv_bytes, _stock_init, _stock_dumps
+    global _number_of, _can_attach, _key_send, _key_init, _key_dump, _key_dumps, _key_send_bytes, _key_recv_bytes, _stock_init, _stock_dumps
     _ForkingPickler, _BaseProcess, _kept_ids = forking_pickler, base_process, kept_ids
     _teach_again, _dump_process, _give_addresses_back = teach_again, dump_process, give_addresses_back
-    _keep_unattached, _number_of = keep_unattached, number_of
+    _keep_unattached, _number_of, _can_attach = keep_unattached, number_of, can_attach
     _key_init, _key_dump, _key_dumps = [(forking_pickler, name) for name in ("__init__", "dump", "dumps")]
     _key_send_bytes, _key_recv_bytes = [(connection, name) for name in ("_send_bytes", "_recv_bytes")]
+    _key_send = (connection.__mro__[1], "send")  # of the class that all connections have
     _stock_init, _stock_dumps = _own_method(forking_pickler, "__init__"), _own_method(forking_pickler, "dumps")
 
 
@@ -249,25 +256,25 @@ def dumps(cls, obj, protocol=None):
     """ForkingPickler.dumps, without a ForkingPickler where nobody has changed what that is."""
     made = None
     if cls is _ForkingPickler:
-        if _ndarray is not None and type(obj) is _ndarray and _settings is not None and protocol is None:
-            made = dump_array(obj)
+        if _settings is not None and protocol is None and _array_type is not None and type(obj) is _array_type:
+            made = _dump_array(obj)
         if made is None:
             made = dump_as_stock(obj, protocol)
     return _wrapped[_key_dumps].__get__(None, cls)(obj, protocol) if made is None else made
 
 
-cdef object dump_array(object a):
+cdef object _dump_array(object a):
     """A message that is one plain array. None: it is not that plain."""
-    if (<object>_ForkingPickler._extra_reducers).get(_ndarray) is not reduce_array:  # registered by others since
+    if (<object>_ForkingPickler._extra_reducers).get(_array_type) is not reduce_array:  # registered by others since
         return None
     if not by_value_here and not _settings.private:
         packed = _pack_if_plain(a, None)
         if packed is not None:
             return _one_reference(packed)
     if (a.base is None and a.nbytes <= _settings.threshold and a.dtype.kind in "biufc"
-            and not lies_inside(a)):  # numbers: nothing in it that another reducer is for
+            and not is_inside(a)):  # numbers: nothing in it that another reducer is for
         _sent[2] += 1  # AS_BEFORE
-        return BytesIO(pickle.dumps(a)).getbuffer()
+        return BytesIO(_pickle_dumps(a)).getbuffer()
     return None
 
 
@@ -287,6 +294,45 @@ cdef inline uint64_t _number_here(object connection) except? 0:
     """Of its channel; what the connection noted, or asked for."""
     told = getattr(connection, _number_name, 0)
     return told if told > 0 else _number_of(connection)
+
+
+cdef inline bint _can_attach_here(object connection) except -1:
+    """What receiver.can_attach() says, and noted."""
+    return True if getattr(connection, _near_name, None) is True else _can_attach(connection)
+
+
+cdef bint _is_unsent(object error) except -1:
+    """Whether a send failed of itself: of half a message nothing can be loaded.
+
+    What a signal's handler raises, KeyboardInterrupt or a TimeoutError of its own, may come after the last byte was
+    written. Then the message is its reader's. The system's own errors have a number.
+    """
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
+
+
+@cython.binding(True)
+def send(self, obj):
+    """Connection.send; its leases know the channel, and it goes by value to a receiver that cannot attach.
+
+    If it fails, the message's leases end.
+    """
+    global by_value_here, pickles_for
+    cdef bint outer_by_value = by_value_here
+    cdef uint64_t outer_channel = pickles_for
+    cdef list references = []
+    outer_message, outer_sent = _exchange(&message_here, None), _exchange(&sent_here, references)
+    try:
+        pickles_for = _number_here(self)
+        by_value_here = not _can_attach_here(self)
+        _wrapped[_key_send](self, obj)
+    except BaseException as e:
+        if _is_unsent(e):
+            drop_references(references)
+        raise
+    finally:
+        by_value_here, pickles_for = outer_by_value, outer_channel
+        _exchange(&message_here, outer_message)
+        _exchange(&sent_here, outer_sent)
 
 
 @cython.binding(True)
@@ -310,6 +356,8 @@ def recv_bytes(self, maxsize=None):
 
 cdef int _keep_received(object message) except -1:
     """It is this process's from now on."""
+    if not _has_leases():
+        return 0
     if received_here == NULL:
         note_received(message)
         return 0
@@ -329,6 +377,8 @@ def receiving(owner, str name):
         messages = []
         outer = _exchange(&received_here, messages)
         try:
+            if not args and not options:  # a third of what the other form costs
+                return _wrapped[key](self)
             return _wrapped[key](self, *args, **options)
         except BaseException:
             for message in messages:
@@ -365,7 +415,7 @@ def load_noted(data, dict options not None):
     outer = note_loads(loaded)
     try:
         try:
-            return pickle.loads(data, **options) if options else pickle.loads(data)
+            return _pickle_loads(data, **options) if options else _pickle_loads(data)
         except Exception as e:
             from vmalloc.stand_in import has_stand_in
             if not has_stand_in(loaded):

@@ -31,13 +31,11 @@ from vmalloc._core import (
     BY_REFERENCE,
     BY_VALUE,
     COPIED_IN,
-    NUMBER,
     Block,
     Holding,
     Message,
     MessageSettings,
     count_sent,
-    drop_references,
     dump,
     dumps,
     forget_sent,
@@ -51,11 +49,10 @@ from vmalloc._core import (
     note_always,
     note_forked,
     note_taught,
-    pickle_for,
-    pickling_for,
     putting,
     recv_bytes,
     reduce_array,
+    send,
     sending,
     set_settings,
     under_way,
@@ -259,7 +256,7 @@ def _teach() -> None:
             return
         numpy = sys.modules.get("numpy")
         _ndarray = getattr(numpy, "ndarray", None)
-        note_taught(True)
+        note_taught(True, _ndarray)
         types = registry.exact_types()
         for kind in [kind for kind in _before if kind not in types]:
             _unteach(kind)
@@ -327,38 +324,6 @@ def _dump_process(self: ForkingPickler, process: BaseProcess, message: Message) 
         del process.__dict__[_IN_PROCESS]
 
 
-def _send_through(self: Connection[Any, Any], obj: Any) -> None:
-    """Connection.send; its leases know the channel, and it goes by value to a receiver that cannot attach.
-
-    If it fails, the message's leases end.
-    """
-    before = wrapped[_Connection, "send"]
-    by_value, message, sent = sending.by_value, under_way.message, under_way.sent
-    references = list[bytes]()
-    told: int = self.__dict__.get(NUMBER, 0)
-    channel = pickling_for()  # a handler may raise where pickle_for() returns, so that stands within
-    try:
-        pickle_for(told if told > 0 else number_of(self))
-        sending.by_value, under_way.message, under_way.sent = not can_attach(self), None, references
-        before(self, obj)
-    except BaseException as e:
-        if _is_unsent(e):
-            drop_references(references)
-        raise
-    finally:
-        sending.by_value, under_way.message, under_way.sent = by_value, message, sent
-        pickle_for(channel)
-
-
-def _is_unsent(error: BaseException) -> bool:
-    """Whether a send failed of itself: of half a message nothing can be loaded.
-
-    What a signal's handler raises, KeyboardInterrupt or a TimeoutError of its own, may come after the last
-    byte was written. Then the message is its reader's. The system's own errors have a number.
-    """
-    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
-
-
 def _give_addresses_back() -> None:
     """A child whose address space was limited since the fork receives copies: the mapping takes it all."""
     if not is_first_message():
@@ -391,7 +356,7 @@ _WRAPPERS: dict[tuple[Any, str], Any] = {
     (ForkingPickler, "dump"): dump,
     (ForkingPickler, "dumps"): classmethod(dumps),
     (ForkingPickler, "loads"): staticmethod(_loads),
-    (_Connection, "send"): _send_through,
+    (_Connection, "send"): send,
     **WRAPPERS,
     _RECV_BYTES: recv_bytes,
 }
@@ -406,6 +371,7 @@ wrapping_is_for(
     give_addresses_back=_give_addresses_back,
     keep_unattached=keep_unattached,
     number_of=number_of,
+    can_attach=can_attach,
 )
 _FOLLOWED: dict[tuple[Any, str], Any] = {where: _WRAPPERS[where] for where in (SEND_BYTES, _RECV_BYTES)}
 
