@@ -119,7 +119,7 @@ def _answer_sent(pipe: Any, region: vmalloc.Region) -> None:
 
 
 class SentArray(Peer):
-    """`Connection.send` of an array made in the region; the other side reads it there and answers."""
+    """A connection's `send()` of an array made in the region; the other side reads it there and answers."""
 
     def start(self) -> None:
         region = ours.new_region()

@@ -2,8 +2,8 @@
 # Part of _core.pyx: what every message goes through while install() is in force, whatever is in it.
 #
 # Between two large arrays a thread sleeps, and its caches hold the arrays. What it runs then it runs cold, and a line of
-# Python touches many times the memory of one of C: 175 us a task where these were Python, 40 us now. message.py and
-# channel.py tell what they are for, wrap them around multiprocessing's methods, and do what is rare.
+# Python touches many times the memory of one of C (docs/decisions/0067). message.py and channel.py tell what they are
+# for, wrap them around multiprocessing's methods, and do what is rare.
 
 cdef extern from *:
     """
@@ -240,7 +240,7 @@ cdef dict _stock_reducers():
 
 
 def dump_as_stock(obj, protocol):
-    """What ForkingPickler.dumps() gives, byte for byte, without making one. None: another library has changed it."""
+    """What a ForkingPickler makes of it, byte for byte, without one. None: another library has changed it."""
     reducers = None if _is_process(obj) else _stock_reducers()
     if reducers is None:
         return None
