@@ -58,7 +58,8 @@ def _fill_mapping(nbytes: int, seed: int) -> None:
 class FillTask(TaskPeer):
     """A stock executor and a task that fills memory which both sides have used before, and returns nothing.
 
-    The floor in one piece: a worker that was asleep fills more slowly than a process that did not stop.
+    The floor in one piece: a worker that was asleep, of pages that another CPU has read, fills more slowly
+    than a process that did not stop. Nothing of ours is in it.
     """
 
     BYTES = 64 << 20
@@ -75,6 +76,63 @@ class FillTask(TaskPeer):
 
     def stop(self) -> None:
         self._executor.shutdown()
+
+
+class SharedFill(TaskPeer):
+    """One process fills memory of the same kind as FillTask's: shared, so in small pages on most machines."""
+
+    def start(self) -> None:
+        self._array = np.frombuffer(mmap.mmap(-1, FillTask.BYTES), np.uint64)
+
+    def fetch(self, nbytes: int, seed: int) -> Array:
+        array = self._array[: nbytes // 8]
+        fill(array, seed)
+        return array
+
+    def stop(self) -> None:
+        pass
+
+
+def _wait(nbytes: int, seed: int, ns: int) -> int:
+    end = time.perf_counter_ns() + ns
+    while time.perf_counter_ns() < end:
+        pass
+    return expected(nbytes, seed)
+
+
+class WaitingTask(EmptyTask):
+    """A task that touches nothing and is busy for as long as a fill takes: who waits for it sleeps deeper."""
+
+    NS = 2_000_000
+
+    def hand_over(self, nbytes: int, seed: int) -> int:
+        return self._executor.submit(_wait, nbytes, seed, self.NS).result()
+
+
+def _answer_sent(pipe: Any, region: vmalloc.Region) -> None:
+    ours.install(region)
+    while True:
+        array = pipe.recv()
+        checksum = read(array)
+        del array  # before the reply, so that the next one finds the memory free
+        pipe.send(checksum)
+
+
+class SentArray(Peer):
+    """A connection's `send()` of an array made in the region; the other side reads it there and answers."""
+
+    def start(self) -> None:
+        region = ours.new_region()
+        ours.install(region)
+        self._other = Other(self.context, _answer_sent, region)
+
+    def hand_over(self, nbytes: int, seed: int) -> int:
+        self._other.pipe.send(ours.produce(nbytes, seed))
+        checksum: int = self._other.pipe.recv()
+        return checksum
+
+    def stop(self) -> None:
+        self._other.stop()
 
 
 def _count_messages(pipe: Any, queue: Any) -> None:

@@ -174,12 +174,71 @@ cdef bint _is_small_view(a) except -1:
     return is_sure
 
 
+cdef extern from *:
+    """
+    static _Thread_local int by_value_here; /* this thread sends to a receiver that cannot attach */
+    """
+    bint by_value_here
+
+
+@cython.final
+cdef class Sending:
+    """What the thread that asks sends just now."""
+
+    @property
+    def by_value(self):
+        """To a receiver that cannot attach."""
+        return by_value_here
+
+    @by_value.setter
+    def by_value(self, bint is_so):
+        global by_value_here
+        by_value_here = is_so
+
+
+sending = Sending()
+
+
+cdef bytes _pack_if_plain(object a, Message message):
+    """pack_plain(), or None where the longer way knows what to do."""
+    if a.base is None:
+        return None
+    try:
+        return pack_plain(a, _settings.readonly, message)
+    except errors.VmallocError:
+        return None
+
+
+cdef bint _goes_beside(Message message, object a) except -1:
+    """Another array of the same pages went before, perhaps of another dtype."""
+    base = a.base
+    if type(base) is _ndarray:
+        base = base.base
+    first = message.first_of(base) if isinstance(base, Holding) else None
+    return first is not None and first is not a
+
+
+cdef object _reduce_plain(Message message, object a):
+    """The most frequent arrays of a region, by reference; None: not one of them."""
+    beside = _reduce_beside(message, a, _settings.readonly)
+    if beside is not None:
+        return beside
+    if message.starts_process or _goes_beside(message, a):
+        return None
+    packed = _pack_if_plain(a, message)
+    return None if packed is None else (load_reference, (packed,))
+
+
 def reduce_array(a):
     """For a pickler: private arrays of at most the threshold as before; they must not notice us."""
     if _settings is not None and (_is_small_view(a) if a.base is not None else
                                   <Py_ssize_t>a.nbytes <= _settings.threshold and not is_inside(a)):
         _sent[2] += 1  # AS_BEFORE
         return a.__reduce_ex__(pickles_at if pickles_at >= 0 else <int>pickle.DEFAULT_PROTOCOL)
+    if _settings is not None and message_here != NULL and not by_value_here and not _settings.private:
+        reduced = _reduce_plain(<Message>message_here, a)
+        if reduced is not None:
+            return reduced
     return _reduce_larger(a)
 
 
@@ -278,7 +337,7 @@ def pack_reference(Holding holding not None, uint64_t lease, bytes description n
     return (<char *>&head)[:sizeof(Reference)] + description + _packed_where(region, where)
 
 
-def pack_plain(array, bint readonly, Message message=None):
+cpdef bytes pack_plain(array, bint readonly, Message message=None):
     """The same, with a lease, of a C-contiguous array of numbers that owns its pages. None: not of that kind.
 
     `message` notes it. Whatever fails leaves no lease.
@@ -346,7 +405,7 @@ cdef class Message:
     def __init__(self):
         self.references, self.firsts, self.others = [], {}, {}
 
-    def went(self, bytes packed not None, Holding holding, first):
+    cpdef object went(self, bytes packed, Holding holding, first):
         """Note a reference; `first`: an np.ndarray, or None for what others cannot go beside."""
         self.references.append(packed)
         if first is not None:
@@ -370,6 +429,10 @@ cdef object _class_of_arrays():
 
 def reduce_beside(Message message not None, array, bint readonly):
     """For a pickler, an array beside an earlier one with the same dtype. None: it has to go another way."""
+    return _reduce_beside(message, array, readonly)
+
+
+cdef object _reduce_beside(Message message, object array, bint readonly):
     cdef Py_buffer view
     if not message.firsts:
         return None
@@ -505,7 +568,7 @@ _BEFORE = (b"\x80\x04"  # protocol 4
 _AFTER = b"\x85R."  # called with them; the end
 
 
-def pickled_reference(bytes packed not None):
+cpdef object pickled_reference(bytes packed):
     """A whole message that is one reference, as any unpickler loads it: in a buffer, as ForkingPickler's are."""
     return BytesIO(_BEFORE + len(packed).to_bytes(4, "little") + packed + _AFTER).getbuffer()
 
@@ -545,7 +608,7 @@ def split_reference(bytes packed not None):
             packed[sizeof(Reference):where_at], packed[where_at:])
 
 
-def drop_reference(bytes packed not None):
+cpdef object drop_reference(bytes packed):
     """End the lease of a message that will not be sent."""
     cdef Reference reference
     cdef Description description
@@ -606,9 +669,28 @@ cdef object _load(bytes packed):
     if not _is_plain(<char *>packed + sizeof(Reference), &description):
         from vmalloc.reference import load_described
         return load_described(found, *split_reference(packed)[:5])
-    region = found
-    owner = region._adopt(reference.page, reference.id, reference.nbytes, reference.lease)
+    owner = _adopt_plain(found, &reference)
     return _rebuild_plain(owner, <char *>packed + sizeof(Reference), &description)
+
+
+cdef ArrayOwner _adopt_plain(CoreRegion region, Reference *reference):
+    """RegionReferences._adopt(), of numbers that are in range as they are."""
+    cdef vm_range got
+    cdef ArrayOwner owner
+    cdef Call c
+    cdef int rc
+    region.pages_check()
+    c.page, c.id, c.lease = reference.page, reference.id, reference.lease
+    c.out = &got
+    rc = region.result_of(call_adopt, &c)
+    if rc < 0:
+        raise region.fail(rc, f"reference to page {reference.page}, id {reference.id}")
+    owner = ArrayOwner.__new__(ArrayOwner)
+    owner.bind(region, &got, reference.nbytes)
+    if <uint64_t>reference.nbytes > got.nr_pages * region.granule:
+        raise errors.StaleReference(f"reference to page {reference.page}, id {reference.id}: "
+                                    f"{reference.nbytes} bytes named, the range has {got.nr_pages} pages")
+    return owner
 
 
 cdef bint _is_plain(const char *at, Description *head) noexcept:
@@ -749,6 +831,16 @@ cdef size_t _move_of(Py_buffer *view, CoreRegion region, int move, uint64_t chan
     return total
 
 
+cdef bint _has_leases() except -1:
+    """Whether any region has one."""
+    cdef CoreRegion region
+    for ref in _attached.all:
+        region = ref()
+        if region is not None and region.r != NULL and not region.readonly and vm_has_leases(region.r):
+            return True
+    return False
+
+
 cdef size_t _move_leases(message, int move, uint64_t channel) except? 0:
     """Note where a message is. Quiet: if that fails it is kept for longer. Returns how many references it seems to hold.
 
@@ -769,7 +861,7 @@ cdef size_t _move_leases(message, int move, uint64_t channel) except? 0:
     return nr
 
 
-def send_noted(send, connection, message, uint64_t channel):
+cdef object send_noted(object send, object connection, object message, uint64_t channel):
     """send(connection, message), whose leases know meanwhile that it is on its way, and then that it is there."""
     if _move_leases(message, VM_MOVE_SENDING, channel) == 0:
         send(connection, message)
@@ -780,12 +872,12 @@ def send_noted(send, connection, message, uint64_t channel):
         _move_leases(message, VM_MOVE_SENT, channel)
 
 
-def note_received(message):
+cdef bint note_received(object message) except -1:
     """The leases of what was read, a BytesIO, are this process's. Returns whether it seems to have any."""
     return _move_leases(message.getbuffer(), VM_MOVE_RECEIVED, 0) != 0
 
 
-def note_lost(message):
+cdef object note_lost(object message):
     """What was read, a BytesIO, could not be loaded, and nobody else has seen it: its leases end."""
     _move_leases(message.getbuffer(), VM_MOVE_LOST, 0)
 

@@ -10,55 +10,35 @@ core/share/channel.c says what that is good for. A connection's number is asked 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from io import BytesIO
 from multiprocessing.connection import Connection
 from multiprocessing.pool import Pool
 from multiprocessing.queues import Queue, SimpleQueue
 from typing import Any
 
 from vmalloc._core import (
+    NUMBER,
     attached,
     channel_of,
     holds_id,
-    note_lost,
-    note_received,
     pickle_for,
-    pickling_for,
-    send_noted,
+    putting,
+    receiving,
+    send_bytes,
+    wrapped,
 )
 from vmalloc.attach import attach_where, kept_ids, kept_where
 from vmalloc.region import Region
 from vmalloc.window import keep_leases_in
 
 __all__ = [
-    "NUMBER",
     "SEND_BYTES",
     "WRAPPERS",
-    "keep_received",
     "keep_unattached",
     "number_of",
-    "putting",
-    "wrapped",
 ]
 
-#: Attribute of a Connection.
-NUMBER = "_vmalloc_channel"
-
 SEND_BYTES = (Connection, "_send_bytes")
-
-#: What the wrapped methods were before, by class and name; None: the class had none of its own.
-wrapped: dict[tuple[Any, str], Any] = {}
-
-
-class Receiving(threading.local):
-    """What this thread has read just now and nobody else has seen."""
-
-    messages: list[BytesIO] | None = None  #: those that may hold references; None: it only hands bytes out
-
-
-receiving = Receiving()
 
 
 def number_of(connection: Connection[Any, Any]) -> int:
@@ -76,57 +56,11 @@ def _ask_number(connection: Connection[Any, Any], nr_messages: int) -> int:
     return number
 
 
-def putting(owner: type[SimpleQueue[Any]]) -> Callable[..., None]:
-    """For the put() of a simple queue, which pickles and writes."""
-
-    def put(self: SimpleQueue[Any], obj: Any) -> None:
-        outer = pickling_for()  # a handler may raise where pickle_for() returns
-        try:
-            pickle_for(number_of(self._writer))  # type: ignore[attr-defined]
-            wrapped[owner, "put"](self, obj)
-        finally:
-            pickle_for(outer)
-
-    return put
-
-
 def _feed(items: Any, notempty: Any, send_bytes: Callable[..., None], *others: Any) -> None:
     """Queue._feed: a thread that does nothing else."""
     writer: Connection[Any, Any] | None = getattr(send_bytes, "__self__", None)
     pickle_for(number_of(writer) if isinstance(writer, Connection) else 0)
     wrapped[Queue, "_feed"].__func__(items, notempty, send_bytes, *others)
-
-
-def _send_bytes(self: Connection[Any, Any], buf: Any) -> None:
-    """Connection._send_bytes, which all messages go through: also bytes within bytes, received before."""
-    told: int = self.__dict__.get(NUMBER, 0)
-    send_noted(wrapped[SEND_BYTES], self, buf, told if told > 0 else number_of(self))
-
-
-def _receiving(owner: Any, name: str) -> Callable[..., Any]:
-    """For a method that reads a message and loads it: if that fails, or is interrupted, it is lost."""
-
-    def received(self: Any, *args: Any, **options: Any) -> Any:
-        outer, receiving.messages = receiving.messages, []
-        try:
-            return wrapped[owner, name](self, *args, **options)
-        except BaseException:
-            for message in receiving.messages:
-                note_lost(message)
-            raise
-        finally:
-            receiving.messages = outer
-
-    return received
-
-
-def keep_received(message: BytesIO) -> None:
-    """It is this process's from now on."""
-    messages = receiving.messages
-    if messages is not None:  # first: a handler may raise where note_received() returns
-        messages.append(message)
-    if not note_received(message) and messages is not None:
-        messages.remove(message)  # a look at it later would copy it, where its bytes were handed out
 
 
 def _can_attach(id: bytes) -> bool:
@@ -160,10 +94,10 @@ _Connection: Any = Connection.__mro__[1]  # whose recv() all connections have
 
 WRAPPERS: dict[tuple[Any, str], Any] = {
     (SimpleQueue, "put"): putting(SimpleQueue),
-    (SimpleQueue, "get"): _receiving(SimpleQueue, "get"),
-    (Queue, "get"): _receiving(Queue, "get"),
-    (_Connection, "recv"): _receiving(_Connection, "recv"),
+    (SimpleQueue, "get"): receiving(SimpleQueue, "get"),
+    (Queue, "get"): receiving(Queue, "get"),
+    (_Connection, "recv"): receiving(_Connection, "recv"),
     (Queue, "_feed"): staticmethod(_feed),
     (Pool, "_terminate_pool"): classmethod(_terminate_pool),
-    SEND_BYTES: _send_bytes,
+    SEND_BYTES: send_bytes,
 }

@@ -170,7 +170,7 @@ class _Reducers(dict[type, Any]):
         self._reduce = reduce
 
     def items(self) -> ItemsView[type, Any]:  # type: ignore[override]
-        types = {*registry.exact_types()[1]}
+        types = set(registry.exact_types())
         if "numpy" in sys.modules:
             types.add(sys.modules["numpy"].memmap)
         return dict.fromkeys(types, self._reduce).items()

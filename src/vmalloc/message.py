@@ -16,17 +16,15 @@ those need no pickler.
 from __future__ import annotations
 
 import os
-import pickle
 import sys
 import threading
 import warnings
 from collections.abc import Callable
-from io import BytesIO
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import SimpleQueue
 from multiprocessing.reduction import ForkingPickler
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from vmalloc._core import (
     AS_BEFORE,
@@ -38,29 +36,32 @@ from vmalloc._core import (
     Message,
     MessageSettings,
     count_sent,
-    drop_reference,
+    dump,
+    dumps,
     forget_sent,
     forking_protocol,
     get_settings,
-    lies_inside,
+    init_forking_pickler,
+    is_first_message,
     load_beside,
+    load_noted,
     load_reference,
     note_always,
-    note_loads,
-    noting_loads,
-    pack_plain,
-    pickle_at,
-    pickle_for,
-    pickled_reference,
-    pickling_for,
+    note_forked,
+    note_taught,
+    putting,
+    recv_bytes,
     reduce_array,
-    reduce_beside,
+    send,
+    sending,
     set_settings,
+    under_way,
+    wrapped,
+    wrapping_is_for,
 )
 from vmalloc.adapters import registry
 from vmalloc.attach import Kept, Where, kept_ids, where_of
-from vmalloc.channel import NUMBER, SEND_BYTES, WRAPPERS, keep_received, keep_unattached, number_of, putting
-from vmalloc.channel import wrapped as _wrapped_before
+from vmalloc.channel import SEND_BYTES, WRAPPERS, keep_unattached, number_of
 from vmalloc.description import encode
 from vmalloc.errors import OutOfPages, VmallocError
 from vmalloc.facts import COPY_IN_THRESHOLD_BYTES, FULL_TIMEOUT_S
@@ -68,18 +69,13 @@ from vmalloc.full import ON_FULL, Room, forget_warnings, warn_once
 from vmalloc.limits import is_short_of_addresses
 from vmalloc.pickled import arrives_readonly, copy_as, form_of, is_turned
 from vmalloc.receiver import can_attach
-from vmalloc.reference import pack, sending
+from vmalloc.reference import pack
 from vmalloc.region import Region, default_region, region_at, set_default_region
-from vmalloc.stand_in import has_stand_in, load_tolerantly
-
-if TYPE_CHECKING:
-    import numpy as np
 
 __all__ = ["Settings", "follow_messages", "install", "reduce_as", "uninstall"]
 
 PRIVATE = (False, True, "copy")
 _IN_PROCESS = "_vmalloc_settings"  # attribute of a Process while it is pickled
-_PROTOCOL = "_vmalloc_protocol"  # of a ForkingPickler
 
 
 class Settings(MessageSettings):
@@ -124,7 +120,6 @@ class Settings(MessageSettings):
 _install_lock = threading.RLock()
 _ndarray: Any = None  # numpy's
 _before: dict[type, Any] = {}  # what was registered before us; None: nothing
-_taught = -1  # version of the adapters that ForkingPickler was told of
 _followed: dict[tuple[Any, str], Any] = {}  # wrappers that stay without install()
 _left: set[tuple[Any, str]] = set()  # wrappers that uninstall() left, for another library's call them
 
@@ -143,26 +138,6 @@ _Before = Callable[[Any], Any] | None  # what was registered before us
 
 class _NoLease(OutOfPages):
     """There was none for a reference to what lies in the region."""
-
-
-class _UnderWay(threading.local):
-    """What this thread pickles just now."""
-
-    message: Message | None = None
-    sent: list[bytes] | None = None  #: references of a message that Connection.send is about to write
-
-    def note_sent(self, references: list[bytes]) -> None:
-        """They are complete. A message within another one is not what is sent."""
-        if self.message is None and self.sent is not None:
-            self.sent += references
-
-    @property
-    def references(self) -> list[bytes] | None:
-        """Of the message, those with leases of their own."""
-        return None if self.message is None else self.message.references
-
-
-_under_way = _UnderWay()
 
 
 def install(
@@ -217,7 +192,7 @@ def _install(settings: Settings) -> None:
     with _install_lock:
         if get_settings() is None:
             _wrap(_WRAPPERS)
-        set_settings(settings, _reduce_array)
+        set_settings(settings, _reduce)
         forget_warnings()
         _teach()
 
@@ -227,14 +202,13 @@ def uninstall() -> None:
 
     What others registered over ours since stays.
     """
-    global _taught
     with _install_lock:
         if get_settings() is None:
             return
-        set_settings(None, _reduce_array)
+        set_settings(None, _reduce)
         for kind in list(_before):
             _unteach(kind)
-        _taught = -1
+        note_taught(False)
         _unwrap()
 
 
@@ -254,9 +228,9 @@ def follow_messages(queue: type[SimpleQueue[Any]]) -> None:
 def _wrap(wrappers: dict[tuple[Any, str], Any]) -> None:
     for (owner, name), wrapper in wrappers.items():
         now = owner.__dict__.get(name)
-        if now is wrapper or ((owner, name) in _left and now is not _wrapped_before[owner, name]):
+        if now is wrapper or ((owner, name) in _left and now is not wrapped[owner, name]):
             continue  # a second time around itself it would call itself for ever
-        _wrapped_before[owner, name] = now
+        wrapped[owner, name] = now
         setattr(owner, name, wrapper)
 
 
@@ -268,33 +242,37 @@ def _unwrap() -> None:
             _left.add((owner, name))
             continue
         _left.discard((owner, name))
-        if _wrapped_before[owner, name] is None:
+        if wrapped[owner, name] is None:
             delattr(owner, name)
         else:
-            setattr(owner, name, _wrapped_before[owner, name])
+            setattr(owner, name, wrapped[owner, name])
 
 
 def _teach() -> None:
     """Let ForkingPickler know the types that have an adapter by now, and no others."""
-    global _taught, _ndarray
+    global _ndarray
     with _install_lock:
         if get_settings() is None:
             return
         numpy = sys.modules.get("numpy")
         _ndarray = getattr(numpy, "ndarray", None)
-        version, types = registry.exact_types()
+        note_taught(True, _ndarray)
+        types = registry.exact_types()
         for kind in [kind for kind in _before if kind not in types]:
             _unteach(kind)
         for kind in types:
             if kind not in _before:
                 _before[kind] = _reducers().get(kind)
                 ForkingPickler.register(kind, reduce_array if kind is _ndarray else _reduce)
-        _taught = version
 
 
-def _teach_made(pickler: ForkingPickler) -> None:
-    """One that copied what ForkingPickler knew when it was made, before we taught it."""
-    reducers, table = _reducers(), pickler.dispatch_table
+def _teach_again(pickler: Any) -> None:
+    """ForkingPickler, and a pickler that copied what it knew when it was made, before we taught it."""
+    _teach()
+    table = pickler.dispatch_table
+    if not isinstance(table, dict):
+        return  # one that copies nothing
+    reducers = _reducers()
     for kind in [kind for kind, reduce in table.items() if _is_ours(reduce) and kind not in reducers]:
         del table[kind]
     table.update(reducers)
@@ -325,45 +303,8 @@ def _install_in_child(where: Where, is_default: bool, *options: Any) -> None:
     _install(Settings(lambda: region_at(kept.where), is_default, *options))
 
 
-def _init(self: ForkingPickler, *args: Any) -> None:
-    """ForkingPickler(file, protocol, ...). It tells nobody its protocol later."""
-    _wrapped_before[_INIT](self, *args)
-    protocol = args[1] if len(args) > 1 else None
-    if protocol is not None:
-        self.__dict__[_PROTOCOL] = pickle.HIGHEST_PROTOCOL if protocol < 0 else protocol
-
-
-def _dump(self: ForkingPickler, obj: Any) -> None:
-    """Pickler.dump; if it fails, the message's leases end."""
-    if _taught != registry.version():
-        _teach()
-        _teach_made(self)
-    outer, outer_protocol = _under_way.message, forking_protocol()
-    message = Message()
-    try:
-        try:
-            _under_way.message = message
-            pickle_at(self.__dict__.get(_PROTOCOL, pickle.DEFAULT_PROTOCOL))
-            if issubclass(type(obj), BaseProcess):  # isinstance() would use a stand-in
-                _dump_process(self, obj, message)
-            else:
-                _dump_before(self, obj)
-        finally:
-            _under_way.message = outer
-            pickle_at(outer_protocol)
-        _under_way.note_sent(message.references)
-    except BaseException:
-        _drop(message.references)
-        raise
-
-
-def _drop(references: list[bytes]) -> None:
-    for reference in references:
-        drop_reference(reference)
-
-
 def _dump_before(self: ForkingPickler, obj: Any) -> None:
-    before = _wrapped_before.get((ForkingPickler, "dump"))
+    before = wrapped.get((ForkingPickler, "dump"))
     if before is None:
         super(ForkingPickler, self).dump(obj)
     else:
@@ -383,83 +324,10 @@ def _dump_process(self: ForkingPickler, process: BaseProcess, message: Message) 
         del process.__dict__[_IN_PROCESS]
 
 
-def _dumps(cls: type[ForkingPickler], obj: Any, protocol: int | None = None) -> Any:
-    """ForkingPickler.dumps, without a ForkingPickler for a message that is one plain array."""
-    settings = get_settings()
-    if type(obj) is _ndarray and settings is not None and protocol is None and _is_plain_pickler(cls):
-        packed = None if sending.by_value or settings.private else _pack_plain(obj, settings)
-        if packed is not None:
-            return _one_reference(packed)
-        is_small = obj.base is None and obj.nbytes <= settings.threshold
-        if is_small and obj.dtype.kind in "biufc" and not lies_inside(obj):
-            # numbers: nothing in it that another reducer is for
-            count_sent(AS_BEFORE)
-            return BytesIO(pickle.dumps(obj)).getbuffer()
-    return _wrapped_before[ForkingPickler, "dumps"].__get__(None, cls)(obj, protocol)
-
-
-def _one_reference(packed: bytes) -> memoryview:
-    """A message that is nothing else; if it cannot be made, its lease ends."""
-    try:
-        _under_way.note_sent([packed])
-        return pickled_reference(packed)
-    except BaseException:
-        drop_reference(packed)
-        raise
-
-
-def _is_plain_pickler(cls: type[ForkingPickler]) -> bool:
-    """Not a class derived from it, and nobody registered another way for arrays since."""
-    return cls is ForkingPickler and _reducers().get(_ndarray) is reduce_array
-
-
-def _send_through(self: Connection[Any, Any], obj: Any) -> None:
-    """Connection.send; its leases know the channel, and it goes by value to a receiver that cannot attach.
-
-    If it fails, the message's leases end.
-    """
-    before = _wrapped_before[_Connection, "send"]
-    by_value, message, sent = sending.by_value, _under_way.message, _under_way.sent
-    references = list[bytes]()
-    told: int = self.__dict__.get(NUMBER, 0)
-    channel = pickling_for()  # a handler may raise where pickle_for() returns, so that stands within
-    try:
-        pickle_for(told if told > 0 else number_of(self))
-        sending.by_value, _under_way.message, _under_way.sent = not can_attach(self), None, references
-        before(self, obj)
-    except BaseException as e:
-        if _is_unsent(e):
-            _drop(references)
-        raise
-    finally:
-        sending.by_value, _under_way.message, _under_way.sent = by_value, message, sent
-        pickle_for(channel)
-
-
-def _is_unsent(error: BaseException) -> bool:
-    """Whether a send failed of itself: of half a message nothing can be loaded.
-
-    What a signal's handler raises, KeyboardInterrupt or a TimeoutError of its own, may come after the last
-    byte was written. Then the message is its reader's. The system's own errors have a number.
-    """
-    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None)
-
-
-_is_new = False  # a forked child before its first message
-
-
-def _note_fork() -> None:
-    global _is_new
-    _is_new = True
-
-
-os.register_at_fork(after_in_child=_note_fork)
-
-
 def _give_addresses_back() -> None:
     """A child whose address space was limited since the fork receives copies: the mapping takes it all."""
-    global _is_new
-    _is_new = False
+    if not is_first_message():
+        return
     settings = cast("Settings | None", get_settings())
     if settings is None or not is_short_of_addresses():
         return
@@ -471,88 +339,41 @@ def _give_addresses_back() -> None:
         return  # it stays mapped: a message is being loaded, where nobody could answer an error
     if is_unmapped:
         again = Settings(lambda: region_at(kept.where), *settings.options())
-        set_settings(again, _reduce_array)
+        set_settings(again, _reduce)
 
 
 def _loads(data: Any, **options: Any) -> Any:
-    """ForkingPickler.loads. What fails because of a stand-in within it is loaded again, with more of them."""
-    if _is_new:
-        _give_addresses_back()
-    loaded: list[tuple[bytes, Any]] = []  # kept until the end: the first load has claimed its leases
-    outer = noting_loads()
-    try:
-        try:
-            note_loads(loaded)
-            return pickle.loads(data, **options)
-        except Exception as e:
-            if not has_stand_in(loaded):
-                raise
-            e.__traceback__ = None  # the error of a stand-in lives on, and must hold nothing that was loaded
-        return load_tolerantly(data, loaded)
-    finally:
-        note_loads(outer)
-        if outer is not None:  # a message within another one, which may have to be loaded again, too
-            outer += loaded
+    """ForkingPickler.loads. Its frame tells stand_in.py that what is loaded is a message."""
+    return load_noted(data, options)
 
 
-def _recv_bytes(self: Connection[Any, Any], maxsize: int | None = None) -> BytesIO | None:
-    """Connection._recv_bytes. What holds references is this process's from now on."""
-    if _is_new:
-        _give_addresses_back()
-    buf: BytesIO | None = _wrapped_before[_RECV_BYTES](self, maxsize)
-    if buf is not None:
-        if kept_ids():
-            keep_unattached(buf.getbuffer())
-        keep_received(buf)
-    return buf
+os.register_at_fork(after_in_child=note_forked)
 
-
-_INIT = (ForkingPickler, "__init__")
 _RECV_BYTES = (Connection, "_recv_bytes")
 _Connection: Any = Connection.__mro__[1]  # whose send() all connections have
 _WRAPPERS: dict[tuple[Any, str], Any] = {
-    _INIT: _init,
-    (ForkingPickler, "dump"): _dump,
-    (ForkingPickler, "dumps"): classmethod(_dumps),
+    (ForkingPickler, "__init__"): init_forking_pickler,
+    (ForkingPickler, "dump"): dump,
+    (ForkingPickler, "dumps"): classmethod(dumps),
     (ForkingPickler, "loads"): staticmethod(_loads),
-    (_Connection, "send"): _send_through,
+    (_Connection, "send"): send,
     **WRAPPERS,
-    _RECV_BYTES: _recv_bytes,
+    _RECV_BYTES: recv_bytes,
 }
+
+wrapping_is_for(
+    ForkingPickler,
+    Connection,
+    BaseProcess,
+    kept_ids(),
+    teach_again=_teach_again,
+    dump_process=_dump_process,
+    give_addresses_back=_give_addresses_back,
+    keep_unattached=keep_unattached,
+    number_of=number_of,
+    can_attach=can_attach,
+)
 _FOLLOWED: dict[tuple[Any, str], Any] = {where: _WRAPPERS[where] for where in (SEND_BYTES, _RECV_BYTES)}
-
-
-def _pack_plain(
-    a: np.ndarray[Any, Any], settings: MessageSettings, message: Message | None = None
-) -> bytes | None:
-    """`message` notes it as soon as it has a lease."""
-    try:
-        return None if a.base is None else pack_plain(a, settings.readonly, message)
-    except VmallocError:  # the longer way knows what to do
-        return None
-
-
-def _goes_beside(message: Message, a: np.ndarray[Any, Any]) -> bool:
-    """Another array of the same pages went before, perhaps of another dtype."""
-    base: Any = a.base
-    if type(base) is _ndarray:
-        base = base.base
-    first = message.first_of(base) if isinstance(base, Holding) else None
-    return first is not None and first is not a
-
-
-def _reduce_array(a: np.ndarray[Any, Any]) -> Any:
-    """_reduce(), without its steps for the most frequent arrays."""
-    settings, message = get_settings(), _under_way.message
-    if settings is not None and message is not None and not (sending.by_value or settings.private):
-        beside = reduce_beside(message, a, settings.readonly)
-        if beside is not None:
-            return beside
-        if not message.starts_process and not _goes_beside(message, a):
-            packed = _pack_plain(a, settings, message)
-            if packed is not None:
-                return load_reference, (packed,)
-    return _reduce(a)
 
 
 def _reduce(x: object) -> Any:
@@ -580,7 +401,7 @@ def reduce_as(x: Any, settings: Settings | None, before: Callable[[Any], Any] | 
                 return _send(x, holding, settings)
             return _send(*_placed(x, settings), settings)
         except _NoLease:
-            message = _under_way.message
+            message = under_way.message
             if message is None or not message.references or nbytes is None:
                 raise
             message.has_no_lease = True  # it is large, and took them itself: no wait would help
@@ -628,12 +449,12 @@ def _goes_as_before(adapter: registry.Adapter, nbytes: int | None, settings: Set
         return True
     if settings.usable_region() is None:
         return True
-    return _under_way.message is not None and _under_way.message.has_no_lease
+    return under_way.message is not None and under_way.message.has_no_lease
 
 
 def _send(value: Any, holding: Holding, settings: Settings) -> tuple[Any, ...]:
     """Beside an earlier array of the same pages, or a reference with a lease of its own."""
-    message = _under_way.message
+    message = under_way.message
     is_array = type(value) is _ndarray
     is_private = bool(settings.private) and not isinstance(value, Block)
     can_go_beside = is_array and not is_private  # each array is its receiver's own, also from the others

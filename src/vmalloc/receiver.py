@@ -13,18 +13,19 @@ import struct
 from multiprocessing.connection import Connection
 from typing import Any
 
+from vmalloc._core import CAN_ATTACH
+
 __all__ = ["can_attach"]
 
-_TOLD = "_vmalloc_can_attach"  # attribute of a Connection
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 _ROOT = 0
 
 
 def can_attach(connection: Connection[Any, Any]) -> bool:
     """False for a network connection, also to this machine, and for another user's; pipes are this user's."""
-    told: bool | None = connection.__dict__.get(_TOLD)
+    told: bool | None = connection.__dict__.get(CAN_ATTACH)
     if told is None and not connection.closed:
-        told = connection.__dict__[_TOLD] = _is_near(connection.fileno())
+        told = connection.__dict__[CAN_ATTACH] = _is_near(connection.fileno())
     return told is not False
 
 

@@ -3,10 +3,18 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any, cast
 
-from vmalloc._core import Block, Holding, Lease, is_plain, load_reference, pack_reference, protocol_here
+from vmalloc._core import (
+    Block,
+    Holding,
+    Lease,
+    is_plain,
+    load_reference,
+    pack_reference,
+    protocol_here,
+    sending,
+)
 from vmalloc.adapters.registry import adapter_of_kind, describe, holding_of, place, rebuild
 from vmalloc.attach import where_of
 from vmalloc.description import decode, encode
@@ -43,15 +51,6 @@ def load_described_beside(first: Any, description: bytes) -> Any:
     """The general half of load_beside(): another value on the pages of `first`. StaleReference."""
     told = decode(description, may_unpickle=True)
     return rebuild(first.base, told if told.dtype is not None else told._replace(dtype=first.dtype))
-
-
-class Sending(threading.local):
-    """What this thread sends just now."""
-
-    by_value = False  #: to a receiver that cannot attach
-
-
-sending = Sending()
 
 
 class Ref:

@@ -42,7 +42,7 @@ def why(x: object) -> str:
         return "by reference: ref() made it, which needs no install()"
     if settings is None:
         return "as before: install() was not called in this process"
-    types = registry.exact_types()[1]
+    types = registry.exact_types()
     if type(x) not in types:
         return _why_not_its_type(type(x), types)
     adapter = registry.adapter_for(type(x))

@@ -18,8 +18,7 @@ from tests.equivalence.sent import as_stock
 from tests.processes.kinds import KINDS, POINT, clear, facts, filled, is_clear
 
 import vmalloc
-from vmalloc import message
-from vmalloc._core import get_settings
+from vmalloc._core import get_settings, under_way
 
 
 @pytest.fixture
@@ -414,4 +413,4 @@ def test_the_interpreter_ends_in_silence_and_leaves_nothing(ending):
 def test_nothing_of_install_stays_behind_in_the_module():
     vmalloc.uninstall()
     assert get_settings() is None
-    assert message._under_way.references is None
+    assert under_way.references is None

@@ -171,11 +171,12 @@ def test_what_a_signal_handler_raises_after_the_write_ends_no_message(region, er
     assert (reader.recv() == 6).all()
 
 
-@pytest.mark.parametrize("what", ["plain", "strided", "private"])
+@pytest.mark.parametrize("what", ["strided", "private"])
 def test_an_error_at_any_line_that_takes_a_lease_leaves_none(region, what):
+    """Of a plain array it is no line of Python that takes it."""
     a = region.full(PAGE, 1, "u1")
-    x = {"plain": [a], "strided": [a[::2]], "private": [np.zeros(1000)]}[what]
-    takers = {vmalloc.message._reduce_array.__code__, vmalloc.message._send.__code__}
+    x = {"strided": [a[::2]], "private": [np.zeros(1000)]}[what]
+    takers = {vmalloc.message._send.__code__}
     for nth in range(1000):
         try:
             with error_at_line(takers, nth):

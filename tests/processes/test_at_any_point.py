@@ -26,7 +26,7 @@ from tests.conftest import PAGE
 from tests.processes.workers import WAIT_S, exit_code_of, wait_until
 
 import vmalloc
-from vmalloc import _core, channel, full, message
+from vmalloc import _core, full
 from vmalloc.reference import sending
 
 STEPS_MAX = 2_000
@@ -89,8 +89,8 @@ def assert_nothing_under_way() -> None:
     assert _core.pickle_at(-1) == -1
     assert _core.note_loads(None) is None
     assert not sending.by_value
-    under_way = message._under_way
-    assert (under_way.message, under_way.sent, channel.receiving.messages) == (None, None, None)
+    under_way = _core.under_way
+    assert (under_way.message, under_way.sent, under_way.received) == (None, None, None)
 
 
 # ---- messages and their ways ----

@@ -19,7 +19,7 @@ from tests.conftest import PAGE, assert_at_rest
 from tests.processes.workers import WAIT_S, child, wait_until
 
 import vmalloc
-from vmalloc import channel
+from vmalloc._core import under_way
 from vmalloc.facts import CHANNEL_GRACE_MS
 
 THRESHOLD = 1000
@@ -59,7 +59,7 @@ class TellsHowManyAreKept:
 
 
 def nr_kept():
-    return len(channel.receiving.messages)
+    return len(under_way.received)
 
 
 def test_only_messages_with_references_are_kept_while_they_are_loaded(region):

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from vmalloc._core import ArrayOwner, Holding, holding_of, protocol_here
+from vmalloc._core import ArrayOwner, Holding, await_modules, holding_of, protocol_here
 from vmalloc.description import Description
 from vmalloc.errors import StaleReference
 
@@ -112,7 +112,6 @@ _kinds: dict[str, tuple[Adapter, int]] = {}  # and how many types have it
 _found: dict[type, Adapter] = {}  # what adapter_for() told before
 _built_in: frozenset[str | type] = frozenset()
 _default: Adapter  # for what no class has registered
-_version = 0  # of all that install() must know
 
 
 def _renew_lock_in_child() -> None:
@@ -198,10 +197,10 @@ def _drop_kind(adapter: Adapter) -> None:
 
 
 def _changed() -> None:
-    global _version, _awaited
+    global _awaited
     _found.clear()
     _awaited = tuple({name.rpartition(".")[0] for name in _names})
-    _version += 1
+    await_modules(_awaited)
 
 
 def _key(type_or_name: type | str) -> type | str:
@@ -273,19 +272,11 @@ def _resolve_names() -> bool:
     return did
 
 
-def exact_types() -> tuple[int, dict[type, Adapter]]:
-    """For install(): a number that changes with them, and the types that are known by now."""
+def exact_types() -> dict[type, Adapter]:
+    """For install(): the types that are known by now."""
     with _lock:
         _resolve_names()
-        return _version, {kind: adapter for kind, adapter in _classes.items() if not adapter.by_parts}
-
-
-def version() -> int:
-    """What exact_types() would tell first."""
-    if any(module in sys.modules for module in _awaited):
-        with _lock:
-            _resolve_names()
-    return _version
+        return {kind: adapter for kind, adapter in _classes.items() if not adapter.by_parts}
 
 
 # ---- what the others ask ----
