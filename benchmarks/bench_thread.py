@@ -28,7 +28,7 @@ from vmalloc.suite.parameters import Parameters
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
 SHOWN = (1, 16, 64)
 THREADS = (1, 64, 512, 3500)
-LOOPS = 2000
+LOOPS = 20_000  # with fewer the tests of one size measure each worker's first request, not its pairs
 PAIRS_OF_ALL = 700_000
 BEGIN, END = "<!-- measured by benchmarks/bench_thread.py -->", "<!-- end of what was measured -->"
 
