@@ -269,9 +269,9 @@ def _teach() -> None:
 def _teach_again(pickler: Any) -> None:
     """ForkingPickler, and a pickler that copied what it knew when it was made, before we taught it."""
     _teach()
+    table: dict[type, Any] = pickler.dispatch_table
     if not isinstance(pickler.dispatch_table, dict):
         return  # one that copies nothing
-    table = cast("dict[type, Any]", pickler.dispatch_table)
     reducers = _reducers()
     for kind in [kind for kind, reduce in table.items() if _is_ours(reduce) and kind not in reducers]:
         del table[kind]
