@@ -72,10 +72,10 @@ def held(program: Path, workers: int, milliseconds: int) -> dict[Place, Held]:
     return seen
 
 
-def kept(program: Path, threads: int) -> dict[Place, float]:
+def kept(program: Path, threads: int, pairs: int) -> dict[Place, float]:
     pages: dict[Place, float] = {}
     for at, design in enumerate(POOLS):
-        command = [program, str(at), str(threads), str(PAIRS_OF_ALL)]
+        command = [program, str(at), str(threads), str(pairs)]
         told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         pages[threads, design] = float(told.split()[0])
     return pages
@@ -88,7 +88,8 @@ def one_round(contend: Path, keep: Path, loops: int, milliseconds: int, name: st
         one.times.update(suite(workers, loops))
         one.seen.update(held(contend, workers, milliseconds))
     for threads in THREADS:
-        one.kept.update(kept(keep, threads))
+        print(f"{name}, {threads} threads that free all", file=sys.stderr, flush=True)
+        one.kept.update(kept(keep, threads, PAIRS_OF_ALL * loops // LOOPS))
     return one
 
 
