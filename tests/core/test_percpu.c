@@ -172,9 +172,22 @@ static void what_a_cpu_keeps_that_is_off_line_goes_at_once(void)
     free_so_many(r, 5, 10);
     free_so_many(r, 7, 2);
     CHECK_EQ(vm__purge_unused_cpus(vm__thread(r), &all, &all), 0);
-    CHECK_EQ(vm__purge_unused_cpus(vm__thread(r), &none, &all), 64);
+    CHECK_EQ(vm__purge_unused_cpus(vm__thread(r), &none, &none), 64);
     CHECK_EQ(stats_of(r).free_pages, PAGES);
     CHECK_CLEAN(r);
+    FINISH(r);
+}
+
+/* A container may have a list of its own, which counts as many CPUs as it may use from 0. */
+static void where_a_process_may_run_a_cpu_is_on_line_whatever_the_list_says(void)
+{
+    vm_region *r = make();
+    const vm_cpus none = {{0}};
+    vm_cpus its = {{0}};
+    vm__cpus_of_process(vm__pid(), &its);
+    free_so_many(r, 5, 10);
+    CHECK_EQ(vm__purge_unused_cpus(vm__thread(r), &none, &its), 0);
+    CHECK_EQ(stats_of(r).pooled_pages, 50);
     FINISH(r);
 }
 
@@ -334,6 +347,7 @@ static void (*const cases[])(void) = {
     a_cpu_without_slabs_uses_the_pools_behind,
     a_list_of_cpus_is_read_as_the_system_writes_it,
     what_a_cpu_keeps_that_is_off_line_goes_at_once,
+    where_a_process_may_run_a_cpu_is_on_line_whatever_the_list_says,
     where_no_process_may_run_what_lay_unused_in_a_turn_goes,
     what_a_death_left_in_no_slab_is_found,
     interrupted_sequences_lose_and_double_nothing,
