@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #define STACK_BYTES (256u << 10)
+#define CPUS_OF_KERNEL 8192 /* the most it can be built for: an affinity that has not room for all is refused */
 
 /* ---- futexes ---- */
 
@@ -95,10 +96,10 @@ void vm__cpus_online(vm_cpus *out)
 
 void vm__cpus_of_process(uint32_t pid, vm_cpus *out)
 {
-    cpu_set_t may;
-    bool is_told = sched_getaffinity((pid_t)pid, sizeof may, &may) == 0;
+    cpu_set_t may[CPUS_OF_KERNEL / CPU_SETSIZE];
+    bool is_told = sched_getaffinity((pid_t)pid, sizeof may, may) == 0;
     for (unsigned long cpu = 0; cpu < VM_SLAB_CPUS_MAX; cpu++)
-        if (!is_told || CPU_ISSET(cpu, &may))
+        if (!is_told || CPU_ISSET(cpu, may))
             add_cpus(out, cpu, cpu);
 }
 _Static_assert(VM_SLAB_CPUS_MAX <= CPU_SETSIZE, "each has its bit");
