@@ -223,7 +223,7 @@ uint64_t vm__process_began(uint32_t pid,
                            uint32_t *parent); /* in the system's ticks; 0: there is none. `parent` may be NULL */
 uint32_t vm__process_user(uint32_t pid); /* its real one; UINT32_MAX: there is none */
 bool vm__read_text(const char *path, char *text,
-                   size_t bytes); /* of /proc or a cgroup, ended by 0; false: it cannot be had */
+                   size_t bytes); /* of /proc, /sys or a cgroup, ended by 0; false: it cannot be had */
 void vm__yield(void);
 int vm__start_thread(pthread_t *thread, const char *name, void *(*run)(void *), void *arg); /* it takes no signals */
 

@@ -11,12 +11,14 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
 
 #define STACK_BYTES (256u << 10)
+#define CPUS_OF_KERNEL 8192 /* the most it can be built for: an affinity that has not room for all is refused */
 
 /* ---- futexes ---- */
 
@@ -94,23 +96,30 @@ void vm__cpus_online(vm_cpus *out)
 
 void vm__cpus_of_process(uint32_t pid, vm_cpus *out)
 {
-    cpu_set_t may;
-    bool is_told = sched_getaffinity((pid_t)pid, sizeof may, &may) == 0;
+    cpu_set_t may[CPUS_OF_KERNEL / CPU_SETSIZE];
+    bool is_told = sched_getaffinity((pid_t)pid, sizeof may, may) == 0;
     for (unsigned long cpu = 0; cpu < VM_SLAB_CPUS_MAX; cpu++)
-        if (!is_told || CPU_ISSET(cpu, &may))
+        if (!is_told || CPU_ISSET(cpu, may))
             add_cpus(out, cpu, cpu);
 }
 _Static_assert(VM_SLAB_CPUS_MAX <= CPU_SETSIZE, "each has its bit");
 
 uint32_t vm__pid(void) { return (uint32_t)getpid(); }
 
-/* Another thread may close every descriptor, and open a file of its own under this number: that one stays open. */
-static void close_if_kernels(int fd)
+static bool is_kernels(int fd)
 {
     struct statfs there;
-    if (fstatfs(fd, &there) == 0
-        && (there.f_type == PROC_SUPER_MAGIC || there.f_type == CGROUP_SUPER_MAGIC
-            || there.f_type == CGROUP2_SUPER_MAGIC))
+    return fstatfs(fd, &there) == 0
+           && (there.f_type == PROC_SUPER_MAGIC || there.f_type == SYSFS_MAGIC || there.f_type == CGROUP_SUPER_MAGIC
+               || there.f_type == CGROUP2_SUPER_MAGIC);
+}
+
+/* Another thread may close every descriptor, and open a file of its own under this number: that one stays open. What a
+ * container puts in place of one of the kernel's is told by its path. */
+static void close_if_read(int fd, const char *path)
+{
+    struct stat now;
+    if (is_kernels(fd) || (stat(path, &now) == 0 && vm__is_same(fd, now.st_ino, now.st_dev)))
         close(fd);
 }
 
@@ -120,7 +129,7 @@ bool vm__read_text(const char *path, char *text, size_t bytes)
     if (fd < 0)
         return false;
     ssize_t n = read(fd, text, bytes - 1);
-    close_if_kernels(fd);
+    close_if_read(fd, path);
     text[n < 0 ? 0 : n] = 0;
     return n >= 0;
 }

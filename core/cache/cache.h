@@ -35,8 +35,8 @@ typedef struct vm_pools_kept {
     uint32_t (*give)(vm_thread *, vm_node *, uint64_t nr_pages, uint32_t count, const uint64_t *pages);
     /* Take so many of each pool as vm__decay_quota() says, coldest first. Words become PURGING(t). [purge_lock] */
     int (*decay)(vm_thread *, vm_node *, const uint32_t *quota, unsigned flags, vm_batch *out);
-    /* What is kept for CPUs that nobody uses: all of one that is not on-line, and where no process may run what lay unused
-     * since a watch turned. Words become PURGING(t). NULL: nothing is kept for a CPU. [purge_lock] */
+    /* What is kept for CPUs on which no process may run: all of one that is not on-line, of the others what lay unused since
+     * a watch turned. Words become PURGING(t). NULL: nothing is kept for a CPU. [purge_lock] */
     void (*decay_unused_cpus)(vm_thread *, const vm_cpus *online, const vm_cpus *may_run, vm_batch *out);
     /* How many ranges a pool has, where `nr_ranges` does not say so; NULL: it does. */
     uint32_t (*count)(const vm_region *, const vm_pool *);

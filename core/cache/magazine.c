@@ -37,7 +37,7 @@ static bool is_alone(const vm_region *r)
     uint64_t first = vm__first_thread(r), high = VM_RELAXED(&r->map.h->high_slot), nr = 0;
     if (high > first + 2)
         return false;
-    for (uint64_t i = first; i < high; i++)
+    for (uint64_t i = first; i < high && i < r->map.nr_threads; i++)
         nr += !(VM_RELAXED(&r->map.slots[i].state) & VM_SLOT_HELPER);
     return nr <= 1;
 }

@@ -266,8 +266,10 @@ static void decay_unused_cpus(vm_thread *t, const vm_cpus *online, const vm_cpus
         FOR_EACH_SLAB(r, node, cpu, k, s)
         {
             uint32_t end = count_of(s), low = VM_RELAXED(&s->low);
-            if (vm__has_cpu(online, cpu))
-                end = vm__has_cpu(may_run, cpu) ? 0 : low < end ? low : end;
+            if (vm__has_cpu(may_run, cpu))
+                end = 0;
+            else if (vm__has_cpu(online, cpu))
+                end = low < end ? low : end;
             claim_oldest(t, s, cpu, k + 1, end, end, out);
         }
 }

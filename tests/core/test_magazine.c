@@ -91,6 +91,22 @@ static void who_never_had_another_thread_beside_it_has_twice_the_budget(void)
     FINISH(r);
 }
 
+/* As a neighbour may write it: behind the last slot lies something else, or nothing. */
+static void no_slot_beyond_the_last_is_looked_at(void)
+{
+    vm_region *r = MAKE(.nr_pages = 1 << 20, .pools = VM_POOLS_MAGAZINE, .nr_nodes = 1, .nr_threads = 1);
+    vm__thread(r);
+    CHECK_EQ(vm__first_thread(r) + 1, r->map.nr_threads);
+    uint64_t high = r->map.h->high_slot, budget = vm__magazine_budget(r);
+    uint64_t *behind = &r->map.slots[r->map.nr_threads].state, was = *behind;
+    *behind = 0;
+    r->map.h->high_slot = high + 1;
+    CHECK_EQ(vm__magazine_budget(r), budget);
+    r->map.h->high_slot = high;
+    *behind = was;
+    FINISH(r);
+}
+
 /* What another process allocated, freed here one after the other. */
 static void frees_of_others_go_on_in_batches(void)
 {
@@ -1139,6 +1155,7 @@ int main(void)
     what_overflows_goes_to_the_pools();
     the_growth_of_all_caps_is_bounded();
     who_never_had_another_thread_beside_it_has_twice_the_budget();
+    no_slot_beyond_the_last_is_looked_at();
     frees_of_others_go_on_in_batches();
     frees_of_others_go_on_in_whole_lots();
     a_taker_gets_what_others_freed_in_whole_lots_and_by_address();

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* Walks over /proc while the program closes every number and opens files of its own: those stay open. */
+/* Walks over /proc while the program closes every number and opens files of its own: those stay open. And what the library
+ * opened does not. */
 #include "kit.h"
 
 #include <dlfcn.h>
@@ -143,6 +144,25 @@ static void a_folder_that_was_put_in_its_place_is_not_read(void)
     close(theirs);
 }
 
+/* A helper reads some at every tick. In a container they may be the container's own, in a file system of its. */
+static void a_file_is_closed_once_it_was_read(void)
+{
+    char own[] = "/tmp/vmalloc-text-XXXXXX", text[64];
+    int fd = mkstemp(own), first = dup(fd);
+    close(first);
+    CHECK_EQ(write(fd, "0-3\n", 4), 4);
+    const char *const paths[] = {"/proc/self/stat", "/sys/devices/system/cpu/online", own};
+    for (size_t i = 0; i < LENGTH(paths); i++) {
+        vm__read_text(paths[i], text, sizeof text);
+        int next = dup(fd);
+        CHECK_EQ(next, first);
+        close(next);
+    }
+    CHECK_EQ(strcmp(text, "0-3\n"), 0);
+    close(fd);
+    unlink(own);
+}
+
 int main(void)
 {
     char path[] = "/tmp/vmalloc-canary-XXXXXX";
@@ -153,5 +173,6 @@ int main(void)
     who_looks_for_those_that_have_a_pipe_closes_no_other_file();
     who_looks_for_the_regions_file_closes_no_other_file();
     a_folder_that_was_put_in_its_place_is_not_read();
+    a_file_is_closed_once_it_was_read();
     return 0;
 }

@@ -2,7 +2,21 @@
 /* Slabs of a CPU: what is taken by sequences, what stale entries cost, who may not, what a death leaves. */
 #include "kit.h"
 
+#include <sys/syscall.h>
+
 enum { PAGES = 20000 };
+
+/* In front of the C library's: so many CPUs the kernel knows, and whoever has not room for all is refused. */
+static size_t nr_of_kernel;
+int sched_getaffinity(pid_t pid, size_t bytes, cpu_set_t *out)
+{
+    if (bytes * 8 < nr_of_kernel) {
+        errno = EINVAL;
+        return -1;
+    }
+    memset(out, 0, bytes);
+    return syscall(SYS_sched_getaffinity, pid, bytes, out) < 0 ? -1 : 0;
+}
 
 static vm_region *make(void) { return MAKE(.nr_pages = PAGES, .pools = VM_POOLS_PERCPU, SMALL); }
 
@@ -163,6 +177,18 @@ static void a_list_of_cpus_is_read_as_the_system_writes_it(void)
     CHECK(vm__has_cpu(&c, (uint32_t)sched_getcpu()));
 }
 
+static void where_a_process_may_run_is_told_on_the_largest_machines_too(void)
+{
+    vm_cpus its = {{0}};
+    uint64_t nr = 0;
+    nr_of_kernel = 8192;
+    vm__cpus_of_process(vm__pid(), &its); /* stays on one */
+    nr_of_kernel = 0;
+    for (uint32_t cpu = 0; cpu < VM_SLAB_CPUS_MAX; cpu++)
+        nr += vm__has_cpu(&its, cpu);
+    CHECK_EQ(nr, 1);
+}
+
 static void what_a_cpu_keeps_that_is_off_line_goes_at_once(void)
 {
     vm_region *r = make();
@@ -172,9 +198,22 @@ static void what_a_cpu_keeps_that_is_off_line_goes_at_once(void)
     free_so_many(r, 5, 10);
     free_so_many(r, 7, 2);
     CHECK_EQ(vm__purge_unused_cpus(vm__thread(r), &all, &all), 0);
-    CHECK_EQ(vm__purge_unused_cpus(vm__thread(r), &none, &all), 64);
+    CHECK_EQ(vm__purge_unused_cpus(vm__thread(r), &none, &none), 64);
     CHECK_EQ(stats_of(r).free_pages, PAGES);
     CHECK_CLEAN(r);
+    FINISH(r);
+}
+
+/* A container may have a list of its own, which counts as many CPUs as it may use from 0. */
+static void where_a_process_may_run_a_cpu_is_on_line_whatever_the_list_says(void)
+{
+    vm_region *r = make();
+    const vm_cpus none = {{0}};
+    vm_cpus its = {{0}};
+    vm__cpus_of_process(vm__pid(), &its);
+    free_so_many(r, 5, 10);
+    CHECK_EQ(vm__purge_unused_cpus(vm__thread(r), &none, &its), 0);
+    CHECK_EQ(stats_of(r).pooled_pages, 50);
     FINISH(r);
 }
 
@@ -333,7 +372,9 @@ static void (*const cases[])(void) = {
     a_count_that_is_none_is_repaired,
     a_cpu_without_slabs_uses_the_pools_behind,
     a_list_of_cpus_is_read_as_the_system_writes_it,
+    where_a_process_may_run_is_told_on_the_largest_machines_too,
     what_a_cpu_keeps_that_is_off_line_goes_at_once,
+    where_a_process_may_run_a_cpu_is_on_line_whatever_the_list_says,
     where_no_process_may_run_what_lay_unused_in_a_turn_goes,
     what_a_death_left_in_no_slab_is_found,
     interrupted_sequences_lose_and_double_nothing,
