@@ -204,7 +204,7 @@ VM_API void vm_wait_end(void);
 VM_API void vm_set_lock_timeout(vm_region *r, double seconds);
 VM_API uint32_t vm_busy_pid(const vm_region *r); /* of the last EBUSY on this thread */
 VM_API uint64_t vm_lock_wait_ns(vm_region *r); /* spent waiting by this thread so far */
-VM_API uint64_t vm_lock_waits(vm_region *r); /* how often this thread found a lock taken and waited */
+VM_API uint64_t vm_lock_waits(vm_region *r); /* how often this thread found a lock taken */
 VM_API uint64_t vm_pages_of(const vm_region *r, uint64_t bytes);
 /* Fail every nth request with ENOSPC, 0: never (after vmem's vm_mtbf). Per process. */
 VM_API void vm_fail_every(vm_region *r, uint64_t nth);
