@@ -131,8 +131,3 @@ cdef object _around_interface(x):
 cdef bint is_inside(array) except -1:
     """Whether the array, which has no base, lies in a region: only what numpy_arrays() made does."""
     return _nr_numpy_arrays_calls != 0 and holding_around(array) is not None
-
-
-def lies_inside(array):
-    """The same, for Python."""
-    return is_inside(array)

@@ -161,7 +161,7 @@ def forget_sent():
     memset(_sent, 0, sizeof(_sent))
 
 
-cdef bint _is_small_view(a) except -1:
+cdef bint _is_small_view(MessageSettings settings, a) except -1:
     """Whether it is sure to have at most the threshold, and to lie in no region, without a look at its bases."""
     cdef Py_buffer view
     cdef bint is_sure
@@ -169,7 +169,7 @@ cdef bint _is_small_view(a) except -1:
         PyObject_GetBuffer(a, &view, PyBUF_STRIDES)
     except (BufferError, ValueError):  # dates and the like
         return False
-    is_sure = 0 < view.len <= _settings.threshold and not _lowest <= <size_t>view.buf < _highest
+    is_sure = 0 < view.len <= settings.threshold and not _lowest <= <size_t>view.buf < _highest
     PyBuffer_Release(&view)
     return is_sure
 
@@ -199,12 +199,12 @@ cdef class Sending:
 sending = Sending()
 
 
-cdef bytes _pack_if_plain(object a, Message message):
+cdef bytes _pack_if_plain(MessageSettings settings, object a, Message message):
     """pack_plain(), or None where the longer way knows what to do."""
     if a.base is None:
         return None
     try:
-        return pack_plain(a, _settings.readonly, message)
+        return pack_plain(a, settings.readonly, message)
     except errors.VmallocError:
         return None
 
@@ -218,25 +218,26 @@ cdef bint _goes_beside(Message message, object a) except -1:
     return first is not None and first is not a
 
 
-cdef object _reduce_plain(Message message, object a):
+cdef object _reduce_plain(MessageSettings settings, Message message, object a):
     """The most frequent arrays of a region, by reference; None: not one of them."""
-    beside = _reduce_beside(message, a, _settings.readonly)
+    beside = _reduce_beside(message, a, settings.readonly)
     if beside is not None:
         return beside
     if message.starts_process or _goes_beside(message, a):
         return None
-    packed = _pack_if_plain(a, message)
+    packed = _pack_if_plain(settings, a, message)
     return None if packed is None else (load_reference, (packed,))
 
 
 def reduce_array(a):
     """For a pickler: private arrays of at most the threshold as before; they must not notice us."""
-    if _settings is not None and (_is_small_view(a) if a.base is not None else
-                                  <Py_ssize_t>a.nbytes <= _settings.threshold and not is_inside(a)):
+    cdef MessageSettings settings = _settings  # a finalizer may uninstall us meanwhile
+    if settings is not None and (_is_small_view(settings, a) if a.base is not None else
+                                 <Py_ssize_t>a.nbytes <= settings.threshold and not is_inside(a)):
         _sent[2] += 1  # AS_BEFORE
         return a.__reduce_ex__(pickles_at if pickles_at >= 0 else <int>pickle.DEFAULT_PROTOCOL)
-    if _settings is not None and message_here != NULL and not by_value_here and not _settings.private:
-        reduced = _reduce_plain(<Message>message_here, a)
+    if settings is not None and message_here != NULL and not by_value_here and not settings.private:
+        reduced = _reduce_plain(settings, <Message>message_here, a)
         if reduced is not None:
             return reduced
     return _reduce_larger(a)
@@ -427,12 +428,8 @@ cdef object _class_of_arrays():
     return _ndarray
 
 
-def reduce_beside(Message message not None, array, bint readonly):
-    """For a pickler, an array beside an earlier one with the same dtype. None: it has to go another way."""
-    return _reduce_beside(message, array, readonly)
-
-
 cdef object _reduce_beside(Message message, object array, bint readonly):
+    """For a pickler, an array beside an earlier one with the same dtype. None: it has to go another way."""
     cdef Py_buffer view
     if not message.firsts:
         return None

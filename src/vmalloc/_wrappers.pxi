@@ -66,15 +66,12 @@ cdef class UnderWay:
         """Of the message, those with leases of their own."""
         return None if message_here == NULL else (<Message>message_here).references
 
-    def note_sent(self, list references not None):
-        """They are complete. A message within another one is not what is sent."""
-        _note_sent(references)
-
 
 under_way = UnderWay()
 
 
 cdef int _note_sent(list references) except -1:
+    """They are complete. A message within another one is not what is sent."""
     if references and message_here == NULL and sent_here != NULL:
         (<list>sent_here).extend(references)
     return 0
@@ -86,7 +83,8 @@ cdef int _note_sent(list references) except -1:
 cdef dict _wrapped = {}
 wrapped = _wrapped
 
-cdef bint _is_taught = False  # ForkingPickler knows all types that have an adapter by now
+cdef uint64_t _nr_changes = 1  # of the adapters, and of the modules that they wait for
+cdef uint64_t _nr_taught = 0  # how many of them ForkingPickler knows of; 0: it knows none of our types
 cdef object _array_type = None  # np.ndarray, once it was taught
 cdef tuple _awaited = ()  # modules whose types have an adapter once they are imported
 cdef bint _is_new_child = False  # forked, and before its first message
@@ -94,6 +92,7 @@ cdef list _kept_ids = None  # attach.kept_ids()
 
 cdef object _ForkingPickler = None, _BaseProcess = None, _Pickler = pickle.Pickler
 cdef object _pickler_dump = pickle.Pickler.dump, _pickle_dumps = pickle.dumps, _pickle_loads = pickle.loads
+cdef bint _is_stock_class = False  # derived from that Pickler, and from nothing else
 cdef dict _modules = modules
 cdef object _teach_again = None, _give_addresses_back = None, _keep_unattached = None, _number_of = None
 cdef object _key_init = None, _key_dump = None, _key_dumps = None, _key_send_bytes = None, _key_recv_bytes = None
@@ -107,17 +106,22 @@ NUMBER, CAN_ATTACH = _number_name, _near_name  # attributes of a Connection
 
 def await_modules(tuple names not None):
     """The adapters have changed, or wait for other modules: ForkingPickler has to learn them anew."""
-    global _awaited, _is_taught
-    _awaited, _is_taught = names, False
+    global _awaited, _nr_changes
+    _awaited, _nr_changes = names, _nr_changes + 1
 
 
-def note_taught(bint is_taught, array_type=None):
-    """Whether ForkingPickler knows them all. Said before they are looked at: what changes meanwhile is noted again.
+def nr_changes():
+    """How often they have changed. Asked for before they are looked at: what changes meanwhile is learned, too."""
+    return _nr_changes
+
+
+def note_taught(uint64_t nr_changes, array_type=None):
+    """ForkingPickler knows all of them after so many changes; 0: none. Said last: who is broken off has not taught.
 
     `array_type`: np.ndarray, or None while numpy is not imported.
     """
-    global _is_taught, _array_type
-    _is_taught, _array_type = is_taught, array_type
+    global _nr_taught, _array_type
+    _nr_taught, _array_type = nr_changes, array_type
 
 
 def note_forked():
@@ -137,13 +141,15 @@ def wrapping_is_for(forking_pickler, connection, base_process, list kept_ids not
                     give_addresses_back, keep_unattached, number_of, can_attach):
     """What the wrappers need of message.py and channel.py, once."""
     global _ForkingPickler, _BaseProcess, _kept_ids, _teach_again, _dump_process, _give_addresses_back, _keep_unattached
-    global _number_of, _can_attach, _key_send, _key_init, _key_dump, _key_dumps, _key_send_bytes, _key_recv_bytes, _stock_init, _stock_dumps
+    global _number_of, _can_attach, _key_send, _key_init, _key_dump, _key_dumps, _key_send_bytes, _key_recv_bytes
+    global _is_stock_class, _stock_init, _stock_dumps
     _ForkingPickler, _BaseProcess, _kept_ids = forking_pickler, base_process, kept_ids
     _teach_again, _dump_process, _give_addresses_back = teach_again, dump_process, give_addresses_back
     _keep_unattached, _number_of, _can_attach = keep_unattached, number_of, can_attach
     _key_init, _key_dump, _key_dumps = [(forking_pickler, name) for name in ("__init__", "dump", "dumps")]
     _key_send_bytes, _key_recv_bytes = [(connection, name) for name in ("_send_bytes", "_recv_bytes")]
     _key_send = (connection.__mro__[1], "send")  # of the class that all connections have
+    _is_stock_class = forking_pickler.__bases__ == (_Pickler,)
     _stock_init, _stock_dumps = _own_method(forking_pickler, "__init__"), _own_method(forking_pickler, "dumps")
 
 
@@ -156,7 +162,7 @@ cdef object _own_method(object cls, str name):
 
 
 cdef bint _is_teaching_due() except -1:
-    if not _is_taught:
+    if _nr_taught != _nr_changes:
         return True
     for name in _awaited:
         if name in _modules:
@@ -219,14 +225,18 @@ def init_forking_pickler(self, *args):
 def dump(self, obj):
     """Pickler.dump; if it fails, the message's leases end."""
     before = _wrapped.get(_key_dump)
-    _dump_noted(self, _pickler_dump if before is None else before, obj, self.__dict__.get(_protocol_name, pickle.DEFAULT_PROTOCOL))
+    if before is None and _is_stock_class and type(self) is _ForkingPickler:
+        before = _pickler_dump
+    elif before is None:  # a derived class may have others between ForkingPickler and Pickler
+        before = super(_ForkingPickler, type(self)).dump
+    _dump_noted(self, before, obj, self.__dict__.get(_protocol_name, pickle.DEFAULT_PROTOCOL))
 
 
 cdef dict _stock_reducers():
     """What a ForkingPickler looks up; None if that is not what the standard library makes of it, but for us."""
     cdef dict reducers
     methods = _ForkingPickler.__dict__
-    if (_stock_init is None or _stock_dumps is None or _wrapped.get(_key_init) is not _stock_init
+    if (not _is_stock_class or _stock_init is None or _stock_dumps is None or _wrapped.get(_key_init) is not _stock_init
             or _wrapped.get(_key_dumps) is not _stock_dumps or _wrapped.get(_key_dump) is not None
             or methods.get("__init__") is not init_forking_pickler or methods.get("dump") is not dump
             or "reducer_override" in methods or "persistent_id" in methods):
@@ -254,24 +264,25 @@ def dump_as_stock(obj, protocol):
 @cython.binding(True)
 def dumps(cls, obj, protocol=None):
     """ForkingPickler.dumps, without a ForkingPickler where nobody has changed what that is."""
+    cdef MessageSettings settings = _settings
     made = None
     if cls is _ForkingPickler:
-        if _settings is not None and protocol is None and _array_type is not None and type(obj) is _array_type:
-            made = _dump_array(obj)
+        if settings is not None and protocol is None and _array_type is not None and type(obj) is _array_type:
+            made = _dump_array(settings, obj)
         if made is None:
             made = dump_as_stock(obj, protocol)
     return _wrapped[_key_dumps].__get__(None, cls)(obj, protocol) if made is None else made
 
 
-cdef object _dump_array(object a):
+cdef object _dump_array(MessageSettings settings, object a):
     """A message that is one plain array. None: it is not that plain."""
     if (<object>_ForkingPickler._extra_reducers).get(_array_type) is not reduce_array:  # registered by others since
         return None
-    if not by_value_here and not _settings.private:
-        packed = _pack_if_plain(a, None)
+    if not by_value_here and not settings.private:
+        packed = _pack_if_plain(settings, a, None)
         if packed is not None:
             return _one_reference(packed)
-    if (a.base is None and a.nbytes <= _settings.threshold and a.dtype.kind in "biufc"
+    if (a.base is None and a.nbytes <= settings.threshold and a.dtype.kind in "biufc"
             and not is_inside(a)):  # numbers: nothing in it that another reducer is for
         _sent[2] += 1  # AS_BEFORE
         return BytesIO(_pickle_dumps(a)).getbuffer()
@@ -387,6 +398,7 @@ def receiving(owner, str name):
         finally:
             _exchange(&received_here, outer)
 
+    received.__name__ = name  # by which a bound method is pickled
     return received
 
 

@@ -49,6 +49,7 @@ from vmalloc._core import (
     note_always,
     note_forked,
     note_taught,
+    nr_changes,
     putting,
     recv_bytes,
     reduce_array,
@@ -208,7 +209,7 @@ def uninstall() -> None:
         set_settings(None, _reduce)
         for kind in list(_before):
             _unteach(kind)
-        note_taught(False)
+        note_taught(0)
         _unwrap()
 
 
@@ -254,28 +255,33 @@ def _teach() -> None:
     with _install_lock:
         if get_settings() is None:
             return
+        nr_looked_at, types, reducers = nr_changes(), registry.exact_types(), _reducers()
         numpy = sys.modules.get("numpy")
         _ndarray = getattr(numpy, "ndarray", None)
-        note_taught(True, _ndarray)
-        types = registry.exact_types()
         for kind in [kind for kind in _before if kind not in types]:
             _unteach(kind)
         for kind in types:
             if kind not in _before:
-                _before[kind] = _reducers().get(kind)
-                ForkingPickler.register(kind, reduce_array if kind is _ndarray else _reduce)
+                ours = reduce_array if kind is _ndarray else _reduce
+                before = None if _is_ours(reducers.get(kind)) else reducers.get(kind)
+                _before[kind], reducers[kind] = before, ours  # at once: a handler may break this off
+        note_taught(nr_looked_at, _ndarray)
 
 
 def _teach_again(pickler: Any) -> None:
     """ForkingPickler, and a pickler that copied what it knew when it was made, before we taught it."""
     _teach()
-    table: dict[type, Any] = pickler.dispatch_table
-    if not isinstance(pickler.dispatch_table, dict):
-        return  # one that copies nothing
     reducers = _reducers()
-    for kind in [kind for kind, reduce in table.items() if _is_ours(reduce) and kind not in reducers]:
+    table: dict[type, Any] = pickler.dispatch_table
+    if (
+        not isinstance(pickler.dispatch_table, dict)
+        or getattr(pickler, "_extra_reducers", reducers) is not reducers
+    ):
+        return  # one that copies nothing, or a derived class that has its own
+    former = {kind for kind, reduce in table.items() if _is_ours(reduce)}
+    for kind in former:
         del table[kind]
-    table.update(reducers)
+    table.update((kind, reduce) for kind, reduce in reducers.items() if kind in former or _is_ours(reduce))
 
 
 def _is_ours(reduce: Any) -> bool:

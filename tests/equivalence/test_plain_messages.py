@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import pickle
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
 from multiprocessing.reduction import ForkingPickler
@@ -13,6 +16,7 @@ import pytest
 
 import vmalloc
 from vmalloc import _core
+from vmalloc.channel import WRAPPERS
 
 SHARED: list[Any] = []
 VALUES: dict[str, Any] = {
@@ -39,6 +43,15 @@ class Other(ForkingPickler):
     """Has reducers of its own."""
 
     _extra_reducers: dict[type, Any] = {}  # noqa: RUF012
+
+
+class Loud(pickle.Pickler):
+    def dump(self, obj: Any) -> None:
+        super().dump(["loud", obj])
+
+
+class LoudForkingPickler(ForkingPickler, Loud):
+    pass
 
 
 @pytest.fixture
@@ -71,6 +84,65 @@ def test_a_class_derived_from_the_pickler_keeps_its_own_reducers(
     Other.register(Own, lambda own: (int, (5,)))
     assert ForkingPickler.loads(Other.dumps(Own())) == 5
     assert ForkingPickler.loads(ForkingPickler.dumps(Own())) == 3
+
+
+def test_a_class_derived_from_the_pickler_keeps_them_also_when_ours_have_changed(
+    installed: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ForkingPickler._extra_reducers, Own, lambda own: (int, (4,)))  # type: ignore[attr-defined]
+    Other.register(Own, lambda own: (int, (5,)))
+    _core.await_modules(())
+    assert ForkingPickler.loads(Other.dumps(Own())) == 5
+
+
+def test_a_class_derived_from_the_pickler_and_from_another_one_dumps_as_both_do(installed: None) -> None:
+    assert ForkingPickler.loads(LoudForkingPickler.dumps(1)) == ["loud", 1]
+
+
+def test_a_pickler_that_took_the_place_of_the_stock_one_before_us_is_made() -> None:
+    program = """
+import multiprocessing.reduction as reduction
+
+class Mine(reduction.ForkingPickler):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.dispatch_table[complex] = lambda x: (str, ("mine",))
+
+    @classmethod
+    def dumps(cls, *args):
+        return super().dumps(*args)
+
+reduction.ForkingPickler = Mine
+import vmalloc
+vmalloc.install(vmalloc.Region("1M", nodes=1, helper=False))
+print(Mine.loads(Mine.dumps([1j])))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("['mine']\n", "")
+
+
+def test_a_method_in_anothers_place_is_pickled_by_that_name() -> None:
+    """Programs give `queue.get` to a process that they start."""
+    received = [(owner, name) for owner, name in WRAPPERS if name in ("get", "put", "recv")]
+    assert [WRAPPERS[where].__name__ for where in received] == [name for _, name in received]
+    assert len(received) == 4
+
+
+def test_an_uninstall_while_an_array_is_looked_at_harms_nobody(
+    installed: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another thread, or by a finalizer."""
+    np = pytest.importorskip("numpy")
+
+    class Uninstalls(dict[type, Any]):
+        def get(self, kind: Any, *default: Any) -> Any:
+            found = super().get(kind, *default)
+            vmalloc.uninstall()
+            return found
+
+    ForkingPickler.dumps(np.zeros(3))
+    monkeypatch.setattr(ForkingPickler, "_extra_reducers", Uninstalls(ForkingPickler._extra_reducers))  # type: ignore[attr-defined]
+    assert (ForkingPickler.loads(ForkingPickler.dumps(np.ones(3))) == 1).all()
 
 
 @pytest.mark.parametrize("name", ["__init__", "dumps", "reducer_override", "persistent_id"])

@@ -198,6 +198,34 @@ def test_a_receive_that_is_interrupted_anywhere_leaves_nothing(
     interrupted_anywhere(region, way, is_receive=True)
 
 
+class Told:
+    pass
+
+
+class ToldAdapter(vmalloc.adapters.Adapter):
+    kind = "test.Told"
+
+
+def test_types_that_an_interrupted_message_was_to_learn_are_learned_by_the_next(
+    region: vmalloc.Region,
+) -> None:
+    has_more, nth = True, 0
+    reducers: dict[type, Any] = ForkingPickler._extra_reducers  # type: ignore[attr-defined]
+    while has_more:
+        vmalloc.adapters.register(Told, ToldAdapter())
+        try:
+            has_more = at_step(nth, interrupt, partial(ForkingPickler.dumps, 1))
+        except Interrupted:
+            pass
+        ForkingPickler.dumps(1)
+        assert Told in reducers, f"step {nth}"
+        vmalloc.adapters.unregister(Told)
+        ForkingPickler.dumps(1)
+        assert Told not in reducers, f"step {nth}"
+        nth += 1
+    assert nth > 3
+
+
 # ---- what is done ----
 
 
