@@ -35,14 +35,16 @@ def region():
     """With ranges in the slab of this CPU, on which this process and its children stay."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(before)})
-    with vmalloc.Region("16M", pools="percpu", helper=False) as region:
-        if region.stats().per_cpu != "on":
-            pytest.skip("no restartable sequences here")
-        blocks = [region.alloc(3 * PAGE) for _ in range(20)]
-        for block in blocks:
-            block.release()
-        yield region
-    os.sched_setaffinity(0, before)
+    try:
+        with vmalloc.Region("16M", pools="percpu", helper=False) as region:
+            if region.stats().per_cpu != "on":
+                pytest.skip("no restartable sequences here")
+            blocks = [region.alloc(3 * PAGE) for _ in range(20)]
+            for block in blocks:
+                block.release()
+            yield region
+    finally:
+        os.sched_setaffinity(0, before)  # also where it was skipped
 
 
 def in_another(region, *words, **environment):
