@@ -30,9 +30,17 @@ class Result(TypedDict):
 def options(doc: str | None) -> argparse.ArgumentParser:
     """A parser with the options every benchmark takes."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the results as a list")
+    parser.add_argument("--json", metavar="FILE", type=_to_write, help="write the results as a list")
     parser.add_argument("--quick", action="store_true", help="few, short rounds: does it run?")
     return parser
+
+
+def _to_write(text: str) -> Path:
+    """A file to be written when all is measured: what is wrong with it is said before."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} cannot be a file")
+    return path
 
 
 def library_flags() -> list[str]:

@@ -270,14 +270,17 @@ class Candidates:
 
 def rounds_of(candidates: Candidates, nr_rounds: int) -> list[Round]:
     """All rounds but the first two, which warm up; under FOREIGN what other processes took of the CPUs."""
-    turns = list(candidates.turns.values())
+    turns = list(candidates.turns.items())
     found: list[Round] = []
     neighbours = Neighbours()
     for number in range(nr_rounds + 2):
         one: Round = {}
         first = number % len(turns)
-        for turn in turns[first:] + turns[:first]:
-            turn(one)
+        for name, turn in turns[first:] + turns[:first]:
+            try:
+                turn(one)
+            except PeerFailed as error:
+                sys.exit(f"{name} failed: {error}")
         one[FOREIGN] = neighbours.share()
         found.append(one)
     return found[2:]

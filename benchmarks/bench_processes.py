@@ -59,6 +59,8 @@ def programs() -> dict[str, tuple[Path, dict[str, str]]]:
     }
     if library := ctypes.util.find_library("tcmalloc_minimal"):
         built["tcmalloc"] = (common.build(source, "alloc_loop_malloc", []), {"LD_PRELOAD": library})
+    else:
+        print("tcmalloc: libtcmalloc_minimal is not installed; skipped")
     return built
 
 

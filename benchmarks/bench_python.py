@@ -3,7 +3,7 @@
 
 64 KiB each, one byte stored, released again. Everything takes turns; the value is the median. A call that
 does nothing is part of each; of ours there is a figure without it.
-`import vmalloc` is measured in fresh interpreters, less the time of `import mmap`.
+`import vmalloc` is measured in fresh interpreters, beside `import mmap`.
 """
 
 from __future__ import annotations

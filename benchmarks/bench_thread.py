@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,22 +64,25 @@ def suite(workers: int, loops: int) -> dict[Key, float]:
     return {(workers, line.test, line.pools): line.usec for line in told.results}
 
 
+def printed(program: Path, *numbers: int) -> list[float]:
+    """What one of the C programs prints. SystemExit with what it says if it fails."""
+    try:
+        out = subprocess.run([program, *map(str, numbers)], check=True, capture_output=True, text=True).stdout
+    except subprocess.CalledProcessError as error:
+        reason = error.stderr.strip() or f"ended with {error.returncode}"
+        sys.exit(f"{' '.join(map(str, (program.name, *numbers)))}: {reason}")
+    return [float(word) for word in out.split()]
+
+
 def held(program: Path, workers: int, milliseconds: int) -> dict[Place, Held]:
-    seen: dict[Place, Held] = {}
-    for at, design in enumerate(POOLS):
-        command = [program, str(at), str(workers), str(milliseconds)]
-        told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        seen[workers, design] = Held(*map(float, told.split()))
-    return seen
+    return {
+        (workers, design): Held(*printed(program, at, workers, milliseconds))
+        for at, design in enumerate(POOLS)
+    }
 
 
 def kept(program: Path, threads: int, pairs: int) -> dict[Place, float]:
-    pages: dict[Place, float] = {}
-    for at, design in enumerate(POOLS):
-        command = [program, str(at), str(threads), str(pairs)]
-        told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        pages[threads, design] = float(told.split()[0])
-    return pages
+    return {(threads, design): printed(program, at, threads, pairs)[0] for at, design in enumerate(POOLS)}
 
 
 def one_round(contend: Path, keep: Path, loops: int, milliseconds: int, name: str) -> Round:
@@ -94,7 +98,7 @@ def one_round(contend: Path, keep: Path, loops: int, milliseconds: int, name: st
 
 
 def rounds_until_interrupted(rounds: int, loops: int, milliseconds: int) -> list[Round]:
-    """Those that ended. KeyboardInterrupt if none did."""
+    """Those that ended. SystemExit if none did."""
     here, flags = Path(__file__), common.library_flags()
     contend, keep = (
         common.build(here.with_name(f"{name}.c"), name, flags) for name in ("contend_loop", "held_loop")
@@ -105,7 +109,7 @@ def rounds_until_interrupted(rounds: int, loops: int, milliseconds: int) -> list
             done.append(one_round(contend, keep, loops, milliseconds, f"round {number} of {rounds}"))
     except KeyboardInterrupt:
         if not done:
-            raise
+            sys.exit("interrupted: no round ended")
         print(f"interrupted: {len(done)} of {rounds} rounds", file=sys.stderr)
     return done
 
@@ -173,6 +177,17 @@ def markdown(columns: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *rows])
 
 
+def why_no_page(path: Path) -> str:
+    """Why the tables cannot go there; "" if they can."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    if not 0 <= text.find(BEGIN) < text.find(END):
+        return f"it has no lines {BEGIN} and {END}"
+    return "" if find_spec("matplotlib") else "the picture wants matplotlib"
+
+
 def write_page(path: Path, all_of: Round, rounds: int) -> None:
     """Put the tables between the marks and the picture beside the page."""
     text = path.read_text()
@@ -219,6 +234,10 @@ def main() -> None:
     args = parser.parse_args()
     loops, milliseconds = (100, 20) if args.quick else (LOOPS, 200)
     rounds = args.rounds or (1 if args.quick else 11)
+    if rounds < 0:
+        parser.error("--rounds: at least 1")
+    if args.page and (reason := why_no_page(args.page)):
+        parser.error(f"--page {args.page}: {reason}")  # now, not when all is measured
     done = rounds_until_interrupted(rounds, loops, milliseconds)
     all_of = medians(done)
     times, seen, pages = all_of

@@ -3,10 +3,12 @@
  * at random sizes from 1..16 pages, 16 live each at most, and write to what they get. Then each frees what it has left
  * and stays. Prints the pages that are ready then, and the MiB that the region has in memory. */
 #include <pthread.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <vmalloc.h>
 
 #define NR_LIVE 16
@@ -47,6 +49,7 @@ int main(int argc, char **argv)
 {
     if (argc != 4)
         return 2;
+    prctl(PR_SET_PDEATHSIG, SIGKILL); /* thousands of threads at work for nobody would be in everybody's way */
     unsigned threads = (unsigned)atoi(argv[2]);
     vm_options options = {.nr_pages = 1 << 20, .pools = (vm_pools)atoi(argv[1]), .nr_threads = threads + 16};
     if (threads < 1 || vm_create(&options, &region) != 0)
@@ -59,8 +62,10 @@ int main(int argc, char **argv)
     pthread_barrier_init(&all_done, NULL, threads + 1);
     pthread_barrier_init(&all_counted, NULL, threads + 1);
     for (unsigned i = 0; i < threads; i++)
-        if (pthread_create(&thread[i], &small, work, (void *)(uintptr_t)i))
+        if (pthread_create(&thread[i], &small, work, (void *)(uintptr_t)i)) {
+            fprintf(stderr, "thread %u of %u could not be started\n", i + 1, threads);
             return 3;
+        }
     pthread_barrier_wait(&all_done);
     vm_stats s;
     int rc = vm_get_stats(region, &s);

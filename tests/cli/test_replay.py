@@ -155,11 +155,18 @@ def test_pools_of_a_kernels_design_are_refused():
     assert "--pools goes with --on core" in result.output
 
 
+def test_the_core_serves_in_pool_designs_whatever_design_the_model_would_have():
+    trace = GUEST / "pcpu_1t.trace.xz"
+    result = run(trace, "--on", "core", "--design", "linux-6.9", "--pools", "off", "--repeat", "1")
+    assert result.exit_code == 0, result.output
+
+
 @pytest.mark.parametrize("target", ["core", "model"])
-def test_an_unknown_pool_design_is_told_with_those_there_are(target):
-    result = run(GUEST / "random_size_1t.trace.xz", "--on", target, "--pools", "lockfree")
+@pytest.mark.parametrize(("pools", "told"), [("lockfree", "lockfree"), ("off,free", "free"), ("", "nothing")])
+def test_an_unknown_pool_design_is_told_with_those_there_are(target, pools, told):
+    result = run(GUEST / "random_size_1t.trace.xz", "--on", target, "--pools", pools)
     assert result.exit_code == 1
-    assert "off, locked, llist, magazine, tagged, percpu" in result.output
+    assert f" {told}: the pool designs are off, locked, llist, magazine, tagged, percpu" in result.output
 
 
 def test_a_trace_is_not_a_state():

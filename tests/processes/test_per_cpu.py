@@ -43,8 +43,8 @@ def region():
             for block in blocks:
                 block.release()
             yield region
-    finally:  # also for the tests after a skipped one
-        os.sched_setaffinity(0, before)
+    finally:
+        os.sched_setaffinity(0, before)  # also where it was skipped
 
 
 def in_another(region, *words, **environment):

@@ -3,7 +3,7 @@
  * Lazy ranges: pushed to a node's list, sorted into the warm store, taken from it, purged; and the scan that finds what a
  * death left in any of these.
  *
- * Mirrors lazy.c: vm__lazy_put() (push), vm__chain_take(), claim() (collect); warm.c: vm__warm_lock(), rebuild(), add(),
+ * Mirrors lazy.c: vm__lazy_put_many() of one range (push), vm__chain_take(), claim() (collect); warm.c: vm__warm_lock(), rebuild(), add(),
  * drop(), is_entry() (guard), sort(), cut() of a whole range (take), vm__warm_collect() (step), vm__warm_close()
  * (purge), vm__warm_collect_all() (collect); purge.c: lock_purge(), scan_and_collect(), keep_lazy(), vm__purge(), vm__purge_step();
  * recovery's claim_dead(), vm__scan(), is_lost(). Boundaries do not change here: split_merge.pml.
@@ -67,7 +67,7 @@ byte deaths;
 
 #define IS_DEAD(token) (token != 0 && (!alive[token - 1] || retired[token - 1]))
 
-inline push(r) /* vm__lazy_put(): word[r] is MOVING(me) */
+inline push(r) /* vm__lazy_put_many(): word[r] is MOVING(me) */
 {
     ok = false;
     do

@@ -114,7 +114,7 @@ def command(
         raise Refusal(
             f"--predict compares with a kernel; {design} is none of its designs: take {names}, or --on model"
         )
-    if pools and (target is None or design not in ("vmalloc", None)):
+    if pools and target != "core" and (target is None or design not in ("vmalloc", None)):
         raise click.UsageError("--pools goes with --on core, or with --on model of ours (--design vmalloc)")
     output = Output(json_path)
     console = output.console
@@ -245,7 +245,7 @@ def _ours(pools: tuple[str, ...]) -> list[KernelDesign | CachingDesign]:
 
     names = [name for text in pools for name in text.split(",")]
     if unknown := [name for name in names if name not in POOLS]:
-        raise ValueError(f"{', '.join(unknown)}: the pool designs are {', '.join(POOLS)}")
+        raise ValueError(f"{', '.join(unknown) or 'nothing'}: the pool designs are {', '.join(POOLS)}")
     return [CachingDesign(name, name) for name in names]
 
 
