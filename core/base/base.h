@@ -257,6 +257,7 @@ vm_sequence vm__slab_push(uint32_t cpu, vm_slab *slab, uint32_t page, uint32_t c
 
 int vm__identify(int fd, uint64_t *inode, uint64_t *device);
 bool vm__is_same(int fd, uint64_t inode, uint64_t device);
+bool vm__is_at(int fd, const char *path); /* is it still the file of that path? */
 void vm__close_same(int fd, uint64_t inode, uint64_t device); /* leaves it alone if it is another file's */
 
 /* The names in a folder of /proc. */

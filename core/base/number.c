@@ -25,8 +25,14 @@ int vm__identify(int fd, uint64_t *inode, uint64_t *device)
 
 bool vm__is_same(int fd, uint64_t inode, uint64_t device)
 {
-    uint64_t inode_now, device_now;
+    uint64_t inode_now = 0, device_now = 0;
     return fd >= 0 && vm__identify(fd, &inode_now, &device_now) == 0 && inode_now == inode && device_now == device;
+}
+
+bool vm__is_at(int fd, const char *path)
+{
+    struct stat now;
+    return stat(path, &now) == 0 && vm__is_same(fd, now.st_ino, now.st_dev);
 }
 
 void vm__close_same(int fd, uint64_t inode, uint64_t device)

@@ -11,7 +11,6 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <time.h>
@@ -118,8 +117,7 @@ static bool is_kernels(int fd)
  * container puts in place of one of the kernel's is told by its path. */
 static void close_if_read(int fd, const char *path)
 {
-    struct stat now;
-    if (is_kernels(fd) || (stat(path, &now) == 0 && vm__is_same(fd, now.st_ino, now.st_dev)))
+    if (is_kernels(fd) || vm__is_at(fd, path))
         close(fd);
 }
 
