@@ -30,8 +30,8 @@ static uint32_t cap_most(uint64_t nr_pages)
     return most < 2 ? 2 : most < VM_MAGAZINE_CAP ? (uint32_t)most : VM_MAGAZINE_CAP;
 }
 
-/* Did no other thread ever have a slot? A helper's does not count: it allocates nothing. A look at another's slot takes a
- * line from it. */
+/* Did no other thread ever have a slot? A helper's does not count while it works: it allocates nothing. A look at another's
+ * slot takes a line from it. */
 static bool is_alone(const vm_region *r)
 {
     uint64_t first = vm__first_thread(r), high = VM_RELAXED(&r->map.h->high_slot), nr = 0;
@@ -44,21 +44,21 @@ static bool is_alone(const vm_region *r)
 
 /* By how much all caps of a thread may grow: a share of what is free, for what lies in magazines serves one size and one
  * thread only. Where there is one thread it may be more: what its magazines do not keep, pools keep for it. */
-static uint64_t budget_of(const vm_region *r, bool is_alone)
+static uint64_t budget_of(const vm_region *r, uint64_t times)
 {
     uint64_t least = (uint64_t)VM_MAGAZINE_BUDGET_BYTES >> r->map.page_shift;
     uint64_t most = (uint64_t)VM_MAGAZINE_BUDGET_BYTES_MAX >> r->map.page_shift;
     uint64_t share = VM_RELAXED(&r->map.h->free_pages) / VM_MAGAZINE_BUDGET_SHARE;
-    share = (share < most ? share : most) * (is_alone ? VM_MAGAZINE_BUDGET_ALONE : 1);
+    share = (share < most ? share : most) * times;
     least = least > VM_POOL_PAGES_MAX ? least : VM_POOL_PAGES_MAX;
     return share < least ? least : share;
 }
 
-uint64_t vm__magazine_budget(const vm_region *r) { return budget_of(r, is_alone(r)); }
+uint64_t vm__magazine_budget(const vm_region *r) { return budget_of(r, is_alone(r) ? VM_MAGAZINE_BUDGET_ALONE : 1); }
 
 static bool is_within_budget(const vm_region *r, uint64_t pages)
 {
-    return pages <= budget_of(r, false) || (pages <= budget_of(r, true) && is_alone(r));
+    return pages <= budget_of(r, 1) || pages <= vm__magazine_budget(r);
 }
 
 static uint64_t growth_pages(uint32_t cap, uint64_t nr_pages) { return cap > 1 ? (cap - 1) * nr_pages : 0; }

@@ -232,6 +232,7 @@ static uint32_t live_of(const vm_region *r, const vm_slab *s, uint32_t end, uint
 static void claim_oldest(vm_thread *t, const vm_slab *s, uint32_t cpu, uint64_t nr_pages, uint32_t end, uint64_t goes,
                          vm_batch *out)
 {
+    VM_ASSERT_RANK_HELD(t->region, VM_RANK_PURGE);
     for (uint32_t i = 0; i < end && goes; i++) {
         uint64_t page = VM_RELAXED(&s->page[i]);
         if (!claim(t->region, page, nr_pages, cpu, vm__purging(t, nr_pages)))
@@ -265,10 +266,10 @@ static void decay_unused_cpus(vm_thread *t, const vm_cpus *online, const vm_cpus
     for (uint32_t node = 0; node < r->map.nr_nodes; node++)
         FOR_EACH_SLAB(r, node, cpu, k, s)
         {
-            uint32_t end = count_of(s), low = VM_RELAXED(&s->low);
             if (vm__has_cpu(may_run, cpu))
-                end = 0;
-            else if (vm__has_cpu(online, cpu))
+                continue; /* nearly all: no look at what they keep */
+            uint32_t end = count_of(s), low = VM_RELAXED(&s->low);
+            if (vm__has_cpu(online, cpu))
                 end = low < end ? low : end;
             claim_oldest(t, s, cpu, k + 1, end, end, out);
         }

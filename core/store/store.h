@@ -129,6 +129,7 @@ void vm__note_use(vm_region *r);
 
 void vm__lazy_put(vm_thread *t, uint64_t page, uint64_t nr_pages); /* its word is MOVING(t) */
 void vm__lazy_put_for(vm_thread *t, uint64_t page, uint64_t nr_pages, uint32_t node); /* as its group had freed it */
+/* All of one size, in one push. */
 void vm__lazy_put_many(vm_thread *t, uint64_t nr_pages, uint32_t nr, const uint64_t *pages, uint32_t node);
 vm_word vm__lazy_word(uint64_t nr_pages, uint32_t node); /* of a range that becomes lazy now */
 bool vm__lazy_is_due(const vm_region *r); /* more is lazy than may be */
