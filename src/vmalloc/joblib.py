@@ -324,7 +324,7 @@ class VmallocBackend(LokyBackend):  # type: ignore[misc]
             self.configure(n_jobs=self.parallel.n_jobs, parallel=self.parallel)
 
     def _let_go(self) -> None:
-        call = self.__dict__.pop("_call", None)
+        call = vars(self).pop("_call", None)
         if call is not None:
             call.end()
 
