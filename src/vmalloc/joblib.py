@@ -21,7 +21,7 @@ from __future__ import annotations
 import pickle
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 try:
     import joblib.executor
@@ -324,7 +324,8 @@ class VmallocBackend(LokyBackend):  # type: ignore[misc]
             self.configure(n_jobs=self.parallel.n_jobs, parallel=self.parallel)
 
     def _let_go(self) -> None:
-        call = vars(self).pop("_call", None)
+        attributes = cast(Any, self).__dict__  # what type it has depends on whether joblib's are known
+        call = attributes.pop("_call", None)
         if call is not None:
             call.end()
 
